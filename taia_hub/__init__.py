@@ -1,0 +1,16 @@
+"""TAIA for the Hugging Face Hub: train all parameters, infer with only the attention updates (arXiv 2405.20192)."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import TAIAError
+from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
+from taia_hub.sublayers import register_roles, sublayer_roles
+
+__version__ = "0.1.0"
+
+__all__ = ["TAIAConfig", "TAIAError", "TAIAForCausalLM", "TAIAModel", "register_roles", "sublayer_roles"]
+
+AutoConfig.register("taia", TAIAConfig)
+AutoModel.register(TAIAConfig, TAIAModel)
+AutoModelForCausalLM.register(TAIAConfig, TAIAForCausalLM)

@@ -1,0 +1,44 @@
+"""Sublayers whose role structure leaves in doubt: one line an entry, with the reason."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Override(NamedTuple):
+    """One decision that structure cannot take.
+
+    Attributes:
+        owner: Class name of the module that holds the doubtful child; a name among its base classes also counts.
+        child: Glob on the child's attribute name; the role holds for everything inside the child.
+        role: `"attention"`, `"ffn"` or `"other"`.
+        reason: Why.
+    """
+
+    owner: str
+    child: str
+    role: str
+    reason: str
+
+
+OVERRIDES: tuple[Override, ...] = (
+    Override(
+        "Gemma3nTextDecoderLayer", "altup", "other", "mixes the four residual streams; its router is no MoE router"
+    ),
+    Override(
+        "Gemma3nTextDecoderLayer", "laurel", "other", "low-rank linear branch of the residual stream, no activation"
+    ),
+    Override(
+        "InklingDecoderLayer", "*_sconv", "attention", "causal convolution over tokens, also the one after the MLP"
+    ),
+    Override("Inkling2SlidingDecoderLayer", "post_*_convolution", "attention", "causal convolution over tokens"),
+    Override("Inkling2FullDecoderLayer", "post_*_convolution", "attention", "causal convolution over tokens"),
+    Override("DeepseekV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
+    Override("HYV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
+    Override(
+        "ZambaHybridLayer", "linear", "other", "projects a whole shared block (attention and FFN) into the stream"
+    ),
+    Override(
+        "Zamba2HybridLayer", "linear", "other", "projects a whole shared block (attention and FFN) into the stream"
+    ),
+)

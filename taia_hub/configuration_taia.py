@@ -1,0 +1,132 @@
+"""`TAIAConfig`: what `config.json` of a TAIA repository says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from taia_hub.errors import ConfigError, SettingError
+from taia_hub.policy import Setting, parse_published, parse_setting
+
+PAPER = "https://arxiv.org/abs/2405.20192"
+"""Where TAIA comes from."""
+
+UPDATE_KINDS = ("peft",)
+"""The kinds of update that this version reads."""
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_taia.TAIAConfig",
+    "AutoModel": "modeling_taia.TAIAModel",
+    "AutoModelForCausalLM": "modeling_taia.TAIAForCausalLM",
+}
+_SHA = re.compile(r"[0-9a-f]{40}")
+_UPDATE_KEYS = ("kind", "path", "repo", "revision")
+
+
+class TAIAConfig(PreTrainedConfig):
+    """Configuration of a TAIA repository: a base model, an update of all its modules, and which part acts.
+
+    Args:
+        base_model_name_or_path: Hub id or folder of the base model.
+        base_model_revision: Commit sha of the base model, or None for a folder.
+        inference_modules: The published default: a mode name, roles joined by `+`, or a mapping or list of pairs of
+            selectors and weights.
+        update: Where the update is: `kind` ("peft"), `path` of its folder, and, when it lies in another repository,
+            `repo` and `revision` (a commit sha).
+
+    Raises:
+        ConfigError: If a value has the wrong type or range.
+        SettingError: If `inference_modules` is no setting.
+
+    Example:
+        >>> config = TAIAConfig(base_model_name_or_path="org/base", inference_modules={"attention": 1, "ffn": 0.5})
+        >>> config.inference_modules
+        [['attention', 1.0], ['ffn', 0.5]]
+    """
+
+    model_type: ClassVar[str] = "taia"
+
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    inference_modules: Any = "attention"
+    update: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Validates and normalises the fields."""
+        super().__post_init__(**kwargs)
+        if self.update is None:
+            self.update = {"kind": "peft", "path": "adapter"}
+        for name in ("base_model_name_or_path", "base_model_revision"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise ConfigError(f"{name} is {value!r}; it must be a non-empty string or absent.", _REPAIR)
+        _check_update(self.update)
+        try:
+            self.inference_modules = self.setting.published
+        except SettingError as error:
+            raise SettingError(f"inference_modules of config.json: {error.message}", error.hint) from error
+
+    @property
+    def setting(self) -> Setting:
+        """The published default as a parsed setting."""
+        if isinstance(self.inference_modules, Mapping):
+            return parse_setting(self.inference_modules)
+        return parse_published(self.inference_modules)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the configuration; a loading keyword `inference_modules` is passed on, not published.
+
+        Args:
+            config_dict: The contents of `config.json`.
+            **kwargs: Keywords of `from_pretrained`.
+
+        Returns:
+            The configuration, with the unused keywords when `return_unused_kwargs` is set.
+        """
+        if kwargs.get("return_unused_kwargs") and "inference_modules" in kwargs:
+            requested = kwargs.pop("inference_modules")
+            config, unused = super().from_dict(config_dict, **kwargs)
+            return config, {**unused, "inference_modules": requested}
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing: a repository carries stubs that import this package, never copies of its modules.
+
+        Args:
+            auto_class: The Auto class, as transformers passes it after a load with `trust_remote_code=True`.
+        """
+
+
+_REPAIR = "Repair config.json, or write the repository anew with `taia create BASE ADAPTER`."
+
+
+def _check_update(update: Any) -> None:
+    if not isinstance(update, Mapping):
+        raise ConfigError(f"update is {update!r}; it must be a mapping with 'kind' and 'path'.", _REPAIR)
+    if unknown := sorted(set(update) - set(_UPDATE_KEYS)):
+        raise ConfigError(f"update has unknown keys {unknown}; allowed are {list(_UPDATE_KEYS)}.", _REPAIR)
+    if update.get("kind") not in UPDATE_KINDS:
+        raise ConfigError(
+            f"update.kind is {update.get('kind')!r}; this version of taia_hub reads {', '.join(UPDATE_KINDS)}.",
+            "Upgrade with `pip install -U taia-hub`, or repair config.json.",
+        )
+    path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
+    if not isinstance(path, str) or path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path):
+        raise ConfigError(f"update.path is {path!r}; it must be a folder inside the repository.", _REPAIR)
+    if repo is None:
+        if not path:
+            raise ConfigError("update.path is missing; it names the folder of the adapter.", _REPAIR)
+        return
+    if not isinstance(repo, str) or not repo:
+        raise ConfigError(f"update.repo is {repo!r}; it must be the id of a repository on the Hub.", _REPAIR)
+    if not isinstance(revision, str) or not _SHA.fullmatch(revision):
+        raise ConfigError(
+            f"update.revision is {revision!r}; an adapter in another repository is fixed by a commit sha (40 hex "
+            "digits), so that it cannot change under the model.",
+            f"Find it with `huggingface_hub.model_info({repo!r}).sha`.",
+        )

@@ -1,0 +1,66 @@
+"""Errors of taia_hub: what came, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TAIAError(Exception):
+    """Base class of every error that taia_hub raises on purpose.
+
+    Args:
+        message: What came and what is allowed.
+        hint: What to do next; printed on a line of its own.
+
+    Attributes:
+        message: The message without the hint.
+        hint: The hint, or None.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
+
+
+class SettingError(TAIAError, ValueError):
+    """Raised when a setting of the inference modules cannot be understood or cannot act on this model."""
+
+
+class ConfigError(TAIAError, ValueError):
+    """Raised when a `config.json`, a manifest or an argument holds a value of the wrong type or range."""
+
+
+class RepositoryError(TAIAError, OSError):
+    """Raised when a repository or folder is missing, unreachable, incomplete or damaged."""
+
+
+class UpdateMismatchError(TAIAError, ValueError):
+    """Raised when the tensors of an update do not fit the base model."""
+
+
+class UnsupportedUpdateError(TAIAError, ValueError):
+    """Raised when an update cannot be switched off at run time, so that the modes would be wrong."""
+
+
+class MissingDependencyError(TAIAError, ImportError):
+    """Raised when an optional dependency that a feature needs is not installed."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Returns `" Did you mean 'x'?"` for the known name nearest to `name`, or an empty string.
+
+    Args:
+        name: What the user wrote.
+        known: The names that are allowed.
+
+    Returns:
+        A sentence with a leading space, or `""` when nothing is near.
+
+    Example:
+        >>> closest("atention", ["attention", "ffn"])
+        " Did you mean 'attention'?"
+    """
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{match[0]}'?" if match else ""

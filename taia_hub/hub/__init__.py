@@ -1,0 +1,45 @@
+"""The repository on the Hub: strict reading, a manifest of its weights, and publishing in one commit."""
+
+from taia_hub.hub._errors import disk_errors, hub_errors
+from taia_hub.hub.access import CONFIG, HubAccess, Source, fetch, resolve_base
+from taia_hub.hub.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    PICKLED_WEIGHTS,
+    adapter_weights,
+    convert_pickled_adapter,
+    read_json,
+    same_bytes,
+    sha256,
+    verify_manifest,
+    write_manifest,
+    written_whole,
+)
+from taia_hub.hub.publish import CARD, RESUME_INDEX, publish, published_files
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "CARD",
+    "CONFIG",
+    "MANIFEST",
+    "PICKLED_WEIGHTS",
+    "RESUME_INDEX",
+    "HubAccess",
+    "Source",
+    "adapter_weights",
+    "convert_pickled_adapter",
+    "disk_errors",
+    "fetch",
+    "hub_errors",
+    "publish",
+    "published_files",
+    "read_json",
+    "resolve_base",
+    "same_bytes",
+    "sha256",
+    "verify_manifest",
+    "write_manifest",
+    "written_whole",
+]

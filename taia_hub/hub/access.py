@@ -1,0 +1,128 @@
+"""Bringing repositories to this disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from taia_hub.errors import RepositoryError
+from taia_hub.hub._errors import hub_errors
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class HubAccess:
+    """How files are fetched from the Hub.
+
+    Attributes:
+        token: Access token, True for the stored one, False for none, None for the default.
+        cache_dir: Folder of the cache, or None for the default.
+        local_files_only: Whether only the cache is read.
+        force_download: Whether the cache is passed over.
+    """
+
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository or folder whose files lie on this disk.
+
+    Attributes:
+        name: The Hub id or folder as it was asked for.
+        folder: Where the files are.
+        revision: The commit sha, or None for a folder.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+def fetch(
+    name: str | os.PathLike[str],
+    patterns: Sequence[str],
+    *,
+    revision: str | None = None,
+    access: HubAccess | None = None,
+    what: str = "repository",
+) -> Source:
+    """Brings the files of a folder or Hub repository to this disk.
+
+    Args:
+        name: A folder, or a Hub id.
+        patterns: Which files to download, as globs.
+        revision: Branch, tag or commit sha; None for the main branch.
+        access: How to reach the Hub.
+        what: What the repository is for, in error messages.
+
+    Returns:
+        Where the files are. Files that the repository lacks are not an error here.
+
+    Raises:
+        RepositoryError: If it does not exist, is private or gated, lacks the revision, or cannot be reached.
+    """
+    access = access or HubAccess()
+    name = os.fspath(name)
+    if os.path.isdir(name):
+        return Source(name, Path(name), None)
+    if name.startswith((".", "/", "~", "\\")) or os.path.isabs(name):
+        raise RepositoryError(f"The {what} '{name}' is no folder here.", "Give an existing folder or a Hub id.")
+    with hub_errors(name, revision=revision, what=what):
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=getattr(revision, "resolved", revision),
+                allow_patterns=list(patterns),
+                token=access.token,
+                cache_dir=access.cache_dir,
+                local_files_only=access.local_files_only,
+                force_download=access.force_download,
+                library_name="taia-hub",
+            )
+        )
+    return Source(name, folder, folder.name)
+
+
+def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
+    """Finds a base model's configuration, and with it the commit that `revision` points to.
+
+    Args:
+        name: A folder, or a Hub id.
+        revision: Branch, tag or commit sha; None for the main branch.
+        access: How to reach the Hub.
+
+    Returns:
+        The base with its resolved sha.
+
+    Raises:
+        RepositoryError: If the base or its revision is gone, or cannot be reached.
+    """
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, CONFIG)):
+            raise RepositoryError(f"The base model folder '{name}' has no {CONFIG}.", "Give the folder of a model.")
+        return Source(name, Path(name), None)
+    if name.startswith((".", "/", "~", "\\")) or os.path.isabs(name):
+        raise RepositoryError(
+            f"The base model '{name}' is no folder here.",
+            "Give the base's Hub id, or load with `TAIAForCausalLM.from_adapter(base, adapter)`.",
+        )
+    with hub_errors(name, revision=revision, what="base model"):
+        path = hf_hub_download(
+            name,
+            CONFIG,
+            revision=revision,
+            token=access.token,
+            cache_dir=access.cache_dir,
+            local_files_only=access.local_files_only,
+            library_name="taia-hub",
+        )
+    return Source(name, Path(path).parent, Path(path).parent.name)

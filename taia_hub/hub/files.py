@@ -1,0 +1,199 @@
+"""The files of a repository: whole weights, the manifest, and writing that leaves no halves."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.hub._errors import disk_errors
+
+MANIFEST = "taia_manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_WEIGHTS = "adapter_model.bin"
+
+
+def adapter_weights(folder: Path) -> Path:
+    """Finds an adapter's weights and checks that the file is whole.
+
+    Args:
+        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns:
+        Path of the safetensors file.
+
+    Raises:
+        RepositoryError: If a file is missing, pickled, truncated or damaged.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise RepositoryError(
+            f"'{folder}' has no {ADAPTER_CONFIG}.", "Give the folder or repository that PEFT saved the adapter to."
+        )
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        if (folder / PICKLED_WEIGHTS).is_file():
+            raise RepositoryError(
+                f"'{folder}' holds pickled weights ({PICKLED_WEIGHTS}), which can run code when they are loaded; "
+                "only safetensors are read.",
+                "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
+            )
+        raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}.", "Download or save the adapter again.")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise RepositoryError(
+            f"'{weights}' is truncated or no safetensors file: {error}.", "Download or save the adapter again."
+        ) from error
+    return weights
+
+
+def convert_pickled_adapter(folder: Path, out: Path) -> None:
+    """Writes an adapter with pickled weights anew as safetensors; nothing in the pickle is run.
+
+    Args:
+        folder: Folder with `adapter_config.json` and `adapter_model.bin`.
+        out: Folder for `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        RepositoryError: If the pickle holds anything but tensors.
+    """
+    try:
+        tensors = torch.load(folder / PICKLED_WEIGHTS, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise RepositoryError(
+            f"'{folder / PICKLED_WEIGHTS}' is no file of plain tensors: {str(error).splitlines()[0]}",
+            "Do not load it; ask its author for safetensors.",
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise RepositoryError(
+            f"'{folder / PICKLED_WEIGHTS}' holds more than named tensors.", "Ask its author for safetensors."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        shutil.copyfile(folder / ADAPTER_CONFIG, out / ADAPTER_CONFIG)
+        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, out / ADAPTER_WEIGHTS)
+
+
+def write_manifest(folder: Path, files: Mapping[str, Path]) -> None:
+    """Writes `taia_manifest.json` with the size and sha256 of the weights files. Call it last.
+
+    Args:
+        folder: Where the manifest goes.
+        files: Path of each weights file as the repository names it, and where it lies on this disk.
+    """
+    entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in sorted(files.items())}
+    (folder / MANIFEST).write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -> None:
+    """Checks a weights file against the manifest, so that a flipped bit cannot pass.
+
+    Args:
+        folder: Folder of the repository.
+        weights: The file to check.
+        name: Its path in the manifest.
+        required: Whether a missing manifest is an error.
+
+    Raises:
+        RepositoryError: If the manifest is missing, or size or sha256 differ.
+        ConfigError: If the manifest is malformed.
+    """
+    again = "Download the repository again; `verify=False` skips this check."
+    path = folder / MANIFEST
+    if not path.is_file():
+        if required:
+            raise RepositoryError(f"'{folder}' has no {MANIFEST}, so its weights cannot be checked.", again)
+        return
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))["files"][name]
+        size, digest = int(entry["size"]), str(entry["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{MANIFEST} in '{folder}' says nothing usable of '{name}': {error!r}.", again) from error
+    if weights.stat().st_size != size:
+        raise RepositoryError(f"'{name}' has {weights.stat().st_size} bytes; {MANIFEST} says {size}.", again)
+    if (found := sha256(weights)) != digest:
+        raise RepositoryError(f"'{name}' is damaged: its sha256 is {found}; {MANIFEST} says {digest}.", again)
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 of a file as 64 hex digits, reading it in pieces."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Tells whether two files hold the same bytes; False when one is missing."""
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Gives a scratch folder beside `folder`, whose files are moved into place when the block succeeds.
+
+    The manifest is moved last. When the block fails, `folder` is as it was.
+
+    Args:
+        folder: Where the files shall be.
+
+    Yields:
+        The scratch folder.
+
+    Raises:
+        RepositoryError: If the disk is full or the folder cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RepositoryError(f"'{folder}' is a file.", "Give a folder.")
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield scratch
+            files = sorted(
+                (path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.name == MANIFEST
+            )
+            for path in files:
+                target = folder / path.relative_to(scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        ConfigError: If it is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"'{path}' is no JSON: {error}.", "Download or write it again.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"'{path}' holds {type(value).__name__}; a JSON object is expected.", "Write it again.")
+    return value

@@ -1,0 +1,316 @@
+"""From names to a loaded model with a switch: a TAIA repository, or a base model and an adapter."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from peft import TaskType
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from taia_hub import hub, sublayers
+from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.switch import Switch
+from taia_hub.updates.peft import PeftUpdate, attach_update, read_config
+
+logger = logging.getLogger(__name__)
+
+_ROOT_FILES = (hub.CONFIG, hub.MANIFEST, "generation_config.json", hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
+_HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
+_INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model with an update attached.
+
+    Attributes:
+        model: The head model, or the backbone where that was asked for; still of the base's own class.
+        config: The TAIA configuration.
+        update: The attached update.
+        switch: The switch of the model.
+    """
+
+    model: PreTrainedModel
+    config: TAIAConfig
+    update: PeftUpdate
+    switch: Switch
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded, whatever its source.
+
+    Attributes:
+        head: Whether the model keeps its language-modelling head.
+        inference_modules: The setting to begin with, or None for the published one.
+        verify: Whether the manifest is checked.
+        is_trainable: Whether the update's parameters get gradients.
+        autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
+        access: How to reach the Hub.
+        base_keywords: Keywords for the base model's `from_pretrained`.
+    """
+
+    head: bool
+    inference_modules: Any
+    verify: bool
+    is_trainable: bool
+    autocast_adapter_dtype: bool
+    access: hub.HubAccess
+    base_keywords: dict[str, Any]
+
+    @classmethod
+    def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
+        """Sorts the keywords of a `from_pretrained` into those for the Hub and those for the base."""
+        hub_keywords = {key: keywords.pop(key) for key in _HUB_KEYWORDS if key in keywords}
+        for key in _INTERNAL_KEYWORDS:  # what transformers' Auto classes pass along for their own loading
+            keywords.pop(key, None)
+        if keywords.pop("subfolder", None):
+            raise ConfigError(
+                "A TAIA repository lies at the root, so `subfolder` has no meaning here.", "Leave it out."
+            )
+        return cls(access=hub.HubAccess(**hub_keywords), base_keywords=keywords, **options)
+
+
+def load_repository(name: str, revision: str | None, config: TAIAConfig | None, options: LoadOptions) -> Loaded:
+    """Loads a TAIA repository, or a plain PEFT adapter repository.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Revision of the TAIA repository; the base's comes from its configuration.
+        config: The configuration where transformers has read it already.
+        options: How to load.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        ConfigError: If `config.json` or the manifest is malformed.
+        UpdateMismatchError: If the update does not fit the base.
+        UnsupportedUpdateError: If the update cannot be switched.
+    """
+    source = hub.fetch(
+        name, [*_ROOT_FILES, "adapter/*"], revision=revision, access=options.access, what="TAIA repository"
+    )
+    if not isinstance(config, TAIAConfig):
+        if not (source.folder / hub.CONFIG).is_file():
+            return _load_plain_adapter(source, options)
+        config = read_taia_config(source.folder / hub.CONFIG, name)
+    if not config.base_model_name_or_path:
+        raise ConfigError(
+            f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
+        )
+    options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
+    options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
+    folder = update_folder(source, config, options.access)
+    weights = hub.adapter_weights(folder)
+    if options.verify:
+        pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
+        hub.verify_manifest(source.folder, weights, manifest_name(config), required=not pointer)
+    base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, options.access)
+    loaded = _load(base, folder, config, options)
+    if loaded.model.can_generate() and (source.folder / "generation_config.json").is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    return loaded
+
+
+def load_adapter(
+    base: str, adapter: str, base_revision: str | None, adapter_revision: str | None, options: LoadOptions
+) -> Loaded:
+    """Loads a base model and any PEFT adapter.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        adapter: Folder or Hub id of the adapter.
+        base_revision: Revision of the base; by default the one that the adapter names, else the main branch.
+        adapter_revision: Revision of the adapter.
+        options: How to load.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        UpdateMismatchError: If the update does not fit the base.
+        UnsupportedUpdateError: If the update cannot be switched.
+    """
+    source = hub.fetch(
+        adapter,
+        [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS],
+        revision=adapter_revision,
+        access=options.access,
+        what="adapter",
+    )
+    return _load_adapter_source(base, base_revision, source, options)
+
+
+def read_taia_config(path: Path, name: str) -> TAIAConfig:
+    """Reads `config.json` of a TAIA repository.
+
+    Args:
+        path: The file.
+        name: Name of the repository, for messages.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If it is malformed, or of another model type.
+    """
+    values = hub.read_json(path)
+    if values.get("model_type") != TAIAConfig.model_type:
+        raise ConfigError(
+            f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
+            "To switch an adapter on this base, use `TAIAForCausalLM.from_adapter(base, adapter)`.",
+        )
+    config: TAIAConfig = TAIAConfig.from_dict(values)
+    return config
+
+
+def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess) -> Path:
+    """Brings the update's files to this disk.
+
+    Args:
+        source: The TAIA repository.
+        config: Its configuration.
+        access: How to reach the Hub.
+
+    Returns:
+        Folder of the adapter.
+    """
+    path = config.update.get("path", "")
+    repo = config.update.get("repo")
+    files = [f"{path}/{file}".lstrip("/") for file in (hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)]
+    if repo:
+        pointed = hub.fetch(repo, files, revision=config.update["revision"], access=access, what="adapter repository")
+        return _with_safetensors(pointed, path)
+    if source.revision and path != "adapter":  # 'adapter/*' came with the first download
+        source = hub.fetch(source.name, files, revision=source.revision, access=access, what="TAIA repository")
+    return _with_safetensors(source, path)
+
+
+def manifest_name(config: TAIAConfig) -> str:
+    """Returns the path that the update's weights have in the manifest."""
+    return f"{config.update.get('path', '')}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
+
+
+def check_folder(folder: Path) -> TAIAConfig:
+    """Checks a saved TAIA repository: its configuration, its weights and the manifest.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its configuration.
+
+    Raises:
+        RepositoryError: If a file is missing or damaged.
+        ConfigError: If a file is malformed, or the folder holds another kind of model.
+    """
+    if not (folder / hub.CONFIG).is_file():
+        raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
+    config = read_taia_config(folder / hub.CONFIG, str(folder))
+    if not config.update.get("repo"):
+        name = manifest_name(config)
+        hub.verify_manifest(folder, hub.adapter_weights((folder / name).parent), name, required=True)
+    return config
+
+
+def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
+    if not (source.folder / hub.ADAPTER_CONFIG).is_file():
+        raise RepositoryError(
+            f"'{source.name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
+            "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
+        )
+    base = read_config(source.folder).base_model_name_or_path
+    if not base:
+        raise ConfigError(
+            f"The adapter '{source.name}' names no base model.", "Use `TAIAForCausalLM.from_adapter(base, adapter)`."
+        )
+    loaded = _load_adapter_source(base, None, source, options)
+    logger.warning(
+        "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
+        "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
+        source.name,
+        base,
+        loaded.switch.default.label,
+    )
+    return loaded
+
+
+def _load_adapter_source(base: str, base_revision: str | None, source: hub.Source, options: LoadOptions) -> Loaded:
+    folder = _with_safetensors(source, "")
+    hub.adapter_weights(folder)
+    peft_config = read_config(folder)
+    resolved = hub.resolve_base(base, base_revision or peft_config.revision, options.access)
+    made_for = peft_config.base_model_name_or_path
+    if made_for and made_for != base:
+        logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", source.name, made_for, base)
+    update: dict[str, Any] = {"kind": "peft", "path": "adapter"}
+    config = TAIAConfig(
+        architectures=["TAIAForCausalLM"],
+        auto_map=dict(AUTO_MAP),
+        base_model_name_or_path=resolved.name if resolved.revision else str(resolved.folder.resolve()),
+        base_model_revision=resolved.revision,
+        inference_modules="attention" if options.inference_modules is None else options.inference_modules,
+        update=update,
+    )
+    return _load(resolved, folder, config, options)
+
+
+def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptions) -> Loaded:
+    setting: Any = options.inference_modules
+    if setting is None:
+        setting = "all" if options.is_trainable else config.setting
+    features_only = read_config(folder).task_type == TaskType.FEATURE_EXTRACTION
+    if features_only and options.head:
+        raise UnsupportedUpdateError(
+            "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
+            "Load it with `TAIAModel` or `AutoModel`.",
+        )
+    hub_keywords = {key: getattr(options.access, key) for key in _HUB_KEYWORDS}
+    keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
+    auto = AutoModel if features_only else AutoModelForCausalLM
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        model = auto.from_pretrained(base.name, revision=base.revision, **keywords)
+    if hasattr(model, "taia_config"):
+        raise UnsupportedUpdateError(
+            f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
+        )
+    placed = sublayers.find_sublayers(model)
+    update, switch = attach_update(
+        model,
+        folder,
+        roles=placed.roles,
+        unplaced=placed.unplaced,
+        inference_modules=setting,
+        is_trainable=options.is_trainable,
+        autocast_adapter_dtype=options.autocast_adapter_dtype,
+    )
+    for role in ("attention", "ffn"):
+        if not any(site.role == role for site in switch.sites):
+            logger.warning("This update has no %s part: mode '%s' equals the base model.", role, role)
+    if not options.head and not features_only:
+        update.prefix = f"{model.base_model_prefix}."
+        model = model.base_model
+    return Loaded(model, config, update, switch)
+
+
+def _with_safetensors(source: hub.Source, path: str) -> Path:
+    """Returns the adapter's folder; names pickled weights that were left on the Hub as the reason if need be."""
+    folder = source.folder / path
+    pickled = f"{path}/{hub.PICKLED_WEIGHTS}".lstrip("/")
+    if source.revision and not (folder / hub.ADAPTER_WEIGHTS).is_file():
+        with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
+            if HfApi().file_exists(source.name, pickled, revision=source.revision):
+                raise RepositoryError(
+                    f"'{source.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
+                    "only safetensors are read.",
+                    "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
+                )
+    return folder

@@ -1,0 +1,410 @@
+"""`TAIAModel` and `TAIAForCausalLM`: a base model of any class, with a switch.
+
+A loaded model *is* its base model's class: `TAIALlamaForCausalLM(TAIAForCausalLM, LlamaForCausalLM)` is made once a
+base class. Everything but the switch, its status, saving and publishing is the base's own, so that whatever works
+with the base (generation, Trainer, pipelines, evaluation) works with it unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+
+from taia_hub import publishing
+from taia_hub._subclass import Rebuildable, subclass
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, SettingError
+from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_repository
+from taia_hub.switch import Acting, KeepSetting, Switch, SwitchStatus
+from taia_hub.updates.peft import PREFIX, PeftUpdate
+
+_BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values")
+_IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
+
+
+class TAIAMixin(Rebuildable):
+    """What a loaded TAIA model adds to its base model's class."""
+
+    config_class: type[PreTrainedConfig] = TAIAConfig
+
+    taia_config: TAIAConfig
+    # ^ what config.json publishes; `config` is the base model's own
+    _taia_switch: Switch
+    _taia_update: PeftUpdate
+    _taia_head: bool = True
+
+    @classmethod
+    def _class_body(cls, base: type) -> dict[str, Any]:
+        body = {"config_class": base.config_class, "forward": _forward_of(base)}  # type: ignore[attr-defined]
+        if hasattr(base, "generate"):
+            body["generate"] = _generate_of(base)
+        return body
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: TAIAConfig | None = None,
+        revision: str | None = None,
+        inference_modules: Any = None,
+        verify: bool = True,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a TAIA repository, or a plain PEFT adapter on the base model that it names.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            config: The configuration, where transformers has read it already.
+            revision: Revision of the TAIA repository; the base model's stands in `config.json`.
+            inference_modules: The setting to begin with; by default the published one, or `"all"` when
+                `is_trainable`. It does not change what `config.json` publishes.
+            verify: Whether the weights are checked against `taia_manifest.json`.
+            is_trainable: Whether the update's parameters get gradients.
+            autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
+            **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download` for the Hub; everything else, such as
+                `dtype`, `device_map`, `attn_implementation`, `quantization_config`, for the base model.
+
+        Returns:
+            The model, of a subclass of its base model's class.
+
+        Raises:
+            TAIAError: If the repository, its configuration or its update is missing, damaged or does not fit; the
+                message says what came, what is allowed and what to do.
+
+        Example:
+            ```python
+            model = TAIAForCausalLM.from_pretrained("org/model-taia")
+            model.inference_modules = "all"
+            ```
+        """
+        options = LoadOptions.split(
+            kwargs,
+            head=cls._taia_head,
+            inference_modules=inference_modules,
+            verify=verify,
+            is_trainable=is_trainable,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+        return cls._of(load_repository(os.fspath(pretrained_model_name_or_path), revision, config, options))
+
+    @classmethod
+    def from_adapter(
+        cls,
+        base: str | os.PathLike[str],
+        adapter: str | os.PathLike[str],
+        *,
+        base_revision: str | None = None,
+        adapter_revision: str | None = None,
+        inference_modules: Any = None,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Puts any PEFT adapter on its base model, with a switch.
+
+        Args:
+            base: Folder or Hub id of the base model.
+            adapter: Folder or Hub id of the adapter, trained by PEFT or saved by it.
+            base_revision: Revision of the base; by default the one that the adapter names, else the main branch. The
+                commit that it points to goes into `config.json`.
+            adapter_revision: Revision of the adapter.
+            inference_modules: The setting to begin with, and the published default; `"attention"` when None (the
+                model still begins with `"all"` when `is_trainable`).
+            is_trainable: Whether the update's parameters get gradients.
+            autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
+            **kwargs: As in `from_pretrained`.
+
+        Returns:
+            The model, of a subclass of its base model's class.
+
+        Raises:
+            TAIAError: If base or adapter is missing, damaged, or they do not fit together.
+
+        Example:
+            ```python
+            model = TAIAForCausalLM.from_adapter("org/base", "./lora")
+            model.push_to_hub("org/model-taia")
+            ```
+        """
+        options = LoadOptions.split(
+            kwargs,
+            head=cls._taia_head,
+            inference_modules=inference_modules,
+            verify=True,
+            is_trainable=is_trainable,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+        return cls._of(load_adapter(os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, options))
+
+    @classmethod
+    def _of(cls, loaded: Loaded) -> Any:
+        model: Any = loaded.model
+        mixin = TAIAForCausalLM if cls._taia_head else TAIAModel
+        model.taia_config = loaded.config
+        model._taia_switch = loaded.switch
+        model._taia_update = loaded.update
+        model.peft_config = loaded.update.peft_model.peft_config
+        model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained
+        model.__class__ = subclass(mixin, type(model))
+        return model
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        raise ConfigError(
+            "A TAIA model cannot be made from a configuration alone: its weights are an update of a base model.",
+            "Use `from_pretrained(repository)` or `from_adapter(base, adapter)`.",
+        )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: a repository carries stubs that import this package, never copies of its modules.
+
+        Args:
+            auto_class: The Auto class, as transformers passes it after a load with `trust_remote_code=True`.
+        """
+
+    @property
+    def inference_modules(self) -> str | dict[str, float]:
+        """The setting of this loaded model: a mode name, roles joined by `+`, or a mapping of selectors to weights.
+
+        Setting it changes neither a weight nor what `config.json` publishes. A block of `using` and the keyword of
+        `forward` and `generate` override it.
+
+        Raises:
+            SettingError: When set to something else, or to what cannot act on this update.
+        """
+        return self._taia_switch.default.value
+
+    @inference_modules.setter
+    def inference_modules(self, value: Any) -> None:
+        self._taia_switch.default = value
+
+    @contextlib.contextmanager
+    def using(self, inference_modules: Any) -> Iterator[Any]:
+        """Puts a setting in force for a block, in this thread or task only.
+
+        A thread that is started inside the block begins with the model's own setting: pass the keyword
+        `inference_modules` to the call that runs there.
+
+        Args:
+            inference_modules: The setting.
+
+        Yields:
+            The model.
+
+        Raises:
+            SettingError: If the setting is not understood or cannot act on this update.
+
+        Example:
+            ```python
+            with model.using("none"):
+                base_logits = model(input_ids).logits
+            ```
+        """
+        with self._taia_switch.hold(self._taia_switch.resolve(inference_modules)):
+            yield self
+
+    def status(self) -> SwitchStatus:
+        """Returns which adapted modules act now, by role, with their weights and numbers of parameters."""
+        return self._taia_switch.status()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves config.json, the full update, manifest, model card and stubs; the base model is not saved.
+
+        The files are written beside the folder and moved, the manifest last: a failure leaves the folder as it was.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process writes; the others do nothing.
+            state_dict: State dict to take the update's tensors from, as Trainer passes it.
+            push_to_hub: Whether to publish as well.
+            **kwargs: Keywords of `push_to_hub` (with `repo_id`, by default the folder's name). Those that only matter
+                for whole checkpoints (`save_function`, `safe_serialization`, `max_shard_size`) are accepted.
+
+        Raises:
+            RepositoryError: If the folder cannot be written.
+            TypeError: If a keyword is unknown.
+        """
+        for name in _IGNORED_WHEN_SAVING:
+            kwargs.pop(name, None)
+        if kwargs and not push_to_hub:
+            raise TypeError(f"save_pretrained() got unexpected keyword arguments {sorted(kwargs)}")
+        if not is_main_process:
+            return
+        publishing.save(self, Path(save_directory), state_dict=state_dict)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: Sequence[str] | None = None,
+    ) -> CommitInfo:
+        """Publishes the TAIA repository in one commit: config, full update, manifest, card, stubs, tokenizer.
+
+        A model card and tokenizer files that somebody else wrote into the repository stay as they are.
+
+        Args:
+            repo_id: The Hub id; the repository is made if need be.
+            commit_message: First line of the commit.
+            commit_description: The rest of its message.
+            private: Whether a new repository is private.
+            token: Access token; the stored one by default.
+            revision: Branch to commit to; main by default.
+            create_pr: Whether the commit becomes a pull request.
+            tags: More tags for the model card.
+
+        Returns:
+            The commit, with its `oid`, `commit_url` and, for a pull request, `pr_url`.
+
+        Raises:
+            RepositoryError: If the base model is a local folder, or a request fails; the repository is then as it
+                was before.
+        """
+        return publishing.push(
+            self,
+            repo_id,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            tags=tags,
+        )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state dict; one with the names of PEFT's adapter file goes into the update.
+
+        Args:
+            state_dict: Tensors by the names of this model's `state_dict()`, or of `adapter_model.safetensors`.
+            strict: As in `nn.Module.load_state_dict`.
+            assign: As in `nn.Module.load_state_dict`.
+
+        Returns:
+            `(missing_keys, unexpected_keys)`.
+        """
+        if state_dict and all(key.startswith(PREFIX) for key in state_dict):
+            return self._taia_update.load(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        function = KeepSetting(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)  # type: ignore[misc]
+
+
+class TAIAModel(TAIAMixin):
+    """The backbone of a TAIA repository, without a head: what `AutoModel.from_pretrained` gives.
+
+    Its hidden states are those inside `TAIAForCausalLM` bit for bit.
+
+    Example:
+        ```python
+        import taia_hub
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained("org/model-taia")
+        ```
+    """
+
+    _taia_head = False
+
+
+class TAIAForCausalLM(TAIAMixin):
+    """The language model of a TAIA repository: what `AutoModelForCausalLM.from_pretrained` gives.
+
+    Example:
+        ```python
+        import taia_hub
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained("org/model-taia")  # attention updates only: TAIA
+        model.inference_modules = "all"  # the vanilla fine-tune
+        ```
+    """
+
+
+def _forward_of(base: type) -> Callable[..., Any]:
+    """Makes the forward of a generated class: the base's, with its signature and the keyword `inference_modules`."""
+    inner: Callable[..., Any] = base.forward  # type: ignore[attr-defined]
+
+    @functools.wraps(inner)
+    def forward(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
+        if inference_modules is None:
+            return inner(self, *args, **kwargs)
+        return _run_under(self, inference_modules, inner, args, kwargs)
+
+    forward.__signature__ = _with_keyword(inner)  # type: ignore[attr-defined]
+    return forward
+
+
+def _generate_of(base: type) -> Callable[..., Any]:
+    """Makes the generate of a generated class, as `_forward_of` does."""
+    inner: Callable[..., Any] = base.generate  # type: ignore[attr-defined]
+
+    @functools.wraps(inner)
+    def generate(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
+        if inference_modules is None:
+            return inner(self, *args, **kwargs)
+        return _run_under(self, inference_modules, inner, args, kwargs)
+
+    generate.__signature__ = _with_keyword(inner)  # type: ignore[attr-defined]
+    return generate
+
+
+@torch.compiler.disable(recursive=False)  # the frame that sets a context variable stays out of the graph
+def _run_under(
+    model: TAIAMixin, setting: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with model._taia_switch.hold(_acting(model._taia_switch, setting, args, kwargs)):
+        return function(model, *args, **kwargs)
+
+
+def _acting(switch: Switch, setting: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Acting:
+    if not isinstance(setting, (list, tuple)):
+        return switch.resolve(setting)
+    candidates = [kwargs.get(name) for name in _BATCH_NAMES] + list(args)
+    batch = next((value for value in candidates if isinstance(value, torch.Tensor)), None)
+    if batch is None:
+        raise SettingError(
+            f"{len(setting)} settings came for a call without a batch of inputs.", "Pass `input_ids`, a row a setting."
+        )
+    return switch.resolve_rows(setting, batch.shape[0])
+
+
+def _with_keyword(function: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    keyword = inspect.Parameter("inference_modules", inspect.Parameter.KEYWORD_ONLY, default=None)
+    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    return signature.replace(parameters=[*parameters[:at], keyword, *parameters[at:]])

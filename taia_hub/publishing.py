@@ -1,0 +1,240 @@
+"""From a loaded model to a TAIA repository: a folder, or a commit on the Hub."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoTokenizer
+
+from taia_hub import cards, hub
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import RepositoryError
+from taia_hub.loading import check_folder
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAForCausalLM", "TAIAModel")}
+_STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remote_code=True`."""\n\n'
+
+
+def save(
+    model: Any,
+    folder: Path,
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    repo_id: str | None = None,
+    license_fields: Mapping[str, str] | None = None,
+    tags: Sequence[str] = (),
+) -> None:
+    """Writes a TAIA repository into a folder, whole or not at all.
+
+    Args:
+        model: A loaded TAIA model.
+        folder: The folder.
+        state_dict: State dict of the model to take the update's tensors from.
+        repo_id: The Hub id that the card shows.
+        license_fields: Licence metadata of the base model's card.
+        tags: More tags for the card.
+
+    Raises:
+        RepositoryError: If the folder cannot be written.
+    """
+    with hub.written_whole(folder) as scratch:
+        config = _save_update(model, scratch, state_dict)
+        config.save_pretrained(scratch)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(scratch)
+        for name, classes in STUBS.items():
+            (scratch / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
+        if not _has_own_card(folder / hub.CARD):
+            card = cards.CardData(
+                repo_id=repo_id or folder.name,
+                base_model=config.base_model_name_or_path if config.base_model_revision else None,
+                base_revision=config.base_model_revision,
+                status=model._taia_switch.status(),
+                default=config.setting.label,
+                license_fields=dict(license_fields or {}),
+                tags=tuple(tags),
+            )
+            (scratch / hub.CARD).write_text(cards.render_card(card), encoding="utf-8")
+
+
+def push(
+    model: Any,
+    repo_id: str,
+    *,
+    commit_message: str | None,
+    commit_description: str | None,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    create_pr: bool,
+    tags: Sequence[str] | None,
+) -> CommitInfo:
+    """Publishes a loaded model in one commit. Arguments as in `TAIAMixin.push_to_hub`.
+
+    Returns:
+        The commit.
+
+    Raises:
+        RepositoryError: If the base model is a local folder, or a request fails.
+    """
+    check_publishable(model.taia_config)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / repo_id.rpartition("/")[2]
+        fields = base_license(model.taia_config, token)
+        save(model, folder, repo_id=repo_id, license_fields=fields, tags=tags or ())
+        return push_folder(
+            folder,
+            repo_id,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
+
+    Args:
+        folder: The saved repository.
+        repo_id: The Hub id.
+        commit_message: First line of the commit.
+        commit_description: The rest of its message.
+        private: Whether a new repository is private.
+        token: Access token.
+        revision: Branch to commit to.
+        create_pr: Whether the commit becomes a pull request.
+
+    Returns:
+        The commit.
+
+    Raises:
+        ConfigError: If the folder is no TAIA repository.
+        RepositoryError: If its base model is a local folder, its weights do not hold, or a request fails.
+    """
+    config = check_folder(folder)
+    check_publishable(config)
+    api = HfApi(token=token, library_name="taia-hub")
+    with hub.hub_errors(repo_id, what="repository", revision=revision):
+        there = set(api.list_repo_files(repo_id, revision=revision)) if api.repo_exists(repo_id) else set()
+        card = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision)) if hub.CARD in there else Path()
+    with tempfile.TemporaryDirectory() as extra:
+        if "tokenizer_config.json" not in there and not (folder / "tokenizer_config.json").is_file():
+            save_tokenizer(config, Path(extra), token)
+        files = hub.published_files(folder) | hub.published_files(Path(extra))
+        if _has_own_card(card):
+            files.pop(hub.CARD, None)
+        return hub.publish(
+            files,
+            repo_id,
+            commit_message=commit_message or "Upload TAIA model",
+            commit_description=commit_description,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def check_publishable(config: TAIAConfig) -> None:
+    """Refuses a configuration whose base model nobody else can load.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        RepositoryError: If the base model is a local folder.
+    """
+    if config.base_model_revision is None:
+        raise RepositoryError(
+            f"The base model '{config.base_model_name_or_path}' is a folder on this machine; whoever loads the "
+            "published model could not find it.",
+            "Push the base first, or give its Hub id: `TAIAForCausalLM.from_adapter('org/base', adapter)`.",
+        )
+
+
+def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str]:
+    """Reads the licence fields of the base model's card; empty where it has none or cannot be read.
+
+    Args:
+        config: Configuration that names the base.
+        token: Access token.
+
+    Returns:
+        `license`, `license_name` and `license_link`, as far as the base gives them.
+    """
+    try:
+        info = HfApi(token=token).model_info(config.base_model_name_or_path or "", revision=config.base_model_revision)
+    except (HfHubHTTPError, OSError) as error:
+        logger.warning("The licence of '%s' could not be read: %s", config.base_model_name_or_path, error)
+        return {}
+    card = info.card_data
+    values = {name: getattr(card, name, None) for name in ("license", "license_name", "license_link")} if card else {}
+    return {name: value for name, value in values.items() if value}
+
+
+def save_tokenizer(config: TAIAConfig, folder: Path, token: str | bool | None = None) -> None:
+    """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
+
+    Args:
+        config: Configuration that names the base.
+        folder: Where the files go; nothing is written when the base has no tokenizer.
+        token: Access token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.base_model_name_or_path, revision=config.base_model_revision, token=token
+        )
+    except (OSError, ValueError) as error:
+        logger.warning("The base model '%s' has no tokenizer to publish: %s", config.base_model_name_or_path, error)
+        return
+    tokenizer.save_pretrained(folder)
+
+
+def _save_update(model: Any, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> TAIAConfig:
+    """Writes the update and its manifest; a pointer to another repository stays one while nothing was changed."""
+    update, config = model._taia_update, copy.deepcopy(model.taia_config)
+    name = f"{ADAPTER_FOLDER}/{hub.ADAPTER_WEIGHTS}"
+    update.save(folder / ADAPTER_FOLDER, state_dict)
+    pointer = config.update.get("repo")
+    if pointer and hub.same_bytes(folder / name, update.source / hub.ADAPTER_WEIGHTS):
+        path = f"{config.update.get('path', '')}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
+        hub.write_manifest(folder, {path: folder / name})
+        for file in (folder / ADAPTER_FOLDER).iterdir():
+            file.unlink()
+        (folder / ADAPTER_FOLDER).rmdir()
+        return config
+    config.update = {"kind": "peft", "path": ADAPTER_FOLDER}
+    hub.write_manifest(folder, {name: folder / name})
+    if any(parameter.requires_grad for parameter in update.peft_model.parameters()):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
+        (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+    return config
+
+
+def _has_own_card(path: Path) -> bool:
+    return path.is_file() and not cards.is_generated(path.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Where updates come from, and how one is switched."""

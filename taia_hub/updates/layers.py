@@ -1,0 +1,187 @@
+"""Makes PEFT's layers obey the switch, by swapping each layer's class for a subclass of it.
+
+Plain LoRA on Linear and Conv1D gets our own lean forward; MoE parameters get one that leaves the shared module alone;
+every other layer keeps PEFT's forward and takes its base path while its update is masked.
+Patching the instance instead would be lost on a copy, and accelerate keeps an instance's old forward.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear, LoraLayer, ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from taia_hub._subclass import Rebuildable, subclass
+from taia_hub.switch import RowWeights, Switch, Weight
+from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
+
+TunerLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
+
+# LoRA layers whose PEFT forward takes `adapter_names`, by class name: the quantised ones import only with their backend
+_ROWS_BY_NAME = (Embedding.__name__, Conv1d.__name__, Conv2d.__name__, Conv3d.__name__, "Linear8bitLt", "Linear4bit")
+
+
+class SwitchedLayer(Rebuildable):
+    """A tuner layer that takes its base path while its update is masked. PEFT's own forward does the rest."""
+
+    _taia_switch: Switch
+    # ^ the switch of the model that the layer belongs to; a copy of the model copies both
+    _taia_site: int
+    # ^ index of this layer in `Switch.sites`
+    _taia_adapter: str
+    # ^ name of the adapter that the switch governs
+
+    def _acting(self) -> Weight:
+        return self._taia_switch.acting().weights[self._taia_site]
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the update is off: by PEFT's own flag, or masked by the setting in force."""
+        return self._disable_adapters or self._acting() == 0  # type: ignore[attr-defined,no-any-return]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs PEFT's forward, with adapter names by row where the rows' settings differ."""
+        weight = self._acting()
+        if isinstance(weight, RowWeights):
+            names = [self._taia_adapter if one else "__base__" for one in weight.per_row(len(args[0]))]
+            kwargs["adapter_names"] = names
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class SwitchedLinear(SwitchedLayer):
+    """A plain LoRA layer on Linear or Conv1D: weights between 0 and 1, rows, one compiled graph."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Adds the update under the setting in force.
+
+        Args:
+            x: (N, ..., D_in) input.
+            *args: Passed to the base layer.
+            **kwargs: Passed to the base layer.
+
+        Returns:
+            (N, ..., D_out) output, in the base layer's dtype.
+        """
+        state = self.__dict__
+        active = state["_active_adapter"]
+        name = state["_taia_adapter"]
+        if kwargs or state["merged_adapters"] or state["_disable_adapters"] or (active != name and active != [name]):
+            return super().forward(x, *args, **kwargs)
+        modules = state["_modules"]
+        base = modules["base_layer"]
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
+            if weight == 0:
+                return base(x, *args)  # type: ignore[no-any-return]
+        y = base(x, *args)
+        a = modules["lora_A"]._modules[name]._parameters["weight"]
+        b = modules["lora_B"]._modules[name]
+        factors = a, b._parameters["weight"], b._parameters["bias"]
+        if compiling:
+            x = modules["lora_dropout"]._modules[name](x)
+            where = state["scaling"][name], state["_taia_switch"].number, state["_taia_site"]
+            if torch.is_grad_enabled():
+                return with_update_in_graph(y, x, *factors, *where)[0]  # type: ignore[no-any-return]
+            add_update_in_graph(y, x, *factors, *where)
+            return y  # type: ignore[no-any-return]
+        if x.dtype != a.dtype:
+            x = self._cast_input_dtype(x, a.dtype)  # type: ignore[attr-defined]
+        if state["training"]:
+            x = modules["lora_dropout"]._modules[name](x)
+        in_place = not (torch.is_grad_enabled() or base._forward_hooks)  # a hook may have kept the base's output
+        return add_update(y, x, *factors, state["scaling"][name], weight, in_place)
+
+
+class SwitchedParameters(SwitchedLayer):
+    """A LoRA update of a module's parameter, as of MoE experts (`target_parameters`).
+
+    PEFT registers a parametrization on the shared module for the time of each forward, which other threads then see.
+    Here the forward runs on a shallow copy of the module that holds the updated parameters: nothing shared changes.
+    """
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Runs the wrapped module with the acting updates of all its wrapped parameters."""
+        tensors = {}
+        layer: Any = self
+        while isinstance(layer, ParamWrapper):  # wrappers of several parameters of one module are nested
+            if not layer.disable_adapters and not layer.merged:
+                tensors[layer.parameter_name] = layer._updated()  # type: ignore[attr-defined]
+            layer = layer.base_layer
+        if tensors:
+            module = copy.copy(layer)
+            module._parameters = {**layer._parameters, **tensors}
+            module.__dict__.pop("forward", None)  # accelerate's hook would run the module that was copied
+            layer = module
+        return layer(x, *args, **kwargs)
+
+    def _updated(self) -> Tensor:
+        """Returns the parameter with its update, computed as PEFT does, under the weight in force."""
+        name = self._taia_adapter
+        parameter: Tensor = self.get_param()  # type: ignore[attr-defined]
+        weight = self._acting()
+        if self.num_experts > 1:  # type: ignore[attr-defined]
+            left, right, scaling = self.get_delta_factors(name)  # type: ignore[attr-defined]
+            with torch.autocast(device_type=parameter.device.type, enabled=False):
+                return torch.baddbmm(parameter, left, right, alpha=scaling * weight)
+        delta: Tensor = self.get_delta_weight(name)  # type: ignore[attr-defined]
+        return parameter + (delta if weight == 1 else delta * weight)
+
+
+def switched_class(layer: nn.Module, adapter: str) -> type:
+    """Chooses the subclass that makes a tuner layer obey the switch.
+
+    Args:
+        layer: A tuner layer or auxiliary wrapper of PEFT.
+        adapter: Name of the adapter.
+
+    Returns:
+        A subclass of the layer's own class.
+    """
+    return subclass(_mixin(layer, adapter), type(layer))
+
+
+def whole_only(layer: nn.Module, adapter: str) -> str | None:
+    """Says why the layer's update cannot take a weight strictly between 0 and 1; None when it can."""
+    if _mixin(layer, adapter) is not SwitchedLayer:
+        return None
+    return f"{describe(layer)} is switched as a whole; only plain LoRA on Linear, Conv1D and MoE parameters scales"
+
+
+def same_rows(layer: nn.Module, adapter: str, path: str) -> str | None:
+    """Says why the rows of a batch must be treated alike in this layer; None when they need not."""
+    mixin = _mixin(layer, adapter)
+    if mixin is SwitchedParameters:
+        return "the experts' parameters are shared by all rows of the batch"
+    if ".experts." in path:
+        return "a routed expert sees the tokens of all rows mixed"
+    if mixin is SwitchedLinear or isinstance(layer, AuxiliaryTrainingWrapper):
+        return None
+    if isinstance(layer, LoraLayer) and type(layer).__name__ in _ROWS_BY_NAME and adapter not in layer.lora_variant:
+        return None
+    return f"PEFT's {describe(layer)} has no forward by row"
+
+
+def describe(layer: nn.Module) -> str:
+    """Names the method and class of a tuner layer, as in `lora.Linear` or `loha.Linear`."""
+    base = next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
+    package = base.__module__.split(".")
+    name = f"{package[2]}.{base.__name__}" if package[:2] == ["peft", "tuners"] else base.__name__
+    variants = getattr(layer, "lora_variant", None) or {}
+    return " ".join([name, *sorted({type(variant).__name__ for variant in variants.values()})])
+
+
+def _mixin(layer: nn.Module, adapter: str) -> type[SwitchedLayer]:
+    base = next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
+    if base is ParamWrapper:
+        return SwitchedParameters
+    # Exactly PEFT's class: quantised layers derive from it or replace it, and have forwards of their own.
+    if base is Linear and adapter not in layer.lora_variant and layer.cast_input_dtype_enabled:
+        return SwitchedLinear
+    return SwitchedLayer
