@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
+_MADE: dict[tuple[type, type], type] = {}
 
-@functools.cache
-def subclass(mixin: type, base: type) -> type:
+
+def subclass(mixin: type[Rebuildable], base: type) -> type:
     """Makes the class `TAIA<Base>(mixin, base)`, once for each pair.
 
     Args:
@@ -17,9 +17,11 @@ def subclass(mixin: type, base: type) -> type:
     Returns:
         The same class object for the same pair.
     """
-    body = mixin._class_body(base) if issubclass(mixin, Rebuildable) else {}
-    body |= {"_taia_parts": (mixin, base), "__module__": mixin.__module__, "__doc__": base.__doc__}
-    return type(f"TAIA{base.__name__}", (mixin, base), body)
+    if (mixin, base) not in _MADE:
+        body = mixin._class_body(base)
+        body |= {"_taia_parts": (mixin, base), "__module__": mixin.__module__, "__doc__": base.__doc__}
+        _MADE[mixin, base] = type(f"TAIA{base.__name__}", (mixin, base), body)
+    return _MADE[mixin, base]
 
 
 class Rebuildable:
@@ -32,11 +34,10 @@ class Rebuildable:
         """Returns the attributes that the generated subclass of `base` gets beyond the mixin's."""
         return {}
 
-    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:  # type: ignore[override]
-        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        return (_rebuild, self._taia_parts, *state)
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_rebuild, self._taia_parts, *reduced[2:])
 
 
-def _rebuild(mixin: type, base: type) -> Any:
-    cls = subclass(mixin, base)
-    return cls.__new__(cls)
+def _rebuild(mixin: type[Rebuildable], base: type) -> Any:
+    return object.__new__(subclass(mixin, base))

@@ -12,22 +12,31 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import nn
 
-ATTENTION_WORDS = frozenset(
-    "attention attentions attn att mha mla mamba ssm deltanet mlstm slstm rglru recurrent retention shortconv "
-    "shortconvolution timemix timemixing".split()
-)
-FFN_WORDS = frozenset(
-    "mlp mlps ffn ffns ff ffw feedforward densereludense moe expert experts router intermediate swiglu geglu "
-    "channelmix channelmixing".split()
-)
+# fmt: off
+ATTENTION_WORDS = frozenset({
+    "attention", "attentions", "attn", "att", "mha", "mla", "mamba", "ssm", "deltanet", "mlstm", "slstm", "rglru",
+    "recurrent", "retention", "shortconv", "shortconvolution", "timemix", "timemixing", "convmodule",
+    "convolutionmodule",
+})
+FFN_WORDS = frozenset({
+    "mlp", "mlps", "ffn", "ffns", "ff", "ffw", "feedforward", "densereludense", "moe", "expert", "experts", "router",
+    "intermediate", "swiglu", "geglu", "channelmix", "channelmixing",
+})
 # What stands between, before and after the layers. As the name of a class it outweighs every other sign: a "block
 # attention residual" weighs residual streams, a "norm" with an MLP inside is still a norm.
-OTHER_CLASS_WORDS = frozenset("norm embedding embeddings residual rotary".split())
+OTHER_CLASS_WORDS = frozenset({"norm", "embedding", "embeddings", "residual", "rotary"})
 # As a name on the way from a layer to a module, or of a stack of modules that holds no sublayer.
-OTHER_WORDS = OTHER_CLASS_WORDS | frozenset(
-    "embed embedder projector projection projections merger head heads classifier pooler connector resampler extractor "
-    "lm downsample upsample".split()
-)
+OTHER_WORDS = OTHER_CLASS_WORDS | {
+    "embed", "embedder", "projector", "projection", "projections", "merger", "head", "heads", "classifier", "pooler",
+    "connector", "resampler", "extractor", "lm", "downsample", "upsample",
+}
+# The arguments of `forward` that only a module that mixes across tokens needs.
+_ACROSS_TOKENS = frozenset({
+    "attention_mask", "attn_mask", "past_key_values", "past_key_value", "layer_past", "cache_params",
+    "position_embeddings", "position_bias", "encoder_hidden_states", "key_value_states", "head_mask",
+    "rotary_pos_emb", "cu_seqlens", "query", "key", "value",
+})
+# fmt: on
 
 _QUERY = re.compile(r"(.*_)?(q|query|queries|wq|to_q)(_.*)?")
 _KEY = re.compile(r"(.*_)?(k|key|keys|wk|to_k|kv|wkv)(_.*)?")
@@ -35,7 +44,7 @@ _VALUE = re.compile(r"(.*_)?(v|value|values|wv|to_v|kv|wkv)(_.*)?")
 _KEY_VALUE = re.compile(r"(.*_)?(kv|wkv)(_.*)?")
 _FUSED = re.compile(r"(.*_)?(w?qkvz?|query_key_value|c_attn|in_proj_weight)(_.*)?")
 _OUT = re.compile(r"w?o|(o|out|output|c|attention_out)(_proj|_lin)?|dense")
-_STATE = re.compile(r"a_log|dt_bias|dt_proj(_weight)?|time_decay|time_first|recurrent_param|conv_?1d")
+_STATE = re.compile(r"a_log|dt_bias|dt_proj(_weight)?|time_decay|time_first|recurrent_param|(.*_)?conv_?1d")
 _UP = re.compile(
     r"(gate|up|gate_up|in|up_gate|fc|w)_proj|proj_(up|up_gate)|w_?(1|in|i|0)|wi(_\d)?|(fc|lin|linear|linear_fc|layer|"
     r"dense|ffn|ff)_?[01]|(c_)?fc(_in)?|dense_h_to_4h|input_linear|intermediate(_\w+)?|ffn|up|gate"
@@ -44,15 +53,12 @@ _DOWN = re.compile(
     r"(down|c|out)_proj|proj_down|w_?(2|out|o)|wo|(fc|lin|linear|linear_fc|layer|dense|ffn|ff)_?2|fc_out|"
     r"dense_4h_to_h|output_linear|output(_\w+)?|ffn_output|down"
 )
-_ACROSS_TOKENS = frozenset(
-    "attention_mask attn_mask past_key_values past_key_value layer_past cache_params position_embeddings position_bias "
-    "encoder_hidden_states key_value_states head_mask rotary_pos_emb cu_seqlens query key value".split()
-)
 _NORM_CLASS = re.compile(r"Norm(Gated|alization)?(\d[dD])?$")
 _NORM_NAME = re.compile(r"(.*_)?(layer_?norm|layrnorm|rms_?norm|norm|ln)(_\w|\d)?|ln_\w+")
 _RESIDUAL_NORM = re.compile(
     r"(layer_?norm|ln)(_?\d)?|(pre|post|input)_.*|.*_(before|after)_.*|(self_attn|sa)_layer_norm"
 )
+_RELATIVE_BIAS = re.compile(r"relative_(attention|position)_bias|^rel_bias|^position_bias$")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _MODEL_SUFFIX = re.compile(r"(For[A-Z]\w*|PreTrainedModel|PretrainedModel|LMHeadModel|ModelWithLMHead|Model)$")
 
@@ -123,6 +129,11 @@ def only_vectors(module: nn.Module) -> bool:
     return all(sum(size > 1 for size in p.shape) <= 1 for p in module._parameters.values() if p is not None)
 
 
+def is_relative_bias(module: nn.Module, attribute: str) -> bool:
+    """Tells whether a module holds a table of attention scores by distance, wherever in the model it stands."""
+    return any(_RELATIVE_BIAS.search(name) for name in (attribute, *module._parameters))
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Gives (input width, output width) of a linear layer of any class, quantised ones included, or None."""
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
@@ -148,7 +159,7 @@ def attention_structure(names: Iterable[str]) -> bool:
     if has(_FUSED) or has(_STATE) or {"conv", "in_proj", "out_proj"} <= set(lower):
         return True
     query, out = has(_QUERY), has(_OUT)
-    return (query and has(_KEY) and has(_VALUE)) or (query and out) or (has(_KEY_VALUE) and (query or out))
+    return (query and has(_KEY) and has(_VALUE)) or (query and out) or has(_KEY_VALUE)
 
 
 def ffn_structure(names: Iterable[str]) -> bool:
@@ -157,6 +168,12 @@ def ffn_structure(names: Iterable[str]) -> bool:
     if "experts" in lower and lower & {"gate", "router"}:
         return True
     return any(is_up(name) for name in lower) and any(is_down(name) for name in lower)
+
+
+def mlp_shape(modules: Iterable[nn.Module]) -> bool:
+    """Tells whether two of these modules widen and narrow again (or the reverse), as the two layers of an MLP do."""
+    shapes = {shape for shape in map(linear_shape, modules) if shape is not None}
+    return any(a != b and ((b, a) in shapes or (b % 2 == 0 and (b // 2, a) in shapes)) for a, b in shapes)
 
 
 def is_up(name: str) -> bool:

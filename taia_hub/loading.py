@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from peft import TaskType
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub, sublayers
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
@@ -53,6 +54,7 @@ class LoadOptions:
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
         access: How to reach the Hub.
         base_keywords: Keywords for the base model's `from_pretrained`.
+        skeleton: Whether the base is built on the meta device, without weights: enough to check an update.
     """
 
     head: bool
@@ -62,6 +64,7 @@ class LoadOptions:
     autocast_adapter_dtype: bool
     access: hub.HubAccess
     base_keywords: dict[str, Any]
+    skeleton: bool = False
 
     @classmethod
     def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
@@ -252,7 +255,7 @@ def _load_adapter_source(base: str, base_revision: str | None, source: hub.Sourc
     if made_for and made_for != base:
         logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", source.name, made_for, base)
     update: dict[str, Any] = {"kind": "peft", "path": "adapter"}
-    config = TAIAConfig(
+    config = TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
         architectures=["TAIAForCausalLM"],
         auto_map=dict(AUTO_MAP),
         base_model_name_or_path=resolved.name if resolved.revision else str(resolved.folder.resolve()),
@@ -277,7 +280,7 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
     keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
     auto = AutoModel if features_only else AutoModelForCausalLM
     with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        model = auto.from_pretrained(base.name, revision=base.revision, **keywords)
+        model = (_skeleton if options.skeleton else auto.from_pretrained)(base.name, revision=base.revision, **keywords)
     if hasattr(model, "taia_config"):
         raise UnsupportedUpdateError(
             f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
@@ -299,6 +302,15 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
         update.prefix = f"{model.base_model_prefix}."
         model = model.base_model
     return Loaded(model, config, update, switch)
+
+
+def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, **keywords)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=keywords.get("trust_remote_code", False)
+        )
+    return model
 
 
 def _with_safetensors(source: hub.Source, path: str) -> Path:

@@ -98,7 +98,7 @@ class TAIAMixin(Rebuildable):
             is_trainable=is_trainable,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
-        return cls._of(load_repository(os.fspath(pretrained_model_name_or_path), revision, config, options))
+        return cls.from_loaded(load_repository(os.fspath(pretrained_model_name_or_path), revision, config, options))
 
     @classmethod
     def from_adapter(
@@ -147,10 +147,19 @@ class TAIAMixin(Rebuildable):
             is_trainable=is_trainable,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
-        return cls._of(load_adapter(os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, options))
+        loaded = load_adapter(os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, options)
+        return cls.from_loaded(loaded)
 
     @classmethod
-    def _of(cls, loaded: Loaded) -> Any:
+    def from_loaded(cls, loaded: Loaded) -> Any:
+        """Gives a base model with an attached update its generated class.
+
+        Args:
+            loaded: What `taia_hub.loading` made.
+
+        Returns:
+            The same model object, of a subclass of its base model's class.
+        """
         model: Any = loaded.model
         mixin = TAIAForCausalLM if cls._taia_head else TAIAModel
         model.taia_config = loaded.config

@@ -26,8 +26,9 @@ MODES: Mapping[str, tuple[str, ...]] = {
 """Mode name to the roles whose updates act: TAIA, TAIF, the vanilla fine-tune and the base model."""
 
 _ALLOWED = (
-    f"Choose one of {', '.join(map(repr, MODES))}, roles joined by '+' (as in 'attention+other'), or a mapping of a role "
-    "('ffn'), a role at layers ('ffn@0-7') or a glob on the module path ('model.layers.3.mlp.*') to a weight in [0, 1]."
+    f"Choose one of {', '.join(map(repr, MODES))}, roles joined by '+' (as in 'attention+other'), or a mapping of a "
+    "role ('ffn'), a role at layers ('ffn@0-7') or a glob on the module path ('model.layers.3.mlp.*') to a weight in "
+    "[0, 1]."
 )
 _LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 
@@ -234,7 +235,8 @@ def _no_match(entry: Entry, modules: Iterable[Adapted]) -> SettingError:
     paths = [module.path for module in modules]
     example = f" The first adapted module is '{paths[0]}'." if paths else ""
     return SettingError(
-        f"'{entry.key}' matches none of the model's {len(paths)} adapted modules.{closest(entry.key, [*ROLES, *paths])}",
+        f"'{entry.key}' matches none of the model's {len(paths)} adapted modules."
+        f"{closest(entry.key, [*ROLES, *paths])}",
         f"A selector is a role, a role at layers, or a glob on the module path.{example}",
     )
 

@@ -69,7 +69,7 @@ def render_card(data: CardData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Markdown, not HTML
+        autoescape=False,
     )
     return environment.get_template("model_card.md.j2").render(
         metadata=ModelCardData(**metadata).to_yaml(), mark=MARK, paper=PAPER, card=data

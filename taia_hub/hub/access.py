@@ -27,7 +27,7 @@ class HubAccess:
     """
 
     token: str | bool | None = None
-    cache_dir: str | os.PathLike[str] | None = None
+    cache_dir: str | Path | None = None
     local_files_only: bool = False
     force_download: bool = False
 

@@ -42,7 +42,7 @@ class SwitchedLayer(Rebuildable):
     @property
     def disable_adapters(self) -> bool:
         """Whether the update is off: by PEFT's own flag, or masked by the setting in force."""
-        return self._disable_adapters or self._acting() == 0  # type: ignore[attr-defined,no-any-return]
+        return self._disable_adapters or self._acting() == 0  # type: ignore[attr-defined]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs PEFT's forward, with adapter names by row where the rows' settings differ."""
@@ -78,7 +78,7 @@ class SwitchedLinear(SwitchedLayer):
         if not compiling:
             weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
             if weight == 0:
-                return base(x, *args)  # type: ignore[no-any-return]
+                return base(x, *args)
         y = base(x, *args)
         a = modules["lora_A"]._modules[name]._parameters["weight"]
         b = modules["lora_B"]._modules[name]
@@ -87,9 +87,9 @@ class SwitchedLinear(SwitchedLayer):
             x = modules["lora_dropout"]._modules[name](x)
             where = state["scaling"][name], state["_taia_switch"].number, state["_taia_site"]
             if torch.is_grad_enabled():
-                return with_update_in_graph(y, x, *factors, *where)[0]  # type: ignore[no-any-return]
+                return with_update_in_graph(y, x, *factors, *where)[0]
             add_update_in_graph(y, x, *factors, *where)
-            return y  # type: ignore[no-any-return]
+            return y
         if x.dtype != a.dtype:
             x = self._cast_input_dtype(x, a.dtype)  # type: ignore[attr-defined]
         if state["training"]:
@@ -112,7 +112,7 @@ class SwitchedParameters(SwitchedLayer):
         layer: Any = self
         while isinstance(layer, ParamWrapper):  # wrappers of several parameters of one module are nested
             if not layer.disable_adapters and not layer.merged:
-                tensors[layer.parameter_name] = layer._updated()  # type: ignore[attr-defined]
+                tensors[layer.parameter_name] = layer._updated()  # type: ignore[operator]
             layer = layer.base_layer
         if tensors:
             module = copy.copy(layer)
@@ -125,7 +125,7 @@ class SwitchedParameters(SwitchedLayer):
         """Returns the parameter with its update, computed as PEFT does, under the weight in force."""
         name = self._taia_adapter
         parameter: Tensor = self.get_param()  # type: ignore[attr-defined]
-        weight = self._acting()
+        weight: Any = self._acting()
         if self.num_experts > 1:  # type: ignore[attr-defined]
             left, right, scaling = self.get_delta_factors(name)  # type: ignore[attr-defined]
             with torch.autocast(device_type=parameter.device.type, enabled=False):
@@ -154,7 +154,7 @@ def whole_only(layer: nn.Module, adapter: str) -> str | None:
     return f"{describe(layer)} is switched as a whole; only plain LoRA on Linear, Conv1D and MoE parameters scales"
 
 
-def same_rows(layer: nn.Module, adapter: str, path: str) -> str | None:
+def same_rows(layer: Any, adapter: str, path: str) -> str | None:
     """Says why the rows of a batch must be treated alike in this layer; None when they need not."""
     mixin = _mixin(layer, adapter)
     if mixin is SwitchedParameters:
@@ -177,7 +177,7 @@ def describe(layer: nn.Module) -> str:
     return " ".join([name, *sorted({type(variant).__name__ for variant in variants.values()})])
 
 
-def _mixin(layer: nn.Module, adapter: str) -> type[SwitchedLayer]:
+def _mixin(layer: Any, adapter: str) -> type[SwitchedLayer]:
     base = next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
     if base is ParamWrapper:
         return SwitchedParameters

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -37,7 +37,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
-_REFUSED_TYPES = {
+_REFUSED_TYPES: dict[Any, str] = {
     PeftType.ADAPTION_PROMPT: "it replaces whole attention modules and has no layer that can be switched",
     PeftType.XLORA: "its gates run as hooks on the whole model, outside the layers",
     PeftType.POLY: "its layers need task ids in every call",
@@ -63,6 +63,12 @@ class PeftUpdate:
     def config(self) -> PeftConfig:
         """The adapter's configuration."""
         return self.peft_model.peft_config[ADAPTER]
+
+    @property
+    def head_model(self) -> nn.Module:
+        """The base model with its head, inside PEFT's wrapper."""
+        model: Any = self.peft_model.base_model.model
+        return cast(nn.Module, model)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Returns the update's tensors by the names that they have in PEFT's file."""
@@ -95,7 +101,7 @@ class PeftUpdate:
         Returns:
             `(missing_keys, unexpected_keys)` as of `nn.Module.load_state_dict`, the base's own keys left out.
         """
-        result = set_peft_model_state_dict(self.peft_model, dict(state_dict), adapter_name=ADAPTER)
+        result: Any = set_peft_model_state_dict(self.peft_model, dict(state_dict), adapter_name=ADAPTER)
         result.missing_keys[:] = [key for key in result.missing_keys if f".{ADAPTER}" in key]
         return result
 
@@ -103,6 +109,8 @@ class PeftUpdate:
         if not all((self.source / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME)):
             return False
         now = self.parameters()
+        if any(tensor.is_meta for tensor in now.values()):
+            return True  # a skeleton never had the weights, so it cannot have changed them
         with safe_open(self.source / WEIGHTS_NAME, framework="pt") as file:
             if set(file.keys()) != set(now):
                 return False
@@ -178,20 +186,34 @@ def attach_update(
                 config=config,
                 is_trainable=is_trainable,
                 autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=config.peft_type == PeftType.LORA,
+                low_cpu_mem_usage=_may_skip_initialisation(config, base, autocast_adapter_dtype),
             )
     except (ValueError, RuntimeError, KeyError) as error:
         raise _mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder)
     _check_tensors(update, folder, keys)
-    _check_base_untouched(peft_model, before)
-    return update, _attach_switch(peft_model.base_model.model, roles, inference_modules, unplaced)
+    _check_base_untouched(update.head_model, before)
+    return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 
 
-def _attach_switch(
-    model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str]
+def attach_switch(
+    model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str] = ()
 ) -> Switch:
-    layers = [
+    """Makes the adapted layers of a model obey a new switch.
+
+    Args:
+        model: The model inside PEFT's wrapper; its layers' classes are swapped for subclasses.
+        roles: Module path to role, of the base before the injection.
+        inference_modules: The setting to begin with.
+        unplaced: Paths whose role could not be told.
+
+    Returns:
+        The switch.
+
+    Raises:
+        SettingError: If the setting cannot act on these layers; no layer was changed.
+    """
+    layers: list[tuple[str, Any]] = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
@@ -200,7 +222,7 @@ def _attach_switch(
     sites = [_site(name, layer, roles, counted) for name, layer in layers]
     switch = Switch(sites, inference_modules, unplaced)
     for index, (_, layer) in enumerate(layers):
-        layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER  # type: ignore[assignment]
+        layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
         layer.__class__ = switched_class(layer, ADAPTER)
     return switch
 
@@ -237,7 +259,7 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
     """Returns why the adapter cannot be switched and the way out, or None when it can."""
     if config.is_prompt_learning:
         return (
-            "prompt learning adds tokens to the input instead of updating modules, so there is no attention or FFN part",
+            "prompt learning adds tokens to the input and updates no module, so there is no attention or FFN part",
             "Load it with `PeftModel.from_pretrained`; TAIA needs a method that updates modules, such as LoRA.",
         )
     way_out = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
@@ -262,7 +284,7 @@ def _check_tensors(update: PeftUpdate, folder: Path, keys: set[str]) -> None:
     expected = set(update.parameters())
     if keys == expected:
         return
-    own = {PREFIX + name for name, _ in update.peft_model.base_model.model.named_parameters()}
+    own = {PREFIX + name for name, _ in update.head_model.named_parameters()}
     if carried := sorted((keys - expected) & own):
         raise UnsupportedUpdateError(
             f"The adapter's file carries {len(carried)} of the base model's own tensors, {_few(carried)}, which would "
@@ -282,12 +304,11 @@ def _check_tensors(update: PeftUpdate, folder: Path, keys: set[str]) -> None:
         problems.append(f"{len(unexpected)} tensors belong to no adapted module: {_few(unexpected)}")
     raise UpdateMismatchError(
         f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
-        "Check `target_modules` and the base model; a file of a full adapter needs the configuration it was saved with.",
+        "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
     )
 
 
-def _check_base_untouched(peft_model: PeftModel, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:
-    model = peft_model.base_model.model
+def _check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:
     if {"cpu", "disk"} & {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}:
         return  # PEFT dispatches an offloaded model anew, which moves the base's parameters without changing them
     here = {id(parameter) for parameter in model.parameters()}

@@ -1,0 +1,120 @@
+"""A TAIA repository from a base model and any adapter, without loading the base model's weights."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+
+from taia_hub import hub, publishing
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.loading import LoadOptions, load_adapter
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.switch import SwitchStatus
+
+
+@dataclass(frozen=True)
+class Created:
+    """A repository that was made.
+
+    Attributes:
+        folder: The folder that it was written to, or None when it was published only.
+        commit: The commit that it was published in, or None.
+        status: The switch's status under the published setting.
+    """
+
+    folder: Path | None
+    commit: CommitInfo | None
+    status: SwitchStatus
+
+
+def create_repository(
+    base: str,
+    adapter: str,
+    *,
+    out: Path | None = None,
+    push: str | None = None,
+    inference_modules: Any = "attention",
+    base_revision: str | None = None,
+    adapter_revision: str | None = None,
+    link: bool = False,
+    convert_pickle: bool = False,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> Created:
+    """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
+
+    The base model is built without weights, which is enough to check that modules, names and shapes fit.
+
+    Args:
+        base: Hub id of the base model, or a folder (then it cannot be published).
+        adapter: Hub id or folder of a PEFT adapter.
+        out: Folder to write to.
+        push: Hub id to publish to.
+        inference_modules: The published default.
+        base_revision: Revision of the base model.
+        adapter_revision: Revision of the adapter.
+        link: Whether the repository points to the adapter's own repository instead of holding a copy.
+        convert_pickle: Whether pickled weights are converted to safetensors first; nothing in the pickle is run.
+        private: Whether a new repository is private.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+
+    Returns:
+        What was made.
+
+    Raises:
+        TAIAError: If something is missing or does not fit; nothing is written or published then.
+    """
+    if bool(out) == bool(push):
+        raise ConfigError(
+            "Give either a folder to write to or a repository to push to.", "Use --out DIR or --push REPO."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        source, revision = adapter, adapter_revision
+        if convert_pickle:
+            source, revision = str(_converted(adapter, adapter_revision, token, Path(scratch))), None
+        options = LoadOptions(
+            head=True,
+            inference_modules=inference_modules,
+            verify=True,
+            is_trainable=False,
+            autocast_adapter_dtype=False,
+            access=hub.HubAccess(token=token),
+            base_keywords={"trust_remote_code": trust_remote_code},
+            skeleton=True,
+        )
+        model = TAIAForCausalLM.from_loaded(load_adapter(base, source, base_revision, revision, options))
+        if link:
+            model.taia_config.update = _pointer(adapter, adapter_revision, convert_pickle, token)
+        if out is None:
+            return Created(None, model.push_to_hub(str(push), private=private, token=token), model.status())
+        model.save_pretrained(out)
+        publishing.save_tokenizer(model.taia_config, out, token)
+        return Created(out, None, model.status())
+
+
+def _converted(adapter: str, revision: str | None, token: str | bool | None, scratch: Path) -> Path:
+    files = [hub.ADAPTER_CONFIG, hub.PICKLED_WEIGHTS]
+    source = hub.fetch(adapter, files, revision=revision, access=hub.HubAccess(token=token), what="adapter")
+    if not (source.folder / hub.PICKLED_WEIGHTS).is_file():
+        raise RepositoryError(f"'{adapter}' has no {hub.PICKLED_WEIGHTS} to convert.", "Leave --convert-pickle out.")
+    hub.convert_pickled_adapter(source.folder, scratch / "adapter")
+    return scratch / "adapter"
+
+
+def _pointer(adapter: str, revision: str | None, converted: bool, token: str | bool | None) -> dict[str, Any]:
+    source = hub.fetch(
+        adapter, [hub.ADAPTER_CONFIG], revision=revision, access=hub.HubAccess(token=token), what="adapter"
+    )
+    if source.revision is None or converted:
+        raise ConfigError(
+            f"A link needs an adapter on the Hub in safetensors; '{adapter}' is "
+            f"{'converted from a pickle' if converted else 'a folder'}.",
+            "Leave --link out to publish a copy.",
+        )
+    return {"kind": "peft", "path": "", "repo": adapter, "revision": source.revision}

@@ -1,0 +1,231 @@
+"""Files that are whole or absent: atomic writes, blobs named by their hash, and the lock of a folder.
+
+A file is written under `incoming/`, flushed to the disk and only then moved to its name, so a process that dies at
+any moment leaves the old file or the new one. What it leaves in `incoming/` is removed at the next start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from taia_hub.errors import RepositoryError
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A content on disk.
+
+    Attributes:
+        sha256: Its hash, which is its name.
+        size: Its length in bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+class Disk:
+    """The folder of a local Hub, held by one process at a time.
+
+    Args:
+        folder: Where everything is kept; made when it does not exist.
+
+    Attributes:
+        folder: The same.
+        token: The access token of this Hub, made with the folder.
+
+    Raises:
+        RepositoryError: When another process holds the folder, or it holds something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._incoming = folder / "incoming"
+        self._blobs = folder / "blobs"
+        marker = folder / "local_hub.json"
+        if folder.exists() and not marker.exists() and any(p.name not in _OWN_NAMES for p in folder.iterdir()):
+            raise RepositoryError(
+                f"'{folder}' is not empty and holds no local Hub.", hint="Choose an empty or a new folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        # The system frees this lock when its process dies, however it dies: none is ever stale.
+        self._lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout as e:
+            raise RepositoryError(
+                f"'{folder}' is in use by another local Hub.", hint="Stop that one first, or choose another folder."
+            ) from e
+        shutil.rmtree(self._incoming, ignore_errors=True)
+        self._incoming.mkdir(exist_ok=True)
+        self._blobs.mkdir(exist_ok=True)
+        if not marker.exists():
+            self.write_json(marker, {"format": 1, "token": f"hf_local_{secrets.token_hex(16)}"})
+        settings = read_json(marker)
+        if settings["format"] != 1:
+            self.close()
+            raise RepositoryError(
+                f"'{folder}' has format {settings['format']}; this version of taia-hub reads format 1.",
+                hint="Install a newer taia-hub, or choose another folder.",
+            )
+        self.token: str = settings["token"]
+
+    def close(self) -> None:
+        """Frees the folder for other processes."""
+        self._lock.release()
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Replaces a file as a whole.
+
+        Args:
+            path: The file; its folder exists.
+            value: What to write.
+
+        Raises:
+            OSError: When the disk is full, for one; the old file stays.
+        """
+        with Draft(self._incoming) as draft:
+            draft.write(json.dumps(value, indent=1, sort_keys=True).encode())
+            draft.move_to(path)
+
+    def new_folder(self) -> Path:
+        """Returns an empty folder under `incoming/`, to be filled and then moved to its place."""
+        return Path(tempfile.mkdtemp(dir=self._incoming))
+
+    def move_folder(self, source: Path, target: Path) -> None:
+        """Renames a folder; `target` does not exist.
+
+        Raises:
+            OSError: When it exists after all, or the disk refuses.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+        _flush_folder(target.parent)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Removes a folder so that it is there as a whole or not at all."""
+        doomed = self.new_folder() / "removed"
+        self.move_folder(folder, doomed)
+        shutil.rmtree(doomed.parent, ignore_errors=True)
+
+    def draft(self) -> Draft:
+        """Returns a new draft, to be written in pieces and kept with `keep`."""
+        return Draft(self._incoming)
+
+    def keep(self, draft: Draft) -> Blob:
+        """Makes a draft a blob.
+
+        Args:
+            draft: What was written.
+
+        Returns:
+            The blob; the one that is already there when the content is known.
+
+        Raises:
+            OSError: When the disk is full, for one; then there is no blob.
+        """
+        blob = draft.blob()
+        path = self.blob_path(blob.sha256)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            draft.move_to(path)
+            _flush_folder(self._blobs)
+        return blob
+
+    def put(self, content: bytes) -> Blob:
+        """Keeps a content that is in memory.
+
+        Raises:
+            OSError: When the disk is full, for one; then there is no blob.
+        """
+        with self.draft() as draft:
+            draft.write(content)
+            return self.keep(draft)
+
+    def blob_path(self, sha256: str) -> Path:
+        """Returns where the blob of this hash is, or would be."""
+        return self._blobs / sha256[:2] / sha256
+
+    def find(self, sha256: str) -> Blob | None:
+        """Returns the blob of this hash, or None."""
+        try:
+            return Blob(sha256, self.blob_path(sha256).stat().st_size)
+        except FileNotFoundError:
+            return None
+
+
+class Draft:
+    """A file that is being written; it vanishes at the end of the `with` block unless it was moved to a name."""
+
+    def __init__(self, folder: Path) -> None:
+        handle, name = tempfile.mkstemp(dir=folder)
+        self._file = os.fdopen(handle, "wb")
+        self._path = Path(name)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes) -> None:
+        """Appends bytes."""
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def blob(self) -> Blob:
+        """Returns the hash and size of what was written so far."""
+        return Blob(self._hash.hexdigest(), self.size)
+
+    def move_to(self, path: Path) -> None:
+        """Gives the finished file its name, replacing what had it.
+
+        Raises:
+            OSError: When the disk is full, for one; then nothing has changed.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._path, path)
+        _flush_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file that `Disk.write_json` wrote.
+
+    Raises:
+        FileNotFoundError: When there is none.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+_OWN_NAMES = ("lock", "incoming", "blobs", "local_hub.json")
+
+
+def _flush_folder(folder: Path) -> None:
+    # A name survives a power cut only when its folder is flushed too. Windows cannot open a folder.
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

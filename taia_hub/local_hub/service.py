@@ -1,0 +1,170 @@
+"""What every call of the API works with: the request, the repositories, and who may do what."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from taia_hub.local_hub.history import Commit
+from taia_hub.local_hub.names import RepoKind
+from taia_hub.local_hub.refusals import Reason, Refused
+from taia_hub.local_hub.store import Repository, Store
+
+LargeFiles = Literal["regular", "lfs"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request, as far as the API looks at it.
+
+    Attributes:
+        path: The parts of the address that the route names, percent-decoded.
+        query: The values of each query parameter.
+        body: The body of a small request.
+        authorised: Whether the request holds this Hub's token, or needs none.
+    """
+
+    path: Mapping[str, str]
+    query: Mapping[str, list[str]]
+    body: bytes
+    authorised: bool
+
+    def json(self) -> dict[str, Any]:
+        """Returns the JSON object in the body; empty where there is no body.
+
+        Raises:
+            Refused: When the body is something else.
+        """
+        try:
+            value = json.loads(self.body or b"{}")
+        except ValueError as e:
+            raise Refused(Reason.INVALID, f"The body of the request is not JSON: {e}.") from e
+        if not isinstance(value, dict):
+            raise Refused(Reason.INVALID, f"The body of the request is a {type(value).__name__}, not an object.")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Returns whether a query parameter is set to true."""
+        return self.query.get(name, [""])[-1].lower() in ("true", "1")
+
+
+@dataclass(frozen=True)
+class FileReply:
+    """A file on disk to send.
+
+    Attributes:
+        path: The file.
+        headers: What the client reads before the bytes.
+    """
+
+    path: Path
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class JsonReply:
+    """A JSON value with a status other than 200."""
+
+    value: Any
+    status: int
+
+
+@dataclass(frozen=True)
+class Service:
+    """A local Hub, as the API's functions see it.
+
+    Attributes:
+        store: The repositories.
+        user: The name of the one user.
+        endpoint: Where clients reach the Hub.
+        large_files: How clients send weights: `"regular"` in the commit, `"lfs"` ahead of it.
+    """
+
+    store: Store
+    user: str
+    endpoint: str
+    large_files: LargeFiles
+
+    def readable(self, call: Call) -> Repository:
+        """Returns the repository that a call names.
+
+        Raises:
+            Refused: When there is none, or the caller may not see it.
+        """
+        kind = RepoKind.parse(call.path.get("kind", "models"))
+        repository = self.store.get(kind, f"{call.path['namespace']}/{call.path['repo']}")
+        if repository.settings.private and not call.authorised:
+            raise Refused(Reason.REPO_NOT_FOUND, f"There is no {kind.value} '{repository.repo_id}' on this Hub.")
+        return repository
+
+    def writable(self, call: Call) -> Repository:
+        """Returns the repository that a call wants to change.
+
+        Raises:
+            Refused: When there is none, or the caller has no token.
+        """
+        repository = self.readable(call)
+        self.check_writer(call)
+        return repository
+
+    def commit_of(self, call: Call) -> tuple[Repository, Commit]:
+        """Returns the repository and the commit that a call names.
+
+        Raises:
+            Refused: When there is none, or the caller may not see it.
+        """
+        repository = self.readable(call)
+        return repository, repository.commit_at(call.path.get("revision", "main"))
+
+    def check_writer(self, call: Call) -> None:
+        """Checks that the caller may change something.
+
+        Raises:
+            Refused: When the caller has no token.
+        """
+        if not call.authorised:
+            raise Refused(Reason.NO_TOKEN, "This needs the token of the local Hub. Set HF_TOKEN to it.")
+
+    def check_gate(self, call: Call, repository: Repository) -> None:
+        """Checks that the caller may read the files of a repository.
+
+        Raises:
+            Refused: When the repository is gated and the caller has no token.
+        """
+        if repository.settings.gated and not call.authorised:
+            message = f"The files of {repository.repo_id} are gated. Set HF_TOKEN to the token of the local Hub."
+            raise Refused(Reason.GATED, message)
+
+    def page(self, kind: RepoKind, repo_id: str) -> str:
+        """Returns the address of a repository."""
+        return f"{self.endpoint}/{kind.prefix}{repo_id}"
+
+    def signature(self, sha256: str, size: int) -> str:
+        """Returns what lets a client upload this one file: it sends large files without its token."""
+        return hmac.new(self.store.disk.token.encode(), f"{sha256} {size}".encode(), hashlib.sha256).hexdigest()
+
+
+Handler = Callable[[Service, Call], Any]
+Routes = tuple[tuple[str, str, Handler], ...]
+
+# Patterns for a whole path as it was sent, before percent-decoding: a part holds no slash.
+API = r"/api/(?P<kind>models|datasets|spaces)/(?P<namespace>[^/]+)/(?P<repo>[^/]+)"
+PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<namespace>[^/]+)/(?P<repo>[^/]+)"
+REVISION = r"/(?P<revision>[^/]+)"
+
+
+def text(body: Mapping[str, Any], key: str) -> str:
+    """Returns a text that a request must hold.
+
+    Raises:
+        Refused: When it is missing or no text.
+    """
+    value = body.get(key)
+    if not isinstance(value, str):
+        raise Refused(Reason.INVALID, f"'{key}' is {value!r}; it must be a text.")
+    return value
