@@ -21,24 +21,18 @@ class Override(NamedTuple):
     reason: str
 
 
+# fmt: off
 OVERRIDES: tuple[Override, ...] = (
-    Override(
-        "Gemma3nTextDecoderLayer", "altup", "other", "mixes the four residual streams; its router is no MoE router"
-    ),
-    Override(
-        "Gemma3nTextDecoderLayer", "laurel", "other", "low-rank linear branch of the residual stream, no activation"
-    ),
-    Override(
-        "InklingDecoderLayer", "*_sconv", "attention", "causal convolution over tokens, also the one after the MLP"
-    ),
+    Override("Gemma3nTextDecoderLayer", "altup", "other", "mixes the residual streams; its router is no MoE router"),
+    Override("Gemma3nTextDecoderLayer", "laurel", "other", "low-rank linear branch of the residual stream"),
+    Override("Gemma3nTextDecoderLayer", "per_layer_*", "other", "feeds the per-layer input embedding into the stream"),
+    Override("Gemma4TextDecoderLayer", "per_layer_*", "other", "feeds the per-layer input embedding into the stream"),
+    Override("InklingDecoderLayer", "*_sconv", "attention", "causal convolution over tokens, after the MLP as well"),
     Override("Inkling2SlidingDecoderLayer", "post_*_convolution", "attention", "causal convolution over tokens"),
     Override("Inkling2FullDecoderLayer", "post_*_convolution", "attention", "causal convolution over tokens"),
     Override("DeepseekV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
     Override("HYV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
-    Override(
-        "ZambaHybridLayer", "linear", "other", "projects a whole shared block (attention and FFN) into the stream"
-    ),
-    Override(
-        "Zamba2HybridLayer", "linear", "other", "projects a whole shared block (attention and FFN) into the stream"
-    ),
+    Override("ZambaHybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
+    Override("Zamba2HybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
 )
+# fmt: on

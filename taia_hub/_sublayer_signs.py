@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 
@@ -78,13 +79,13 @@ def words(name: str) -> frozenset[str]:
         ['feed', 'feedforward', 'forward']
     """
     parts = [part.lower() for part in _WORDS.findall(name.replace("MoE", "Moe").replace("MoA", "Moa"))]
-    return frozenset(parts + [a + b for a, b in zip(parts, parts[1:], strict=False)])
+    return frozenset(parts + [a + b for a, b in itertools.pairwise(parts)])
 
 
 def class_names(module: nn.Module) -> Iterator[str]:
     """Yields the names of a module's class and of its bases, without those of torch."""
     for base in type(module).__mro__:
-        if not base.__module__.startswith("torch.") and base is not object:
+        if base.__module__.split(".")[0] != "torch" and base is not object:
             yield base.__name__
 
 
@@ -113,9 +114,13 @@ def class_words(module: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
 
 
 def is_norm(module: nn.Module, attribute: str) -> bool:
-    """Tells whether a module is a normalisation, by its class or by its name and its vectors."""
-    if _NORM_CLASS.search(type(module).__name__) or any(_NORM_CLASS.search(name) for name in class_names(module)):
-        return True
+    """Tells whether a module is a normalisation: by its class, or by its name and its vectors.
+
+    A norm may hold a gate of its own, but `DbrxNormAttentionNorm` is a layer: norm, attention, norm.
+    """
+    if any(_NORM_CLASS.search(name) for name in class_names(module)):
+        inside = [words(name) for name in [*module._modules, *class_names(module)]] if module._modules else []
+        return not any(found & ATTENTION_WORDS for found in inside)
     return bool(_NORM_NAME.fullmatch(attribute.lower())) and not module._modules and only_vectors(module)
 
 
@@ -170,10 +175,15 @@ def ffn_structure(names: Iterable[str]) -> bool:
     return any(is_up(name) for name in lower) and any(is_down(name) for name in lower)
 
 
+def narrows_again(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Tells whether a second linear layer takes back what a first one widened, a gated half included."""
+    return first[0] != first[1] and second[1] == first[0] and second[0] * 2 in (first[1] * 2, first[1])
+
+
 def mlp_shape(modules: Iterable[nn.Module]) -> bool:
-    """Tells whether two of these modules widen and narrow again (or the reverse), as the two layers of an MLP do."""
-    shapes = {shape for shape in map(linear_shape, modules) if shape is not None}
-    return any(a != b and ((b, a) in shapes or (b % 2 == 0 and (b // 2, a) in shapes)) for a, b in shapes)
+    """Tells whether two of these modules are shaped as the two layers of an MLP."""
+    shapes = [shape for module in modules if (shape := linear_shape(module))]
+    return any(narrows_again(first, second) for first in shapes for second in shapes)
 
 
 def is_up(name: str) -> bool:

@@ -59,8 +59,9 @@ class Node:
             node = node.parent
 
     def names(self) -> list[str]:
-        """Gives the names of children and own parameters."""
-        return [*self.children, *(name for name, p in self.module._parameters.items() if p is not None)]
+        """Gives the names of children, norms aside, and of own parameters."""
+        children = (name for name, child in self.children.items() if not child.is_norm)
+        return [*children, *(name for name, p in self.module._parameters.items() if p is not None)]
 
 
 class Tree:
@@ -189,7 +190,11 @@ class _Finder:
 
     @staticmethod
     def _parts(node: Node) -> list[Node]:
-        parts = [c for name, c in node.children.items() if c.sublayer is None and signs.attention_part(name)]
+        parts = [
+            c
+            for name, c in node.children.items()
+            if not c.is_norm and c.sublayer is None and signs.attention_part(name)
+        ]
         for part in parts:
             part.sublayer, part.structured = "attention", True
         return parts
@@ -249,7 +254,7 @@ class _Scope:
                 return "other"
             in_list = any(above.is_list for above in chain)
             return "other" if self._any_attention and not in_list else None
-        if any(self._is_known_other(above) for above in chain[:in_layer]):
+        if any(self._is_known_other(above) for above in chain[: in_layer + 1]):
             return "other"
         beside_sublayers = node in self._spine or (node.parent in self._spine and not node.children)
         return "other" if beside_sublayers and signs.only_vectors(node.module) else None

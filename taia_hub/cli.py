@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub import __version__
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
 app = typer.Typer(
     name="taia",
@@ -243,13 +244,15 @@ def parse_mode(text: str) -> Any:
 
 def load_tokenizer(auto: Any, repo: str, model: Any, keywords: dict[str, Any]) -> Any:
     """Loads the repository's tokenizer, or the base model's where it has none."""
-    try:
-        return auto.from_pretrained(repo, **keywords)
-    except (OSError, ValueError):
-        config = model.taia_config
-        return auto.from_pretrained(
-            config.base_model_name_or_path, **{**keywords, "revision": config.base_model_revision}
-        )
+    config = model.taia_config
+    base = {**keywords, "revision": config.base_model_revision}
+    for name, options_ in ((repo, keywords), (config.base_model_name_or_path, base)):
+        with contextlib.suppress(OSError, ValueError):
+            return auto.from_pretrained(name, **options_)
+    raise RepositoryError(
+        f"Neither '{repo}' nor its base model '{config.base_model_name_or_path}' has a tokenizer.",
+        "Push one to the repository: tokenizer.push_to_hub(...).",
+    )
 
 
 def echo_json(value: Any) -> None:

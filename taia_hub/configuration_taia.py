@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from taia_hub.errors import ConfigError, SettingError
@@ -23,6 +25,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_taia.TAIAForCausalLM",
 }
 _SHA = re.compile(r"[0-9a-f]{40}")
+_FOLDER = re.compile(r"\w[\w .+-]*(/\w[\w .+-]*)*")
 _UPDATE_KEYS = ("kind", "path", "repo", "revision")
 
 
@@ -61,7 +64,7 @@ class TAIAConfig(PreTrainedConfig):
             self.update = {"kind": "peft", "path": "adapter"}
         for name in ("base_model_name_or_path", "base_model_revision"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value):
+            if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise ConfigError(f"{name} is {value!r}; it must be a non-empty string or absent.", _REPAIR)
         _check_update(self.update)
         try:
@@ -116,14 +119,16 @@ def _check_update(update: Any) -> None:
             "Upgrade with `pip install -U taia-hub`, or repair config.json.",
         )
     path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
-    if not isinstance(path, str) or path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path):
+    if not isinstance(path, str) or (path and not _FOLDER.fullmatch(path)):
         raise ConfigError(f"update.path is {path!r}; it must be a folder inside the repository.", _REPAIR)
     if repo is None:
         if not path:
             raise ConfigError("update.path is missing; it names the folder of the adapter.", _REPAIR)
         return
-    if not isinstance(repo, str) or not repo:
-        raise ConfigError(f"update.repo is {repo!r}; it must be the id of a repository on the Hub.", _REPAIR)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"update.repo is {repo!r}; it must be the id of a repository on the Hub.", _REPAIR) from error
     if not isinstance(revision, str) or not _SHA.fullmatch(revision):
         raise ConfigError(
             f"update.revision is {revision!r}; an adapter in another repository is fixed by a commit sha (40 hex "

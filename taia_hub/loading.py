@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,6 +311,8 @@ def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, trust_remote_code=keywords.get("trust_remote_code", False)
         )
+    with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
+        model.generation_config = GenerationConfig.from_pretrained(name, **keywords)
     return model
 
 

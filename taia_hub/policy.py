@@ -6,7 +6,6 @@ module path to a weight in [0, 1]. It is parsed once, at the edge, into a `Setti
 
 from __future__ import annotations
 
-import math
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,14 +175,17 @@ def parse_published(value: Any) -> Setting:
     """
     if not isinstance(value, (list, tuple)):
         return parse_setting(value)
-    entries = []
+    entries: list[Entry] = []
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise SettingError(
                 f"Published inference modules hold {pair!r} where a pair of selector and weight is expected.",
                 'Write them as [["attention", 1.0], ["ffn@0-7", 0.5]].',
             )
-        entries.append(_parse_entry(*pair))
+        entry = _parse_entry(*pair)
+        if any(entry.key == earlier.key for earlier in entries):
+            raise SettingError(f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other.")
+        entries.append(entry)
     return Setting(tuple(entries))
 
 
@@ -191,11 +193,13 @@ def _parse_name(name: str) -> Setting:
     roles = MODES.get(name)
     if roles is None:
         roles = tuple(name.split("+"))
-        unknown = [role for role in roles if role not in ROLES]
-        if unknown or len(set(roles)) < len(roles):
-            what = f"'{name}'" if len(roles) == 1 or not unknown else f"'{unknown[0]}' in '{name}'"
-            known = (*MODES, "other")
-            raise SettingError(f"Unknown inference modules {what}.{closest((unknown or roles)[0], known)}", _ALLOWED)
+        if unknown := [role for role in roles if role not in ROLES]:
+            if unknown[0] in MODES:
+                raise SettingError(f"'{unknown[0]}' in '{name}' is a mode; '+' joins roles.", _ALLOWED)
+            what = f"'{name}'" if len(roles) == 1 else f"'{unknown[0]}' in '{name}'"
+            raise SettingError(f"Unknown inference modules {what}.{closest(unknown[0], (*MODES, 'other'))}", _ALLOWED)
+        if len(set(roles)) < len(roles):
+            raise SettingError(f"A role comes twice in '{name}'.", "Name each role once.")
     return Setting(tuple(Entry(role, 1.0, role, None) for role in roles), name)
 
 
@@ -205,11 +209,11 @@ def _parse_entry(key: Any, weight: Any) -> Entry:
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= (number := float(weight)) <= 1:
         raise SettingError(
             f"The weight of '{key}' is {weight!r}; it must be a number from 0 (masked) to 1 (acts in full).",
-            None if isinstance(weight, numbers.Real) and math.isfinite(weight) else _ALLOWED,
+            'Write it as in {"attention": 1, "ffn": 0.5}.',
         )
     role, at, layers = key.partition("@")
     if role not in ROLES:
-        if at or key in MODES:
+        if at or key in MODES or "+" in key:
             hint = f"Use the selector '*' for every module. {_ALLOWED}" if key in MODES else _ALLOWED
             raise SettingError(f"Unknown selector '{key}' in a mapping.{closest(role, ROLES)}", hint)
         return Entry(key, number, None, None)
@@ -230,8 +234,11 @@ def _no_match(entry: Entry, modules: Iterable[Adapted]) -> SettingError:
     modules = list(modules)
     if entry.role is not None:
         layers = sorted({module.layer for module in modules if module.role == entry.role and module.layer is not None})
-        has = f"its adapted {entry.role} modules are in layers {_ranges(layers)}" if layers else f"none is {entry.role}"
-        return SettingError(f"'{entry.key}' matches none of the model's {len(modules)} adapted modules; {has}.")
+        has, hint = f"none of them is {entry.role} in a layer", "Leave it out: where there is no update, nothing acts."
+        if layers:
+            has = f"its adapted {entry.role} modules are in layers {_ranges(layers)}"
+            hint = f"Write '{entry.role}@{layers[0]}-{layers[-1]}', or '{entry.role}' for every layer."
+        return SettingError(f"'{entry.key}' matches none of the model's {len(modules)} adapted modules; {has}.", hint)
     paths = [module.path for module in modules]
     example = f" The first adapted module is '{paths[0]}'." if paths else ""
     return SettingError(

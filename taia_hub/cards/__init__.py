@@ -11,10 +11,22 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from taia_hub.configuration_taia import PAPER
-from taia_hub.switch import SwitchStatus
 
 MARK = "<!-- Written by taia-hub. Remove this line to keep your own edits when the model is pushed again. -->"
 """Tells a card of ours, which a later push may replace, from one that somebody wrote."""
+
+
+@dataclass(frozen=True)
+class RolePart:
+    """The update's part of one role.
+
+    Attributes:
+        modules: Number of adapted modules.
+        parameters: Number of the update's parameters.
+    """
+
+    modules: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -25,8 +37,10 @@ class CardData:
         repo_id: The Hub id, or the folder's name.
         base_model: Hub id of the base model, or None while it is a local folder.
         base_revision: Commit sha of the base model, or None.
-        status: The switch's status, for the numbers of modules and parameters.
+        method: PEFT's name of the update's method, as in `"LORA"`.
+        parts: Role to the update's part of it.
         default: Label of the published setting.
+        adapter_repo: Hub id of the repository that the update lies in, when it is another one.
         license_fields: `license`, `license_name`, `license_link` of the base model's card, as far as it has them.
         tags: More tags.
     """
@@ -34,8 +48,10 @@ class CardData:
     repo_id: str
     base_model: str | None
     base_revision: str | None
-    status: SwitchStatus
+    method: str
+    parts: Mapping[str, RolePart]
     default: str
+    adapter_repo: str | None = None
     license_fields: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
 
@@ -49,15 +65,11 @@ def render_card(data: CardData) -> str:
     Returns:
         Markdown with the metadata block that the Hub reads.
     """
-    tags = (
-        ["taia", "peft", "lora"]
-        if any(method.startswith("lora.") for method in data.status.methods)
-        else ["taia", "peft"]
-    )
+    tags = ["taia", "peft", data.method.lower(), *data.tags]
     metadata: dict[str, Any] = {
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": list(dict.fromkeys([*tags, *data.tags])),
+        "tags": list(dict.fromkeys(tags)),
         **data.license_fields,
     }
     if data.base_model:

@@ -112,11 +112,12 @@ async def _receive_commit(service: Service, body: AsyncIterator[bytes], call: Ca
     await asyncio.to_thread(service.writable, call)
     header, operations = None, []
     async for line in _lines(body):
-        part = await asyncio.to_thread(uploads.stage, service, line)
-        if isinstance(part, dict):
-            header = part
-        else:
-            operations.append(part)
+        if line and not line.isspace():
+            part = await asyncio.to_thread(uploads.stage, service, line)
+            if isinstance(part, dict):
+                header = part
+            else:
+                operations.append(part)
     if header is None:
         raise Refused(Reason.INVALID, "The commit has no header.")
     return await asyncio.to_thread(uploads.commit, service, call, header, operations)
@@ -139,17 +140,16 @@ async def _receive_large_file(service: Service, request: Request, body: AsyncIte
     return {}
 
 
-async def _lines(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    pieces: list[bytes] = []
-    async for chunk in stream:
-        *ended, rest = chunk.split(b"\n")
-        for end in ended:
-            if line := b"".join([*pieces, end]).strip():
-                yield line
-            pieces.clear()
-        pieces.append(rest)
-    if line := b"".join(pieces).strip():
-        yield line
+async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
+    # A line may hold a file of many megabytes: it is gathered in one buffer and never copied.
+    line = bytearray()
+    async for chunk in body:
+        first, *others = chunk.split(b"\n")
+        line += first
+        for other in others:
+            yield line
+            line = bytearray(other)
+    yield line
 
 
 async def _small(body: AsyncIterator[bytes]) -> bytes:

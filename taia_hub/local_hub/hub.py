@@ -207,7 +207,8 @@ class LocalHub:
 
 
 def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # asyncio sends at once only on sockets that say TCP; on others every answer waits 40 ms for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name == "posix":
         # Elsewhere this option would share the port with another server instead of only reusing a closed one.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

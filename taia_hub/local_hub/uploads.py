@@ -63,7 +63,7 @@ def lfs_verify(service: Service, call: Call) -> Any:
     return {}
 
 
-def stage(service: Service, line: bytes) -> dict[str, Any] | Operation:
+def stage(service: Service, line: bytes | bytearray) -> dict[str, Any] | Operation:
     """Reads one line of a commit and keeps the content that it carries.
 
     Args:

@@ -227,6 +227,16 @@ def attach_switch(
     return switch
 
 
+def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapter_dtype: bool) -> bool:
+    """Tells whether PEFT's quick way of loading gives the same numbers as its usual one."""
+    if config.peft_type != PeftType.LORA or getattr(config, "modules_to_save", None):
+        return False
+    # The quick way rounds the file's float32 tensors to a 16-bit base's dtype before it makes them float32 again.
+    return not autocast_adapter_dtype or all(
+        parameter.is_meta or parameter.dtype not in (torch.float16, torch.bfloat16) for parameter in base.parameters()
+    )
+
+
 def _site(name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[int]) -> Site:
     module_path = _WRAPPERS.sub("", name)
     path = f"{module_path}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module_path

@@ -127,9 +127,7 @@ def main() -> None:
         with torch.inference_mode(False):
             full = adapter(base_folder, folder / "adapter", ATTENTION + FFN)
         base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, device_map=options.device)
-        model = taia_hub.TAIAForCausalLM.from_adapter(
-            base_folder, full, dtype=torch.float32, device_map=options.device
-        )
+        model = taia_hub.TAIAForCausalLM.from_adapter(base_folder, full, dtype=torch.float32, device_map=options.device)
         parts = {"attention": ATTENTION, "ffn": FFN, "all": ATTENTION + FFN}
         peers = {mode: narrowed(base_folder, full, targets, options.device) for mode, targets in parts.items()}
         tokenizer = AutoTokenizer.from_pretrained(base_folder)
@@ -149,7 +147,12 @@ def main() -> None:
         seconds = interleaved(jobs, options.rounds)
         sequential = ["base", "PEFT attention", "PEFT ffn", "PEFT all"]
         for what, above, below, limit in (
-            ("decode, mode `attention` against PEFT with an attention-only adapter", "taia attention", "PEFT attention", 0.97),
+            (
+                "decode, mode `attention` against PEFT with an attention-only adapter",
+                "taia attention",
+                "PEFT attention",
+                0.97,
+            ),
             ("decode, mode `all` against `PeftModel`", "taia all", "PEFT all", 0.94),
             ("decode, mode `none` against the base model", "taia none", "base", 1.02),
             ("four modes in one batch against four sequential PEFT generations", "taia rows", sequential, 0.42),
@@ -179,16 +182,31 @@ def main() -> None:
         gc.collect()
         mebibytes = tracemalloc.get_traced_memory()[0] / 2**20
         tracemalloc.stop()
-        rows.append((f"memory beyond `PeftModel`, {len(switch.sites)} modules", f"{mebibytes:.2f} MiB", 1, "MiB", mebibytes <= 1))
+        rows.append(
+            (
+                f"memory beyond `PeftModel`, {len(switch.sites)} modules",
+                f"{mebibytes:.2f} MiB",
+                1,
+                "MiB",
+                mebibytes <= 1,
+            )
+        )
 
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}"
     lines = ["| what | measured | at most | |", "| --- | --- | --- | --- |"]
-    lines += [f"| {what} | {shown} | {limit:g}{' ' + unit if unit else ''} | {'yes' if met else '**no**'} |" for what, shown, limit, unit, met in rows]
-    lines.append(f"\nSmolLM2-135M float32, rank 16 on all linear layers, {options.tokens} tokens, median of {options.rounds} interleaved rounds (lowest to highest). {machine}; {versions}. Same tokens as PEFT and base: {same}.")
+    lines += [
+        f"| {what} | {shown} | {limit:g}{' ' + unit if unit else ''} | {'yes' if met else '**no**'} |"
+        for what, shown, limit, unit, met in rows
+    ]
+    lines.append(
+        f"\nSmolLM2-135M float32, rank 16 on all linear layers, {options.tokens} tokens, median of {options.rounds} interleaved rounds (lowest to highest). {machine}; {versions}. Same tokens as PEFT and base: {same}."
+    )
     sys.stdout.write("\n".join(lines) + "\n")
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows, "seconds": seconds}, indent=2))
+        options.json.write_text(
+            json.dumps({"machine": machine, "versions": versions, "rows": rows, "seconds": seconds}, indent=2)
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+import json
+import random
+
+import pytest
+from transformers import AutoConfig
+from transformers import logging as transformers_logging
+
+from taia_hub import TAIAConfig
+from taia_hub.errors import ConfigError, SettingError, TAIAError
+from test_policy import random_setting
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+def config(**values):
+    return TAIAConfig(base_model_name_or_path="org/base", base_model_revision=SHA, **values)
+
+
+def written(folder, **values):
+    """Writes a config.json by hand."""
+    base = {"model_type": "taia", "base_model_name_or_path": "org/base", "base_model_revision": SHA}
+    (folder / "config.json").write_text(json.dumps({**base, **values}))
+    return folder
+
+
+# What is stored
+
+
+def test_the_defaults_are_taia_and_an_adapter_folder():
+    default = TAIAConfig()
+    assert default.inference_modules == "attention"
+    assert default.update == {"kind": "peft", "path": "adapter"}
+    assert default.model_type == "taia"
+
+
+def test_two_configurations_do_not_share_an_update():
+    one = TAIAConfig()
+    one.update["path"] = "elsewhere"
+    assert TAIAConfig().update["path"] == "adapter"
+
+
+def test_pairs_keep_their_order_in_the_file(tmp_path):
+    config(inference_modules={"other": 1, "ffn": 0.5, "attention@0-3": 0.25}).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["inference_modules"] == [["other", 1.0], ["ffn", 0.5], ["attention@0-3", 0.25]]
+    assert list(stored) == sorted(stored)  # transformers sorts keys: the reason why pairs are stored
+    assert list(TAIAConfig.from_pretrained(tmp_path).setting.value) == ["other", "ffn", "attention@0-3"]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_settings_survive_a_file(seed, tmp_path):
+    value = random_setting(random.Random(seed))
+    config(inference_modules=value).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is TAIAConfig
+    assert loaded.setting.value == value
+    assert loaded.to_dict() == TAIAConfig.from_dict(json.loads(loaded.to_json_string(use_diff=False))).to_dict()
+
+
+def test_a_pointer_survives_a_file(tmp_path):
+    update = {"kind": "peft", "path": "", "repo": "org/adapter", "revision": SHA}
+    config(update=update).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).update == update
+
+
+def test_saving_says_nothing_of_its_own_paths(tmp_path):
+    config().save_pretrained(tmp_path)
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text()
+
+
+def test_a_requested_setting_is_not_what_the_file_publishes(tmp_path):
+    config(inference_modules={"attention": 1, "ffn": 0.5}).save_pretrained(tmp_path)
+    loaded, unused = AutoConfig.from_pretrained(tmp_path, inference_modules="all", return_unused_kwargs=True)
+    assert loaded.inference_modules == [["attention", 1.0], ["ffn", 0.5]]
+    assert unused["inference_modules"] == "all"
+
+
+def test_no_remote_code_is_recorded_after_a_trusted_load(tmp_path):
+    TAIAConfig.register_for_auto_class()
+    assert getattr(TAIAConfig, "_auto_class", None) is None
+    config().save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["base_model_name_or_path", "base_model_revision"])
+@pytest.mark.parametrize("value", [3, True, ["org/base"], {"id": "org/base"}, "", " "])
+def test_the_base_is_a_text(tmp_path, name, value):
+    with pytest.raises(ConfigError, match=name) as caught:
+        AutoConfig.from_pretrained(written(tmp_path, **{name: value}))
+    assert repr(value) in caught.value.message
+    assert "taia create" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "value", ["atention", "", 3, None, True, ["attention"], [["atention@1", 1]], [["ffn", 2]], [["ffn"]], {"ffn": "x"}]
+)
+def test_the_published_setting_is_a_setting(tmp_path, value):
+    with pytest.raises(SettingError, match="inference_modules of config.json") as caught:
+        AutoConfig.from_pretrained(written(tmp_path, inference_modules=value))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ("adapter", "must be a mapping"),
+        (["adapter"], "must be a mapping"),
+        ({}, "update.kind is None"),
+        ({"path": "adapter"}, "update.kind is None"),
+        ({"kind": "lora", "path": "adapter"}, "update.kind is 'lora'.*reads peft"),
+        ({"kind": ["peft"], "path": "adapter"}, "update.kind is"),
+        ({"kind": "peft"}, "update.path is missing"),
+        ({"kind": "peft", "path": ""}, "update.path is missing"),
+        ({"kind": "peft", "path": None}, "update.path is None"),
+        ({"kind": "peft", "path": 3}, "update.path is 3"),
+        ({"kind": "peft", "path": "adapter", "repos": "org/x"}, "unknown keys.*repos"),
+        ({"kind": "peft", "path": "", "repo": 3, "revision": SHA}, "update.repo is 3"),
+        ({"kind": "peft", "path": "", "repo": "", "revision": SHA}, "update.repo is ''"),
+        ({"kind": "peft", "path": "", "repo": "org/x"}, "update.revision is None.*commit sha"),
+        ({"kind": "peft", "path": "", "repo": "org/x", "revision": "main"}, "update.revision is 'main'.*commit sha"),
+        ({"kind": "peft", "path": "", "repo": "../x", "revision": SHA}, "update.repo is '../x'"),
+        ({"kind": "peft", "path": "", "repo": "/etc", "revision": SHA}, "update.repo is '/etc'"),
+    ],
+)
+def test_the_update_is_where_it_may_be(tmp_path, update, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        AutoConfig.from_pretrained(written(tmp_path, update=update))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "../x", "adapter/../../x", "/etc", "\\etc", "..\\x", "a\\..\\..\\x", "C:/x", "C:\\x", "~/x", "a*", "."]
+)
+def test_the_update_does_not_leave_the_repository(tmp_path, path):
+    with pytest.raises(ConfigError, match="folder inside the repository") as caught:
+        AutoConfig.from_pretrained(written(tmp_path, update={"kind": "peft", "path": path}))
+    assert repr(path) in caught.value.message
+
+
+@pytest.mark.parametrize("path", ["adapter", "a/b", "my adapter", "v1.0"])
+def test_other_folders_are_fine(tmp_path, path):
+    assert AutoConfig.from_pretrained(written(tmp_path, update={"kind": "peft", "path": path})).update["path"] == path
+
+
+def test_errors_are_of_one_family_and_builtin():
+    with pytest.raises(TAIAError):
+        config(update=3)
+    with pytest.raises(ValueError, match="update is 3"):
+        config(update=3)
+
+
+def test_nothing_is_warned_of(tmp_path, capfd):
+    transformers_logging.set_verbosity_info()
+    try:
+        config().save_pretrained(tmp_path)
+        AutoConfig.from_pretrained(tmp_path)
+    finally:
+        transformers_logging.set_verbosity_warning()
+    assert "warn" not in capfd.readouterr().err.lower()
