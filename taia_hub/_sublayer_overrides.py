@@ -10,7 +10,8 @@ class Override(NamedTuple):
 
     Attributes:
         owner: Class name of the module that holds the doubtful child; a name among its base classes also counts.
-        child: Glob on the child's attribute name; the role holds for everything inside the child.
+        child: Glob on the child's attribute name; the role holds for everything inside the child but for
+            norms, which are `"other"`.
         role: `"attention"`, `"ffn"` or `"other"`.
         reason: Why.
     """
@@ -32,6 +33,13 @@ OVERRIDES: tuple[Override, ...] = (
     Override("Inkling2FullDecoderLayer", "post_*_convolution", "attention", "causal convolution over tokens"),
     Override("DeepseekV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
     Override("HYV4DecoderLayer", "*_hc", "other", "hyper-connection: mixes the residual streams of one token"),
+    Override("DebertaV2Encoder", "conv", "attention", "convolution over tokens beside the first layer"),
+    Override("MobileBertLayer", "bottleneck", "other", "narrows the residual stream for both sublayers"),
+    Override("MobileBertOutput", "bottleneck", "other", "widens the residual stream again after both sublayers"),
+    Override("Qwen4ExpTextDecoderLayer", "ple", "other", "per-layer n-gram embedding of the input, with its own gate"),
+    Override("SqueezeBertModule", "post_attention", "attention", "output projection, written as a convolution of width 1"),
+    Override("SqueezeBertModule", "intermediate", "ffn", "projection of the MLP, written as a convolution of width 1"),
+    Override("SqueezeBertModule", "output", "ffn", "projection of the MLP, written as a convolution of width 1"),
     Override("ZambaHybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
     Override("Zamba2HybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
 )

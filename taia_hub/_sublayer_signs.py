@@ -17,7 +17,7 @@ from torch import nn
 ATTENTION_WORDS = frozenset({
     "attention", "attentions", "attn", "att", "mha", "mla", "mamba", "ssm", "deltanet", "mlstm", "slstm", "rglru",
     "recurrent", "retention", "shortconv", "shortconvolution", "timemix", "timemixing", "convmodule",
-    "convolutionmodule",
+    "convolutionmodule", "lightconv",
 })
 FFN_WORDS = frozenset({
     "mlp", "mlps", "ffn", "ffns", "ff", "ffw", "feedforward", "densereludense", "moe", "expert", "experts", "router",
@@ -83,9 +83,9 @@ def words(name: str) -> frozenset[str]:
 
 
 def class_names(module: nn.Module) -> Iterator[str]:
-    """Yields the names of a module's class and of its bases, without those of torch."""
+    """Yields the names of a module's class and of its bases, without `Module` and `object`."""
     for base in type(module).__mro__:
-        if base.__module__.split(".")[0] != "torch" and base is not object:
+        if base is not nn.Module and base is not object:
             yield base.__name__
 
 
@@ -116,12 +116,15 @@ def class_words(module: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
 def is_norm(module: nn.Module, attribute: str) -> bool:
     """Tells whether a module is a normalisation: by its class, or by its name and its vectors.
 
-    A norm may hold a gate of its own, but `DbrxNormAttentionNorm` is a layer: norm, attention, norm.
+    One that holds modules must be called a norm where it is used too (a norm with a gate), and hold no attention:
+    `ConvDropoutLayerNorm` is a projection, `DbrxNormAttentionNorm` a layer.
     """
-    if any(_NORM_CLASS.search(name) for name in class_names(module)):
-        inside = [words(name) for name in [*module._modules, *class_names(module)]] if module._modules else []
-        return not any(found & ATTENTION_WORDS for found in inside)
-    return bool(_NORM_NAME.fullmatch(attribute.lower())) and not module._modules and only_vectors(module)
+    by_name = bool(_NORM_NAME.fullmatch(attribute.lower()))
+    if not module._modules:
+        return only_vectors(module) and (by_name or any(_NORM_CLASS.search(name) for name in class_names(module)))
+    if not by_name or not any(_NORM_CLASS.search(name) for name in class_names(module)):
+        return False
+    return not any(words(name) & ATTENTION_WORDS for name in [*module._modules, *class_names(module)])
 
 
 def is_residual_norm(attribute: str) -> bool:
@@ -165,6 +168,12 @@ def attention_structure(names: Iterable[str]) -> bool:
         return True
     query, out = has(_QUERY), has(_OUT)
     return (query and has(_KEY) and has(_VALUE)) or (query and out) or has(_KEY_VALUE)
+
+
+def in_both(name: str) -> bool:
+    """Tells whether a child of this name is one projection for attention and MLP, as `qkv_mlp`."""
+    found = words(name)
+    return bool(found & FFN_WORDS) and bool(_FUSED.fullmatch(name.lower()) or found & {"attn", "attention"})
 
 
 def ffn_structure(names: Iterable[str]) -> bool:

@@ -123,8 +123,10 @@ def _apply_overrides(tree: Tree) -> None:
                 if fnmatch.fnmatchcase(name, entry.child) and (
                     entry.owner == "*" or entry.owner in signs.class_names(node.module)
                 ):
+                    child.sublayer = entry.role
+                    _mark(child)
                     for inner in child.subtree():
-                        inner.role, inner.fixed = entry.role, True
+                        inner.fixed = True
 
 
 class _Finder:
@@ -140,6 +142,8 @@ class _Finder:
         inner = [core for child in node.children.values() for core in self.find(child)]
         if node.is_list or id(node.module) in self._tree.model_nodes:
             return inner
+        if any(signs.in_both(name) for name in node.names()):
+            return inner  # one weight holds attention and MLP: whichever role it had, masking it would be wrong
         role, named = self._judge(node)
         if role is None or (role == "ffn" and any(core.sublayer == "attention" for core in inner)):
             return inner

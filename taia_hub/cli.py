@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,15 +37,21 @@ Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit mes
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
 
 
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends, when it is asked for."""
+    if wanted:
+        typer.echo(f"taia-hub {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Handles the options that stand before the command."""
-    if version:
-        typer.echo(f"taia-hub {__version__}")
-        raise typer.Exit
+    """Takes the options that stand before the command."""
 
 
 @app.command()
@@ -175,7 +182,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("The prompt is empty.", "Give a text with --prompt, or '-' and text on standard input.")
-    loading = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=device_map, **loading)
     tokenizer = load_tokenizer(AutoTokenizer, repo, model, loading)
     set_seed(seed)
@@ -271,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The words after `taia`; those of the process by default.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app(words)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,12 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     if options.verify:
         pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
         hub.verify_manifest(source.folder, weights, manifest_name(config), required=not pointer)
+    if config.base_model_revision and os.path.isdir(config.base_model_name_or_path):
+        raise RepositoryError(
+            f"The base model '{config.base_model_name_or_path}' is fixed at a commit on the Hub, and the folder of that "
+            "name here would be taken for it.",
+            "Rename the folder, or work in another one.",
+        )
     base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, options.access)
     loaded = _load(base, folder, config, options)
     if loaded.model.can_generate() and (source.folder / "generation_config.json").is_file():
@@ -191,7 +198,8 @@ def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess)
     repo = config.update.get("repo")
     files = [f"{path}/{file}".lstrip("/") for file in (hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)]
     if repo:
-        pointed = hub.fetch(repo, files, revision=config.update["revision"], access=access, what="adapter repository")
+        sha = config.update["revision"]
+        pointed = hub.fetch(repo, files, revision=sha, access=access, what="adapter repository", local=False)
         return _with_safetensors(pointed, path)
     if source.revision and path != "adapter":  # 'adapter/*' came with the first download
         source = hub.fetch(source.name, files, revision=source.revision, access=access, what="TAIA repository")

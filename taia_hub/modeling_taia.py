@@ -8,8 +8,6 @@ with the base (generation, Trainer, pipelines, evaluation) works with it unchang
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
 from taia_hub import publishing
+from taia_hub._calls import with_setting
 from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import ConfigError
 from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_repository
-from taia_hub.switch import Acting, KeepSetting, Switch, SwitchStatus
+from taia_hub.switch import KeepSetting, Switch, SwitchStatus
 from taia_hub.updates.peft import PREFIX, PeftUpdate
 
-_BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values")
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
 
 
@@ -45,10 +43,8 @@ class TAIAMixin(Rebuildable):
 
     @classmethod
     def _class_body(cls, base: type) -> dict[str, Any]:
-        body = {"config_class": base.config_class, "forward": _forward_of(base)}  # type: ignore[attr-defined]
-        if hasattr(base, "generate"):
-            body["generate"] = _generate_of(base)
-        return body
+        methods = {name: with_setting(getattr(base, name)) for name in ("forward", "generate") if hasattr(base, name)}
+        return {"config_class": base.config_class, **methods}  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(
@@ -361,59 +357,3 @@ class TAIAForCausalLM(TAIAMixin):
         model.inference_modules = "all"  # the vanilla fine-tune
         ```
     """
-
-
-def _forward_of(base: type) -> Callable[..., Any]:
-    """Makes the forward of a generated class: the base's, with its signature and the keyword `inference_modules`."""
-    inner: Callable[..., Any] = base.forward  # type: ignore[attr-defined]
-
-    @functools.wraps(inner)
-    def forward(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
-        if inference_modules is None:
-            return inner(self, *args, **kwargs)
-        return _run_under(self, inference_modules, inner, args, kwargs)
-
-    forward.__signature__ = _with_keyword(inner)  # type: ignore[attr-defined]
-    return forward
-
-
-def _generate_of(base: type) -> Callable[..., Any]:
-    """Makes the generate of a generated class, as `_forward_of` does."""
-    inner: Callable[..., Any] = base.generate  # type: ignore[attr-defined]
-
-    @functools.wraps(inner)
-    def generate(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
-        if inference_modules is None:
-            return inner(self, *args, **kwargs)
-        return _run_under(self, inference_modules, inner, args, kwargs)
-
-    generate.__signature__ = _with_keyword(inner)  # type: ignore[attr-defined]
-    return generate
-
-
-@torch.compiler.disable(recursive=False)  # the frame that sets a context variable stays out of the graph
-def _run_under(
-    model: TAIAMixin, setting: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    with model._taia_switch.hold(_acting(model._taia_switch, setting, args, kwargs)):
-        return function(model, *args, **kwargs)
-
-
-def _acting(switch: Switch, setting: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Acting:
-    if not isinstance(setting, (list, tuple)):
-        return switch.resolve(setting)
-    candidates = [kwargs.get(name) for name in _BATCH_NAMES] + list(args)
-    batch = next((value for value in candidates if isinstance(value, torch.Tensor)), None)
-    if batch is None:
-        raise SettingError(
-            f"{len(setting)} settings came for a call without a batch of inputs.", "Pass `input_ids`, a row a setting."
-        )
-    return switch.resolve_rows(setting, batch.shape[0])
-
-
-def _with_keyword(function: Callable[..., Any]) -> inspect.Signature:
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    keyword = inspect.Parameter("inference_modules", inspect.Parameter.KEYWORD_ONLY, default=None)
-    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    return signature.replace(parameters=[*parameters[:at], keyword, *parameters[at:]])

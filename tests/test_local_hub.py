@@ -94,7 +94,8 @@ def raw(hub, method, path, headers=None, body=None):
     connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"), timeout=10)
     connection.putrequest(method, path, skip_host="Host" in (headers or {}), skip_accept_encoding=True)
     for name, value in {"Authorization": f"Bearer {hub.token}", **(headers or {})}.items():
-        connection.putheader(name, value)
+        if value is not None:
+            connection.putheader(name, value)
     if body is not None:
         connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body)
@@ -172,8 +173,8 @@ def test_a_wrong_token_is_told_apart_from_a_missing_repository(hub, repo, call):
 
 def test_writing_needs_the_token(hub, anonymous, repo):
     for path in ("/api/repos/create", f"/api/models/{repo}/tag/main", f"/api/models/{repo}/commit/main"):
-        status, _, body = raw(hub, "POST", path, {"Authorization": ""}, b"{}")
-        assert status == 401, body
+        status, _, body = raw(hub, "POST", path, {"Authorization": None}, b"{}")
+        assert (status, "HF_TOKEN" in body.decode()) == (401, True)
     status, headers, _ = raw(hub, "POST", f"/api/models/{repo}/commit/main", {"Authorization": "Bearer no"}, b"{}")
     assert (status, headers["x-error-message"]) == (401, "Invalid credentials in Authorization header")
 
@@ -484,7 +485,7 @@ def test_files_that_would_climb_cannot_be_committed(hub, api, repo, path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "../b", "a/..", "a/b/c", "a/.b", "a/b.", "a/b--c", "a/b.git", "/b", "a/", "a/ b"]
+    "name", ["a", "../b", "a/..", "a/b/c", "a/.b", "a/b.", "a/b--c", "a/b.git", "/b", "a/", "a/ b", "a/b..c"]
 )
 def test_repositories_that_would_climb_cannot_be_made(name):
     with pytest.raises(Refused, match="no repository name"):
@@ -522,6 +523,11 @@ def test_damaged_commits_are_refused(hub, api, repo, lines):
     assert status == 400
     assert headers["x-error-message"]
     assert api.model_info(repo).sha == head
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(hub):
+    status, _, body = raw(hub, "POST", "/api/models/user/absent/commit/main", body=bytes(32 << 20))
+    assert (status, "no model 'user/absent'" in body.decode()) == (404, True)
 
 
 def test_a_file_cannot_become_a_folder(api, repo):
@@ -664,7 +670,7 @@ def in_a_fork_killed_at_step(step, action, folder):
 
                 return run
 
-            for name in ("fsync", "replace", "rename"):
+            for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
                 setattr(os, name, guarded(getattr(os, name)))
             action(store)
             os._exit(0)
@@ -746,15 +752,17 @@ def test_a_folder_has_one_holder_and_a_killed_one_frees_it(tmp_path):
         finally:
             os._exit(1)
     os.read(ready, 1)
-    with pytest.raises(RepositoryError, match="in use by another local Hub"):
-        LocalHub(folder).start()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with LocalHub(folder) as hub, pytest.raises(RepositoryError, match="in use"):
-        LocalHub(hub.folder).start()
-    store = Store(folder)
-    assert store.get(RepoKind.MODEL, "user/repo").commit_at("main")
-    store.close()
+    try:
+        with pytest.raises(RepositoryError, match="in use by another local Hub"):
+            Store(folder)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with LocalHub(folder) as hub:
+        assert HfApi(endpoint=hub.endpoint, token=hub.token).repo_exists("user/repo")
+        with pytest.raises(RepositoryError, match="in use by another local Hub"):
+            LocalHub(folder).start()
+    Store(folder).close()
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])

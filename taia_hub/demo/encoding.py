@@ -1,10 +1,12 @@
-"""How a question and its answer become tokens, the same for training and for evaluation."""
+"""How questions and answers become tokens, the same for training and for evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+import torch
 
 from taia_hub.demo.samples import Item
 
@@ -17,55 +19,69 @@ class Encoded:
     """The tokens of one item.
 
     Attributes:
-        input_ids: (T,) token ids of prompt and answer.
-        labels: (T,) `IGNORED_LABEL` over the prompt, the token ids over the answer and its end mark.
+        prompt: (P,) token ids of the question in the chat template, up to where the answer begins.
+        answer: (A,) token ids of the answer and of the token that ends it.
     """
 
-    input_ids: list[int]
-    labels: list[int]
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """Returns the tokens of a question in the chat template, up to where the answer begins.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-        question: What the user asks.
-
-    Returns:
-        (P,) token ids.
-
-    Raises:
-        ValueError: The tokenizer has no chat template.
-
-    Example:
-        >>> encode_prompt(tokenizer, "What causes gout?")  # doctest: +SKIP
-        [1, 9690, 198, ...]
-    """
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
-    )
-    # The template writes the special tokens itself.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def encode_item(tokenizer: PreTrainedTokenizerBase, item: Item) -> Encoded:
-    """Returns the tokens of an item with labels over the answer and the token that ends it.
+def encode_item(tokenizer: Any, item: Item) -> Encoded:
+    """Returns the tokens of an item.
 
     Args:
         tokenizer: A tokenizer with a chat template and an end-of-sequence token.
         item: Question and answer.
 
     Returns:
-        Input ids and labels, both (T,).
+        The prompt's and the answer's token ids.
 
     Raises:
         ValueError: The tokenizer has no chat template.
 
     Example:
         >>> encode_item(tokenizer, Item("1", "What causes gout?", "Uric acid."))  # doctest: +SKIP
-        Encoded(input_ids=[1, 9690, ...], labels=[-100, -100, ...])
+        Encoded(prompt=[1, 9690, ...], answer=[69, 1107, ..., 2])
     """
-    prompt = encode_prompt(tokenizer, item.question)
-    answer = [*tokenizer(item.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return Encoded(prompt + answer, [IGNORED_LABEL] * len(prompt) + answer)
+    messages = [{"role": "user", "content": item.question}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # The template writes the special tokens itself.
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(item.answer, add_special_tokens=False)["input_ids"]
+    return Encoded(prompt, [*answer, tokenizer.eos_token_id])
+
+
+def answer_batch(encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, Any]:
+    """Makes a batch in which every answer ends at the right edge, so that the head runs on the answers alone.
+
+    With a vocabulary of 49,152 the logits are the largest tensor of a small model; the prompts need none.
+
+    Args:
+        encoded: B items; T is the length of the longest and K that of the longest answer, plus one.
+        pad_token_id: Fills the rows on the left; it is masked.
+
+    Returns:
+        Keywords of a causal language model: `input_ids`, `attention_mask` and `position_ids`, (B, T), `labels`,
+        (B, K), and `logits_to_keep`, K.
+
+    Example:
+        >>> batch = answer_batch([Encoded([5, 6], [7]), Encoded([5], [8, 9, 2])], pad_token_id=0)
+        >>> batch["input_ids"].tolist(), batch["labels"].tolist(), batch["logits_to_keep"]
+        ([[0, 5, 6, 7], [5, 8, 9, 2]], [[-100, -100, -100, 7], [-100, 8, 9, 2]], 4)
+    """
+    length = max(len(item) for item in encoded)
+    kept = max(len(item.answer) for item in encoded) + 1
+    ids = [[pad_token_id] * (length - len(item)) + item.prompt + item.answer for item in encoded]
+    mask = torch.tensor([[0] * (length - len(item)) + [1] * len(item) for item in encoded])
+    labels = [[IGNORED_LABEL] * (kept - len(item.answer)) + item.answer for item in encoded]
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "labels": torch.tensor(labels),
+        "logits_to_keep": kept,
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,36 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForSeq2Seq,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from taia_hub.demo.encoding import IGNORED_LABEL, encode_item
+from taia_hub.demo.encoding import answer_batch, encode_item
 from taia_hub.demo.folders import complete_folder, is_complete
-from taia_hub.demo.samples import TRAINING_SAMPLE, Item, load_items, sample_digest
+from taia_hub.demo.progress import Progress
+from taia_hub.demo.samples import TRAINING_SAMPLE, load_items, sample_digest
+from taia_hub.errors import ConfigError
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a stage, what is done and the total."""
-
-DEFAULT_STEPS = 60
 BATCH_SIZE = 8
-RECIPE = {
-    "rank": 16,
-    "alpha": 32,
-    "learning_rate": 1e-3,
-    "warmup_steps": 2,
-    "batch_size": BATCH_SIZE,
-}
+RANK = 16
+ALPHA = 32
+LEARNING_RATE = 1e-3
+WARMUP_STEPS = 2
 
 
 def train_adapter(
     base: str | Path,
     folder: Path,
     *,
-    steps: int = DEFAULT_STEPS,
+    steps: int,
     seed: int = 0,
     progress: Progress | None = None,
-    items: Sequence[Item] | None = None,
 ) -> Path:
-    """Trains a LoRA on all linear layers of the base model; a finished one from the same inputs is used again.
+    """Trains a LoRA on all linear layers on the shipped medical answers; a finished one is used again.
 
-    The loss covers the answers only. The order of the items, the initial weights and so the adapter follow from the
-    seed.
+    The loss covers the answers only. Initial weights and order of the items follow from the seed.
 
     Args:
         base: Hub id or folder of the base model; it is recorded in the adapter.
@@ -57,13 +48,12 @@ def train_adapter(
         steps: Optimizer steps of 8 items each, at least 1.
         seed: Of the initial weights and of the order of the items.
         progress: Called after each step.
-        items: What to train on; the shipped medical answers unless given.
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: `steps` is below 1.
+        ConfigError: `steps` is below 1.
         OSError: The base model cannot be loaded or the adapter cannot be written.
 
     Example:
@@ -71,30 +61,25 @@ def train_adapter(
         PosixPath('adapter')
     """
     if steps < 1:
-        raise ValueError(f"The number of training steps must be at least 1, not {steps}.")
-    made_from = RECIPE | {"base": str(base), "steps": steps, "seed": seed}
-    if items is None:
-        made_from |= {"sample": sample_digest(TRAINING_SAMPLE)}
-        if is_complete(folder, made_from):
-            return folder
-    with complete_folder(folder, made_from) as partial:
-        _train(base, partial, load_items(TRAINING_SAMPLE) if items is None else items, steps, seed, progress)
+        raise ConfigError(f"The number of training steps must be at least 1, not {steps}.")
+    recipe = {"rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE}
+    inputs = {"base": str(base), "sample": sample_digest(TRAINING_SAMPLE), "steps": steps, "seed": seed}
+    if not is_complete(folder, recipe | inputs):
+        with complete_folder(folder, recipe | inputs) as partial_folder:
+            _train(base, partial_folder, steps, seed, progress)
     return folder
 
 
-def _train(
-    base: str | Path, folder: Path, items: Sequence[Item], steps: int, seed: int, progress: Progress | None
-) -> None:
+def _train(base: str | Path, folder: Path, steps: int, seed: int, progress: Progress | None) -> None:
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = get_peft_model(
+        # In float32, whatever the CPU: bfloat16 is slower on those without units for it, and the numbers would differ.
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
-        # No dropout: each item is seen once, and on a CPU the random masks take a quarter of the time.
-        LoraConfig(
-            r=RECIPE["rank"], lora_alpha=RECIPE["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        # Without dropout: no item is seen twice, and on a CPU its random masks take a quarter of the time.
+        LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    encoded = [encode_item(tokenizer, item) for item in items]
+    encoded = [encode_item(tokenizer, item) for item in load_items(TRAINING_SAMPLE)]
     with tempfile.TemporaryDirectory() as scratch:
         Trainer(
             model=model,
@@ -102,10 +87,11 @@ def _train(
                 output_dir=scratch,
                 max_steps=steps,
                 per_device_train_batch_size=BATCH_SIZE,
-                learning_rate=RECIPE["learning_rate"],
+                learning_rate=LEARNING_RATE,
                 lr_scheduler_type="cosine",
-                warmup_steps=RECIPE["warmup_steps"],
+                warmup_steps=WARMUP_STEPS,
                 train_sampling_strategy="group_by_length",
+                remove_unused_columns=False,
                 seed=seed,
                 save_strategy="no",
                 logging_strategy="no",
@@ -113,8 +99,9 @@ def _train(
                 disable_tqdm=True,
                 use_cpu=True,
             ),
-            train_dataset=[{"input_ids": e.input_ids, "labels": e.labels} for e in encoded],  # type: ignore[arg-type]
-            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED_LABEL),
+            # The sampler reads the lengths of `input_ids`; the collator makes the batch of the items.
+            train_dataset=[{"input_ids": item.prompt + item.answer, "item": item} for item in encoded],  # type: ignore[arg-type]
+            data_collator=lambda rows: answer_batch([row["item"] for row in rows], tokenizer.eos_token_id),
             callbacks=[_StepProgress(progress)] if progress else [],
         ).train()
     model.save_pretrained(folder)

@@ -54,6 +54,7 @@ def fetch(
     revision: str | None = None,
     access: HubAccess | None = None,
     what: str = "repository",
+    local: bool = True,
 ) -> Source:
     """Brings the files of a folder or Hub repository to this disk.
 
@@ -63,6 +64,7 @@ def fetch(
         revision: Branch, tag or commit sha; None for the main branch.
         access: How to reach the Hub.
         what: What the repository is for, in error messages.
+        local: Whether `name` may be a folder; what is fixed by a commit is always a Hub id.
 
     Returns:
         Where the files are. Files that the repository lacks are not an error here.
@@ -72,7 +74,7 @@ def fetch(
     """
     access = access or HubAccess()
     name = os.fspath(name)
-    if os.path.isdir(name):
+    if local and os.path.isdir(name):
         return Source(name, Path(name), None)
     if name.startswith((".", "/", "~", "\\")) or os.path.isabs(name):
         raise RepositoryError(f"The {what} '{name}' is no folder here.", "Give an existing folder or a Hub id.")

@@ -96,12 +96,9 @@ async def _answer(service: Service, request: Request, path: str, require_token: 
                 return _response(await asyncio.to_thread(handler, service, call))
         raise _unknown(request.method, path)
     except Refused as e:
-        if e.reason not in (Reason.FORBIDDEN, Reason.TOO_LARGE):
-            await _drain(body)
         status = 401 if e.reason is Reason.REPO_NOT_FOUND and not authorised else _STATUS[e.reason]
         return error_response(status, e.reason.code, e.message, e.commit)
     except OSError as e:
-        await _drain(body)
         status = 507 if e.errno in (errno.ENOSPC, errno.EDQUOT) else 500
         return error_response(
             status, "", f"The local Hub could not read or write its folder: {e}. Nothing was changed."
@@ -159,12 +156,6 @@ async def _small(body: AsyncIterator[bytes]) -> bytes:
         if len(whole) > _SMALL_BODY:
             raise Refused(Reason.TOO_LARGE, f"The body of this request is longer than {_SMALL_BODY} bytes.")
     return whole
-
-
-async def _drain(body: AsyncIterator[bytes]) -> None:
-    # A client that is cut off while it sends sees a broken connection in place of the answer.
-    async for _ in body:
-        pass
 
 
 def _matches(request: Request, method: str, pattern: str, path: str) -> re.Match[str] | None:

@@ -42,6 +42,8 @@ _REFUSED_TYPES: dict[Any, str] = {
     PeftType.XLORA: "its gates run as hooks on the whole model, outside the layers",
     PeftType.POLY: "its layers need task ids in every call",
 }
+_ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
+# ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -219,7 +221,8 @@ def attach_switch(
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
     ]
     counted: set[int] = set()
-    sites = [_site(name, layer, roles, counted) for name, layer in layers]
+    regrouped = _ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
+    sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
     switch = Switch(sites, inference_modules, unplaced)
     for index, (_, layer) in enumerate(layers):
         layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
@@ -237,7 +240,9 @@ def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapt
     )
 
 
-def _site(name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[int]) -> Site:
+def _site(
+    name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[int], regrouped: str | None = None
+) -> Site:
     module_path = _WRAPPERS.sub("", name)
     path = f"{module_path}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module_path
     parameters = 0
@@ -254,7 +259,7 @@ def _site(name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[in
         method=describe(layer),
         parameters=parameters,
         whole_only=whole_only(layer, ADAPTER),
-        same_rows=same_rows(layer, ADAPTER, path),
+        same_rows=regrouped or same_rows(layer, ADAPTER, path),
     )
 
 

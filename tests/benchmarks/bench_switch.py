@@ -17,6 +17,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import peft
@@ -46,14 +47,6 @@ def interleaved(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
             job()
             seconds[name].append(time.perf_counter() - start)
     return seconds
-
-
-def ratio(seconds: dict[str, list[float]], above: list[str], below: list[str]) -> tuple[float, float, float]:
-    """Median, lowest and highest over the rounds of the sum of `above` over the sum of `below`."""
-    tops = [sum(times) for times in zip(*(seconds[name] for name in above), strict=True)]
-    bottoms = [sum(times) for times in zip(*(seconds[name] for name in below), strict=True)]
-    each = [top / bottom for top, bottom in zip(tops, bottoms, strict=True)]
-    return statistics.median(tops) / statistics.median(bottoms), min(each), max(each)
 
 
 def adapter(base: Path, folder: Path, targets: list[str]) -> Path:
@@ -108,6 +101,100 @@ def switch_microseconds(layers: int, folder: Path, rounds: int) -> dict[str, flo
     return {name: statistics.median(times) / 2000 * 1e6 for name, times in interleaved(many, rounds).items()}
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, how it is shown, the number and its bound."""
+
+    what: str
+    shown: str
+    value: float
+    limit: float
+
+    @classmethod
+    def ratio(cls, what: str, seconds: dict[str, list[float]], above: list[str], below: list[str], limit: float) -> Row:
+        """Median of the sum of `above` over that of `below`, with the lowest and highest of the rounds."""
+        tops = [sum(times) for times in zip(*(seconds[name] for name in above), strict=True)]
+        bottoms = [sum(times) for times in zip(*(seconds[name] for name in below), strict=True)]
+        each = [top / bottom for top, bottom in zip(tops, bottoms, strict=True)]
+        middle = statistics.median(tops) / statistics.median(bottoms)
+        return cls(what, f"{middle:.3f} ({min(each):.3f} to {max(each):.3f})", middle, limit)
+
+
+def decode_rows(base_folder: Path, full: Path, device: str, tokens: int, rounds: int) -> tuple[list[Row], dict, bool]:
+    """Measures generation: the rows of the table, the seconds, and whether the tokens are those of PEFT and base."""
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, device_map=device)
+    model = taia_hub.TAIAForCausalLM.from_adapter(base_folder, full, dtype=torch.float32, device_map=device)
+    parts = {"attention": ATTENTION, "ffn": FFN, "all": ATTENTION + FFN}
+    peers = {mode: narrowed(base_folder, full, targets, device) for mode, targets in parts.items()}
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    inputs = tokenizer(PROMPT, return_tensors="pt").to(device)
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    length["pad_token_id"] = tokenizer.eos_token_id
+    batch = {key: value.expand(4, -1) for key, value in inputs.items()}
+    modes = ["none", "attention", "ffn", "all"]
+
+    jobs: dict[str, Callable[[], object]] = {"base": lambda: base.generate(**inputs, **length)}
+    for mode, peer in peers.items():
+        jobs[f"PEFT {mode}"] = lambda peer=peer: peer.generate(**inputs, **length)
+    for mode in modes:
+        jobs[f"taia {mode}"] = lambda mode=mode: model.generate(**inputs, inference_modules=mode, **length)
+    jobs["taia rows"] = lambda: model.generate(**batch, inference_modules=modes, **length)
+    singles = [jobs[name]() for name in ("base", "PEFT attention", "PEFT ffn", "PEFT all")]
+    same = all(torch.equal(single, jobs[f"taia {mode}"]()) for single, mode in zip(singles, modes, strict=True))
+    same = same and torch.equal(torch.cat(singles), jobs["taia rows"]())
+    seconds = interleaved(jobs, rounds)
+    sequential = ["base", "PEFT attention", "PEFT ffn", "PEFT all"]
+    only = "decode, mode `attention` against PEFT with an attention-only adapter"
+    return (
+        [
+            Row.ratio(only, seconds, ["taia attention"], ["PEFT attention"], 0.97),
+            Row.ratio("decode, mode `all` against `PeftModel`", seconds, ["taia all"], ["PEFT all"], 0.94),
+            Row.ratio("decode, mode `none` against the base model", seconds, ["taia none"], ["base"], 1.02),
+            Row.ratio(
+                "four modes in one batch against four sequential PEFT generations",
+                seconds,
+                ["taia rows"],
+                sequential,
+                0.42,
+            ),
+        ],
+        seconds,
+        same,
+    )
+
+
+def loading_rows(base_folder: Path, full: Path, folder: Path, rounds: int) -> list[Row]:
+    """Measures loading, the manifest check included, and the memory that the switch takes."""
+
+    def load_peft() -> PeftModel:
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), str(full))
+
+    taia_hub.TAIAForCausalLM.from_adapter(base_folder, full).save_pretrained(folder)
+    loads = {"taia": lambda: AutoModelForCausalLM.from_pretrained(folder), "peft": load_peft}
+    what = "`AutoModelForCausalLM.from_pretrained(taia)` against base + `PeftModel.from_pretrained`"
+    loading = Row.ratio(what, interleaved(loads, rounds), ["taia"], ["peft"], 1.05)
+
+    roles = find_sublayers(AutoModelForCausalLM.from_pretrained(base_folder)).roles
+    peer = load_peft()
+    gc.collect()
+    tracemalloc.start()
+    switch = attach_switch(peer.base_model.model, roles, "attention")
+    gc.collect()
+    mebibytes = tracemalloc.get_traced_memory()[0] / 2**20
+    tracemalloc.stop()
+    what = f"memory beyond `PeftModel` with {len(switch.sites)} adapted modules, in MiB"
+    return [loading, Row(what, f"{mebibytes:.2f}", mebibytes, 1)]
+
+
+def table(rows: list[Row]) -> str:
+    """Renders the rows as Markdown."""
+    lines = ["| what | measured | at most |", "| --- | --- | --- |"]
+    for row in rows:
+        missed = "" if row.value <= row.limit else " **missed**"
+        lines.append(f"| {row.what} | {row.shown}{missed} | {row.limit:g} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -115,98 +202,31 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows: list[tuple[str, str, float, str, bool]] = []
 
-    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for layers in (8, 32, 128):
             for way, cost in switch_microseconds(layers, folder, options.rounds).items():
-                rows.append((f"a switch by {way}, {layers} layers", f"{cost:.1f} µs", 20, "µs", cost <= 20))
-
-        base_folder = smollm2_base(folder / "base")
-        with torch.inference_mode(False):
-            full = adapter(base_folder, folder / "adapter", ATTENTION + FFN)
-        base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, device_map=options.device)
-        model = taia_hub.TAIAForCausalLM.from_adapter(base_folder, full, dtype=torch.float32, device_map=options.device)
-        parts = {"attention": ATTENTION, "ffn": FFN, "all": ATTENTION + FFN}
-        peers = {mode: narrowed(base_folder, full, targets, options.device) for mode, targets in parts.items()}
-        tokenizer = AutoTokenizer.from_pretrained(base_folder)
-        inputs = tokenizer(PROMPT, return_tensors="pt").to(options.device)
-        length = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": False}
-        length["pad_token_id"] = tokenizer.eos_token_id
-        modes = ["none", "attention", "ffn", "all"]
-        batch = {key: value.expand(4, -1) for key, value in inputs.items()}
-
-        jobs: dict[str, Callable[[], object]] = {"base": lambda: base.generate(**inputs, **length)}
-        for mode, peer in peers.items():
-            jobs[f"PEFT {mode}"] = lambda peer=peer: peer.generate(**inputs, **length)
-        for mode in ("none", "attention", "all"):
-            jobs[f"taia {mode}"] = lambda mode=mode: model.generate(**inputs, inference_modules=mode, **length)
-        jobs["taia rows"] = lambda: model.generate(**batch, inference_modules=modes, **length)
-        same = torch.equal(jobs["PEFT all"](), jobs["taia all"]()) and torch.equal(jobs["base"](), jobs["taia none"]())
-        seconds = interleaved(jobs, options.rounds)
-        sequential = ["base", "PEFT attention", "PEFT ffn", "PEFT all"]
-        for what, above, below, limit in (
-            (
-                "decode, mode `attention` against PEFT with an attention-only adapter",
-                "taia attention",
-                "PEFT attention",
-                0.97,
-            ),
-            ("decode, mode `all` against `PeftModel`", "taia all", "PEFT all", 0.94),
-            ("decode, mode `none` against the base model", "taia none", "base", 1.02),
-            ("four modes in one batch against four sequential PEFT generations", "taia rows", sequential, 0.42),
-        ):
-            middle, low, high = ratio(seconds, [above], below if isinstance(below, list) else [below])
-            rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", limit, "", middle <= limit))
-        del peers, jobs, model, base
+                rows.append(Row(f"a switch by {way} on {layers} layers, in µs", f"{cost:.1f}", cost, 20))
+        base = smollm2_base(folder / "base")
+        full = adapter(base, folder / "adapter", ATTENTION + FFN)
+        with torch.inference_mode():
+            decoding, seconds, same = decode_rows(base, full, options.device, options.tokens, options.rounds)
+        rows += decoding
         gc.collect()
-
-        taia = taia_hub.TAIAForCausalLM.from_adapter(base_folder, full)
-        taia.save_pretrained(folder / "taia")
-        del taia
-
-        def load_peft() -> object:
-            return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), str(full))
-
-        loads = {"taia": lambda: AutoModelForCausalLM.from_pretrained(folder / "taia"), "peft": load_peft}
-        middle, low, high = ratio(interleaved(loads, options.rounds), ["taia"], ["peft"])
-        what = "`AutoModelForCausalLM.from_pretrained(taia)` against base + `PeftModel.from_pretrained`"
-        rows.append((what, f"{middle:.3f} ({low:.3f} to {high:.3f})", 1.05, "", middle <= 1.05))
-
-        roles = find_sublayers(AutoModelForCausalLM.from_pretrained(base_folder)).roles
-        peer = load_peft()
-        gc.collect()
-        tracemalloc.start()
-        switch = attach_switch(peer.base_model.model, roles, "attention")
-        gc.collect()
-        mebibytes = tracemalloc.get_traced_memory()[0] / 2**20
-        tracemalloc.stop()
-        rows.append(
-            (
-                f"memory beyond `PeftModel`, {len(switch.sites)} modules",
-                f"{mebibytes:.2f} MiB",
-                1,
-                "MiB",
-                mebibytes <= 1,
-            )
-        )
+        rows += loading_rows(base, full, folder / "taia", options.rounds)
 
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}"
-    lines = ["| what | measured | at most | |", "| --- | --- | --- | --- |"]
-    lines += [
-        f"| {what} | {shown} | {limit:g}{' ' + unit if unit else ''} | {'yes' if met else '**no**'} |"
-        for what, shown, limit, unit, met in rows
-    ]
-    lines.append(
-        f"\nSmolLM2-135M float32, rank 16 on all linear layers, {options.tokens} tokens, median of {options.rounds} interleaved rounds (lowest to highest). {machine}; {versions}. Same tokens as PEFT and base: {same}."
+    about = (
+        f"SmolLM2-135M in float32, rank 16 on all linear layers, {options.tokens} tokens, medians of {options.rounds} "
+        f"interleaved rounds (lowest to highest). {machine}; {versions}. Tokens equal to PEFT's and the base's: {same}."
     )
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(f"{table(rows)}\n\n{about}\n")
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine, "versions": versions, "rows": rows, "seconds": seconds}, indent=2)
-        )
+        found = {"about": about, "rows": [asdict(row) for row in rows], "seconds": seconds}
+        options.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

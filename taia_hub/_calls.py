@@ -1,0 +1,63 @@
+"""The keyword `inference_modules` on `forward` and `generate` of a generated class."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from taia_hub.errors import SettingError
+from taia_hub.switch import Acting, Switch
+
+_BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values")
+
+
+def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a method of the base model's class the keyword `inference_modules`.
+
+    Args:
+        method: `forward` or `generate` of the base model's class.
+
+    Returns:
+        A method of the same name and signature, with the keyword added before `**kwargs`.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
+        if inference_modules is None:
+            return method(self, *args, **kwargs)
+        return _run_under(self, inference_modules, method, args, kwargs)
+
+    wrapped.__signature__ = _with_keyword(method)  # type: ignore[attr-defined]
+    return wrapped
+
+
+@torch.compiler.disable(recursive=False)  # the frame that sets a context variable stays out of the graph
+def _run_under(
+    model: Any, setting: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    with model._taia_switch.hold(_acting(model._taia_switch, setting, args, kwargs)):
+        return function(model, *args, **kwargs)
+
+
+def _acting(switch: Switch, setting: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Acting:
+    if not isinstance(setting, (list, tuple)):
+        return switch.resolve(setting)
+    candidates = [kwargs.get(name) for name in _BATCH_NAMES] + list(args)
+    batch = next((value for value in candidates if isinstance(value, torch.Tensor)), None)
+    if batch is None:
+        raise SettingError(
+            f"{len(setting)} settings came for a call without a batch of inputs.", "Pass `input_ids`, a row a setting."
+        )
+    return switch.resolve_rows(setting, batch.shape[0])
+
+
+def _with_keyword(function: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    keyword = inspect.Parameter("inference_modules", inspect.Parameter.KEYWORD_ONLY, default=None)
+    at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    return signature.replace(parameters=[*parameters[:at], keyword, *parameters[at:]])

@@ -1,0 +1,202 @@
+"""Losses of each mode on held-out answers, with intervals by the bootstrap over items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from taia_hub.demo.encoding import IGNORED_LABEL, answer_batch, encode_item
+from taia_hub.demo.progress import Progress
+from taia_hub.demo.samples import Item
+
+MODES = ("none", "attention", "ffn", "all")
+COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention", "all"))
+"""The differences of a table: a mode and the one that it is compared with."""
+
+
+@dataclass(frozen=True)
+class ItemLoss:
+    """The loss of one item.
+
+    Attributes:
+        nats: Negative log likelihood of the answer, summed over its tokens.
+        tokens: Number of the answer's tokens, the end mark included.
+    """
+
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: The value, in nats per answer token.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DomainLosses:
+    """What the modes do in one domain.
+
+    Attributes:
+        domain: Its name.
+        items: Number of held-out items.
+        losses: Mode to its loss.
+        differences: `(mode, reference)` to the loss of the mode less that of the reference, over the same items.
+    """
+
+    domain: str
+    items: int
+    losses: Mapping[str, Interval]
+    differences: Mapping[tuple[str, str], Interval]
+
+
+def answer_losses(
+    model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int = 8, progress: Progress | None = None
+) -> list[ItemLoss]:
+    """Measures a model, in its present mode, on the answers of some items.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer, with a chat template and an end-of-sequence token.
+        items: Questions and reference answers.
+        batch_size: Items a forward pass; items of about equal length go together.
+        progress: Called after each batch with the number of items done.
+
+    Returns:
+        One loss an item, in the order of `items`.
+
+    Raises:
+        ValueError: The tokenizer has no chat template.
+
+    Example:
+        >>> with model.using("none"):  # doctest: +SKIP
+        ...     losses = answer_losses(model, tokenizer, load_items("maths_heldout"))
+    """
+    encoded = [encode_item(tokenizer, item) for item in items]
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    losses: dict[int, ItemLoss] = {}
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = answer_batch([encoded[row] for row in rows], tokenizer.eos_token_id)
+        nats = _nats(model, batch)
+        losses |= {row: ItemLoss(nats[i].item(), len(encoded[row].answer)) for i, row in enumerate(rows)}
+        if progress:
+            progress("evaluation", len(losses), len(items))
+    return [losses[row] for row in range(len(items))]
+
+
+def _nats(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """Returns the summed negative log likelihood of each row's answer: (B,), from logits of (B, K, V)."""
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float().cpu()
+        nats = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
+        )
+    return nats.sum(-1)
+
+
+def mode_table(
+    model: Any,
+    tokenizer: Any,
+    domains: Mapping[str, Sequence[Item]],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[DomainLosses]:
+    """Measures every mode of a TAIA model in several domains.
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        domains: Name of a domain to its held-out items.
+        seed: Of the bootstrap.
+        progress: Called with the number of items done, over all modes and domains.
+
+    Returns:
+        One entry a domain, in the order of `domains`.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, or a domain has no items.
+
+    Example:
+        >>> mode_table(model, tokenizer, {"maths": load_items("maths_heldout")})  # doctest: +SKIP
+        [DomainLosses(domain='maths', items=40, ...)]
+    """
+    total, before = len(MODES) * sum(len(items) for items in domains.values()), 0
+    table = []
+    for domain, items in domains.items():
+        losses = {}
+        for mode in MODES:
+
+            def report(stage: str, done: int, _: int, before: int = before) -> None:
+                if progress:
+                    progress(stage, before + done, total)
+
+            with model.using(mode):
+                losses[mode] = answer_losses(model, tokenizer, items, progress=report)
+            before += len(items)
+        table.append(summarise(domain, losses, seed=seed))
+    return table
+
+
+def summarise(
+    domain: str, losses: Mapping[str, Sequence[ItemLoss]], *, resamples: int = 2000, seed: int = 0
+) -> DomainLosses:
+    """Turns the losses of items into means, and differences between modes, with 95 % intervals.
+
+    Items are drawn with replacement, the same ones for every mode: what makes an item hard for all modes cancels in a
+    difference, whose interval is therefore much narrower than those of the two losses.
+
+    Args:
+        domain: Name of the domain.
+        losses: Each of `MODES` to the losses of the same N items in the same order.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        Losses in nats per answer token (all nats over all tokens) and the differences named in `COMPARED`.
+
+    Raises:
+        ValueError: There are no items.
+
+    Example:
+        >>> items = [ItemLoss(2.0, 2), ItemLoss(4.0, 2)]
+        >>> summarise("maths", dict.fromkeys(MODES, items)).losses["all"]
+        Interval(value=1.5, low=1.0, high=2.0)
+    """
+    tokens = torch.tensor([loss.tokens for loss in losses[MODES[0]]], dtype=torch.float64)
+    if not len(tokens):
+        raise ValueError(f"The domain '{domain}' has no items.")
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(tokens), (resamples, len(tokens)), generator=generator)  # (R, N)
+    value, drawn = {}, {}
+    for mode in MODES:
+        nats = torch.tensor([loss.nats for loss in losses[mode]], dtype=torch.float64)
+        value[mode] = nats.sum() / tokens.sum()
+        drawn[mode] = nats[draws].sum(-1) / tokens[draws].sum(-1)  # (R,)
+    return DomainLosses(
+        domain,
+        len(tokens),
+        {mode: _interval(value[mode], drawn[mode]) for mode in MODES},
+        {(a, b): _interval(value[a] - value[b], drawn[a] - drawn[b]) for a, b in COMPARED},
+    )
+
+
+def _interval(value: torch.Tensor, drawn: torch.Tensor) -> Interval:
+    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(value.item(), low, high)

@@ -1,0 +1,228 @@
+"""What the demo found: as text for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub.demo.evaluation import MODES, DomainLosses, Interval
+
+_NAMES = {"none": "base model", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
+_ROW = "{:<14}" + "{:<16}" * len(MODES)
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo made and measured.
+
+    Attributes:
+        folder: The demo's folder.
+        model_id: Hub id of the published TAIA repository.
+        steps: Training steps of its adapter.
+        trained_domain: The domain it was trained on.
+        domains: The losses, a domain each.
+        prompt: A question.
+        answers: Mode to its answer to the question.
+        seconds: Stage to the wall-clock seconds it took.
+    """
+
+    folder: Path
+    model_id: str
+    steps: int
+    trained_domain: str
+    domains: Sequence[DomainLosses]
+    prompt: str
+    answers: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as JSON values; `from_json` reads them.
+
+        Example:
+            >>> report.to_json()["domains"][0]["losses"]["none"]  # doctest: +SKIP
+            {'value': 2.44, 'low': 2.31, 'high': 2.57}
+        """
+        domains = [
+            {
+                "domain": one.domain,
+                "items": one.items,
+                "losses": {mode: asdict(interval) for mode, interval in one.losses.items()},
+                "differences": [
+                    {"mode": mode, "reference": reference, **asdict(interval)}
+                    for (mode, reference), interval in one.differences.items()
+                ],
+            }
+            for one in self.domains
+        ]
+        plain = {name: getattr(self, name) for name in ("model_id", "steps", "trained_domain", "prompt")}
+        return {
+            **plain,
+            "folder": str(self.folder),
+            "domains": domains,
+            "answers": dict(self.answers),
+            "seconds": dict(self.seconds),
+            "conclusions": conclusions(self.domains, self.trained_domain),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DemoReport:
+        """Reads what `to_json` wrote.
+
+        Args:
+            values: The JSON values.
+
+        Returns:
+            The report.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        domains = []
+        for one in values["domains"]:
+            losses = {mode: Interval(**interval) for mode, interval in one["losses"].items()}
+            differences = {
+                (each["mode"], each["reference"]): Interval(each["value"], each["low"], each["high"])
+                for each in one["differences"]
+            }
+            domains.append(DomainLosses(one["domain"], one["items"], losses, differences))
+        plain = ("model_id", "steps", "trained_domain", "prompt", "answers", "seconds")
+        return cls(folder=Path(values["folder"]), domains=domains, **{name: values[name] for name in plain})
+
+    def to_text(self) -> str:
+        """Returns the report for a terminal of 80 columns: table, conclusions, answers and what to type next.
+
+        Example:
+            >>> print(report.to_text())  # doctest: +SKIP
+            Loss on held-out answers, in nats per answer token; lower is better.
+            ...
+        """
+        answers = [f"[{mode}] {_NAMES[mode]}\n{text}\n" for mode, text in self.answers.items()]
+        took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
+        parts = [
+            table_text(self.domains, self.trained_domain),
+            "\n".join(conclusions(self.domains, self.trained_domain)),
+            f'"{self.prompt}"\n\n' + "\n".join(answers).rstrip(),
+            f"Took {sum(self.seconds.values()) / 60:.1f} minutes ({took}).",
+            self._next_steps(),
+        ]
+        return "\n\n".join(parts)
+
+    def _next_steps(self) -> str:
+        served = shlex.quote(str(self.folder / "hub"))
+        return f"""What to type next. In one terminal, the Hub with what was published:
+
+  taia hub serve {served}
+
+In another, after the export lines that it prints:
+
+  taia info {self.model_id}
+  taia generate {self.model_id} --prompt {shlex.quote(self.prompt)} \\
+    --mode none --mode attention --mode all
+
+or in Python:
+
+  import taia_hub
+  from transformers import AutoModelForCausalLM
+
+  model = AutoModelForCausalLM.from_pretrained("{self.model_id}")   # attention updates only: TAIA
+  model.inference_modules = "all"                                   # the vanilla fine-tune
+  with model.using("none"):                                         # the base model
+      ..."""
+
+
+def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
+    """Renders losses and differences as an aligned table; a star marks the lowest loss of a domain.
+
+    Args:
+        domains: The losses.
+        trained_domain: The domain of the training sample.
+
+    Returns:
+        Lines of at most 80 characters.
+
+    Example:
+        >>> print(table_text(report.domains, "medical"))  # doctest: +SKIP
+    """
+    lines = [
+        "Loss on held-out answers, in nats per answer token; lower is better, * is lowest.",
+        "Second lines: 95 % interval (bootstrap over the items).",
+        "",
+        _ROW.format("", *MODES).rstrip(),
+        _ROW.format("", *(_NAMES[mode] for mode in MODES)).rstrip(),
+    ]
+    for one in domains:
+        trained = ", trained on this domain" if one.domain == trained_domain else ""
+        lowest = _lowest(one)
+        losses = [one.losses[mode] for mode in MODES]
+        changes = [one.differences.get((mode, "none")) for mode in MODES]
+        marks = ["*" if mode == lowest else "" for mode in MODES]
+        lines += [
+            f"\n{one.domain} ({one.items} items{trained})",
+            _ROW.format("  loss", *(f"{loss.value:.3f}{mark}" for loss, mark in zip(losses, marks, strict=True))),
+            _ROW.format("", *(f"{loss.low:.3f}..{loss.high:.3f}" for loss in losses)),
+            _ROW.format("  less base", *(f"{change.value:+.3f}" if change else "" for change in changes)),
+            _ROW.format("", *(f"{change.low:+.3f}..{change.high:+.3f}" if change else "" for change in changes)),
+        ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def conclusions(domains: Sequence[DomainLosses], trained_domain: str) -> list[str]:
+    """Says in sentences what the numbers show, and nothing that their intervals do not.
+
+    Args:
+        domains: The losses, the trained domain among them.
+        trained_domain: The domain of the training sample.
+
+    Returns:
+        A sentence a domain, and one on what TAIA gained or that the numbers do not tell.
+
+    Raises:
+        StopIteration: The trained domain is not among the domains.
+
+    Example:
+        >>> conclusions(report.domains, "medical")[1]  # doctest: +SKIP
+        'maths: against the base model, attention is better by 0.045, ffn shows no clear change, all is worse by ...'
+    """
+    lines = []
+    for one in domains:
+        told = ", ".join(f"{mode} {_verdict(one.differences[mode, 'none'])}" for mode in MODES if mode != "none")
+        lines.append(f"{one.domain}: against the base model, {told}. Lowest: {_lowest(one)}.")
+    trained = next(one for one in domains if one.domain == trained_domain)
+    others = [one for one in domains if one.domain != trained_domain]
+    harmed = [one for one in others if one.differences["all", "none"].low > 0]
+    repaired = [one.domain for one in harmed if one.differences["attention", "all"].high < 0]
+    gain, kept = (trained.differences[mode, "none"] for mode in ("all", "attention"))
+    if not (repaired and gain.high < 0 and kept.high < 0):
+        lines.append(f"At these steps the intervals do not show what TAIA is for: {_missing(harmed, gain, kept)}.")
+        return lines
+    unharmed = all(one.differences["attention", "none"].low <= 0 for one in others)
+    lines.append(
+        f"What TAIA is for: the whole update (all) paid for {trained_domain} with {' and '.join(repaired)}. "
+        f"Without its feed-forward part (attention) the model keeps {kept.value / gain.value:.0%} of the gain on "
+        f"{trained_domain} and does better on {' and '.join(repaired)}"
+        + (", with no clear loss in any domain." if unharmed else ".")
+    )
+    return lines
+
+
+def _missing(harmed: Sequence[DomainLosses], gain: Interval, kept: Interval) -> str:
+    if gain.high >= 0 or kept.high >= 0:
+        return "the training brought no clear gain in its own domain"
+    if not harmed:
+        return "the whole update (all) is not clearly worse than the base model in any other domain"
+    return "attention is not clearly better than all where all is worse than the base model"
+
+
+def _lowest(one: DomainLosses) -> str:
+    return min(MODES, key=lambda mode: one.losses[mode].value)
+
+
+def _verdict(change: Interval) -> str:
+    if change.low > 0:
+        return f"is worse by {change.value:.3f}"
+    if change.high < 0:
+        return f"is better by {-change.value:.3f}"
+    return "shows no clear change"

@@ -1,0 +1,95 @@
+"""The demo, in a process whose environment names the Hub on this disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taia_hub import TAIAForCausalLM
+from taia_hub.answering import answers
+from taia_hub.demo.base import smollm2_base
+from taia_hub.demo.evaluation import MODES, mode_table
+from taia_hub.demo.folders import MARKER
+from taia_hub.demo.progress import Progress
+from taia_hub.demo.report import DemoReport
+from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, load_items
+from taia_hub.demo.training import train_adapter
+
+BASE_ID = "demo/SmolLM2-135M-Instruct"
+MODEL_ID = "demo/smollm2-135m-medical-taia"
+PROMPT = "A shop sells pens at 3 dollars each. How much do 4 pens cost?"
+ANSWER_TOKENS = 80
+
+Log = Callable[[str], None]
+
+
+def run_stages(folder: Path, *, steps: int, seed: int, log: Log, progress: Progress) -> DemoReport:
+    """Makes base and adapter, publishes them, loads the published model and compares its modes.
+
+    Base and adapter are used again when they were made from the same inputs; everything after them is done anew.
+
+    Args:
+        folder: The demo's folder.
+        steps: Training steps.
+        seed: Of training and bootstrap.
+        log: Called with a line before each stage.
+        progress: Called as the long stages go on.
+
+    Returns:
+        What was made and measured.
+
+    Raises:
+        TAIAError: A dependency is missing, or the Hub or the disk refuses.
+
+    Example:
+        >>> run_stages(Path("taia-demo"), steps=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str, said: str) -> Iterator[None]:
+        log(said)
+        start = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - start
+
+    with stage("base", f"Unpacking SmolLM2-135M-Instruct and publishing it as {BASE_ID}"):
+        publish_base(smollm2_base(folder))
+    with stage("training", f"Training a LoRA on all linear layers, on medical answers, {steps} steps"):
+        adapter = train_adapter(BASE_ID, folder / "adapter", steps=steps, seed=seed, progress=progress)
+    with stage("publishing", f"Publishing {MODEL_ID} and loading it again"):
+        TAIAForCausalLM.from_adapter(BASE_ID, adapter, inference_modules="attention").push_to_hub(MODEL_ID)
+        model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
+        tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
+    with stage("evaluation", f"Measuring {len(MODES)} modes in {len(DOMAINS)} domains"):
+        domains = {domain: load_items(sample) for domain, sample in DOMAINS.items()}
+        table = mode_table(model, tokenizer, domains, seed=seed, progress=progress)
+    with stage("answers", "Answering one prompt in every mode"):
+        found = answers(model, tokenizer, PROMPT, MODES, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    said = {answer.mode: answer.text for answer in found}
+    return DemoReport(folder, MODEL_ID, steps, TRAINED_DOMAIN, table, PROMPT, said, seconds)
+
+
+def publish_base(folder: Path) -> None:
+    """Publishes the base model unless the Hub holds it already.
+
+    Args:
+        folder: Where the base model lies.
+
+    Raises:
+        OSError: The Hub refuses.
+
+    Example:
+        >>> publish_base(smollm2_base(Path("taia-demo")))  # doctest: +SKIP
+    """
+    api = HfApi()
+    api.create_repo(BASE_ID, exist_ok=True)
+    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MARKER}
+    siblings = api.model_info(BASE_ID, files_metadata=True).siblings or []
+    if not files.items() <= {sibling.rfilename: sibling.size for sibling in siblings}.items():
+        api.upload_folder(repo_id=BASE_ID, folder_path=folder, ignore_patterns=[MARKER])

@@ -1,0 +1,210 @@
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taia_hub import cli
+from taia_hub.errors import ConfigError
+
+
+@pytest.fixture
+def taia(capsys):
+    """Runs a command line in this process; returns (exit status, standard output, standard error)."""
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            cli.main([str(word) for word in words])
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_the_console_script_is_this_module():
+    (script,) = entry_points(group="console_scripts", name="taia")
+    assert script.load() is cli.main
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["create"], ["push"], ["info"], ["generate"], ["demo"], ["hub"], ["hub", "serve"]]
+)
+def test_every_command_has_help(taia, words):
+    status, out, _ = taia(*words, "--help")
+    assert status == 0
+    assert "Usage" in out
+
+
+def test_version(taia):
+    from taia_hub import __version__
+
+    assert taia("--version") == (0, f"taia-hub {__version__}\n", "")
+
+
+def test_create_writes_a_folder_that_loads(taia, online, tmp_path, pico):
+    status, out, _ = taia("create", online.base, online.adapter, "--out", tmp_path / "made", "--mode", "all")
+    assert status == 0
+    assert "attention" in out
+    assert str(tmp_path / "made") in out
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    assert made.inference_modules == "all"
+    other = AutoModelForCausalLM.from_pretrained(online.taia, inference_modules="all")
+    assert torch.equal(made(pico.ids()).logits, other(pico.ids()).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "made").encode("the") == (
+        AutoTokenizer.from_pretrained(online.base).encode("the")
+    )
+
+
+def test_create_keeps_the_adapters_bytes_and_the_bases_generation_config(taia, online, tmp_path, pico):
+    base = tmp_path / "base"
+    plain = pico.plain("llama")
+    plain.generation_config.update(do_sample=True, top_k=7)
+    plain.save_pretrained(base)
+    adapter = pico.adapter("llama")
+    assert taia("create", base, adapter, "--out", tmp_path / "made")[0] == 0
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "made/adapter" / weights).read_bytes() == (adapter / weights).read_bytes()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "made").generation_config.top_k == 7
+
+
+def test_create_links_to_an_adapter_on_the_hub(taia, online, repo_id, pico):
+    status, out, _ = taia("create", online.base, online.adapter, "--push", repo_id, "--link", "--json")
+    assert status == 0
+    assert repo_id in json.loads(out)["where"]
+    assert not any(name.startswith("adapter") for name in online.api.list_repo_files(repo_id))
+    linked = AutoModelForCausalLM.from_pretrained(repo_id)
+    assert linked.taia_config.update["repo"] == online.adapter
+    copied = AutoModelForCausalLM.from_pretrained(online.taia)
+    assert torch.equal(linked(pico.ids()).logits, copied(pico.ids()).logits)
+
+
+def test_create_needs_exactly_one_place(taia, online, tmp_path):
+    for places in ([], ["--out", tmp_path / "made", "--push", "own/made"]):
+        status, _, err = taia("create", online.base, online.adapter, *places)
+        assert status == 1
+        assert "either a folder" in err
+        assert "Hint: Use --out DIR or --push REPO." in err
+
+
+def test_a_link_to_a_folder_is_refused(taia, online, tmp_path, pico):
+    status, _, err = taia("create", online.base, pico.adapter("llama"), "--out", tmp_path / "made", "--link")
+    assert status == 1
+    assert "needs an adapter on the Hub" in err
+    assert not (tmp_path / "made").exists()
+
+
+def test_push_publishes_a_folder_with_a_card_of_its_own_name(taia, online, tmp_path, repo_id):
+    taia("create", online.base, online.adapter, "--out", tmp_path / "made")
+    online.hub.requests.clear()
+    status, out, _ = taia("push", tmp_path / "made", repo_id, "--json")
+    assert status == 0
+    assert json.loads(out)["commit"] == online.api.model_info(repo_id).sha
+    assert len(online.commits()) == 1
+    card = Path(online.api.hf_hub_download(repo_id, "README.md")).read_text()
+    assert f"# {repo_id}" in card
+    assert "license_name: pico-1.0" in card
+
+
+def test_info_reads_no_weights(taia, online, tmp_path):
+    status, out, _ = taia("info", online.taia, "--json")
+    assert status == 0
+    found = json.loads(out)
+    model = AutoModelForCausalLM.from_pretrained(online.taia)
+    for role, part in model.status().roles.items():
+        assert found["roles"][role]["modules"] == part.adapted
+        assert found["roles"][role]["parameters"] == part.parameters
+    assert found["modes"]["all"] == sum(part.parameters for part in model.status().roles.values())
+    assert found["base_model"] == online.base
+    assert found["base_revision"] == online.base_sha
+
+
+def test_info_fetches_only_the_header_of_the_weights(online, clean_process):
+    online.hub.requests.clear()
+    done = clean_process(f"from taia_hub.cli import main; main(['info', '{online.taia}'])")
+    assert done.returncode == 0, done.stderr
+    assert "attention" in done.stdout
+    fetched = [path for method, path in online.hub.requests if method == "GET" and "/resolve/" in path]
+    assert not any(path.startswith(f"/{online.base}/") and path.endswith(".safetensors") for path in fetched)
+
+
+def test_info_of_a_folder(taia, online, tmp_path):
+    taia("create", online.base, online.adapter, "--out", tmp_path / "made")
+    status, out, _ = taia("info", tmp_path / "made")
+    assert status == 0
+    assert "LORA in adapter" in out
+    assert "ffn" in out
+
+
+def test_generate_answers_in_every_mode(taia, online, pico):
+    modes = ["none", "attention", "ffn", "all", '{"attention": 1, "ffn": 0.5}']
+    words = [word for mode in modes for word in ("--mode", mode)]
+    status, out, _ = taia("generate", online.taia, "--prompt", "the", "--max-new-tokens", 5, "--json", *words)
+    assert status == 0
+    found = json.loads(out)
+    assert [one["mode"] for one in found] == [*modes[:4], "attention=1, ffn=0.5"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(online.taia), AutoTokenizer.from_pretrained(online.taia)
+    ids = tokenizer("the", return_tensors="pt")
+    for one, mode in zip(found, modes[:4], strict=False):
+        with model.using(mode):
+            tokens = model.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert one["text"] == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def test_generate_without_a_mode_uses_the_published_one(taia, online):
+    status, out, _ = taia("generate", online.taia, "--prompt", "the", "--max-new-tokens", 3, "--json")
+    assert status == 0
+    assert [one["mode"] for one in json.loads(out)] == ["attention"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["--mode", "atention"], "Unknown inference modules 'atention'. Did you mean 'attention'?", "Choose one of"),
+        (["--mode", "{ffn: 1}"], "is no JSON", "Quote it for the shell"),
+        (["--mode", '{"ffn": 2}'], "The weight of 'ffn' is 2", None),
+        (["--prompt", ""], "The prompt is empty", "--prompt"),
+    ],
+)
+def test_generate_says_what_is_wrong(taia, online, words, message, hint):
+    prompt = [] if "--prompt" in words else ["--prompt", "the"]
+    status, out, err = taia("generate", online.taia, *prompt, *words)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert hint is None or hint in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(online):
+    with pytest.raises(ConfigError):
+        cli.main(["--debug", "generate", online.taia, "--prompt", ""])
+
+
+def test_an_unknown_option_is_a_usage_error(taia):
+    status, _, err = taia("info", "x/y", "--nope")
+    assert status == 2
+    assert "--nope" in err
+
+
+def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
+    words = [sys.executable, "-m", "taia_hub.cli", "hub", "serve", str(tmp_path / "hub"), "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            lines = []
+            until = time.monotonic() + 120
+            while not any("HF_ENDPOINT" in line for line in lines) and time.monotonic() < until:
+                lines.append(process.stdout.readline())
+            endpoint = next(line for line in lines if "HF_ENDPOINT" in line).strip().partition("=")[2]
+            with urllib.request.urlopen(f"{endpoint}/api/agent-harnesses") as reply:
+                assert reply.status == 200
+        finally:
+            process.send_signal(2)
+        assert process.wait(30) in (0, 130)
