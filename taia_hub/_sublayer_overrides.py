@@ -37,9 +37,9 @@ OVERRIDES: tuple[Override, ...] = (
     Override("MobileBertLayer", "bottleneck", "other", "narrows the residual stream for both sublayers"),
     Override("MobileBertOutput", "bottleneck", "other", "widens the residual stream again after both sublayers"),
     Override("Qwen4ExpTextDecoderLayer", "ple", "other", "per-layer n-gram embedding of the input, with its own gate"),
-    Override("SqueezeBertModule", "post_attention", "attention", "output projection, written as a convolution of width 1"),
-    Override("SqueezeBertModule", "intermediate", "ffn", "projection of the MLP, written as a convolution of width 1"),
-    Override("SqueezeBertModule", "output", "ffn", "projection of the MLP, written as a convolution of width 1"),
+    Override("SqueezeBertModule", "post_attention", "attention", "output projection, a convolution of width 1"),
+    Override("SqueezeBertModule", "intermediate", "ffn", "projection of the MLP, a convolution of width 1"),
+    Override("SqueezeBertModule", "output", "ffn", "projection of the MLP, a convolution of width 1"),
     Override("ZambaHybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
     Override("Zamba2HybridLayer", "linear", "other", "leads a whole shared block (attention and FFN) into the stream"),
 )

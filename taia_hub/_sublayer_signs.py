@@ -144,10 +144,10 @@ def is_relative_bias(module: nn.Module, attribute: str) -> bool:
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Gives (input width, output width) of a linear layer of any class, quantised ones included, or None."""
-    if hasattr(module, "in_features") and hasattr(module, "out_features"):
-        return int(module.in_features), int(module.out_features)
-    if hasattr(module, "nx") and hasattr(module, "nf"):
-        return int(module.nx), int(module.nf)
+    for widths in (("in_features", "out_features"), ("nx", "nf")):
+        first, second = (getattr(module, width, None) for width in widths)
+        if isinstance(first, int) and isinstance(second, int):
+            return first, second
     return None
 
 
@@ -208,12 +208,12 @@ def is_down(name: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _arguments(forward: Callable[..., object]) -> tuple[tuple[str, ...], int]:
     """Gives the names of `forward`'s arguments and how many of them have no default."""
-    code = getattr(inspect.unwrap(forward), "__code__", None)
+    function = inspect.unwrap(forward)
+    code = getattr(function, "__code__", None)
     if code is None:
         return (), 0
-    count = code.co_argcount
-    required = count - len(inspect.unwrap(forward).__defaults__ or ()) - 1  # type: ignore[attr-defined]
-    return code.co_varnames[1 : count + code.co_kwonlyargcount], required
+    count, defaults = code.co_argcount, getattr(function, "__defaults__", None) or ()
+    return code.co_varnames[1 : count + code.co_kwonlyargcount], count - len(defaults) - 1
 
 
 def forward_sign(module: nn.Module) -> str | None:

@@ -13,6 +13,7 @@ from ._sublayer_overrides import OVERRIDES
 # A name counts twice what the arguments of `forward` do: with them, or with a second name, a module is placed.
 _ENOUGH = 3
 _LISTS = (nn.ModuleList, nn.ModuleDict)
+_OVERRIDES_OF = {owner: [entry for entry in OVERRIDES if entry.owner == owner] for owner, *_ in OVERRIDES}
 
 
 class Node:
@@ -34,7 +35,7 @@ class Node:
     def __init__(self, module: nn.Module, path: str, name: str, parent: Node | None) -> None:
         self.module = module
         self.path = path
-        self.attribute = parent.attribute if name.isdigit() and parent is not None else name
+        self.attribute: str = parent.attribute if name.isdigit() and parent is not None else name
         self.parent = parent
         self.children: dict[str, Node] = {}
         self.owns = any(p is not None for p in module._parameters.values())
@@ -110,19 +111,18 @@ def place(tree: Tree) -> None:
             scope.add_spine(core)
     for node in tree.nodes:
         if scope.holds_layer(node):
-            _mark_bare_mlp(node)
+            pass
     for node in tree.nodes:
         if node.role is None and node.owns:
             node.role = scope.role_of_rest(node)
 
 
 def _apply_overrides(tree: Tree) -> None:
+    """Marks the children that the override table names, and keeps them from being read again."""
     for node in tree.nodes:
-        for name, child in node.children.items():
-            for entry in OVERRIDES:
-                if fnmatch.fnmatchcase(name, entry.child) and (
-                    entry.owner == "*" or entry.owner in signs.class_names(node.module)
-                ):
+        for entry in (entry for name in signs.class_names(node.module) for entry in _OVERRIDES_OF.get(name, ())):
+            for name, child in node.children.items():
+                if fnmatch.fnmatchcase(name, entry.child):
                     child.sublayer = entry.role
                     _mark(child)
                     for inner in child.subtree():

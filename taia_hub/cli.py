@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -223,15 +224,18 @@ def demo(
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that holds the Hub; made if need be.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")] = 8299,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Take weights as LFS streams: for files above a gigabyte, and datasets.")
+    ] = False,
 ) -> None:
     """Serve a Hub from a folder, on this machine only, until Ctrl-C."""
     from taia_hub.local_hub import LocalHub
 
-    hub = LocalHub(folder, port=port)
+    hub = LocalHub(folder, port=port, large_files="lfs" if stream else "regular")
     hub.start()
     typer.echo(f"Serving {folder} at {hub.endpoint}. In another terminal:\n")
     for name, value in hub.environment().items():
-        typer.echo(f"export {name}={value}")
+        typer.echo(f"export {name}={shlex.quote(value)}")
     typer.echo("\nCtrl-C ends it.")
     hub.serve_forever()
 

@@ -119,8 +119,8 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         hub.verify_manifest(source.folder, weights, manifest_name(config), required=not pointer)
     if config.base_model_revision and os.path.isdir(config.base_model_name_or_path):
         raise RepositoryError(
-            f"The base model '{config.base_model_name_or_path}' is fixed at a commit on the Hub, and the folder of that "
-            "name here would be taken for it.",
+            f"The base model '{config.base_model_name_or_path}' is fixed at a commit on the Hub, but a folder here has "
+            "the same name and would be taken for it.",
             "Rename the folder, or work in another one.",
         )
     base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, options.access)

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import CommitInfo
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from taia_hub import publishing
 from taia_hub._calls import with_setting
@@ -40,6 +41,11 @@ class TAIAMixin(Rebuildable):
     _taia_switch: Switch
     _taia_update: PeftUpdate
     _taia_head: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # transformers finds by the class's name what `output_hidden_states` records, and a model's `__init__` enters it.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), getattr(cls, "_can_record_outputs", None))
 
     @classmethod
     def _class_body(cls, base: type) -> dict[str, Any]:

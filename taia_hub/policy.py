@@ -184,7 +184,9 @@ def parse_published(value: Any) -> Setting:
             )
         entry = _parse_entry(*pair)
         if any(entry.key == earlier.key for earlier in entries):
-            raise SettingError(f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other.")
+            raise SettingError(
+                f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other."
+            )
         entries.append(entry)
     return Setting(tuple(entries))
 

@@ -6,13 +6,13 @@ import copy
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAForCausalLM", "TAIAModel")}
+_OTHER_MODELS = {hub.ADAPTER_CONFIG, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
+_TOKENIZER = ("*token*", "*vocab*", "merges.txt", "*.model", "chat_template*", "additional_chat_templates/*")
 _STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remote_code=True`."""\n\n'
 
 
@@ -48,8 +50,9 @@ def save(
         tags: More tags for the card.
 
     Raises:
-        RepositoryError: If the folder cannot be written.
+        RepositoryError: If the folder cannot be written, or holds another model.
     """
+    _refuse_other_model(str(folder), hub.published_files(folder))
     with hub.written_whole(folder) as scratch:
         config = _save_update(model, scratch, state_dict)
         config.save_pretrained(scratch)
@@ -86,6 +89,7 @@ def push(
         RepositoryError: If the base model is a local folder, or a request fails.
     """
     check_publishable(model.taia_config)
+    repo_id = hub.full_repo_id(repo_id, token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / repo_id.rpartition("/")[2]
         fields = base_license(model.taia_config, token)
@@ -137,6 +141,7 @@ def push_folder(
     """
     config = check_folder(folder)
     check_publishable(config)
+    repo_id = hub.full_repo_id(repo_id, token)
     with tempfile.TemporaryDirectory() as scratch:
         card = None
         if not _has_own_card(folder / hub.CARD):  # the card of the folder does not know its Hub id yet
@@ -170,11 +175,14 @@ def _publish(
     **commit: Any,
 ) -> CommitInfo:
     """Publishes a folder, with the base model's tokenizer where there is none; a person's card there stays."""
+    files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
+    _refuse_other_model(str(folder), files)
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository", revision=revision):
-        there = set(api.list_repo_files(repo_id, revision=revision)) if api.repo_exists(repo_id) else set()
-        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision)) if hub.CARD in there else None
-    files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
+        at = revision if revision and api.revision_exists(repo_id, revision) else None  # a new branch begins at main
+        there = set(api.list_repo_files(repo_id, revision=at)) if api.repo_exists(repo_id) else set()
+        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=at)) if hub.CARD in there else None
+    _refuse_other_model(repo_id, there)
     if present is not None and _has_own_card(present):
         files.pop(hub.CARD, None)
     with tempfile.TemporaryDirectory() as extra:
@@ -183,6 +191,15 @@ def _publish(
             files |= hub.published_files(Path(extra))
         message = commit.pop("commit_message") or "Upload TAIA model"
         return hub.publish(files, repo_id, commit_message=message, token=token, revision=revision, **commit)
+
+
+def _refuse_other_model(name: str, files: Iterable[str]) -> None:
+    if other := sorted(_OTHER_MODELS.intersection(files)):
+        raise RepositoryError(
+            f"'{name}' holds another model at its root ({', '.join(other)}); transformers would load one in place of the "
+            "other.",
+            "Keep a TAIA repository to itself: choose another name, or delete these files first.",
+        )
 
 
 def _card(
@@ -226,7 +243,7 @@ def check_publishable(config: TAIAConfig) -> None:
 
 
 def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str]:
-    """Reads the licence fields of the base model's card; empty where it has none or cannot be read.
+    """Reads the licence fields of the base model's card; empty where it has none.
 
     Args:
         config: Configuration that names the base.
@@ -234,12 +251,13 @@ def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str]
 
     Returns:
         `license`, `license_name` and `license_link`, as far as the base gives them.
+
+    Raises:
+        RepositoryError: If the base model cannot be read.
     """
-    try:
-        info = HfApi(token=token).model_info(config.base_model_name_or_path or "", revision=config.base_model_revision)
-    except (HfHubHTTPError, OSError) as error:
-        logger.warning("The licence of '%s' could not be read: %s", config.base_model_name_or_path, error)
-        return {}
+    base = config.base_model_name_or_path or ""
+    with hub.hub_errors(base, what="base model", revision=config.base_model_revision):
+        info = HfApi(token=token).model_info(base, revision=config.base_model_revision)
     card = info.card_data
     values = {name: getattr(card, name, None) for name in ("license", "license_name", "license_link")} if card else {}
     return {name: value for name, value in values.items() if value}
@@ -252,13 +270,25 @@ def save_tokenizer(config: TAIAConfig, folder: Path, token: str | bool | None = 
         config: Configuration that names the base.
         folder: Where the files go; nothing is written when the base has no tokenizer.
         token: Access token.
+
+    Raises:
+        RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
     """
+    name, revision = config.base_model_name_or_path or "", config.base_model_revision
+    source = Path(name)
+    if revision is not None:
+        # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
+        api = HfApi(token=token, library_name="taia-hub")
+        with hub.hub_errors(name, what="base model", revision=revision):
+            files = api.list_repo_files(name, revision=revision)
+            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _TOKENIZER)]
+            for file in [*wanted, hub.CONFIG]:
+                downloaded = Path(api.hf_hub_download(name, file, revision=revision))
+        source = downloaded.parent
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.base_model_name_or_path, revision=config.base_model_revision, token=token
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        logger.warning("The base model '%s' has no tokenizer to publish: %s", config.base_model_name_or_path, error)
+        logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
         return
     tokenizer.save_pretrained(folder)
 

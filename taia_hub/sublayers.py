@@ -144,7 +144,7 @@ def find_sublayers(model: nn.Module) -> SublayerRoles:
 def _apply_registered(model: nn.Module, tree: Tree) -> None:
     """Writes the registered roles over those read from structure."""
     config = getattr(model, "config", None)
-    keys = [getattr(config, "model_type", None), *reversed(type(model).__mro__)]
+    keys: list[str | type] = [str(getattr(config, "model_type", "")), *reversed(type(model).__mro__)]
     for key in keys:
         for pattern, role in _registered.get(key, {}).items():
             matched = [node for node in tree.nodes if fnmatch.fnmatchcase(node.path, pattern)]

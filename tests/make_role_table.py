@@ -20,21 +20,21 @@ TABLE = Path(__file__).parent / "data" / "sublayer_roles.tsv"
 
 # Default configurations that transformers itself cannot build, and hybrids whose default has one kind of layer only.
 _QWEN4_EXP: dict[str, Any] = {
-    "num_hidden_layers": 8, "eos_token_id": 1, "layer_types": ["linear_attention", "indexed_attention"] * 4, "ple_layer_ids": [1], "ple_embed_dim": 2048, "split_ngram_parts": 1,
-    "ngram_vocab_size_base": 1000, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256,
-    "indexer_budget": 64, "indexer_compress_ratio": 4,
+    "num_hidden_layers": 8, "layer_types": ["linear_attention", "indexed_attention"] * 4, "eos_token_id": 1,
+    "ple_layer_ids": [1], "ple_embed_dim": 2048, "split_ngram_parts": 1, "ngram_vocab_size_base": 1000,
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
+_GEMMA4_ASSISTANT = {
+    "model_type": "gemma4_text", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+    "vocab_size_per_layer_input": 0,
 }  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"rope_theta": 1e4}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
-    "gemma4_assistant": {
-        "text_config": {
-            "model_type": "gemma4_text", "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
-            "vocab_size_per_layer_input": 0,
-        }
-    },  # fmt: skip
+    "gemma4_assistant": {"text_config": _GEMMA4_ASSISTANT},
     "gemma4_unified_assistant": {"text_config": {"model_type": "gemma4_unified_text", "num_kv_shared_layers": 12}},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
@@ -66,14 +66,19 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """Lists the whole causal mapping, then variants, encoders, encoder-decoders and multimodal models."""
-    causal = [Case(name, name, config=CONFIGS.get(name, {})) for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
-    return [Case(case.label, *DECODERS.get(case.label, case[1:3]), case.config) for case in causal if case.label not in UNBUILT] + OTHERS
+    causal = []
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model_type, auto = DECODERS.get(name, (name, "AutoModelForCausalLM"))
+        if name not in UNBUILT:
+            causal.append(Case(name, model_type, auto, CONFIGS.get(name, {})))
+    return causal + OTHERS
 
 
 def _of(auto: str, *names: str) -> list[Case]:
     return [Case(f"{name}/{auto.removeprefix('AutoModelFor') or 'Model'}", name, auto) for name in names]
 
 
+# fmt: off
 OTHERS = [
     *_of(
         "AutoModelForMaskedLM",
@@ -87,8 +92,8 @@ OTHERS = [
     ),
     *_of(
         "AutoModelForImageTextToText",
-        "aria", "blip-2", "florence2", "glm4v", "idefics2", "idefics3", "internvl", "kosmos-2", "llama4",
-        "llava", "llava_next", "llava_onevision", "mistral3", "mllama", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
+        "aria", "blip-2", "florence2", "glm4v", "idefics2", "idefics3", "internvl", "kosmos-2", "llama4", "llava",
+        "llava_next", "llava_onevision", "mistral3", "mllama", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
         "qwen3_vl", "qwen3_vl_moe", "smolvlm",
     ),
     *_of(
@@ -101,12 +106,20 @@ OTHERS = [
     Case("doge+moe", "doge", config={"is_moe": True}),
     Case("esm/MaskedLM", "esm", "AutoModelForMaskedLM", {"vocab_size": 33, "pad_token_id": 1}),
     Case("falcon+new_decoder", "falcon", config={"new_decoder_architecture": True}),
-    Case("gemma4+moe", "gemma4_text", config={
-        "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64,
-    }),
+    Case(
+        "gemma4+moe",
+        "gemma4_text",
+        config={
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 64,
+        },
+    ),
     Case("gpt2+cross_attention", "gpt2", config={"add_cross_attention": True}),
     Case("zamba2+adapters", "zamba2", config={"use_shared_attention_adapter": True}),
 ]
+# fmt: on
 
 
 def build(case: Case) -> nn.Module:
@@ -142,7 +155,10 @@ def lines(case: Case, model: nn.Module) -> list[str]:
     found = find_sublayers(model)
     unplaced = set(found.unplaced)
     return sorted(
-        {f"{case.label}\t{pattern(p)}\t{'unplaced' if p in unplaced else role}" for p, role in found.roles.items()}
+        {
+            f"{case.label}\t{pattern(p) or '(the model itself)'}\t{'unplaced' if p in unplaced else role}"
+            for p, role in found.roles.items()
+        }
     )
 
 

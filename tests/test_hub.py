@@ -462,7 +462,7 @@ def test_a_folder_of_the_same_name_does_not_stand_in_for_the_adapter(pointer, id
 def test_a_folder_of_the_same_name_does_not_stand_in_for_the_base(online, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(snapshot_download(online.base), tmp_path / "org" / "base")
-    with pytest.raises(RepositoryError, match="'org/base' is fixed at a commit on the Hub") as caught:
+    with pytest.raises(RepositoryError, match="'org/base' is fixed at a commit on the Hub, but a folder") as caught:
         TAIAForCausalLM.from_pretrained(online.taia)
     assert "Rename the folder" in caught.value.hint
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -30,7 +32,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from starlette.responses import JSONResponse
 
+import taia_hub
 from taia_hub import _imports
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
 from taia_hub.local_hub import LocalHub
@@ -370,6 +374,18 @@ def test_info_shows_card_sizes_and_expanded_fields(api, repo):
     assert expanded.siblings is None
 
 
+def test_listings(api, anonymous):
+    for name, private in (("first", False), ("second", True)):
+        api.create_repo(f"lister/{name}", private=private)
+        put(api, f"lister/{name}", files={"README.md": f"---\ntags: [taia, {name}]\n---\n".encode()})
+    assert [m.id for m in api.list_models(author="lister")] == ["lister/first", "lister/second"]
+    assert [m.id for m in anonymous.list_models(author="lister")] == ["lister/first"]
+    assert [m.id for m in api.list_models(author="lister", search="SEC")] == ["lister/second"]
+    assert [m.id for m in api.list_models(filter=["taia", "first"], expand=["sha"])] == ["lister/first"]
+    assert len(list(api.list_models(limit=1))) == 1
+    assert not list(api.list_datasets(author="lister"))
+
+
 def test_trees_and_paths(api, repo):
     put(api, repo, files={"a.txt": b"a", "dir/b.txt": b"bb", "dir/deep/c.txt": b"ccc"}, message="first")
     second = put(api, repo, files={"dir/b.txt": b"bbbb"}, message="second")
@@ -536,10 +552,11 @@ def test_a_file_cannot_become_a_folder(api, repo):
         put(api, repo, files={"a/b": b"inside"})
 
 
-def test_calls_that_are_not_offered_say_so(hub):
-    status, headers, body = raw(hub, "GET", "/api/collections")
-    assert (status, headers.get("x-error-code")) == (404, None)
-    assert "does not answer GET /api/collections" in json.loads(body)["error"]
+def test_calls_that_are_not_offered_say_so(hub, repo):
+    for path in ("/api/collections", f"/api/models/{repo}/lfs-files", "/"):
+        status, headers, body = raw(hub, "GET", path)
+        assert (status, headers.get("x-error-code")) == (404, None)
+        assert f"does not answer GET {path}" in json.loads(body)["error"]
 
 
 def test_faults_are_injected(hub, api, repo):
@@ -548,7 +565,8 @@ def test_faults_are_injected(hub, api, repo):
         put(api, repo, files={"a.txt": b"a"})
     assert e.value.response.status_code == 503
     assert len(commits_sent(hub)) == 1
-    hub.fail = None
+    hub.fail = lambda method, path: JSONResponse({"name": "other"}) if path == "/api/whoami-v2" else None
+    assert api.whoami() == {"name": "other"}
     put(api, repo, files={"a.txt": b"a"})
 
 
@@ -835,10 +853,12 @@ def test_a_hub_starts_again(tmp_path):
 
 
 def test_an_answer_does_not_wait_for_an_acknowledgement(api):
-    start = time.perf_counter()
-    for _ in range(25):
+    taken = []
+    for _ in range(10):
+        start = time.perf_counter()
         api.whoami()
-    assert time.perf_counter() - start < 25 * 0.03
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.03
 
 
 def test_only_this_machine_is_served(hub):
@@ -855,35 +875,24 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         _imports.import_or_raise("no_such_module.part", "demo", "Feature")
 
 
-_IMPORTS_ALONE = """
-import pkgutil, sys
-for name in ("starlette", "uvicorn"):
-    sys.modules[name] = None
-import taia_hub.local_hub
-for module in pkgutil.iter_modules(taia_hub.local_hub.__path__):
-    __import__(f"taia_hub.local_hub.{module.name}")
-"""
-
-
-def test_every_module_imports_without_the_extra(hub):
-    run_client(hub, _IMPORTS_ALONE)
+def test_every_module_imports_without_the_extra(monkeypatch):
+    monkeypatch.setattr(taia_hub, "local_hub", taia_hub.local_hub)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("starlette", "uvicorn")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    names = [f"taia_hub.local_hub.{module.name}" for module in pkgutil.iter_modules(taia_hub.local_hub.__path__)]
+    for name in ["taia_hub.local_hub", *names]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert len([importlib.import_module(name) for name in names]) > 8
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_a_served_hub_cleanly(tmp_path):
-    code = f"""
-from taia_hub.local_hub import LocalHub
-hub = LocalHub({str(tmp_path / "hub")!r}).start()
-print(hub.endpoint, flush=True)
-hub.serve_forever()
-print("ended", flush=True)
-"""
-    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout.readline().startswith("http://127.0.0.1:")
-    server.send_signal(signal.SIGINT)
-    out, err = server.communicate(timeout=20)
-    assert (server.returncode, out, err) == (0, "ended\n", "")
-    LocalHub(tmp_path / "hub").start().stop()
+    hub = LocalHub(tmp_path / "hub").start()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    hub.serve_forever()
+    with pytest.raises(RepositoryError, match="not running"):
+        hub.token  # noqa: B018
+    Store(tmp_path / "hub").close()
 
 
 # Libraries over the Hub

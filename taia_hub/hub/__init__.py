@@ -16,7 +16,7 @@ from taia_hub.hub.files import (
     write_manifest,
     written_whole,
 )
-from taia_hub.hub.publish import CARD, RESUME_INDEX, publish, published_files
+from taia_hub.hub.publish import CARD, RESUME_INDEX, full_repo_id, publish, published_files
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -32,6 +32,7 @@ __all__ = [
     "convert_pickled_adapter",
     "disk_errors",
     "fetch",
+    "full_repo_id",
     "hub_errors",
     "publish",
     "published_files",

@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -44,6 +45,8 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
         yield
     except HFValidationError as error:
         raise RepositoryError(f"'{name}' is neither a folder here nor a Hub id.", str(error)) from error
+    except LocalTokenNotFoundError as error:
+        raise RepositoryError(f"The {what} '{name}' cannot be reached without a token.", _hint(error)) from error
     except GatedRepoError as error:
         raise RepositoryError(f"The {what} '{name}' is gated.", _hint(error)) from error
     except RepositoryNotFoundError as error:
@@ -90,8 +93,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RepositoryError):
             raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if not full and not isinstance(error, PermissionError):
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full and number != errno.EROFS and not isinstance(error, PermissionError):
             raise
         reason = "there is no space left" if full else "it may not be written"
         raise RepositoryError(

@@ -167,15 +167,28 @@ def written_whole(folder: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             yield scratch
-            files = sorted(
-                (path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.name == MANIFEST
-            )
-            for path in files:
-                target = folder / path.relative_to(scratch)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+            _move(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Moves files into place, the manifest last; what they replace is put back when one cannot be moved."""
+    files = sorted((path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.name == MANIFEST)
+    replaced = Path(tempfile.mkdtemp(dir=scratch))
+    with contextlib.ExitStack() as undo:
+        if not folder.exists():
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        for number, path in enumerate(files):
+            target = folder / path.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                kept = replaced / str(number)
+                os.replace(target, kept)
+                undo.callback(os.replace, kept, target)
+            os.replace(path, target)
+            undo.callback(target.unlink)
+        undo.pop_all()
 
 
 def read_json(path: Path) -> dict[str, Any]:

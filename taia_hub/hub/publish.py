@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from taia_hub.hub._errors import TransportError, hub_errors
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 RESUME_INDEX = "model.safetensors.index.json"
 """What Trainer looks for in a checkpoint; written for trainable models, never published."""
+
+_TRAINERS_FILES = (RESUME_INDEX, "trainer_state.json", "zero_to_fp32.py", "latest")
+_PRIVATE = ("__pycache__", "runs")
 
 
 def publish(
@@ -31,12 +38,12 @@ def publish(
 
     Args:
         files: Path in the repository to path on this disk.
-        repo_id: The model repository; made if need be, and removed again if it was new and the commit fails.
+        repo_id: The model repository with its namespace; made if need be, and deleted again if the commit fails.
         commit_message: First line of the commit.
         commit_description: The rest of its message.
         private: Whether a new repository is private.
         token: Access token.
-        revision: Branch to commit to; None for main.
+        revision: Branch to commit to, made from main if need be; None for main.
         create_pr: Whether the commit becomes a pull request.
 
     Returns:
@@ -46,25 +53,51 @@ def publish(
         RepositoryError: If any request fails; the repository is as it was before.
     """
     api = HfApi(token=token, library_name="taia-hub")
-    with hub_errors(repo_id, what="repository", revision=revision):
-        existed = api.repo_exists(repo_id)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        try:
-            head = api.model_info(repo_id, revision=revision).sha
-            return api.create_commit(
-                repo_id,
-                [CommitOperationAdd(name, path) for name, path in files.items()],
-                commit_message=commit_message,
-                commit_description=commit_description,
-                revision=revision,
-                create_pr=create_pr,
-                parent_commit=head,
-            )
-        except BaseException:
-            if not existed:
-                with contextlib.suppress(HfHubHTTPError, TransportError):
-                    api.delete_repo(repo_id)
-            raise
+    with hub_errors(repo_id, what="repository", revision=revision), contextlib.ExitStack() as undo:
+        if not api.repo_exists(repo_id):
+            api.create_repo(repo_id, private=private)
+            undo.callback(_undone, api.delete_repo, repo_id)
+        if revision and not create_pr and not api.revision_exists(repo_id, revision):
+            api.create_branch(repo_id, branch=revision)
+            undo.callback(_undone, api.delete_branch, repo_id, branch=revision)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(name, path) for name, path in files.items()],
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=api.model_info(repo_id, revision=revision).sha,
+        )
+        undo.pop_all()
+    return commit
+
+
+def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
+    """Returns the Hub id with its namespace, which is the user's own where only a name is given.
+
+    Args:
+        repo_id: A Hub id, or the name of a repository of the user's.
+        token: Access token.
+
+    Returns:
+        `namespace/name`.
+
+    Raises:
+        RepositoryError: If the id is malformed, or the user is not known because there is no token.
+    """
+    with hub_errors(repo_id, what="repository"):
+        validate_repo_id(repo_id)
+        return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+
+
+def _undone(function: Callable[..., None], repo_id: str, **keywords: str) -> None:
+    """Takes back what was made for a commit that failed; the commit's own error is the one to raise."""
+    try:
+        function(repo_id, **keywords)
+    except (HfHubHTTPError, TransportError) as error:
+        what = f"The branch '{keywords['branch']}' of '{repo_id}'" if keywords else f"The repository '{repo_id}'"
+        logger.warning("%s was made for a commit that failed, and could not be deleted again: %s", what, error)
 
 
 def published_files(folder: Path) -> dict[str, Path]:
@@ -79,8 +112,8 @@ def published_files(folder: Path) -> dict[str, Path]:
     kept = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        private = any(part.startswith((".", "checkpoint-")) or part == "__pycache__" for part in parts)
-        trainers = path.name in (RESUME_INDEX, "trainer_state.json") or path.suffix in (".pt", ".pth", ".bin")
+        private = any(part.startswith((".", "checkpoint-", "global_step")) or part in _PRIVATE for part in parts)
+        trainers = path.name in _TRAINERS_FILES or path.suffix in (".pt", ".pth", ".bin", ".distcp")
         if path.is_file() and not private and not trainers:
             kept["/".join(parts)] = path
     return kept

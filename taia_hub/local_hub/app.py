@@ -25,6 +25,9 @@ FailureInjection = Callable[[str, str], "Response | int | None"]
 
 _ROUTES = (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES)
 _LOCAL_HOST = re.compile(r"(https?://)?(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
+_WITHOUT_NAMESPACE = re.compile(
+    r"/api/(models|datasets|spaces)/[^/]+(/(revision|tree|paths-info|preupload|commit)/.*)?|/[^/]+/resolve/.*"
+)
 _SMALL_BODY = 16 << 20
 _STATUS = {
     Reason.REPO_NOT_FOUND: 404,
@@ -81,18 +84,17 @@ def build_app(
 
 async def _answer(service: Service, request: Request, path: str, require_token: bool) -> Response:
     authorised = not require_token
-    body = request.stream()
     try:
         _check_origin(request)
         authorised = authorised or _has_token(request, service.store.disk.token)
         if match := _matches(request, "PUT", uploads.LARGE_FILE, path):
-            return _response(await _receive_large_file(service, request, body, match["sha256"]))
+            return _response(await _receive_large_file(service, request, match["sha256"]))
         if match := _matches(request, "POST", uploads.COMMIT, path):
             call = _call(request, match, b"", authorised)
-            return _response(await _receive_commit(service, body, call))
+            return _response(await _receive_commit(service, request, call))
         for method, pattern, handler in _ROUTES:
             if match := _matches(request, method, pattern, path):
-                call = _call(request, match, await _small(body), authorised)
+                call = _call(request, match, await _small(request), authorised)
                 return _response(await asyncio.to_thread(handler, service, call))
         raise _unknown(request.method, path)
     except Refused as e:
@@ -100,15 +102,13 @@ async def _answer(service: Service, request: Request, path: str, require_token: 
         return error_response(status, e.reason.code, e.message, e.commit)
     except OSError as e:
         status = 507 if e.errno in (errno.ENOSPC, errno.EDQUOT) else 500
-        return error_response(
-            status, "", f"The local Hub could not read or write its folder: {e}. Nothing was changed."
-        )
+        return error_response(status, "", f"The local Hub could not read or write its folder: {e}.")
 
 
-async def _receive_commit(service: Service, body: AsyncIterator[bytes], call: Call) -> Any:
+async def _receive_commit(service: Service, request: Request, call: Call) -> Any:
     await asyncio.to_thread(service.writable, call)
     header, operations = None, []
-    async for line in _lines(body):
+    async for line in _lines(request.stream()):
         if line and not line.isspace():
             part = await asyncio.to_thread(uploads.stage, service, line)
             if isinstance(part, dict):
@@ -120,13 +120,13 @@ async def _receive_commit(service: Service, body: AsyncIterator[bytes], call: Ca
     return await asyncio.to_thread(uploads.commit, service, call, header, operations)
 
 
-async def _receive_large_file(service: Service, request: Request, body: AsyncIterator[bytes], sha256: str) -> Any:
+async def _receive_large_file(service: Service, request: Request, sha256: str) -> Any:
     query = request.query_params
     size = int(query["size"]) if query.get("size", "").isdecimal() else -1
     if not hmac.compare_digest(query.get("signature", "").encode(), service.signature(sha256, size).encode()):
         raise Refused(Reason.FORBIDDEN, "The address of this upload is not one that this local Hub gave out.")
     with service.store.disk.draft() as draft:
-        async for chunk in body:
+        async for chunk in request.stream():
             if draft.size + len(chunk) > size:
                 raise Refused(Reason.TOO_LARGE, f"The upload is longer than the {size} bytes that were announced.")
             await asyncio.to_thread(draft.write, chunk)
@@ -149,9 +149,9 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
     yield line
 
 
-async def _small(body: AsyncIterator[bytes]) -> bytes:
+async def _small(request: Request) -> bytes:
     whole = b""
-    async for chunk in body:
+    async for chunk in request.stream():
         whole += chunk
         if len(whole) > _SMALL_BODY:
             raise Refused(Reason.TOO_LARGE, f"The body of this request is longer than {_SMALL_BODY} bytes.")
@@ -187,7 +187,7 @@ def _has_token(request: Request, token: str) -> bool:
 
 
 def _unknown(method: str, path: str) -> Refused:
-    if re.match(r"/api/(models|datasets|spaces)/[^/]+|/[^/]+/resolve/", path):
+    if _WITHOUT_NAMESPACE.fullmatch(path):
         message = f"There is no repository at '{path}' on this Hub: names have the form namespace/name."
         return Refused(Reason.REPO_NOT_FOUND, message)
     return Refused(Reason.UNKNOWN_CALL, f"A local Hub does not answer {method} {path}.")

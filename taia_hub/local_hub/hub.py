@@ -37,7 +37,8 @@ class LocalHub:
         user: The name of its one user, the namespace of repositories that are named without one.
         require_token: Whether writing and private repositories need the token.
         large_files: How clients send weights: `"regular"` within the commit, which works with every client, or
-            `"lfs"` in a stream ahead of it, for files of gigabytes, which needs `HF_HUB_DISABLE_XET=1`.
+            `"lfs"` in a stream ahead of it, for files of gigabytes and `Dataset.push_to_hub`, which needs
+            `HF_HUB_DISABLE_XET=1`.
 
     Attributes:
         folder: The folder.
@@ -92,7 +93,11 @@ class LocalHub:
 
     @property
     def endpoint(self) -> str:
-        """Where the Hub is, such as `http://127.0.0.1:8123`; known once it was started with a port or has started."""
+        """Where the Hub is, such as `http://127.0.0.1:8123`.
+
+        Raises:
+            RepositoryError: When it has no port yet.
+        """
         if not self._port:
             raise RepositoryError(f"The local Hub in '{self.folder}' is not running.", hint="Call start() first.")
         return f"http://{_HOST}:{self._port}"
@@ -184,8 +189,8 @@ class LocalHub:
             MissingDependencyError: As `start`.
             RepositoryError: As `start`.
         """
-        self.start()
         try:
+            self.start()
             while self._thread is not None and self._thread.is_alive():
                 self._thread.join(0.5)
         except KeyboardInterrupt:

@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from taia_hub.local_hub import views
+from taia_hub.local_hub.history import Commit
 from taia_hub.local_hub.names import RepoKind
 from taia_hub.local_hub.service import API, PAGE, REVISION, Call, FileReply, JsonReply, Routes, Service, text
+from taia_hub.local_hub.store import Repository
 
 
 def whoami(service: Service, call: Call) -> Any:
@@ -33,10 +35,22 @@ def validate_yaml(service: Service, call: Call) -> Any:
 def info(service: Service, call: Call) -> Any:
     """Answers `HfApi.model_info`, `dataset_info` and `space_info`."""
     repository, commit = service.commit_of(call)
-    card = commit.files.get("README.md")
-    readme = service.store.disk.blob_path(card.sha256).read_text("utf-8", "replace") if card else ""
-    expand = [*call.query.get("expand", []), *call.query.get("expand[]", [])]
-    return views.repository_info(repository, commit, readme, blobs=call.flag("blobs"), expand=expand)
+    return _expanded(call, _info(service, call, repository, commit))
+
+
+def listing(service: Service, call: Call) -> Any:
+    """Answers `HfApi.list_models`, `list_datasets` and `list_spaces`, in one page, by name."""
+    author, search, tags = call.query.get("author"), call.query.get("search"), set(call.query.get("filter", []))
+    shown = []
+    for repository in service.store.all(RepoKind.parse(call.path["kind"])):
+        named = not search or search[-1].lower() in repository.repo_id.lower()
+        owned = not author or repository.repo_id.startswith(f"{author[-1]}/")
+        if named and owned and (call.authorised or not repository.settings.private):
+            found = _info(service, call, repository, repository.commit_at("main"))
+            if tags <= set(found["tags"]):
+                shown.append(_expanded(call, found))
+    limit = call.query.get("limit", [""])[-1]
+    return shown[: int(limit)] if limit.isdecimal() else shown
 
 
 def auth_check(service: Service, call: Call) -> Any:
@@ -101,6 +115,18 @@ def resolve(service: Service, call: Call) -> Any:
     return FileReply(service.store.disk.blob_path(file.sha256), headers)
 
 
+def _info(service: Service, call: Call, repository: Repository, commit: Commit) -> dict[str, Any]:
+    card = commit.files.get("README.md")
+    readme = service.store.disk.blob_path(card.sha256).read_text("utf-8", "replace") if card else ""
+    return views.repository_info(repository, commit, readme, blobs=call.flag("blobs"))
+
+
+def _expanded(call: Call, info: dict[str, Any]) -> dict[str, Any]:
+    # A client that names fields gets only these.
+    fields = [*call.query.get("expand", []), *call.query.get("expand[]", [])]
+    return {key: value for key, value in info.items() if not fields or key in ("_id", "id", *fields)}
+
+
 def _references(prefix: str, names: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "ref": f"{prefix}/{name}", "targetCommit": sha} for name, sha in names.items()]
 
@@ -109,6 +135,7 @@ ROUTES: Routes = (
     ("GET", r"/api/whoami-v2", whoami),
     ("GET", r"/api/agent-harnesses", agent_harnesses),
     ("POST", r"/api/validate-yaml", validate_yaml),
+    ("GET", r"/api/(?P<kind>models|datasets|spaces)", listing),
     ("GET", API, info),
     ("GET", API + r"/revision" + REVISION, info),
     ("GET", API + r"/auth-check", auth_check),

@@ -20,9 +20,7 @@ from taia_hub.local_hub.store import PullRequest, Repository, Settings
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def repository_info(
-    repository: Repository, commit: Commit, readme: str, *, blobs: bool = False, expand: list[str] | None = None
-) -> dict[str, Any]:
+def repository_info(repository: Repository, commit: Commit, readme: str, *, blobs: bool) -> dict[str, Any]:
     """Returns what `model_info`, `dataset_info` and `space_info` read.
 
     Args:
@@ -30,7 +28,6 @@ def repository_info(
         commit: The commit to describe.
         readme: The text of its README.md; empty where there is none.
         blobs: Whether files come with sizes and hashes.
-        expand: The only fields to return, besides the id; None for all.
 
     Returns:
         The repository as the Hub's API describes it.
@@ -60,8 +57,6 @@ def repository_info(
         info |= {key: card[key] for key in ("library_name", "pipeline_tag", "model-index") if key in card}
     if repository.kind is RepoKind.SPACE:
         info |= {"sdk": settings.sdk, "runtime": runtime(settings)}
-    if expand:
-        info = {key: value for key, value in info.items() if key in ("_id", "id", *expand)}
     return info
 
 
