@@ -111,7 +111,7 @@ def place(tree: Tree) -> None:
             scope.add_spine(core)
     for node in tree.nodes:
         if scope.holds_layer(node):
-            pass
+            _mark_bare_mlp(node)
     for node in tree.nodes:
         if node.role is None and node.owns:
             node.role = scope.role_of_rest(node)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub import __version__
+from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
 app = typer.Typer(
@@ -210,7 +211,7 @@ def demo(
     directory: Annotated[Path, typer.Option("--dir", help="Folder for the Hub, the models and the cache.")] = Path(
         "taia-demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = DEFAULT_STEPS,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes."""

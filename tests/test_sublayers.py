@@ -143,11 +143,46 @@ def test_a_model_name_with_a_keyword_is_no_sign():
     assert roles_of("Mamba", num_hidden_layers=1).roles["lm_head"] == "other"
 
 
+class MoeGptStem(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x
+
+
+class MoeGptModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = [nn.ModuleDict({"stem": MoeGptStem(), "attn": nn.MultiheadAttention(8, 2)}) for _ in range(2)]
+        self.layers = nn.ModuleList(layers)
+
+
+def test_the_name_of_a_custom_model_is_taken_off_its_classes():
+    found = find_sublayers(MoeGptModel())
+    assert found.unplaced == ("layers.0.stem.dense", "layers.1.stem.dense")
+    assert found.roles["layers.0.attn"] == "attention"
+
+
 def test_experts_that_are_parameters_are_ffn():
     roles = roles_of("Mixtral", num_hidden_layers=1).roles
     assert roles["model.layers.0.mlp.experts"] == roles["model.layers.0.mlp.gate"] == "ffn"
     roles = roles_of("Qwen2Moe", num_hidden_layers=1).roles
     assert roles["model.layers.0.mlp.shared_expert_gate"] == "ffn"
+
+
+def test_a_gate_beside_a_list_of_experts_is_its_router():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.experts = nn.Linear(8, 2), nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+        def forward(self, x):
+            return x
+
+    layer = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2), "sparse": Sparse()})
+    assert sublayer_roles(nn.ModuleDict({"layers": nn.ModuleList([layer])}))["layers.0.sparse.gate"] == "ffn"
 
 
 def test_experts_inside_an_attention_are_attention():
@@ -202,6 +237,9 @@ def test_a_projector_is_other_though_it_is_an_mlp():
     roles = sublayer_roles(model)
     assert roles["model.visual.merger.mlp.0"] == "other"
     assert roles["model.visual.blocks.0.mlp.fc1"] == "ffn"
+    model = tiny_llama()
+    model.bridge = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))})
+    assert sublayer_roles(model)["bridge.mlp.0"] == "other"
 
 
 # --- what a model may look like by the time it is read -------------------------------------------------------------
