@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import ConfigError, SettingError, TAIAError
 from taia_hub.policy import Setting, parse_published, parse_setting
 
 PAPER = "https://arxiv.org/abs/2405.20192"
@@ -89,12 +89,21 @@ class TAIAConfig(PreTrainedConfig):
 
         Returns:
             The configuration, with the unused keywords when `return_unused_kwargs` is set.
+
+        Raises:
+            ConfigError: If a value has the wrong type or range.
+            SettingError: If `inference_modules` is no setting.
         """
+        requested = {}
         if kwargs.get("return_unused_kwargs") and "inference_modules" in kwargs:
-            requested = kwargs.pop("inference_modules")
-            config, unused = super().from_dict(config_dict, **kwargs)
-            return config, {**unused, "inference_modules": requested}
-        return super().from_dict(config_dict, **kwargs)
+            requested["inference_modules"] = kwargs.pop("inference_modules")
+        try:
+            made: Any = super().from_dict(config_dict, **kwargs)
+        except TAIAError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"config.json holds a value that transformers cannot use: {error}.", _REPAIR) from error
+        return (made[0], {**made[1], **requested}) if kwargs.get("return_unused_kwargs") else made
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

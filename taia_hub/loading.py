@@ -200,10 +200,10 @@ def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess)
     if repo:
         sha = config.update["revision"]
         pointed = hub.fetch(repo, files, revision=sha, access=access, what="adapter repository", local=False)
-        return _with_safetensors(pointed, path)
+        return _with_safetensors(pointed, path, access)
     if source.revision and path != "adapter":  # 'adapter/*' came with the first download
         source = hub.fetch(source.name, files, revision=source.revision, access=access, what="TAIA repository")
-    return _with_safetensors(source, path)
+    return _with_safetensors(source, path, access)
 
 
 def manifest_name(config: TAIAConfig) -> str:
@@ -256,7 +256,7 @@ def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
 
 
 def _load_adapter_source(base: str, base_revision: str | None, source: hub.Source, options: LoadOptions) -> Loaded:
-    folder = _with_safetensors(source, "")
+    folder = _with_safetensors(source, "", options.access)
     hub.adapter_weights(folder)
     peft_config = read_config(folder)
     resolved = hub.resolve_base(base, base_revision or peft_config.revision, options.access)
@@ -324,13 +324,13 @@ def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
     return model
 
 
-def _with_safetensors(source: hub.Source, path: str) -> Path:
+def _with_safetensors(source: hub.Source, path: str, access: hub.HubAccess) -> Path:
     """Returns the adapter's folder; names pickled weights that were left on the Hub as the reason if need be."""
     folder = source.folder / path
     pickled = f"{path}/{hub.PICKLED_WEIGHTS}".lstrip("/")
-    if source.revision and not (folder / hub.ADAPTER_WEIGHTS).is_file():
+    if source.revision and not access.local_files_only and not (folder / hub.ADAPTER_WEIGHTS).is_file():
         with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
-            if HfApi().file_exists(source.name, pickled, revision=source.revision):
+            if HfApi(token=access.token).file_exists(source.name, pickled, revision=source.revision):
                 raise RepositoryError(
                     f"'{source.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
                     "only safetensors are read.",

@@ -44,7 +44,7 @@ class TAIAMixin(Rebuildable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # transformers finds by the class's name what `output_hidden_states` records, and a model's `__init__` enters it.
+        # transformers looks up by class name what `output_hidden_states` records; a model's `__init__` enters it.
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), getattr(cls, "_can_record_outputs", None))
 
     @classmethod

@@ -196,7 +196,7 @@ def _publish(
 def _refuse_other_model(name: str, files: Iterable[str]) -> None:
     if other := sorted(_OTHER_MODELS.intersection(files)):
         raise RepositoryError(
-            f"'{name}' holds another model at its root ({', '.join(other)}); transformers would load one in place of the "
+            f"'{name}' holds another model at its root ({', '.join(other)}); transformers would load one for the "
             "other.",
             "Keep a TAIA repository to itself: choose another name, or delete these files first.",
         )

@@ -36,7 +36,6 @@ import taia_hub  # noqa: E402
 from taia_hub import TAIAForCausalLM  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
-
 # --- Pico models: random, two layers, written once a session -------------------------------------------------------
 _SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
@@ -65,6 +64,9 @@ _LLAMA_LIKE = (r".*\.self_attn\.[qkvo]_proj", r".*\.mlp\.(gate|up|down)_proj")
 _EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 ARCHITECTURES = {
     "llama": Architecture({**_SMALL, **_HEADS}, *_LLAMA_LIKE),
+    "llama-single": Architecture(
+        {**_SMALL, **_HEADS, "num_hidden_layers": 1}, *_LLAMA_LIKE
+    ),  # to compile in little time
     "qwen3": Architecture({**_SMALL, **_HEADS}, *_LLAMA_LIKE),
     "gpt2": Architecture(
         {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 128},
@@ -143,7 +145,9 @@ class Pico:
         folder = self.folder / name
         if not folder.exists():
             torch.manual_seed(0)
-            config = AutoConfig.for_model(name, **_ENDS, initializer_range=0.2, **ARCHITECTURES[name].config)
+            config = AutoConfig.for_model(
+                name.partition("-")[0], **_ENDS, initializer_range=0.2, **ARCHITECTURES[name].config
+            )
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         return folder
 
@@ -174,7 +178,9 @@ class Pico:
                 options["target_parameters"] = list(one.parameters)
         return LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", **options})
 
-    def narrowed(self, name: str, role: str, label: str = "lora", pattern: str | list[str] | None = None) -> Path:
+    def narrowed(
+        self, name: str, role: str, label: str = "lora", pattern: str | list[str] | None = None, **options: Any
+    ) -> Path:
         """Returns the folder of the adapter `label` with the modules of one role alone: its config and its tensors."""
         folder = self.folder / f"{name}-{label}-{role}"
         if not folder.exists():
@@ -184,7 +190,8 @@ class Pico:
             config.target_modules = pattern or getattr(one, role)
             if getattr(config, "target_parameters", None) and role != "ffn":
                 config.target_parameters = None
-            config.inference_mode = False
+            for key, value in {**options, "inference_mode": False}.items():
+                setattr(config, key, value)
             model = get_peft_model(self.plain(name), config)
             tensors = load_file(full / "adapter_model.safetensors")
             wanted = get_peft_model_state_dict(model, save_embedding_layers=False)

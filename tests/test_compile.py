@@ -1,11 +1,14 @@
 """Compiled models: one graph serves every mode and every row, with gradients and without."""
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 MODES = ["none", "attention", "ffn", "all"]
-SETTINGS = [*MODES, {"attention": 0.5, "ffn@1": 0.25}]
+SETTINGS = [*MODES, {"attention": 0.5, "*.mlp.*": 0.25}]
+SMALL = "llama-single"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -31,7 +34,7 @@ def forward(model, ids, **keywords):
     return model(input_ids=ids, use_cache=False, **keywords).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_one_graph_serves_every_mode(pico, fullgraph, name):
     model, ids = pico.taia(name), pico.ids()
     with torch.no_grad():
@@ -50,7 +53,7 @@ def test_one_graph_serves_every_mode(pico, fullgraph, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("grad", [False, True])
 def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph, grad):
-    model, ids = pico.taia("llama", is_trainable=grad), pico.ids()
+    model, ids = pico.taia(SMALL, is_trainable=grad), pico.ids()
     compiled, graphs = fullgraph(model, "inductor")
 
     with torch.set_grad_enabled(grad):
@@ -65,7 +68,7 @@ def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph, grad):
 
 
 def test_one_graph_serves_rows(pico, fullgraph):
-    model, ids = pico.taia("llama"), pico.ids(4)
+    model, ids = pico.taia(SMALL), pico.ids(4)
     compiled, graphs = fullgraph(model)
 
     with torch.no_grad():
@@ -81,7 +84,7 @@ def test_one_graph_serves_rows(pico, fullgraph):
 
 def test_the_keyword_works_on_a_compiled_model(pico):
     """The keyword is resolved outside the graph, so a compiled model takes every form of it."""
-    model, ids = pico.taia("llama"), pico.ids()
+    model, ids = pico.taia(SMALL), pico.ids()
     expected = {mode: forward(model, ids, inference_modules=mode) for mode in MODES}
     rows = forward(model, ids, inference_modules=["none", "all"])
     graphs = CompileCounterWithBackend("aot_eager")
@@ -99,14 +102,14 @@ def test_the_keyword_works_on_a_compiled_model(pico):
     assert graphs.frame_count == compiled_frames
 
 
-@pytest.mark.parametrize("variant", ["float32", "bfloat16", "lora_bias", "dropout"])
+@pytest.mark.parametrize("variant", ["bfloat16", "bias_and_dropout"])
 def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
-    options = {"lora_bias": {"lora_bias": True}, "dropout": {"lora_dropout": 0.3}}.get(variant, {})
+    options = {} if variant == "bfloat16" else {"lora_bias": True, "lora_dropout": 0.3}  # dropout rests in eval mode
     label = variant if options else "lora"
-    pico.adapter("llama", pico.lora("llama", **options), label)
+    pico.adapter(SMALL, pico.lora(SMALL, **options), label)
     dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
     close = {"rtol": 0.1, "atol": 0.02} if variant == "bfloat16" else {"rtol": 1e-4, "atol": 1e-5}
-    model, ids = pico.taia("llama", label, is_trainable=True, dtype=dtype), pico.ids()
+    model, ids = pico.taia(SMALL, label, is_trainable=True, dtype=dtype), pico.ids()
     compiled, graphs = fullgraph(model)
 
     def gradients(one):
@@ -120,13 +123,15 @@ def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
         assert any(gradient is not None for gradient in expected.values())
         for key, gradient in expected.items():
             # a masked update gets no gradient in eager code, and zeros from the one graph of all modes
-            torch.testing.assert_close(ours[key], torch.zeros_like(ours[key]) if gradient is None else gradient, **close)
+            torch.testing.assert_close(
+                ours[key], torch.zeros_like(ours[key]) if gradient is None else gradient, **close
+            )
 
     assert graphs.frame_count == 1
 
 
 def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
-    model, ids = pico.taia("llama", is_trainable=True), pico.ids(3)
+    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids(3)
     compiled, _ = fullgraph(model)
     rows = model._taia_switch.resolve_rows(["ffn", "all", {"attention": 0.5}])
 
@@ -144,7 +149,7 @@ def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
 
 def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
     """The backward pass goes by the weights that the forward had, whatever is in force by then."""
-    model, ids = pico.taia("llama", is_trainable=True), pico.ids()
+    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids()
     compiled, _ = fullgraph(model)
     weight = model.model.layers[0].mlp.up_proj.lora_B["default"].weight
 
@@ -157,19 +162,20 @@ def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
     torch.testing.assert_close(gradient(compiled, "none"), gradient(model, "all"), **CLOSE)
 
 
-@pytest.mark.parametrize("setting", MODES)
-def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, setting):
-    model, ids = pico.taia("llama", dtype=torch.bfloat16), pico.ids()
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, autocast):
+    options = {"dtype": torch.bfloat16, "autocast_adapter_dtype": autocast}
+    model, ids = pico.taia(SMALL, **options), pico.ids()
     compiled, _ = fullgraph(model)
 
-    with torch.no_grad(), model.using(setting):
-        assert torch.equal(forward(compiled, ids), forward(model, ids))
+    with torch.no_grad():
+        for setting in MODES:
+            with model.using(setting):
+                assert torch.equal(forward(compiled, ids), forward(model, ids))
 
 
 def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
-    import copy
-
-    model, ids = pico.taia("llama"), pico.ids()
+    model, ids = pico.taia(SMALL), pico.ids()
     compiled, _ = fullgraph(model)
     with torch.no_grad():
         forward(compiled, ids)
@@ -182,19 +188,20 @@ def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
 
 
 def generate(model, ids, **keywords):
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
     return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **keywords)
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_generates_in_every_mode(pico):
     """With a static cache, `generate` runs a compiled forward; here it is compiled by hand, as on a CPU it is not."""
-    model, ids = pico.taia("llama"), pico.ids(1)
+    model, ids = pico.taia(SMALL), pico.ids(1)
     expected = {mode: generate(model, ids, inference_modules=mode) for mode in MODES}
     rows = generate(model, ids.repeat(4, 1), inference_modules=MODES)
 
     model.forward = torch.compile(model.forward, backend="aot_eager")
 
-    for mode in (*MODES, *MODES[::-1]):
+    for mode in (*MODES, "none"):
         assert torch.equal(generate(model, ids, inference_modules=mode), expected[mode])
     assert torch.equal(generate(model, ids.repeat(4, 1), inference_modules=MODES), rows)
 
@@ -205,7 +212,7 @@ def test_static_cache_on_a_gpu_follows_the_mode_between_calls(pico, dtype):
     """There `generate` compiles the decoding step with CUDA graphs by itself, which replay what ran at capture."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    model, ids = pico.taia("llama", dtype=dtype).cuda(), pico.ids(1).cuda()
+    model, ids = pico.taia(SMALL, dtype=dtype).cuda(), pico.ids(1).cuda()
     expected = {mode: generate(model, ids, inference_modules=mode, disable_compile=True) for mode in MODES}
     rows = generate(model, ids.repeat(4, 1), inference_modules=MODES, disable_compile=True)
 

@@ -2,12 +2,12 @@ import json
 import random
 
 import pytest
+from test_policy import random_setting
 from transformers import AutoConfig
 from transformers import logging as transformers_logging
 
 from taia_hub import TAIAConfig
 from taia_hub.errors import ConfigError, SettingError, TAIAError
-from test_policy import random_setting
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -98,7 +98,7 @@ def test_the_base_is_a_text(tmp_path, name, value):
     "value", ["atention", "", 3, None, True, ["attention"], [["atention@1", 1]], [["ffn", 2]], [["ffn"]], {"ffn": "x"}]
 )
 def test_the_published_setting_is_a_setting(tmp_path, value):
-    with pytest.raises(SettingError, match="inference_modules of config.json") as caught:
+    with pytest.raises(SettingError, match=r"inference_modules of config.json") as caught:
         AutoConfig.from_pretrained(written(tmp_path, inference_modules=value))
     assert caught.value.hint
 
@@ -132,7 +132,8 @@ def test_the_update_is_where_it_may_be(tmp_path, update, message):
 
 
 @pytest.mark.parametrize(
-    "path", ["..", "../x", "adapter/../../x", "/etc", "\\etc", "..\\x", "a\\..\\..\\x", "C:/x", "C:\\x", "~/x", "a*", "."]
+    "path",
+    ["..", "../x", "adapter/../../x", "/etc", "\\etc", "..\\x", "a\\..\\..\\x", "C:/x", "C:\\x", "~/x", "a*", "."],
 )
 def test_the_update_does_not_leave_the_repository(tmp_path, path):
     with pytest.raises(ConfigError, match="folder inside the repository") as caught:

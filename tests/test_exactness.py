@@ -145,6 +145,23 @@ def test_a_hook_on_the_base_layer_sees_the_base_output(pico):
     assert torch.equal(output, torch.nn.functional.linear(x, layer.base_layer.weight))
 
 
+def test_a_keyword_for_the_base_layer_leaves_the_weight_in_force(pico):
+    class Scaled(torch.nn.Linear):
+        def forward(self, x, factor=1.0):
+            return super().forward(x) * factor
+
+    model, x = pico.taia("llama"), torch.randn(2, 3, 16)
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.base_layer.__class__ = Scaled
+
+    with torch.no_grad():
+        base = layer.base_layer(x, factor=2.0)
+        for weight in (0, 0.5, 1):
+            with model.using({"attention": weight}):
+                update = layer.lora_B["default"](layer.lora_A["default"](x)) * layer.scaling["default"] * weight
+                torch.testing.assert_close(layer(x, factor=2.0), base + update)
+
+
 @pytest.mark.slow
 def test_modes_are_exact_on_real_weights(pico, smollm2, tmp_path):
     from peft import PeftModel, get_peft_model

@@ -138,9 +138,12 @@ def test_a_pipeline_runs_by_id(online):
         with run.model.using(mode):
             texts[mode] = run("the ", max_new_tokens=6, do_sample=False)[0]["generated_text"]
     assert all(text.startswith("the ") for text in texts.values())
-    assert texts["none"] == pipeline("text-generation", model=online.base)(
-        "the ", max_new_tokens=6, do_sample=False
-    )[0]["generated_text"]
+    assert (
+        texts["none"]
+        == pipeline("text-generation", model=online.base)("the ", max_new_tokens=6, do_sample=False)[0][
+            "generated_text"
+        ]
+    )
 
 
 def test_the_tokenizer_gives_the_ids_of_the_base(online):

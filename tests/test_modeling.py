@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, TextStreamer, pipeline
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError
 
 MODES = ["none", "attention", "ffn", "all"]
 
@@ -189,9 +190,7 @@ def test_the_backbone_has_the_hidden_states_of_the_head_model(pico, saved):
 def test_the_backbone_switches_and_saves(pico, saved, tmp_path):
     ids = pico.ids()
     backbone = AutoModel.from_pretrained(saved, inference_modules="all").eval()
-    expected = {
-        mode: logits(pico.taia("llama"), ids, inference_modules=mode) for mode in MODES
-    }
+    expected = {mode: logits(pico.taia("llama"), ids, inference_modules=mode) for mode in MODES}
 
     assert backbone.inference_modules == "all"
     assert backbone.status().roles["ffn"].acting == 6
@@ -385,23 +384,67 @@ def test_every_other_keyword_reaches_the_base_model(pico, saved, monkeypatch):
     assert not {"inference_modules", "adapter_kwargs", "verify", "is_trainable"} & set(seen)
 
 
-OFFLOADED = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+PLACES = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+
+
+def assert_modes(pico, name, model, device="cpu"):
+    ids = pico.ids().to(device)
+    assert torch.equal(logits(model, ids, inference_modules="none"), logits(pico.plain(name).to(device), ids))
+    for mode, folder in {
+        "all": pico.adapter(name),
+        "attention": pico.narrowed(name, "attention"),
+        "ffn": pico.narrowed(name, "ffn"),
+    }.items():
+        reference = pico.peft(name, folder).to(device)
+        assert torch.equal(logits(model, ids, inference_modules=mode), logits(reference, ids)), mode
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_modes_are_exact_where_layers_are_offloaded(pico, name, tmp_path):
-    ids = pico.ids()
-    options = {"device_map": {**OFFLOADED, "model.rotary_emb": "cpu"}, "offload_folder": str(tmp_path / "offload")}
-    model = TAIAForCausalLM.from_adapter(pico.base(name), pico.adapter(name), **options).eval()
+def test_modes_are_exact_where_weights_are_offloaded(pico, name):
+    """accelerate keeps every weight, also the update's, elsewhere and brings it for the time of a call."""
+    model = pico.taia(name)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
 
-    assert {str(value) for value in model.hf_device_map.values()} == {"cpu", "disk"}
-    assert torch.equal(logits(model, ids, inference_modules="none"), logits(pico.plain(name), ids))
-    for mode, reference in {
-        "all": pico.peft(name, pico.adapter(name)),
-        "attention": pico.peft(name, pico.narrowed(name, "attention")),
-        "ffn": pico.peft(name, pico.narrowed(name, "ffn")),
-    }.items():
-        assert torch.equal(logits(model, ids, inference_modules=mode), logits(reference, ids)), mode
+    assert_modes(pico, name, model)
+    half = logits(pico.taia(name), pico.ids(), inference_modules={"*": 0.5})
+    assert torch.equal(logits(model, pico.ids(), inference_modules={"*": 0.5}), half)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_a_device_map_by_layer_is_kept(pico, name):
+    places = dict.fromkeys(PLACES, "cpu")
+
+    model = TAIAForCausalLM.from_adapter(pico.base(name), pico.adapter(name), device_map=places).eval()
+
+    assert_modes(pico, name, model)
+
+
+def test_a_device_map_with_the_disk_is_refused(pico, tmp_path):
+    places = {**dict.fromkeys(PLACES, "cpu"), "model.layers.1": "disk"}
+
+    with pytest.raises(UnsupportedUpdateError, match="on the disk"):
+        TAIAForCausalLM.from_adapter(
+            pico.base("llama"), pico.adapter("llama"), device_map=places, offload_folder=str(tmp_path)
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_layers_offloaded_from_a_gpu_stay_there(pico, name):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    places = {**dict.fromkeys(PLACES, 0), "model.layers.1": "cpu"}
+
+    model = TAIAForCausalLM.from_adapter(pico.base(name), pico.adapter(name), device_map=places).eval()
+
+    assert all(parameter.is_meta for parameter in model.model.layers[1].parameters())
+    assert all(parameter.is_cuda for parameter in model.model.layers[0].parameters())
+    assert_modes(pico, name, model, "cuda")
+    mixed = logits(model, pico.ids(4).cuda(), inference_modules=["none", "none", "attention", "attention"])
+    alone = logits(model, pico.ids(4).cuda()[2:], inference_modules="attention")
+    torch.testing.assert_close(mixed[2:], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_moving_and_casting_keeps_the_modes(pico, model):
@@ -411,9 +454,7 @@ def test_moving_and_casting_keeps_the_modes(pico, model):
     model.to(torch.float64)
 
     assert torch.equal(logits(model, ids, inference_modules="all"), logits(reference, ids))
-    assert torch.equal(
-        logits(model, ids, inference_modules="none"), logits(pico.plain("llama").to(torch.float64), ids)
-    )
+    assert torch.equal(logits(model, ids, inference_modules="none"), logits(pico.plain("llama").to(torch.float64), ids))
 
 
 def test_loading_for_training_begins_with_every_update(pico, saved):
@@ -421,7 +462,10 @@ def test_loading_for_training_begins_with_every_update(pico, saved):
 
     assert model.inference_modules == "all"
     assert model.taia_config.inference_modules == "attention"
-    assert {name.split(".")[-3] for name, value in model.named_parameters() if value.requires_grad} == {"lora_A", "lora_B"}
+    assert {name.split(".")[-3] for name, value in model.named_parameters() if value.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
 
 
 def test_the_setting_to_begin_with_is_not_published(saved, tmp_path):

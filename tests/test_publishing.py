@@ -175,14 +175,13 @@ def test_a_failure_at_any_request_changes_nothing(online, push, answer, no_waiti
     run, state = push
     before = state()
     online.hub.requests.clear()
-    failed, number = 0, 0
+    errors, number = [], 0
     while True:
         online.hub.fail = from_request(number, answer)
         try:
             run()
         except TAIAError as error:
-            assert error.hint
-            failed += 1
+            errors.append(error)
         else:
             online.hub.fail = None
             if state() != before:
@@ -191,9 +190,8 @@ def test_a_failure_at_any_request_changes_nothing(online, push, answer, no_waiti
         online.hub.fail = None
         assert state() == before, f"request {number} failed"
         number += 1
-    # The push passes only when no request is left to fail, or one that it can do without.
-    online.hub.fail = None
-    assert failed >= 7
+    assert len(errors) >= 7
+    assert all(error.hint for error in errors)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -442,7 +440,7 @@ def test_a_repository_of_another_model_is_left_alone(online, model, repo_id, nam
 def test_an_adapter_at_the_root_of_a_folder_is_never_published(online, model, folder, repo_id, tmp_path):
     shutil.copytree(snapshot_download(online.adapter), tmp_path / "adapter")
     before = contents(tmp_path / "adapter")
-    with pytest.raises(RepositoryError, match="another model at its root.*adapter_config") as caught:
+    with pytest.raises(RepositoryError, match=r"another model at its root.*adapter_config") as caught:
         model.save_pretrained(tmp_path / "adapter")
     assert "choose another name" in caught.value.hint
     assert contents(tmp_path / "adapter") == before
@@ -469,7 +467,7 @@ def test_a_folder_is_checked_before_it_is_published(online, folder, repo_id):
 
 @pytest.mark.parametrize("name", ["a/b/c", "org/na me", "-x", "org/", "../x", ""])
 def test_a_malformed_repository_id_is_refused(online, model, name):
-    with pytest.raises(RepositoryError, match="no Hub id|neither") as caught:
+    with pytest.raises(RepositoryError, match=r"no Hub id|neither") as caught:
         model.push_to_hub(name)
     assert caught.value.hint
     assert online.commits() == []
@@ -523,7 +521,7 @@ def test_an_error_while_files_are_moved_puts_the_old_ones_back(model, folder, mo
         original(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(RepositoryError, match="may not be written"):
+    with pytest.raises(RepositoryError, match="permission was denied"):
         model.save_pretrained(folder)
     assert contents(folder) == before
     assert folder.exists() != new
@@ -539,9 +537,9 @@ def test_a_full_disk_is_said_so_and_leaves_the_old_folder(model, folder, monkeyp
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(RepositoryError, match="no space left") as caught:
+    with pytest.raises(RepositoryError, match="no space is left") as caught:
         model.save_pretrained(folder)
-    assert "Free space or choose another folder" in caught.value.hint
+    assert "Free space, or choose another folder" in caught.value.hint
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -550,7 +548,7 @@ def test_a_full_disk_is_said_so_and_leaves_the_old_folder(model, folder, monkeyp
 def test_a_folder_that_may_not_be_written_is_said_so(model, folder):
     folder.parent.chmod(0o555)
     try:
-        with pytest.raises(RepositoryError, match="may not be written"):
+        with pytest.raises(RepositoryError, match="permission was denied"):
             model.save_pretrained(folder)
     finally:
         folder.parent.chmod(0o755)

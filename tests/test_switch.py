@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoHaConfig
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TextIteratorStreamer
 
 from taia_hub.errors import SettingError
@@ -149,7 +150,9 @@ def test_rows_generate_the_tokens_of_single_runs(pico, name):
 
     mixed = greedy(model, ids, inference_modules=MODES)
 
-    assert torch.equal(mixed, torch.cat([greedy(model, ids[i : i + 1], inference_modules=m) for i, m in enumerate(MODES)]))
+    assert torch.equal(
+        mixed, torch.cat([greedy(model, ids[i : i + 1], inference_modules=m) for i, m in enumerate(MODES)])
+    )
     assert len({tuple(row[7:]) for row in greedy(model, ids[:1].repeat(4, 1), inference_modules=MODES).tolist()}) > 1
 
 
@@ -188,6 +191,20 @@ def test_masked_rows_are_not_computed(pico):
 
     assert mixed.isfinite().all(dim=(1, 2)).tolist() == [True, False, True]
     assert logits(model, ids, inference_modules="attention").isfinite().all()
+
+
+def test_the_work_of_an_update_goes_by_the_rows_that_it_acts_on(pico):
+    model, ids = pico.taia("llama"), pico.ids(4)
+
+    def work(setting):
+        with FlopCounterMode(display=False) as counter:
+            logits(model, ids, inference_modules=setting)
+        return counter.get_total_flops()
+
+    none, everywhere = work("none"), work("all")
+
+    assert work(["none", "all", "none", "none"]) - none == (everywhere - none) / 4
+    assert none < work("attention") < everywhere
 
 
 def test_the_same_setting_in_every_row_is_that_setting(pico):
@@ -355,7 +372,9 @@ def test_a_streamer_runs_in_a_thread_with_the_keyword(pico, tokenizer):
     model, ids = pico.taia("llama"), pico.ids(1)
     for mode in ("none", "all"):
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-        thread = threading.Thread(target=greedy, args=(model, ids), kwargs={"streamer": streamer, "inference_modules": mode})
+        thread = threading.Thread(
+            target=greedy, args=(model, ids), kwargs={"streamer": streamer, "inference_modules": mode}
+        )
         thread.start()
         text = "".join(streamer)
         thread.join()
@@ -481,7 +500,9 @@ def test_the_model_holds_the_tensors_of_peft_and_no_more(pico):
     logits(model, pico.ids(2), inference_modules=["none", "all"])
     assert sizes(model) == sizes(reference)
     held = [key for module in model.modules() for key, value in module.__dict__.items() if torch.is_tensor(value)]
-    expected = [key for module in reference.modules() for key, value in module.__dict__.items() if torch.is_tensor(value)]
+    expected = [
+        key for module in reference.modules() for key, value in module.__dict__.items() if torch.is_tensor(value)
+    ]
     assert sorted(held) == sorted(expected)
 
 
@@ -496,7 +517,7 @@ def test_many_settings_do_not_grow_the_switch(pico):
 # --- Status --------------------------------------------------------------------------------------------------------
 def test_status_counts_by_role(pico):
     model = pico.taia("llama")
-    parameters = {role: 0 for role in ("self_attn", "mlp")}
+    parameters = dict.fromkeys(("self_attn", "mlp"), 0)
     for name, value in model.named_parameters():
         if "lora_" in name:
             parameters["mlp" if "mlp" in name else "self_attn"] += value.numel()

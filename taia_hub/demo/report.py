@@ -147,7 +147,7 @@ def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
         >>> print(table_text(report.domains, "medical"))  # doctest: +SKIP
     """
     lines = [
-        "Loss on held-out answers, in nats per answer token; lower is better, * is lowest.",
+        "Loss on held-out answers, in nats per answer token; lower is better, * lowest.",
         "Second lines: 95 % interval (bootstrap over the items).",
         "",
         _ROW.format("", *MODES).rstrip(),

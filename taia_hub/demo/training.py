@@ -27,7 +27,6 @@ BATCH_SIZE = 8
 RANK = 16
 ALPHA = 32
 LEARNING_RATE = 1e-3
-WARMUP_STEPS = 2
 
 
 def train_adapter(
@@ -89,7 +88,6 @@ def _train(base: str | Path, folder: Path, steps: int, seed: int, progress: Prog
                 per_device_train_batch_size=BATCH_SIZE,
                 learning_rate=LEARNING_RATE,
                 lr_scheduler_type="cosine",
-                warmup_steps=WARMUP_STEPS,
                 train_sampling_strategy="group_by_length",
                 remove_unused_columns=False,
                 seed=seed,

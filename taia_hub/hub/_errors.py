@@ -24,6 +24,8 @@ from taia_hub.errors import RepositoryError
 
 # Transport errors derive from the HTTP client's own base class, which huggingface_hub may exchange for another.
 TransportError: type[Exception] = next(cls for cls in HfHubHTTPError.__bases__ if cls is not OSError)
+_TOKEN = "Check the token (HF_TOKEN, or `hf auth login`) and what it may do."
+_NEXT_STEP = {401: _TOKEN, 403: _TOKEN, 409: "Look at what is there, then try again."}
 
 
 @contextlib.contextmanager
@@ -54,25 +56,31 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
     except RevisionNotFoundError as error:
         raise RepositoryError(
             f"The {what} '{name}' has no revision '{revision}' (any more).",
-            f"Ask its owner to restore it, or name another revision. {_hint(error)}",
+            f"Name a branch, tag or commit that it has; only its owner can restore one that is gone. {_hint(error)}",
         ) from error
     except RemoteEntryNotFoundError as error:
         raise RepositoryError(f"The {what} '{name}' lacks a file that is needed.", _hint(error)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
+            raise _refused(error.__cause__, name, what) from error
         raise RepositoryError(
             f"The {what} '{name}' is not in the cache and the Hub cannot be reached.",
             f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {_hint(error)}",
         ) from error
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status == 412:
-            raise RepositoryError(
-                f"'{name}' got another commit while this one was made; nothing was published.",
-                "Look at what changed there, then push again.",
-            ) from error
-        raise RepositoryError(f"The Hub refused a request for the {what} '{name}' ({status}).", _hint(error)) from error
+        raise _refused(error, name, what) from error
     except TransportError as error:
-        raise RepositoryError(f"The Hub cannot be reached for the {what} '{name}'.", _hint(error)) from error
+        raise RepositoryError(
+            f"The Hub cannot be reached for the {what} '{name}'.", f"Check the network and HF_ENDPOINT. {_hint(error)}"
+        ) from error
+    except RepositoryError:
+        raise
+    except OSError as error:  # also what transformers makes of a Hub that fails
+        if _is_full(error):
+            hint = "Free space, or give the cache another disk with HF_HOME or `cache_dir`."
+            raise RepositoryError(f"There is no space left for the {what} '{name}'.", hint) from error
+        hint = f"Check that it is a whole model of transformers, and the network. {_hint(error)}"
+        raise RepositoryError(f"The {what} '{name}' could not be loaded.", hint) from error
 
 
 @contextlib.contextmanager
@@ -93,14 +101,30 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RepositoryError):
             raise
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full and number != errno.EROFS and not isinstance(error, PermissionError):
+        full = _is_full(error)
+        if not full and getattr(error, "errno", None) != errno.EROFS and not isinstance(error, PermissionError):
             raise
-        reason = "there is no space left" if full else "it may not be written"
+        reason, step = ("no space is left", "Free space") if full else ("permission was denied", "Allow it")
         raise RepositoryError(
-            f"'{folder}' was not written: {reason}.", "Nothing there was replaced. Free space or choose another folder."
+            f"'{folder}' was not written: {reason}.", f"Nothing there was replaced. {step}, or choose another folder."
         ) from error
+
+
+def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
+    status = getattr(error.response, "status_code", 0)
+    if status == 412:
+        return RepositoryError(
+            f"'{name}' got another commit while this one was made; nothing was published.",
+            "Look at what changed there, then push again.",
+        )
+    step = _NEXT_STEP.get(status, "Try again later; the Hub has a problem of its own." if status >= 500 else "")
+    return RepositoryError(
+        f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {_hint(error)}".strip()
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def _hint(error: BaseException) -> str:

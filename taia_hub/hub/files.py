@@ -7,7 +7,6 @@ import filecmp
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -74,12 +73,14 @@ def convert_pickled_adapter(folder: Path, out: Path) -> None:
     """
     try:
         tensors = torch.load(folder / PICKLED_WEIGHTS, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch's reader fails in every way on a file made to harm
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RepositoryError(
-            f"'{folder / PICKLED_WEIGHTS}' is no file of plain tensors: {str(error).splitlines()[0]}",
+            f"'{folder / PICKLED_WEIGHTS}' is no file of plain tensors: {reason}",
             "Do not load it; ask its author for safetensors.",
         ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise RepositoryError(
             f"'{folder / PICKLED_WEIGHTS}' holds more than named tensors.", "Ask its author for safetensors."
         )
@@ -113,7 +114,7 @@ def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -
         RepositoryError: If the manifest is missing, or size or sha256 differ.
         ConfigError: If the manifest is malformed.
     """
-    again = "Download the repository again; `verify=False` skips this check."
+    again = "Download the repository again, or write it anew with `save_pretrained`; `verify=False` skips this check."
     path = folder / MANIFEST
     if not path.is_file():
         if required:

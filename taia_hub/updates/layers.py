@@ -7,10 +7,12 @@ Patching the instance instead would be lost on a copy, and accelerate keeps an i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear, LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -47,6 +49,9 @@ class SwitchedLayer(Rebuildable):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs PEFT's forward, with adapter names by row where the rows' settings differ."""
         weight = self._acting()
+        layer: Any = self
+        if weight == 0 and isinstance(self, BaseTunerLayer) and not layer.merged:
+            return layer.base_layer(*args, **kwargs)  # not every method's forward asks `disable_adapters`
         if isinstance(weight, RowWeights):
             names = [self._taia_adapter if one else "__base__" for one in weight.per_row(len(args[0]))]
             kwargs["adapter_names"] = names
@@ -70,7 +75,12 @@ class SwitchedLinear(SwitchedLayer):
         state = self.__dict__
         active = state["_active_adapter"]
         name = state["_taia_adapter"]
-        if kwargs or state["merged_adapters"] or state["_disable_adapters"] or (active != name and active != [name]):
+        if (
+            "adapter_names" in kwargs
+            or state["merged_adapters"]
+            or state["_disable_adapters"]
+            or (active != name and active != [name])
+        ):
             return super().forward(x, *args, **kwargs)
         modules = state["_modules"]
         base = modules["base_layer"]
@@ -78,10 +88,14 @@ class SwitchedLinear(SwitchedLayer):
         if not compiling:
             weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
             if weight == 0:
-                return base(x, *args)
-        y = base(x, *args)
-        a = modules["lora_A"]._modules[name]._parameters["weight"]
+                return base(x, *args, **kwargs)
+        first = modules["lora_A"]._modules[name]
         b = modules["lora_B"]._modules[name]
+        a = first._parameters["weight"]
+        if a.is_meta:  # accelerate offloaded it, and would bring it where `first` and `b` were called
+            with align_module_device(first), align_module_device(b):
+                return self.forward(x, *args, **kwargs)
+        y = base(x, *args, **kwargs)
         factors = a, b._parameters["weight"], b._parameters["bias"]
         if compiling:
             x = modules["lora_dropout"]._modules[name](x)
@@ -108,18 +122,22 @@ class SwitchedParameters(SwitchedLayer):
     @torch.compiler.disable
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Runs the wrapped module with the acting updates of all its wrapped parameters."""
-        tensors = {}
+        acting: list[Any] = []
         layer: Any = self
         while isinstance(layer, ParamWrapper):  # wrappers of several parameters of one module are nested
             if not layer.disable_adapters and not layer.merged:
-                tensors[layer.parameter_name] = layer._updated()  # type: ignore[operator]
+                acting.append(layer)
             layer = layer.base_layer
-        if tensors:
+        if not acting:
+            return layer(x, *args, **kwargs)
+        with contextlib.ExitStack() as stack:
+            name = self._taia_adapter
+            for part in (layer, *(factors[name] for one in acting for factors in (one.lora_A, one.lora_B))):
+                stack.enter_context(align_module_device(part))  # brings what accelerate offloaded
             module = copy.copy(layer)
-            module._parameters = {**layer._parameters, **tensors}
+            module._parameters = {**layer._parameters, **{one.parameter_name: one._updated() for one in acting}}
             module.__dict__.pop("forward", None)  # accelerate's hook would run the module that was copied
-            layer = module
-        return layer(x, *args, **kwargs)
+            return module(x, *args, **kwargs)
 
     def _updated(self) -> Tensor:
         """Returns the parameter with its update, computed as PEFT does, under the weight in force."""

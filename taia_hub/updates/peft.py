@@ -41,6 +41,7 @@ _REFUSED_TYPES: dict[Any, str] = {
     PeftType.ADAPTION_PROMPT: "it replaces whole attention modules and has no layer that can be switched",
     PeftType.XLORA: "its gates run as hooks on the whole model, outside the layers",
     PeftType.POLY: "its layers need task ids in every call",
+    PeftType.SHADOW: "its layers hand a second stream from one to the next, so that none can be masked alone",
 }
 _ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
 # ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
@@ -114,7 +115,7 @@ class PeftUpdate:
         if any(tensor.is_meta for tensor in now.values()):
             return True  # a skeleton never had the weights, so it cannot have changed them
         with safe_open(self.source / WEIGHTS_NAME, framework="pt") as file:
-            if set(file.keys()) != set(now):
+            if not now.keys() <= set(file.keys()):
                 return False
             return all(torch.equal(file.get_tensor(key).to(tensor.dtype), tensor.cpu()) for key, tensor in now.items())
 
@@ -135,10 +136,15 @@ def read_config(folder: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
+        why = f"it does not know {error}" if isinstance(error, KeyError) else error
         raise ConfigError(
-            f"{CONFIG_NAME} in {folder} is no adapter configuration that PEFT reads: {error}",
+            f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.",
             "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
         ) from error
+    if config.peft_type is None:
+        raise ConfigError(
+            f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
+        )
     if reason := _refusal(config):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UnsupportedUpdateError(f"This {kind} adapter cannot be switched: {reason[0]}.", reason[1])
@@ -175,9 +181,16 @@ def attach_update(
         SettingError: If the setting cannot act on this update.
     """
     config = read_config(folder)
+    placement = _placement(base)
     keys = set(_tensor_names(folder / WEIGHTS_NAME))
     before = {
         name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
+    }
+    in_file = {_WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
+    originals = {
+        name: parameter.detach().clone()
+        for name, parameter in base.named_parameters(remove_duplicate=False)
+        if name in in_file
     }
     try:
         with warnings.catch_warnings():
@@ -188,13 +201,19 @@ def attach_update(
                 config=config,
                 is_trainable=is_trainable,
                 autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=_may_skip_initialisation(config, base, autocast_adapter_dtype),
+                low_cpu_mem_usage=not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype),
+                **placement,
             )
+    except (TypeError, AttributeError, re.error) as error:
+        raise ConfigError(
+            f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {error}.",
+            "Save the adapter again with `model.save_pretrained(...)`, or correct the value.",
+        ) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise _mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder)
-    _check_tensors(update, folder, keys)
-    _check_base_untouched(update.head_model, before)
+    copies = _check_tensors(update, folder, keys, originals)
+    _check_base_untouched(update.head_model, {name: was for name, was in before.items() if name not in copies})
     return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 
 
@@ -228,6 +247,22 @@ def attach_switch(
         layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
         layer.__class__ = switched_class(layer, ADAPTER)
     return switch
+
+
+def _placement(base: nn.Module) -> dict[str, Any]:
+    """Returns keywords that make PEFT keep an offloaded base where it is, instead of placing it anew."""
+    devices: Mapping[str, Any] = getattr(base, "hf_device_map", None) or {}
+    names = {str(device) for device in devices.values()}
+    if "disk" in names:
+        raise UnsupportedUpdateError(
+            "The device map leaves parts of the base model on the disk, where PEFT cannot attach an update.",
+            "Use a device_map of GPUs and 'cpu' alone, or a smaller dtype.",
+        )
+    return (
+        {"device_map": {f"{PREFIX}{key}".rstrip("."): device for key, device in devices.items()}}
+        if "cpu" in names
+        else {}
+    )
 
 
 def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapter_dtype: bool) -> bool:
@@ -294,33 +329,51 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
     return None
 
 
-def _check_tensors(update: PeftUpdate, folder: Path, keys: set[str]) -> None:
-    """Checks that every tensor of the file is used and every adapted module got its tensors."""
+def _check_tensors(update: PeftUpdate, folder: Path, keys: set[str], originals: Mapping[str, torch.Tensor]) -> set[str]:
+    """Checks that every tensor of the file is used and every adapted module got its tensors.
+
+    PEFT saves the base's embeddings along when they are adapted. A faithful copy does no harm; the names of those are
+    returned. One that differs would replace the base's.
+    """
     expected = set(update.parameters())
     if keys == expected:
-        return
-    own = {PREFIX + name for name, _ in update.head_model.named_parameters()}
-    if carried := sorted((keys - expected) & own):
+        return set()
+    own = {
+        PREFIX + path: (_WRAPPERS.sub("", path), parameter)
+        for path, parameter in update.head_model.named_parameters(remove_duplicate=False)
+    }
+    carried = sorted((keys - expected) & own.keys())
+    if changed := [key for key in carried if not _equal(own[key][1], originals.get(own[key][0]))]:
         raise UnsupportedUpdateError(
-            f"The adapter's file carries {len(carried)} of the base model's own tensors, {_few(carried)}, which would "
-            "replace the base's and could not be switched off.",
+            f"The adapter's file carries {len(changed)} of the base model's own tensors with other values, "
+            f"{_few(changed)}, which would replace the base's and could not be switched off.",
             "Save it again with `save_embedding_layers=False`, or list these modules in `modules_to_save`.",
         )
+    keys, copies = keys.difference(carried), {own[key][0] for key in carried}
+    if keys == expected:
+        return copies
     # PEFT converts old checkpoints while it loads (names, fused experts), so its own verdict decides.
     result = update.load(load_peft_weights(str(folder), device="cpu"))
     missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
     if not missing and not unexpected and keys - expected and expected - keys:
-        return
+        return copies
     missing, unexpected = missing or sorted(expected - keys), unexpected or sorted(keys - expected)
     problems = []
     if missing:
-        problems.append(f"{len(missing)} tensors are missing: {_few(missing)}")
+        missing = [name.replace(f".{ADAPTER}", "") for name in missing]  # as the file would name them
+        problems.append(f"{_count(missing)} missing: {_few(missing)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} tensors belong to no adapted module: {_few(unexpected)}")
+        problems.append(f"{_count(unexpected)} of no adapted module: {_few(unexpected)}")
     raise UpdateMismatchError(
         f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
         "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
     )
+
+
+def _equal(parameter: torch.Tensor, original: torch.Tensor | None) -> bool:
+    if original is None or parameter.shape != original.shape:
+        return False
+    return parameter.is_meta or torch.equal(parameter.to(original.device), original)
 
 
 def _check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:
@@ -344,20 +397,24 @@ def _mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMi
     base_name = getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
     made_for = config.base_model_name_or_path
     hint = f"The adapter was made for '{made_for}' and the base is '{base_name}'; check that they belong together."
+    if made_for == base_name:
+        hint = f"Adapter and base both are of '{base_name}', so one has changed: try the base's older revisions."
     if isinstance(error, KeyError):
         return UpdateMismatchError(f"{WEIGHTS_NAME} lacks the tensor {error}.", hint)
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch for" in line]
     if lines:
         shown = " ".join(line.removeprefix("size mismatch for ") for line in lines[:3])
-        return UpdateMismatchError(
-            f"{len(lines)} tensors of the adapter have other shapes than the base: {shown}", hint
-        )
+        return UpdateMismatchError(f"{_count(lines)} of another shape than the base: {shown}", hint)
     return UpdateMismatchError(f"The adapter does not fit the base model: {error}", hint)
 
 
 def _tensor_names(path: Path) -> list[str]:
     with safe_open(path, framework="pt") as file:
         return list(file.keys())
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
 
 
 def _few(names: Iterable[str], count: int = 3) -> str:
