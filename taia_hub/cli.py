@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub import __version__
-from taia_hub.demo.runner import DEFAULT_STEPS
+from taia_hub.demo.runner import DEFAULT_ITEMS, DEFAULT_STEPS
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
 app = typer.Typer(
@@ -212,12 +212,13 @@ def demo(
         "taia-demo"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = DEFAULT_STEPS,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = DEFAULT_ITEMS,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes."""
     from taia_hub.demo import run_demo
 
-    report = run_demo(directory, steps=steps, log=lambda text: typer.echo(text, err=True))
+    report = run_demo(directory, steps=steps, items=items, log=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 

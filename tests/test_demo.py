@@ -409,7 +409,7 @@ def test_folder_in_use_is_an_error(tmp_path):
 
 def test_real_child_reports_an_unexpected_error(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "taia_hub.demo", str(tmp_path), "many", "0"],
+        [sys.executable, "-m", "taia_hub.demo", str(tmp_path), "many", "1", "0"],
         env={**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])},
         capture_output=True,
         text=True,
@@ -428,12 +428,12 @@ def test_demo_end_to_end(tmp_path, smollm2):
     folder.mkdir()
     (folder / "base").symlink_to(smollm2)
     said = []
-    report = run_demo(folder, steps=2, log=said.append)
+    report = run_demo(folder, steps=2, items=4, log=said.append)
     assert len(said) == 5
     assert [one.domain for one in report.domains] == list(DOMAINS)
     assert set(report.answers) == set(MODES)
     assert all(report.answers.values())
-    assert report.domains[0].losses["none"].value == pytest.approx(2.7, abs=0.5)
+    assert report.domains[0].losses["none"].value == pytest.approx(2.4, abs=0.8)
     assert report.domains[0].differences["all", "none"].high < 0
     shown = _with_hub(folder, "-m", "taia_hub.cli", "info", report.model_id)
     assert "demo/SmolLM2-135M-Instruct" in shown

@@ -1,4 +1,4 @@
-"""The demo's own process, started by `taia_hub.demo.run_demo`: `python -m taia_hub.demo FOLDER STEPS SEED`.
+"""The demo's own process, started by `taia_hub.demo.run_demo`: `python -m taia_hub.demo FOLDER STEPS ITEMS SEED`.
 
 Events are lines of JSON on standard output; whatever else is written there goes to standard error.
 """
@@ -24,12 +24,13 @@ def main() -> None:
     def send(**event: object) -> None:
         events.write(json.dumps(event) + "\n")
 
-    folder, steps, seed = sys.argv[1:]
+    folder, steps, items, seed = sys.argv[1:]
     logging.disable_progress_bar()
     try:
         report = run_stages(
             Path(folder),
             steps=int(steps),
+            items=int(items),
             seed=int(seed),
             log=lambda said: send(log=said),
             progress=lambda *counts: send(progress=counts),

@@ -20,6 +20,7 @@ from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.local_hub import LocalHub
 
 DEFAULT_STEPS = 40
+DEFAULT_ITEMS = 40
 
 _CLIENT_SETTINGS = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
 
@@ -28,6 +29,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     steps: int = DEFAULT_STEPS,
+    items: int = DEFAULT_ITEMS,
     seed: int = 0,
     log: Callable[[str], None] | None = None,
     progress: Progress | None = None,
@@ -39,6 +41,7 @@ def run_demo(
     Args:
         folder: Holds the Hub, the models and the cache; made if need be.
         steps: Training steps of 8 items, at least 1.
+        items: Held-out items that are measured in each domain, at least 1; fewer give wider intervals.
         seed: Of training and bootstrap.
         log: Called with a line before each stage.
         progress: Called as the long stages go on; bars on standard error when None.
@@ -47,7 +50,7 @@ def run_demo(
         What was made and measured; also written to `report.json` in the folder.
 
     Raises:
-        ConfigError: `steps` is below 1.
+        ConfigError: `steps` or `items` is below 1.
         MissingDependencyError: The extra `demo` is not installed.
         TAIAError: A stage failed; the message is that of the failure.
 
@@ -55,8 +58,9 @@ def run_demo(
         >>> report = run_demo("taia-demo", steps=4)  # doctest: +SKIP
         >>> print(report.to_text())  # doctest: +SKIP
     """
-    if steps < 1:
-        raise ConfigError(f"The number of training steps must be at least 1, not {steps}.", "Leave it out for 40.")
+    for name, value in (("training steps", steps), ("held-out items", items)):
+        if value < 1:
+            raise ConfigError(f"The number of {name} must be at least 1, not {value}.", "Leave it out for 40.")
     folder = Path(folder)
     # Weights go in a stream: within the commit they would fill the memory of both sides.
     with LocalHub(folder / "hub", large_files="lfs") as hub:
@@ -67,7 +71,7 @@ def run_demo(
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         bars = ProgressBars()
         try:
-            values = _run_child(folder, steps, seed, environment, log or _ignore, progress or bars)
+            values = _run_child([folder, steps, items, seed], environment, log or _ignore, progress or bars)
         finally:
             bars.close()
     (folder / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -75,17 +79,15 @@ def run_demo(
 
 
 def _run_child(
-    folder: Path,
-    steps: int,
-    seed: int,
+    arguments: list[Any],
     environment: dict[str, str],
     log: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, Any]:
     """Runs `python -m taia_hub.demo` and returns its report; its events are lines of JSON on its standard output."""
-    log_file = folder / "demo.log"
+    log_file = Path(arguments[0]) / "demo.log"
     last: dict[str, Any] = {}
-    command = [sys.executable, "-m", "taia_hub.demo", str(folder), str(steps), str(seed)]
+    command = [sys.executable, "-m", "taia_hub.demo", *map(str, arguments)]
     with (
         log_file.open("w", encoding="utf-8") as errors,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as child,

@@ -28,7 +28,7 @@ ANSWER_TOKENS = 80
 Log = Callable[[str], None]
 
 
-def run_stages(folder: Path, *, steps: int, seed: int, log: Log, progress: Progress) -> DemoReport:
+def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, progress: Progress) -> DemoReport:
     """Makes base and adapter, publishes them, loads the published model and compares its modes.
 
     Base and adapter are used again when they were made from the same inputs; everything after them is done anew.
@@ -36,6 +36,7 @@ def run_stages(folder: Path, *, steps: int, seed: int, log: Log, progress: Progr
     Args:
         folder: The demo's folder.
         steps: Training steps.
+        items: Held-out items that are measured in each domain; all of them when there are fewer.
         seed: Of training and bootstrap.
         log: Called with a line before each stage.
         progress: Called as the long stages go on.
@@ -47,7 +48,7 @@ def run_stages(folder: Path, *, steps: int, seed: int, log: Log, progress: Progr
         TAIAError: A dependency is missing, or the Hub or the disk refuses.
 
     Example:
-        >>> run_stages(Path("taia-demo"), steps=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
+        >>> run_stages(folder, steps=4, items=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
     """
     seconds: dict[str, float] = {}
 
@@ -67,7 +68,7 @@ def run_stages(folder: Path, *, steps: int, seed: int, log: Log, progress: Progr
         model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
         tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
     with stage("evaluation", f"Measuring {len(MODES)} modes in {len(DOMAINS)} domains"):
-        domains = {domain: load_items(sample) for domain, sample in DOMAINS.items()}
+        domains = {domain: load_items(sample)[:items] for domain, sample in DOMAINS.items()}
         table = mode_table(model, tokenizer, domains, seed=seed, progress=progress)
     with stage("answers", "Answering one prompt in every mode"):
         found = answers(model, tokenizer, PROMPT, MODES, max_new_tokens=ANSWER_TOKENS, do_sample=False)
