@@ -80,7 +80,7 @@ def create_repository(
             source, revision = str(_converted(adapter, adapter_revision, token, Path(scratch))), None
         options = LoadOptions(
             head=True,
-            inference_modules=inference_modules,
+            inference_modules=None,
             verify=True,
             is_trainable=False,
             autocast_adapter_dtype=False,
@@ -88,7 +88,9 @@ def create_repository(
             base_keywords={"trust_remote_code": trust_remote_code},
             skeleton=True,
         )
-        model = TAIAForCausalLM.from_loaded(load_adapter(base, source, base_revision, revision, options))
+        model = TAIAForCausalLM.from_loaded(
+            load_adapter(base, source, base_revision, revision, inference_modules, options)
+        )
         if link:
             model.taia_config.update = _pointer(adapter, adapter_revision, convert_pickle, token)
         if out is None:

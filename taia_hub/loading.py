@@ -50,7 +50,7 @@ class LoadOptions:
 
     Attributes:
         head: Whether the model keeps its language-modelling head.
-        inference_modules: The setting to begin with, or None for the published one.
+        inference_modules: The setting to begin with, or None for the published one (`"all"` where it is trained).
         verify: Whether the manifest is checked.
         is_trainable: Whether the update's parameters get gradients.
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
@@ -131,7 +131,12 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
 
 
 def load_adapter(
-    base: str, adapter: str, base_revision: str | None, adapter_revision: str | None, options: LoadOptions
+    base: str,
+    adapter: str,
+    base_revision: str | None,
+    adapter_revision: str | None,
+    published: Any,
+    options: LoadOptions,
 ) -> Loaded:
     """Loads a base model and any PEFT adapter.
 
@@ -140,6 +145,7 @@ def load_adapter(
         adapter: Folder or Hub id of the adapter.
         base_revision: Revision of the base; by default the one that the adapter names, else the main branch.
         adapter_revision: Revision of the adapter.
+        published: The setting that the configuration publishes.
         options: How to load.
 
     Returns:
@@ -157,7 +163,7 @@ def load_adapter(
         access=options.access,
         what="adapter",
     )
-    return _load_adapter_source(base, base_revision, source, options)
+    return _load_adapter_source(base, base_revision, source, published, options)
 
 
 def read_taia_config(path: Path, name: str) -> TAIAConfig:
@@ -244,7 +250,7 @@ def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
         raise ConfigError(
             f"The adapter '{source.name}' names no base model.", "Use `TAIAForCausalLM.from_adapter(base, adapter)`."
         )
-    loaded = _load_adapter_source(base, None, source, options)
+    loaded = _load_adapter_source(base, None, source, "attention", options)
     logger.warning(
         "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
         "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
@@ -255,7 +261,9 @@ def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
     return loaded
 
 
-def _load_adapter_source(base: str, base_revision: str | None, source: hub.Source, options: LoadOptions) -> Loaded:
+def _load_adapter_source(
+    base: str, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
+) -> Loaded:
     folder = _with_safetensors(source, "", options.access)
     hub.adapter_weights(folder)
     peft_config = read_config(folder)
@@ -269,7 +277,7 @@ def _load_adapter_source(base: str, base_revision: str | None, source: hub.Sourc
         auto_map=dict(AUTO_MAP),
         base_model_name_or_path=resolved.name if resolved.revision else str(resolved.folder.resolve()),
         base_model_revision=resolved.revision,
-        inference_modules="attention" if options.inference_modules is None else options.inference_modules,
+        inference_modules=published,
         update=update,
     )
     return _load(resolved, folder, config, options)

@@ -110,7 +110,7 @@ class TAIAMixin(Rebuildable):
         *,
         base_revision: str | None = None,
         adapter_revision: str | None = None,
-        inference_modules: Any = None,
+        inference_modules: Any = "attention",
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
         **kwargs: Any,
@@ -123,9 +123,9 @@ class TAIAMixin(Rebuildable):
             base_revision: Revision of the base; by default the one that the adapter names, else the main branch. The
                 commit that it points to goes into `config.json`.
             adapter_revision: Revision of the adapter.
-            inference_modules: The setting to begin with, and the published default; `"attention"` when None (the
-                model still begins with `"all"` when `is_trainable`).
-            is_trainable: Whether the update's parameters get gradients.
+            inference_modules: The published default, and the setting to begin with.
+            is_trainable: Whether the update's parameters get gradients; the model then begins with `"all"`, so that
+                the whole update is trained, whatever is published.
             autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
             **kwargs: As in `from_pretrained`.
 
@@ -144,12 +144,14 @@ class TAIAMixin(Rebuildable):
         options = LoadOptions.split(
             kwargs,
             head=cls._taia_head,
-            inference_modules=inference_modules,
+            inference_modules=None,
             verify=True,
             is_trainable=is_trainable,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
-        loaded = load_adapter(os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, options)
+        loaded = load_adapter(
+            os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, inference_modules, options
+        )
         return cls.from_loaded(loaded)
 
     @classmethod

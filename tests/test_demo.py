@@ -198,6 +198,13 @@ def test_conclusions_admit_harm_elsewhere():
     assert conclusions(domains, "medical")[2].endswith("does better on maths.")
 
 
+def test_conclusions_say_where_the_other_half_does_better():
+    medical = _domain("medical", -0.3, -0.4, -0.5)
+    said = conclusions([medical, _domain("maths", -0.03, -0.05, 0.06)], "medical")
+    assert said[3].startswith("Here ffn (TAIF) is lower still on maths")
+    assert len(conclusions([medical, _domain("maths", -0.05, -0.03, 0.06)], "medical")) == 3
+
+
 @pytest.mark.parametrize(
     ("medical", "maths", "reason"),
     [

@@ -177,7 +177,7 @@ def conclusions(domains: Sequence[DomainLosses], trained_domain: str) -> list[st
         trained_domain: The domain of the training sample.
 
     Returns:
-        A sentence a domain, and one on what TAIA gained or that the numbers do not tell.
+        A sentence a domain, then what TAIA gained, or that the numbers do not tell.
 
     Raises:
         StopIteration: The trained domain is not among the domains.
@@ -205,6 +205,9 @@ def conclusions(domains: Sequence[DomainLosses], trained_domain: str) -> list[st
         f"{trained_domain} and does better on {' and '.join(repaired)}"
         + (", with no clear loss in any domain." if unharmed else ".")
     )
+    lower = [one.domain for one in harmed if one.domain in repaired and _lowest(one) == "ffn"]
+    if lower:
+        lines.append(f"Here ffn (TAIF) is lower still on {' and '.join(lower)}: which part to keep is worth measuring.")
     return lines
 
 

@@ -26,7 +26,7 @@ from taia_hub.errors import ConfigError
 BATCH_SIZE = 8
 RANK = 16
 ALPHA = 32
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 
 
 def train_adapter(
