@@ -46,7 +46,7 @@ def _run_under(
 def _acting(switch: Switch, setting: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Acting:
     if not isinstance(setting, (list, tuple)):
         return switch.resolve(setting)
-    candidates = [kwargs.get(name) for name in _BATCH_NAMES] + list(args)
+    candidates = [*args[:1], *(kwargs.get(name) for name in _BATCH_NAMES)]
     batch = next((value for value in candidates if isinstance(value, torch.Tensor)), None)
     if batch is None:
         raise SettingError(

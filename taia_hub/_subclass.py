@@ -20,7 +20,7 @@ def subclass(mixin: type[Rebuildable], base: type) -> type:
     if (mixin, base) not in _MADE:
         body = mixin._class_body(base)
         body |= {"_taia_parts": (mixin, base), "__module__": mixin.__module__, "__doc__": base.__doc__}
-        _MADE[mixin, base] = type(f"TAIA{base.__name__}", (mixin, base), body)
+        return _MADE.setdefault((mixin, base), type(f"TAIA{base.__name__}", (mixin, base), body))
     return _MADE[mixin, base]
 
 

@@ -111,13 +111,21 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     private: Private = None,
     token: Token = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Publish a saved TAIA repository in one commit."""
     from taia_hub.publishing import push_folder
 
     commit = push_folder(
-        folder, repo, commit_message=message, revision=revision, create_pr=create_pr, private=private, token=token
+        folder,
+        repo,
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+        private=private,
+        token=token,
+        trust_remote_code=trust_remote_code,
     )
     url = commit.pr_url or commit.commit_url
     echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(f"Published {url}")

@@ -66,11 +66,22 @@ class TAIAConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise ConfigError(f"{name} is {value!r}; it must be a non-empty string or absent.", _REPAIR)
+        if self.base_model_revision is not None and not _SHA.fullmatch(self.base_model_revision):
+            raise ConfigError(
+                f"base_model_revision is {self.base_model_revision!r}; a base model is fixed by a commit sha (40 hex "
+                "digits), so that it cannot change under the update.",
+                f"Find it with `huggingface_hub.model_info({self.base_model_name_or_path!r}).sha`.",
+            )
         _check_update(self.update)
-        try:
-            self.inference_modules = self.setting.published
-        except SettingError as error:
-            raise SettingError(f"inference_modules of config.json: {error.message}", error.hint) from error
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Keeps the published setting in the form that JSON does not reorder, and refuses what is no setting."""
+        if key == "inference_modules":
+            try:
+                value = (parse_setting if isinstance(value, Mapping) else parse_published)(value).published
+            except SettingError as error:
+                raise SettingError(f"inference_modules of config.json: {error.message}", error.hint) from error
+        super().__setattr__(key, value)
 
     @property
     def setting(self) -> Setting:

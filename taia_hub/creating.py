@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +96,11 @@ def create_repository(
             model.taia_config.update = _pointer(adapter, adapter_revision, convert_pickle, token)
         if out is None:
             return Created(None, model.push_to_hub(str(push), private=private, token=token), model.status())
+        tokenizer = Path(scratch) / "tokenizer"
+        publishing.save_tokenizer(model.taia_config, tokenizer, token)  # first, because the Hub may not answer
         model.save_pretrained(out)
-        publishing.save_tokenizer(model.taia_config, out, token)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, out, dirs_exist_ok=True)
         return Created(out, None, model.status())
 
 

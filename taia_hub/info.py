@@ -100,9 +100,10 @@ def repository_info(
         skeleton = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code)
     placed = find_sublayers(skeleton)
     location, method, tensors = _read_update(source, config, access)
+    paths = dict(skeleton.named_modules())
     modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
     for key, (_, count, size) in tensors.items():
-        path = _module_of(key, dict(skeleton.named_modules()))
+        path = _module_of(key, paths)
         found = modules[placed.roles.get(path, "other")]
         before = found.get(path, (0, 0))
         found[path] = before[0] + count, before[1] + size
@@ -136,7 +137,10 @@ def _read_update(
     if config.update.get("repo"):
         repo, revision = config.update["repo"], config.update["revision"]
         location = f"{repo}@{revision[:8]}/{location}".removesuffix("/.")
-    pointed = hub.fetch(repo, [configuration], revision=revision, access=access, what="adapter repository")
+    elsewhere = bool(config.update.get("repo"))
+    pointed = hub.fetch(
+        repo, [configuration], revision=revision, access=access, what="adapter repository", local=not elsewhere
+    )
     if not (pointed.folder / configuration).is_file():
         hub.adapter_weights((pointed.folder / configuration).parent)
     method = str(hub.read_json(pointed.folder / configuration).get("peft_type"))

@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -76,7 +76,7 @@ class LoadOptions:
             keywords.pop(key, None)
         if keywords.pop("subfolder", None):
             raise ConfigError(
-                "A TAIA repository lies at the root, so `subfolder` has no meaning here.", "Leave it out."
+                "Repositories and adapters in a subfolder are not read.", "Download the folder, and name it instead."
             )
         return cls(access=hub.HubAccess(**hub_keywords), base_keywords=keywords, **options)
 
@@ -102,7 +102,12 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     source = hub.fetch(
         name, [*_ROOT_FILES, "adapter/*"], revision=revision, access=options.access, what="TAIA repository"
     )
-    if not isinstance(config, TAIAConfig):
+    if config is not None and not isinstance(config, TAIAConfig):
+        raise ConfigError(
+            f"A {type(config).__name__} came as `config`; a TAIA repository has a TAIAConfig.",
+            "Leave `config` out: the base model's comes from its own repository.",
+        )
+    if config is None:
         if not (source.folder / hub.CONFIG).is_file():
             return _load_plain_adapter(source, options)
         config = read_taia_config(source.folder / hub.CONFIG, name)
@@ -112,6 +117,9 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         )
     options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
     options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
+    for name_, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
+        if (value := getattr(config, name_)) != default:  # put these keywords into the configuration that they read
+            options.base_keywords.setdefault(name_, value)
     folder = update_folder(source, config, options.access)
     weights = hub.adapter_weights(folder)
     if options.verify:
@@ -312,13 +320,27 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
         is_trainable=options.is_trainable,
         autocast_adapter_dtype=options.autocast_adapter_dtype,
     )
+    switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
+    config.base_model_revision = base.revision
     for role in ("attention", "ffn"):
         if not any(site.role == role for site in switch.sites):
             logger.warning("This update has no %s part: mode '%s' equals the base model.", role, role)
     if not options.head and not features_only:
-        update.prefix = f"{model.base_model_prefix}."
-        model = model.base_model
+        path, model = _backbone(model)
+        update.prefix = f"{path}."
     return Loaded(model, config, update, switch)
+
+
+def _backbone(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """Finds the model without its head, and its path in the head model."""
+    if model.base_model is not model:
+        return model.base_model_prefix, cast(PreTrainedModel, model.base_model)
+    for path, module in model.named_modules():  # a few classes name a prefix that they do not have
+        if path and isinstance(module, PreTrainedModel):
+            return path, module
+    raise UnsupportedUpdateError(
+        f"{type(model).__name__} has no backbone that stands alone.", "Load it with `TAIAForCausalLM`."
+    )
 
 
 def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:

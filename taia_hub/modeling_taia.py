@@ -23,7 +23,7 @@ from taia_hub import publishing
 from taia_hub._calls import with_setting
 from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, UpdateMismatchError
 from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_repository
 from taia_hub.switch import KeepSetting, Switch, SwitchStatus
 from taia_hub.updates.peft import PREFIX, PeftUpdate
@@ -320,19 +320,29 @@ class TAIAMixin(Rebuildable):
         Args:
             state_dict: Tensors by the names of this model's `state_dict()`, or of `adapter_model.safetensors`.
             strict: As in `nn.Module.load_state_dict`.
-            assign: As in `nn.Module.load_state_dict`.
+            assign: As in `nn.Module.load_state_dict`; the update's tensors are always copied.
 
         Returns:
             `(missing_keys, unexpected_keys)`.
+
+        Raises:
+            UpdateMismatchError: If `strict` and tensors of the update are missing or unexpected.
         """
         if state_dict and all(key.startswith(PREFIX) for key in state_dict):
-            return self._taia_update.load(state_dict)
+            result = self._taia_update.load(state_dict)
+            if strict and (result.missing_keys or result.unexpected_keys):
+                raise UpdateMismatchError(
+                    f"The tensors do not fit the update: {len(result.missing_keys)} are missing and "
+                    f"{len(result.unexpected_keys)} belong to no adapted module.",
+                    "Load the file of the same adapter, or pass strict=False.",
+                )
+            return result
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
-        function = KeepSetting(gradient_checkpointing_func)
+        function = KeepSetting(gradient_checkpointing_func, self._taia_switch)
         super()._set_gradient_checkpointing(enable, function, **kwargs)  # type: ignore[misc]
 
 

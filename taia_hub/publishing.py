@@ -25,8 +25,23 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAForCausalLM", "TAIAModel")}
-_OTHER_MODELS = {hub.ADAPTER_CONFIG, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"}
-_TOKENIZER = ("*token*", "*vocab*", "merges.txt", "*.model", "chat_template*", "additional_chat_templates/*")
+_OTHER_MODELS = {
+    hub.ADAPTER_CONFIG,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+}
+_TOKENIZER = (
+    "*token*",
+    "*vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "tekken.json",
+    "bpe.codes",
+)
 _STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remote_code=True`."""\n\n'
 
 
@@ -52,7 +67,11 @@ def save(
     Raises:
         RepositoryError: If the folder cannot be written, or holds another model.
     """
-    _refuse_other_model(str(folder), hub.published_files(folder))
+    folder = folder.resolve()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if hub.RESUME_INDEX in names and _is_resume_index(folder / hub.RESUME_INDEX):
+        names.discard(hub.RESUME_INDEX)
+    _refuse_other_model(str(folder), names, folder / hub.CONFIG)
     with hub.written_whole(folder) as scratch:
         config = _save_update(model, scratch, state_dict)
         config.save_pretrained(scratch)
@@ -176,25 +195,44 @@ def _publish(
 ) -> CommitInfo:
     """Publishes a folder, with the base model's tokenizer where there is none; a person's card there stays."""
     files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
-    _refuse_other_model(str(folder), files)
+    if config.update.get("repo"):  # what an earlier copy left in the folder
+        files = {name: path for name, path in files.items() if not name.startswith(f"{ADAPTER_FOLDER}/")}
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository", revision=revision):
         at = revision if revision and api.revision_exists(repo_id, revision) else None  # a new branch begins at main
-        there = set(api.list_repo_files(repo_id, revision=at)) if api.repo_exists(repo_id) else set()
-        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=at)) if hub.CARD in there else None
-    _refuse_other_model(repo_id, there)
+        # Everything is judged at one commit, and published on top of that very commit.
+        head = api.model_info(repo_id, revision=at) if api.repo_exists(repo_id) else None
+        sha = head.sha if head else None
+        there = {sibling.rfilename for sibling in (head.siblings or ())} if head else set()
+        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=sha)) if hub.CARD in there else None
+        before = Path(api.hf_hub_download(repo_id, hub.CONFIG, revision=sha)) if hub.CONFIG in there else None
+    _refuse_other_model(repo_id, there, before)
     if present is not None and _has_own_card(present):
         files.pop(hub.CARD, None)
     with tempfile.TemporaryDirectory() as extra:
-        if "tokenizer_config.json" not in there and "tokenizer_config.json" not in files:
+        kept = "tokenizer_config.json" in there and (before is None or _same_base(before, config))
+        if not kept and "tokenizer_config.json" not in files:
             save_tokenizer(config, Path(extra), token)
             files |= hub.published_files(Path(extra))
         message = commit.pop("commit_message") or "Upload TAIA model"
-        return hub.publish(files, repo_id, commit_message=message, token=token, revision=revision, **commit)
+        return hub.publish(
+            files, repo_id, commit_message=message, token=token, revision=revision, parent_commit=sha, **commit
+        )
 
 
-def _refuse_other_model(name: str, files: Iterable[str]) -> None:
-    if other := sorted(_OTHER_MODELS.intersection(files)):
+def _same_base(path: Path, config: TAIAConfig) -> bool:
+    """Tells whether the config.json at `path` names the base model of `config`, at the same commit."""
+    before = hub.read_json(path)
+    names = ("base_model_name_or_path", "base_model_revision")
+    return all(before.get(name) == getattr(config, name) for name in names)
+
+
+def _refuse_other_model(name: str, files: Iterable[str], config: Path | None) -> None:
+    """Refuses to write over another model, which the files of a folder or repository or its config.json show."""
+    other = sorted(_OTHER_MODELS.intersection(files))
+    if config is not None and config.is_file() and hub.read_json(config).get("model_type") != TAIAConfig.model_type:
+        other.append(hub.CONFIG)
+    if other:
         raise RepositoryError(
             f"'{name}' holds another model at its root ({', '.join(other)}); transformers would load one for the "
             "other.",
@@ -312,6 +350,13 @@ def _save_update(model: Any, folder: Path, state_dict: Mapping[str, torch.Tensor
         index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
         (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
     return config
+
+
+def _is_resume_index(path: Path) -> bool:
+    """Tells an index that `save` wrote for Trainer from that of a sharded model."""
+    return all(
+        str(file).startswith(f"{ADAPTER_FOLDER}/") for file in hub.read_json(path).get("weight_map", {}).values()
+    )
 
 
 def _has_own_card(path: Path) -> bool:

@@ -93,19 +93,23 @@ class RowWeights:
         """
         key = (n, device)
         if (found := self._selected.get(key)) is None:
-            weights = self.per_row(n)
-            rows = [row for row, weight in enumerate(weights) if weight]
-            steps = {after - before for before, after in itertools.pairwise(rows)}
-            acting = [weights[row] for row in rows]
-            found = (
-                slice(rows[0], rows[-1] + 1, steps.pop() if steps else 1)
-                if len(steps) < 2
-                else torch.tensor(rows, device=device),
-                acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device),
-            )
+            with torch.inference_mode(False):  # what is kept may be used under autograd later
+                found = self._select(self.per_row(n), device)
             if len(self._selected) < _CACHED_SETTINGS:
                 self._selected[key] = found
         return found
+
+    @staticmethod
+    def _select(weights: tuple[float, ...], device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
+        rows = [row for row, weight in enumerate(weights) if weight]
+        steps = {after - before for before, after in itertools.pairwise(rows)}
+        acting = [weights[row] for row in rows]
+        return (
+            slice(rows[0], rows[-1] + 1, steps.pop() if steps else 1)
+            if len(steps) < 2
+            else torch.tensor(rows, device=device),
+            acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device),
+        )
 
 
 Weight = float | RowWeights
@@ -221,7 +225,8 @@ class Switch:
         Raises:
             SettingError: If the setting is not understood, or not possible on one of the modules.
         """
-        key = (Mapping, *value.items()) if isinstance(value, Mapping) else value
+        # The types belong to the key because True == 1, and only one of them is a weight.
+        key = (Mapping, *((k, v, type(v)) for k, v in value.items())) if isinstance(value, Mapping) else value
         try:
             found = self._cache.get(key)
         except TypeError:  # not hashable, so certainly not a setting: parsing says why
@@ -337,13 +342,15 @@ class KeepSetting:
 
     Attributes:
         checkpoint: A function such as `torch.utils.checkpoint.checkpoint`, which takes the function to run first.
+        switch: The switch of the model, whose own setting may change before the backward pass.
     """
 
     checkpoint: Callable[..., Any]
+    switch: Switch
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls `checkpoint` with `function` bound to the setting in force now."""
-        active = _ACTIVE.get()
+        active = {**_ACTIVE.get(), self.switch: self.switch.acting()}
 
         def run(*inner_args: Any, **inner_kwargs: Any) -> Any:
             token = _ACTIVE.set(active)

@@ -33,6 +33,7 @@ def publish(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    parent_commit: str | None = None,
 ) -> CommitInfo:
     """Publishes files in one commit: all of them, or nothing.
 
@@ -45,6 +46,7 @@ def publish(
         token: Access token.
         revision: Branch to commit to, made from main if need be; None for main.
         create_pr: Whether the commit becomes a pull request.
+        parent_commit: The commit that the files were made for; any other head refuses them. None for a new repository.
 
     Returns:
         The commit.
@@ -67,7 +69,7 @@ def publish(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
-            parent_commit=api.model_info(repo_id, revision=revision).sha,
+            parent_commit=parent_commit or api.model_info(repo_id, revision=revision).sha,
         )
         undo.pop_all()
     return commit

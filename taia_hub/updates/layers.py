@@ -13,16 +13,24 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear, LoraLayer, ParamWrapper
+from peft.tuners.lora.layer import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    Embedding,
+    Linear,
+    LoraLayer,
+    MultiheadAttention,
+    ParamWrapper,
+)
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from taia_hub._subclass import Rebuildable, subclass
+from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.switch import RowWeights, Switch, Weight
 from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
-
-TunerLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
 
 # LoRA layers whose PEFT forward takes `adapter_names`, by class name: the quantised ones import only with their backend
 _ROWS_BY_NAME = (Embedding.__name__, Conv1d.__name__, Conv2d.__name__, Conv3d.__name__, "Linear8bitLt", "Linear4bit")
@@ -50,7 +58,9 @@ class SwitchedLayer(Rebuildable):
         """Runs PEFT's forward, with adapter names by row where the rows' settings differ."""
         weight = self._acting()
         layer: Any = self
-        if weight == 0 and isinstance(self, BaseTunerLayer) and not layer.merged:
+        if getattr(layer, "merged_adapters", None):
+            raise _merged(layer)
+        if weight == 0 and isinstance(self, BaseTunerLayer):
             return layer.base_layer(*args, **kwargs)  # not every method's forward asks `disable_adapters`
         if isinstance(weight, RowWeights):
             names = [self._taia_adapter if one else "__base__" for one in weight.per_row(len(args[0]))]
@@ -92,6 +102,8 @@ class SwitchedLinear(SwitchedLayer):
         first = modules["lora_A"]._modules[name]
         b = modules["lora_B"]._modules[name]
         a = first._parameters["weight"]
+        if weight == 1 and not compiling and _hooked(first, b):  # whoever hooks the factors wants them called
+            return super().forward(x, *args, **kwargs)
         if a.is_meta:  # accelerate offloaded it, and would bring it where `first` and `b` were called
             with align_module_device(first), align_module_device(b):
                 return self.forward(x, *args, **kwargs)
@@ -177,7 +189,7 @@ def same_rows(layer: Any, adapter: str, path: str) -> str | None:
     mixin = _mixin(layer, adapter)
     if mixin is SwitchedParameters:
         return "the experts' parameters are shared by all rows of the batch"
-    if ".experts." in path:
+    if any("expert" in part and "shared" not in part for part in path.split(".")):
         return "a routed expert sees the tokens of all rows mixed"
     if mixin is SwitchedLinear or isinstance(layer, AuxiliaryTrainingWrapper):
         return None
@@ -188,15 +200,37 @@ def same_rows(layer: Any, adapter: str, path: str) -> str | None:
 
 def describe(layer: nn.Module) -> str:
     """Names the method and class of a tuner layer, as in `lora.Linear` or `loha.Linear`."""
-    base = next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
+    base = _peft_class(layer)
     package = base.__module__.split(".")
     name = f"{package[2]}.{base.__name__}" if package[:2] == ["peft", "tuners"] else base.__name__
     variants = getattr(layer, "lora_variant", None) or {}
     return " ".join([name, *sorted({type(variant).__name__ for variant in variants.values()})])
 
 
+def refusal(layer: nn.Module) -> str | None:
+    """Says why a layer cannot be switched at all; None when it can."""
+    if isinstance(layer, MultiheadAttention):
+        return "PEFT merges its update into the shared weight in every forward, which other threads see"
+    return None
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def _merged(layer: Any) -> UnsupportedUpdateError:
+    return UnsupportedUpdateError(
+        f"The update of a {describe(layer)} layer is merged into its base weight, so that no setting can act.",
+        "Unmerge it first (PEFT's `unmerge_adapter()`).",
+    )
+
+
+def _peft_class(layer: nn.Module) -> type:
+    return next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
+
+
 def _mixin(layer: Any, adapter: str) -> type[SwitchedLayer]:
-    base = next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
+    base = _peft_class(layer)
     if base is ParamWrapper:
         return SwitchedParameters
     # Exactly PEFT's class: quantised layers derive from it or replace it, and have forwards of their own.

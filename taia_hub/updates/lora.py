@@ -83,15 +83,15 @@ def with_update_in_graph(
     weights = weight.per_row(n) if isinstance(weight, RowWeights) else (weight,) * n
     scales = torch.tensor(weights, dtype=torch.float64) * scaling
     if not any(weights):
-        return y.clone(), scales
-    return add_update(y, x.to(a.dtype), a, b, bias, scaling, weight, in_place=False), scales
+        return y.clone(memory_format=torch.contiguous_format), scales
+    return add_update(y, x.to(a.dtype), a, b, bias, scaling, weight, in_place=False).contiguous(), scales
 
 
 @with_update_in_graph.register_fake
 def _(
     y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Any, scaling: float, switch: int, site: int
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(y), torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
+    return y.new_empty(y.shape), torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
 
 
 @torch.library.custom_op("taia_hub::with_update_backward", mutates_args=())
@@ -111,13 +111,13 @@ def update_gradients(
         Gradients (N, ..., D_in), (r, D_in), (D_out, r) and (D_out,).
     """
     if not scales.any():  # every update was masked: nothing was computed, nothing flows back
-        return torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(b), b.new_zeros(b.shape[0])
+        return x.new_zeros(x.shape), a.new_zeros(a.shape), b.new_zeros(b.shape), b.new_zeros(b.shape[0])
     scale = scales.to(grad.device, b.dtype).view(-1, *[1] * (grad.dim() - 1))
     grad_update = (grad.to(b.dtype) * scale).reshape(-1, b.shape[0])
     flat = x.to(a.dtype).reshape(-1, a.shape[1])
     grad_hidden = grad_update @ b
     return (
-        (grad_hidden @ a).reshape(x.shape).to(x.dtype),
+        (grad_hidden @ a).view(x.shape).to(x.dtype),
         grad_hidden.T @ flat,
         grad_update.T @ (flat @ a.T),
         grad_update.sum(0),
@@ -126,7 +126,7 @@ def update_gradients(
 
 @update_gradients.register_fake
 def _(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(a), torch.empty_like(b), b.new_empty(b.shape[0])
+    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape), b.new_empty(b.shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

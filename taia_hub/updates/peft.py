@@ -27,7 +27,7 @@ from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.switch import Site, Switch
-from taia_hub.updates.layers import describe, same_rows, switched_class, whole_only
+from taia_hub.updates.layers import describe, refusal, same_rows, switched_class, whole_only
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
@@ -94,6 +94,12 @@ class PeftUpdate:
             str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
         )
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card would say that every part acts
+        written, expected = set(_tensor_names(folder / WEIGHTS_NAME)), set(self.parameters())
+        if written != expected:
+            raise UpdateMismatchError(
+                f"The state dict holds {len(written & expected)} of the update's {len(expected)} tensors.",
+                "Pass the whole state dict of the model, or none.",
+            )
 
     def load(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
         """Puts tensors with the names of PEFT's file into the attached update.
@@ -239,6 +245,11 @@ def attach_switch(
         for name, module in model.named_modules()
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
     ]
+    for name, layer in layers:
+        if reason := refusal(layer):
+            raise UnsupportedUpdateError(
+                f"The update of '{name}' cannot be switched: {reason}.", "Adapt other modules, or use PEFT alone."
+            )
     counted: set[int] = set()
     regrouped = _ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
     sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
