@@ -197,6 +197,7 @@ def _publish(
     files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
     if config.update.get("repo"):  # what an earlier copy left in the folder
         files = {name: path for name, path in files.items() if not name.startswith(f"{ADAPTER_FOLDER}/")}
+    _refuse_other_model(str(folder), files, None)
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository", revision=revision):
         at = revision if revision and api.revision_exists(repo_id, revision) else None  # a new branch begins at main
