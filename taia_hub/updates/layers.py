@@ -102,7 +102,7 @@ class SwitchedLinear(SwitchedLayer):
         first = modules["lora_A"]._modules[name]
         b = modules["lora_B"]._modules[name]
         a = first._parameters["weight"]
-        if weight == 1 and not compiling and _hooked(first, b):  # whoever hooks the factors wants them called
+        if not compiling and weight == 1 and _hooked(first, b):  # whoever hooks the factors wants them called
             return super().forward(x, *args, **kwargs)
         if a.is_meta:  # accelerate offloaded it, and would bring it where `first` and `b` were called
             with align_module_device(first), align_module_device(b):

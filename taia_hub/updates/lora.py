@@ -47,10 +47,14 @@ def add_update(
     update = F.linear(F.linear(x[rows], a), b, bias)
     if isinstance(scale, Tensor):
         scale = scale.to(update.dtype).view(-1, *[1] * (update.dim() - 1))
-    update = (update * (scaling * scale)).to(y.dtype)
+    factor = scaling * scale
+    update = (update.mul_(factor) if in_place else update * factor).to(y.dtype)
     if not in_place:
         y = y.clone()
-    y[rows] += update
+    if isinstance(rows, slice):
+        y[rows].add_(update)
+    else:
+        y.index_add_(0, rows, update)
     return y
 
 
