@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -196,7 +197,11 @@ def test_an_unknown_option_is_a_usage_error(taia):
 
 def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
     words = [sys.executable, "-m", "taia_hub.cli", "hub", "serve", str(tmp_path / "hub"), "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+
+    def interruptible():  # a runner in the background may ignore SIGINT, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible) as process:
         try:
             lines = []
             until = time.monotonic() + 120
@@ -207,4 +212,9 @@ def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
                 assert reply.status == 200
         finally:
             process.send_signal(2)
-        assert process.wait(30) in (0, 130)
+            try:
+                status = process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        assert status in (0, 130)
