@@ -14,12 +14,11 @@ from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.switch import KeepSetting, RowWeights
 from taia_hub.updates import lora
-from tests.conftest import pico_tokenizer
 
 
-def test_a_push_with_another_base_brings_that_bases_tokenizer(online, repo_id, tmp_path):
+def test_a_push_with_another_base_brings_that_bases_tokenizer(online, repo_id, tokenizer):
     online.push_base(f"{repo_id}-base2")
-    other = pico_tokenizer()
+    other = copy.deepcopy(tokenizer)
     other.add_tokens(["theother"])
     other.push_to_hub(f"{repo_id}-base2")
     TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
@@ -27,10 +26,10 @@ def test_a_push_with_another_base_brings_that_bases_tokenizer(online, repo_id, t
     assert "theother" in AutoTokenizer.from_pretrained(repo_id).get_vocab()
 
 
-def test_a_tokenizer_that_a_person_pushed_for_the_same_base_stays(online, repo_id):
+def test_a_tokenizer_that_a_person_pushed_for_the_same_base_stays(online, repo_id, tokenizer):
     model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
     model.push_to_hub(repo_id)
-    mine = pico_tokenizer()
+    mine = copy.deepcopy(tokenizer)
     mine.add_tokens(["mine"])
     mine.push_to_hub(repo_id)
     model.push_to_hub(repo_id)
