@@ -1,0 +1,47 @@
+"""`taia demo` and `taia hub serve`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taia_hub.cli.shared import Json
+from taia_hub.demo.runner import DEFAULT_ITEMS, DEFAULT_STEPS
+
+
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Folder for the Hub, the models and the cache.")] = Path(
+        "taia-demo"
+    ),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = DEFAULT_STEPS,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = DEFAULT_ITEMS,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes."""
+    from taia_hub.demo import run_demo
+
+    report = run_demo(directory, steps=steps, items=items, log=lambda text: typer.echo(text, err=True))
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="Folder that holds the Hub; made if need be.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")] = 8299,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Take weights as LFS streams: for files above a gigabyte, and datasets.")
+    ] = False,
+) -> None:
+    """Serve a Hub from a folder, on this machine only, until Ctrl-C."""
+    from taia_hub.local_hub import LocalHub
+
+    hub = LocalHub(folder, port=port, large_files="lfs" if stream else "regular")
+    hub.start()
+    typer.echo(f"Serving {folder} at {hub.endpoint}. In another terminal:\n")
+    for name, value in hub.environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+    typer.echo("\nCtrl-C ends it.")
+    hub.serve_forever()

@@ -1,0 +1,119 @@
+"""`taia create`, `push` and `info`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taia_hub.cli.shared import Json, Message, Private, Repository, Revision, Token, Trust, echo_json, parse_mode
+
+_ROW = "{:<12}{:>10}{:>16}{:>12}"
+
+
+def create(
+    base: Annotated[str, typer.Argument(help="Hub id (or folder) of the base model.")],
+    adapter: Annotated[str, typer.Argument(help="Hub id or folder of a PEFT adapter.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write the repository to.")] = None,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
+    mode: Annotated[str, typer.Option(help="The published default: a mode, or a JSON mapping.")] = "attention",
+    base_revision: Annotated[str | None, typer.Option(help="Revision of the base model.")] = None,
+    adapter_revision: Annotated[str | None, typer.Option(help="Revision of the adapter.")] = None,
+    link: Annotated[
+        bool, typer.Option("--link", help="Point to the adapter on the Hub instead of copying it.")
+    ] = False,
+    convert_pickle: Annotated[
+        bool, typer.Option("--convert-pickle", help="Convert adapter_model.bin to safetensors; nothing in it is run.")
+    ] = False,
+    private: Private = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Make a TAIA repository from a base model and any PEFT adapter."""
+    from taia_hub.creating import create_repository
+
+    created = create_repository(
+        base,
+        adapter,
+        out=out,
+        push=push,
+        inference_modules=parse_mode(mode),
+        base_revision=base_revision,
+        adapter_revision=adapter_revision,
+        link=link,
+        convert_pickle=convert_pickle,
+        private=private,
+        token=token,
+        trust_remote_code=trust_remote_code,
+    )
+    where = str(created.folder) if created.commit is None else created.commit.commit_url
+    if as_json:
+        echo_json({"where": where, "status": dataclasses.asdict(created.status)})
+        return
+    for role, status in created.status.roles.items():
+        typer.echo(f"{role:<12}{status.adapted:>6} modules{status.parameters:>16,} parameters")
+    typer.echo(f"{'Published' if created.commit else 'Written to'} {where}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a TAIA repository.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to publish it to.")],
+    message: Message = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    private: Private = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a saved TAIA repository in one commit."""
+    from taia_hub.publishing import push_folder
+
+    commit = push_folder(
+        folder,
+        repo,
+        commit_message=message,
+        revision=revision,
+        create_pr=create_pr,
+        private=private,
+        token=token,
+        trust_remote_code=trust_remote_code,
+    )
+    url = commit.pr_url or commit.commit_url
+    echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(f"Published {url}")
+
+
+def info(
+    repo: Repository,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a repository holds, by role, without loading weights."""
+    from taia_hub.info import repository_info
+
+    found = repository_info(repo, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    if as_json:
+        echo_json(dataclasses.asdict(found))
+        return
+    typer.echo(f"repository  {found.name}{_at(found.revision)}")
+    typer.echo(f"base model  {found.base_model}{_at(found.base_revision)}")
+    dtypes = ", ".join(found.dtypes)
+    typer.echo(f"update      {found.method} in {found.location}, {found.bytes / 2**20:.1f} MiB, {dtypes}")
+    typer.echo(f"default     {found.inference_modules}\n")
+    typer.echo(_ROW.format("role", "modules", "parameters", "MiB"))
+    for role, part in found.roles.items():
+        typer.echo(_ROW.format(role, part.modules, f"{part.parameters:,}", f"{part.bytes / 2**20:.1f}"))
+    typer.echo("\n" + _ROW.format("mode", "", "acting", "").rstrip())
+    for mode, acting in found.modes.items():
+        typer.echo(_ROW.format(mode, "", f"{acting:,}", "").rstrip())
+    if found.unplaced:
+        typer.echo(f"\nCounted as other because their role could not be told: {', '.join(found.unplaced)}")
+
+
+def _at(revision: str | None) -> str:
+    return f" @ {revision[:8]}" if revision else ""

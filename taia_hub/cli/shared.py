@@ -1,0 +1,50 @@
+"""What the commands share: options that mean the same everywhere, and how input is read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Annotated, Any
+
+import typer
+
+from taia_hub.errors import ConfigError, RepositoryError
+
+Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
+Token = Annotated[str | None, typer.Option(help="Access token; the stored one by default.", show_default=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Private = Annotated[bool | None, typer.Option("--private/--public", help="Visibility of a new repository.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the base model's own code run.")]
+Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
+
+
+def parse_mode(text: str) -> Any:
+    """Reads a mode from the command line: a name, or a JSON mapping of selectors to weights."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--mode {text!r} is no JSON: {error}.",
+            """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
+        ) from error
+
+
+def load_tokenizer(auto: Any, repo: str, model: Any, keywords: dict[str, Any]) -> Any:
+    """Loads the repository's tokenizer, or the base model's where it has none."""
+    config = model.taia_config
+    base = {**keywords, "revision": config.base_model_revision}
+    for name, options_ in ((repo, keywords), (config.base_model_name_or_path, base)):
+        with contextlib.suppress(OSError, ValueError):
+            return auto.from_pretrained(name, **options_)
+    raise RepositoryError(
+        f"Neither '{repo}' nor its base model '{config.base_model_name_or_path}' has a tokenizer.",
+        "Push one to the repository: tokenizer.push_to_hub(...).",
+    )
+
+
+def echo_json(value: Any) -> None:
+    """Prints a value as indented JSON."""
+    typer.echo(json.dumps(value, indent=2, default=str))
