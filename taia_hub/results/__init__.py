@@ -1,0 +1,34 @@
+"""What was evaluated: the results file, paired statistics, and the summary that tables and cards show."""
+
+from taia_hub.results.format import (
+    RESULTS_FILE,
+    DatasetSource,
+    Group,
+    ModelIdentity,
+    ModeScores,
+    Results,
+    TaskResults,
+)
+from taia_hub.results.statistics import Interval, Score
+from taia_hub.results.summary import Recommendation, Row, Summary, summarise
+from taia_hub.results.text import format_difference, format_value, recommendation_text, to_text
+
+__all__ = [
+    "RESULTS_FILE",
+    "DatasetSource",
+    "Group",
+    "Interval",
+    "ModeScores",
+    "ModelIdentity",
+    "Recommendation",
+    "Results",
+    "Row",
+    "Score",
+    "Summary",
+    "TaskResults",
+    "format_difference",
+    "format_value",
+    "recommendation_text",
+    "summarise",
+    "to_text",
+]

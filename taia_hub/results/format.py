@@ -1,0 +1,284 @@
+"""The results file: what was evaluated on what, with the score of every item under every mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taia_hub._files import write_atomically
+from taia_hub.errors import ConfigError, RepositoryError
+
+RESULTS_FILE = "taia_results.json"
+"""Name of the results file at the root of a TAIA repository."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model was evaluated.
+
+    Attributes:
+        name: Hub id or folder of the TAIA repository, as it was given.
+        revision: Commit sha of the repository, or None for a folder.
+        base_model: Hub id or folder of the base model.
+        base_revision: Commit sha of the base model, or None for a folder.
+        adapter_sha256: Hash of the update's weights, or None where the update is not one file.
+        dtype: dtype of the base model's weights, as in `"bfloat16"`.
+    """
+
+    name: str
+    revision: str | None
+    base_model: str | None
+    base_revision: str | None
+    adapter_sha256: str | None
+    dtype: str
+
+    def difference(self, other: ModelIdentity) -> str | None:
+        """Says in what another model differs, or None where its results may stand beside those of this one.
+
+        A name or revision alone does not count: the same update on the same base is the same model, wherever it lies.
+
+        Args:
+            other: The other model.
+
+        Returns:
+            A clause such as `"its adapter has the sha256 ab12…, not cd34…"`, or None.
+        """
+        if self.adapter_sha256 != other.adapter_sha256:
+            return f"its adapter has the sha256 {_short(other.adapter_sha256)}, not {_short(self.adapter_sha256)}"
+        if self.base_model != other.base_model and None in (self.base_revision, other.base_revision):
+            return f"its base model is '{other.base_model}', not '{self.base_model}'"
+        if self.base_revision != other.base_revision:
+            return f"its base model has the revision {_short(other.base_revision)}, not {_short(self.base_revision)}"
+        if self.dtype != other.dtype:
+            return f"its base model runs in {other.dtype}, not {self.dtype}"
+        return None
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where the items of a task come from.
+
+    Attributes:
+        path: Hub id of the data set, or name of a local file.
+        name: Configuration of the data set, or None.
+        split: The split that was evaluated.
+        revision: Commit sha of the data set, or None.
+        sha256: Hash of a local file, or None.
+    """
+
+    path: str
+    name: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ModeScores:
+    """What one mode did in one task.
+
+    Attributes:
+        setting: The setting in the form that users write: a name, or a mapping of selectors to weights.
+        scores: Metric to the score of the whole task, as lm-eval aggregates it.
+        values: Metric to one value an item, in the order of `TaskResults.items`; only metrics whose score is the mean
+            of its items.
+        seconds: How long the mode took.
+    """
+
+    setting: str | Mapping[str, float]
+    scores: Mapping[str, float]
+    values: Mapping[str, tuple[float, ...]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """The results of one task at one number of shots.
+
+    Attributes:
+        name: Name of the task.
+        title: The name that tables show.
+        num_fewshot: Number of examples in the prompt.
+        fewshot_asked: The number that the user asked for, or None for the task's own.
+        metric: The metric that tables show.
+        higher_is_better: Whether a higher score is better.
+        dataset: Where the items come from.
+        version: lm-eval's version of the task, as text.
+        items: A hash of each of the N items.
+        modes: Label of a setting to its scores.
+    """
+
+    name: str
+    title: str
+    num_fewshot: int
+    fewshot_asked: int | None
+    metric: str
+    higher_is_better: bool
+    dataset: DatasetSource
+    version: str
+    items: tuple[str, ...]
+    modes: Mapping[str, ModeScores] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Key of the task in `Results.tasks`: `name`, or `name@3` where 3 shots were asked for."""
+        return self.name if self.fewshot_asked is None else f"{self.name}@{self.fewshot_asked}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that tables show as one row.
+
+    Attributes:
+        title: The name that tables show.
+        tasks: Keys of its tasks and groups.
+        pooled: Whether its score is the mean over all items; otherwise over its members, as the paper's Avg is.
+    """
+
+    title: str
+    tasks: tuple[str, ...]
+    pooled: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was evaluated on one model.
+
+    Attributes:
+        model: Which model.
+        environment: Versions and hardware.
+        settings: What holds for all tasks: seed, limit, chat template and so on.
+        tasks: `TaskResults.key` to a task's results.
+        groups: Key to a group.
+
+    Example:
+        >>> model = ModelIdentity("org/model-taia", None, "org/base", None, "ab12", "float32")
+        >>> Results.from_json(Results(model).to_json()) == Results(model)
+        True
+    """
+
+    model: ModelIdentity
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, TaskResults] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Labels of all settings that were evaluated, in the order of the first task that has them."""
+        return tuple(dict.fromkeys(label for task in self.tasks.values() for label in task.modes))
+
+    def with_task(self, task: TaskResults) -> Results:
+        """Returns the same results with one task added or replaced."""
+        return dataclasses.replace(self, tasks={**self.tasks, task.key: task})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the results as JSON values."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = RESULTS_FILE) -> Results:
+        """Reads results from JSON values.
+
+        Args:
+            value: What `to_json` gave.
+            name: Name of the file, in error messages.
+
+        Returns:
+            The results.
+
+        Raises:
+            ConfigError: If the values are not those of a results file, or those of a later format.
+        """
+        made = value.get("format") if isinstance(value, Mapping) else None
+        if made != FORMAT:
+            raise ConfigError(
+                f"'{name}' is no results file of this version of taia-hub: its format is {made!r}, {FORMAT} is read.",
+                "Evaluate again with `taia eval`, or update taia-hub.",
+            )
+        try:
+            results = cls(
+                ModelIdentity(**value["model"]),
+                dict(value["environment"]),
+                dict(value["settings"]),
+                {key: _task(task) for key, task in value["tasks"].items()},
+                {key: Group(**{**group, "tasks": tuple(group["tasks"])}) for key, group in value["groups"].items()},
+            )
+            _check(results)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"'{name}' is damaged: {type(error).__name__}: {error}.", "Delete it and evaluate again."
+            ) from error
+        return results
+
+    def save(self, path: Path) -> None:
+        """Writes the results file, whole or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            RepositoryError: If it cannot be written.
+        """
+        try:
+            # Values of items stay on one line each: a file of 14,000 items would have as many lines otherwise.
+            write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=None) + "\n")
+        except OSError as error:
+            raise RepositoryError(f"'{path}' cannot be written: {error}.", "Choose another file with --out.") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Reads a results file.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The results.
+
+        Raises:
+            RepositoryError: If there is no such file.
+            ConfigError: If it is damaged.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RepositoryError(f"'{path}' cannot be read: {error}.", "Make it with `taia eval`.") from error
+        except ValueError as error:
+            raise ConfigError(f"'{path}' is no JSON: {error}.", "Delete it and evaluate again.") from error
+        return cls.from_json(value, str(path))
+
+
+def _task(value: Mapping[str, Any]) -> TaskResults:
+    modes = {
+        label: ModeScores(**{**mode, "values": {name: tuple(items) for name, items in mode["values"].items()}})
+        for label, mode in value["modes"].items()
+    }
+    return TaskResults(
+        **{**value, "dataset": DatasetSource(**value["dataset"]), "items": tuple(value["items"]), "modes": modes}
+    )
+
+
+def _check(results: Results) -> None:
+    for key, task in results.tasks.items():
+        if key != task.key:
+            raise ValueError(f"the task {task.key!r} stands under {key!r}")
+        for label, mode in task.modes.items():
+            if task.metric not in mode.scores:
+                raise ValueError(f"mode {label!r} of {key!r} lacks its metric {task.metric!r}")
+            if any(len(values) != len(task.items) for values in mode.values.values()):
+                raise ValueError(f"mode {label!r} of {key!r} has another number of values than of items")
+    for key, group in results.groups.items():
+        missing = [name for name in group.tasks if name not in results.tasks and name not in results.groups]
+        if missing:
+            raise ValueError(f"the group {key!r} names {missing[0]!r}, which is not there")
+
+
+def _short(sha: str | None) -> str:
+    return f"{sha[:12]}…" if sha and len(sha) > 12 else str(sha)

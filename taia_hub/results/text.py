@@ -1,0 +1,116 @@
+"""The summary as text for a terminal."""
+
+from __future__ import annotations
+
+from taia_hub.results.statistics import Interval
+from taia_hub.results.summary import Row, Summary
+
+
+def to_text(summary: Summary) -> str:
+    """Lays a summary out for a terminal: scores by mode, then differences that matter, then which mode to use.
+
+    The best score of a row bears `*`, the second best `'`, as bold and underline do in the paper's tables.
+
+    Args:
+        summary: The summary.
+
+    Returns:
+        Text, without a newline at its end.
+
+    Example:
+        >>> to_text(Summary((), ()))
+        'Nothing was evaluated.'
+    """
+    if not summary.rows:
+        return "Nothing was evaluated."
+    head = ["task", "shots", "items", "metric", *summary.modes]
+    table = [head, *([*_names(row), *(_cell(row, mode) for mode in summary.modes)] for row in summary.rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) if column in (0, 3) else cell.rjust(width) for column, (cell, width) in pairs)
+        for pairs in (enumerate(zip(line, widths, strict=True)) for line in table)
+    ]
+    text = [*(line.rstrip() for line in lines), "", "* best  ' second best  ± standard error"]
+    differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]
+    if differences:
+        text += ["", "Differences with paired 95 % intervals over items:", *differences]
+    text += ["", recommendation_text(summary)]
+    return "\n".join(text)
+
+
+def recommendation_text(summary: Summary) -> str:
+    """Says in a sentence or two which mode to use, hedged where the results cannot tell.
+
+    Args:
+        summary: The summary.
+
+    Returns:
+        Plain text.
+    """
+    found = summary.recommendation
+    if found is None:
+        return "These results do not name one mode: look at each task."
+    where = "over these tasks" if found.row.key.startswith("average") else f"on {found.row.title}"
+    score = format_value(found.row.scores[found.mode].value)
+    if not found.within_noise:
+        return f"Mode {found.mode} is best {where} ({score}), beyond noise."
+    others = ", ".join(found.within_noise)
+    return (
+        f"Mode {found.mode} has the best score {where} ({score}), but {others} may be as good: over {found.row.items} "
+        "items the difference is within noise."
+    )
+
+
+def format_value(value: float) -> str:
+    """Writes a score with three decimals, or four significant figures beyond 10; the card and the terminal agree.
+
+    Args:
+        value: The score.
+
+    Returns:
+        As in `"0.312"`.
+
+    Example:
+        >>> format_value(0.3125), format_value(12.3456), format_value(-0.0001)
+        ('0.312', '12.35', '-0.000')
+    """
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def format_difference(interval: Interval) -> str:
+    """Writes a difference with its interval.
+
+    Args:
+        interval: The difference.
+
+    Returns:
+        As in `"+0.012 [-0.004, +0.028]"`.
+
+    Example:
+        >>> format_difference(Interval(0.012, -0.004, 0.028))
+        '+0.012 [-0.004, +0.028]'
+    """
+    value, low, high = (f"{number:+.3f}" for number in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _names(row: Row) -> list[str]:
+    shots = "" if row.num_fewshot is None else str(row.num_fewshot)
+    return ["  " * row.depth + row.title, shots, str(row.items), row.metric]
+
+
+def _cell(row: Row, mode: str) -> str:
+    if mode not in row.scores:
+        return ""
+    score = row.scores[mode]
+    error = "" if score.standard_error is None else f" ±{score.standard_error:.3f}"
+    mark = "*" if mode in row.best else "'" if mode in row.second else " "
+    return f"{format_value(score.value)}{error}{mark}"
+
+
+def _differences(row: Row) -> list[str]:
+    return [
+        f"  {row.title}: {mode} less {reference} {format_difference(interval)}"
+        + ("" if interval.excludes_zero else " (within noise)")
+        for (mode, reference), interval in row.differences.items()
+    ]
