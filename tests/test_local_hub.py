@@ -888,8 +888,12 @@ def test_every_module_imports_without_the_extra(monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_a_served_hub_cleanly(tmp_path):
     hub = LocalHub(tmp_path / "hub").start()
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    hub.serve_forever()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background may ignore SIGINT
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        hub.serve_forever()
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(RepositoryError, match="not running"):
         hub.token  # noqa: B018
     Store(tmp_path / "hub").close()
