@@ -4,12 +4,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import TAIAError
+from taia_hub.evaluation import evaluate
 from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
 from taia_hub.sublayers import register_roles, sublayer_roles
 
 __version__ = "0.1.0"
 
-__all__ = ["TAIAConfig", "TAIAError", "TAIAForCausalLM", "TAIAModel", "register_roles", "sublayer_roles"]
+__all__ = ["TAIAConfig", "TAIAError", "TAIAForCausalLM", "TAIAModel", "evaluate", "register_roles", "sublayer_roles"]
 
 AutoConfig.register("taia", TAIAConfig)
 AutoModel.register(TAIAConfig, TAIAModel)

@@ -111,6 +111,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         if not (source.folder / hub.CONFIG).is_file():
             return _load_plain_adapter(source, options)
         config = read_taia_config(source.folder / hub.CONFIG, name)
+    config._name_or_path, config._commit_hash = source.name, source.revision
     if not config.base_model_name_or_path:
         raise ConfigError(
             f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."

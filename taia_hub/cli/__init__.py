@@ -11,6 +11,7 @@ import typer
 
 from taia_hub import __version__
 from taia_hub.cli.demonstration import demo, serve
+from taia_hub.cli.evaluation import evaluate
 from taia_hub.cli.generation import generate
 from taia_hub.cli.repositories import create, info, push
 from taia_hub.errors import TAIAError
@@ -30,6 +31,7 @@ app.command()(create)
 app.command()(push)
 app.command()(info)
 app.command()(generate)
+app.command("eval")(evaluate)
 app.command()(demo)
 app.add_typer(hub_app, name="hub")
 hub_app.command()(serve)

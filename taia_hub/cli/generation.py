@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, load_tokenizer, parse_mode
+from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
 from taia_hub.errors import ConfigError
 
 
@@ -33,9 +33,10 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Answer a prompt under one mode or several."""
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from taia_hub import TAIAForCausalLM
+    from taia_hub._tokenizer import load_tokenizer
     from taia_hub.answering import answers
 
     modes = [parse_mode(text) for text in mode] if mode else None
@@ -44,7 +45,7 @@ def generate(
         raise ConfigError("The prompt is empty.", "Give a text with --prompt, or '-' and text on standard input.")
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=device_map, **loading)
-    tokenizer = load_tokenizer(AutoTokenizer, repo, model, loading)
+    tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     found = answers(

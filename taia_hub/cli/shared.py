@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import Annotated, Any
 
 import typer
 
-from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.errors import ConfigError
 
 Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
 Token = Annotated[str | None, typer.Option(help="Access token; the stored one by default.", show_default=False)]
@@ -30,19 +29,6 @@ def parse_mode(text: str) -> Any:
             f"--mode {text!r} is no JSON: {error}.",
             """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
         ) from error
-
-
-def load_tokenizer(auto: Any, repo: str, model: Any, keywords: dict[str, Any]) -> Any:
-    """Loads the repository's tokenizer, or the base model's where it has none."""
-    config = model.taia_config
-    base = {**keywords, "revision": config.base_model_revision}
-    for name, options_ in ((repo, keywords), (config.base_model_name_or_path, base)):
-        with contextlib.suppress(OSError, ValueError):
-            return auto.from_pretrained(name, **options_)
-    raise RepositoryError(
-        f"Neither '{repo}' nor its base model '{config.base_model_name_or_path}' has a tokenizer.",
-        "Push one to the repository: tokenizer.push_to_hub(...).",
-    )
 
 
 def echo_json(value: Any) -> None:

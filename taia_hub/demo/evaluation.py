@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from taia_hub.demo.encoding import IGNORED_LABEL, answer_batch, encode_item
-from taia_hub.demo.progress import Progress
 from taia_hub.demo.samples import Item
+from taia_hub.progress import Progress
 
 MODES = ("none", "attention", "ffn", "all")
 COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention", "all"))

@@ -29,7 +29,7 @@ class Row:
         depth: 0 for a row of its own, 1 for a member of the group above, and so on.
         scores: Label of a setting to its score.
         differences: `(label, reference)` to the score of the setting less that of the reference, with its paired 95 %
-            interval; only where every item has a value.
+            interval; only where every item has a value. `all` is compared with `none` and not the other way round.
         best: Labels with the best score, alone or tied.
         second: Labels with the second best score.
         within_noise: Labels beside the best whose difference from it may be noise (its interval holds zero).
@@ -197,7 +197,7 @@ def _judged(row: Row, drawn: Resampled | None) -> Row:
         (label, reference): drawn.difference(index, labels.index(reference))
         for index, label in enumerate(labels)
         for reference in REFERENCES
-        if reference in labels and reference != label
+        if reference in labels and reference != label and (label, reference) != REFERENCES
     }
     return dataclasses.replace(
         row, scores=scores, differences=differences, best=best, second=second, within_noise=close

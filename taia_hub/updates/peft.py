@@ -85,7 +85,7 @@ class PeftUpdate:
             state_dict: State dict of the held model to take the tensors from, as Trainer passes it.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if state_dict is None and self._unchanged():
+        if state_dict is None and self.is_unchanged():
             for name in (CONFIG_NAME, WEIGHTS_NAME):
                 shutil.copyfile(self.source / name, folder / name)
             return
@@ -114,7 +114,8 @@ class PeftUpdate:
         result.missing_keys[:] = [key for key in result.missing_keys if f".{ADAPTER}" in key]
         return result
 
-    def _unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
+        """Tells whether the tensors are still those of the file that they were read from."""
         if not all((self.source / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME)):
             return False
         now = self.parameters()

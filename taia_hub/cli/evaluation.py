@@ -1,0 +1,135 @@
+"""`taia eval`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.errors import ConfigError
+
+
+def evaluate(
+    repo: Repository,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task or group of lm-eval, taia_paper, or a YAML or JSONL file; repeat it."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="A mode, or a JSON mapping; repeat it. All four by default.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Results file; an existing one is completed. By default taia_results.json in DIR or here."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier results away.")] = False,
+    num_fewshot: Annotated[
+        str | None, typer.Option(metavar="K[,K…]", help="Examples in the prompts, as in 0,1,2,3,4.", show_default=False)
+    ] = None,
+    fewshot_file: Annotated[
+        Path | None, typer.Option(help="JSONL file that the examples of JSONL tasks come from.")
+    ] = None,
+    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with more lm-eval task files.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items a task.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Rows a forward pass, or auto.")] = "8",
+    chat_template: Annotated[
+        bool | None,
+        typer.Option("--chat-template/--no-chat-template", help="By default where the tokenizer has one."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_gen_toks: Annotated[int | None, typer.Option(min=1, help="Longest generated answer, in tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the examples.")] = 1234,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts whose refusals and successful attacks are counted.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Judges attacks: (prompt, answer) -> bool or [0, 1].")
+    ] = None,
+    win_rate: Annotated[
+        Path | None, typer.Option(help="JSONL of prompt and reference that answers are compared with.")
+    ] = None,
+    preference_judge: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="(prompt, a, b) -> how far a is preferred, [0, 1].")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="hf evaluates here; vllm prints the commands that evaluate there.")
+    ] = "hf",
+    dtype: Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.")] = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a repository under several modes with lm-evaluation-harness."""
+    from taia_hub.evaluation import evaluate as run
+    from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate_task
+    from taia_hub.progress import ProgressBars
+    from taia_hub.results import RESULTS_FILE, summarise, to_text
+
+    if backend not in ("hf", "vllm"):
+        raise ConfigError(f"The backend '{backend}' is not known.", "Choose hf or vllm.")
+    modes = [parse_mode(text) for text in mode] if mode else ["none", "attention", "ffn", "all"]
+    shots = _numbers(num_fewshot)
+    if backend == "vllm":
+        lines = vllm_commands(
+            repo,
+            task or [],
+            modes,
+            revision=revision,
+            token=token,
+            limit=limit,
+            num_fewshot=shots or (None,),
+            seed=seed,
+            chat_template=chat_template is not False,
+        )
+        echo_json(lines) if as_json else typer.echo("\n".join(lines))
+        return
+    units = []
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # judges stand in the working folder
+    if prompts:
+        units.append(safety_task(prompts, judge=find_judge(judge) if judge else None, limit=limit))
+    if win_rate:
+        if not preference_judge:
+            raise ConfigError("--win-rate needs a judge.", "Name one: --preference-judge module:function.")
+        units.append(win_rate_task(win_rate, judge=find_judge(preference_judge), limit=limit))
+    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    bars = ProgressBars()
+    try:
+        results = run(
+            repo,
+            task or [],
+            modes,
+            units=units,
+            num_fewshot=shots,
+            fewshot_path=fewshot_file,
+            include_path=include_path or (),
+            limit=limit,
+            batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+            chat_template=chat_template,
+            system_instruction=system,
+            gen_kwargs={"max_gen_toks": max_gen_toks} if max_gen_toks else None,
+            seed=seed,
+            out=out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE,
+            overwrite=overwrite,
+            progress=bars,
+            dtype=dtype,
+            device_map=device_map,
+            **loading,
+        )
+    finally:
+        bars.close()
+    echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise ConfigError(f"--num-fewshot '{text}' is no list of numbers.", "As in --num-fewshot 0,1,2,3,4.")
+    return [int(word) for word in words]

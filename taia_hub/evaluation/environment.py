@@ -1,0 +1,70 @@
+"""Which model was evaluated, with which versions, on what."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from taia_hub import hub
+from taia_hub.results import ModelIdentity
+
+_PACKAGES = ("taia-hub", "torch", "transformers", "peft", "lm-eval", "datasets", "accelerate")
+
+
+def identify(model: Any) -> ModelIdentity:
+    """Says which model this is, so that results are never taken for another's.
+
+    Args:
+        model: A loaded TAIA model.
+
+    Returns:
+        Its repository, base model and the hash of its update: that of the file while the weights are those of the
+        file, else that of the weights as they are.
+    """
+    config, update = model.taia_config, model._taia_update
+    if update.is_unchanged():
+        sha256 = hub.sha256(update.source / hub.ADAPTER_WEIGHTS)
+    else:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.parameters().items())}
+        sha256 = hashlib.sha256(save(tensors)).hexdigest()
+    return ModelIdentity(
+        name=config._name_or_path or config.base_model_name_or_path,
+        revision=getattr(config, "_commit_hash", None),
+        base_model=config.base_model_name_or_path,
+        base_revision=config.base_model_revision,
+        adapter_sha256=sha256,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def describe(model: Any, processes: int) -> Mapping[str, Any]:
+    """Says with what and on what a model is evaluated.
+
+    Args:
+        model: The loaded model.
+        processes: Number of processes that share the items.
+
+    Returns:
+        `versions`, `hardware` and `date`, as JSON values.
+    """
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "hardware": {"device": device.type, "name": name, "processes": processes, "threads": torch.get_num_threads()},
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,224 @@
+"""One task of lm-evaluation-harness on one loaded model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import numbers
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from taia_hub._imports import import_or_raise
+from taia_hub.results import TaskResults
+
+FEATURE = "Evaluation"
+Advance = Callable[[float], None]
+"""Called with the share of a task that is done, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """What holds for every task of a run; it is compared when an interrupted run goes on.
+
+    Attributes:
+        limit: Most items a task, or None for all.
+        seed: Seed of the examples in the prompts and of sampling; 1234 is lm-eval's own.
+        chat_template: Whether prompts go through the tokenizer's chat template.
+        system_instruction: System message, or None.
+        gen_kwargs: Keywords of generation that override those of the tasks, or None.
+    """
+
+    limit: int | None = None
+    seed: int = 1234
+    chat_template: bool = False
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task gave under one setting.
+
+    Attributes:
+        scores: Metric to the score of the task.
+        values: Metric to one value an item, where the score is their mean.
+    """
+
+    scores: Mapping[str, float]
+    values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model with what evaluation needs of it.
+
+    Attributes:
+        model: The TAIA model.
+        tokenizer: Its tokenizer.
+        lm: lm-eval's view of it.
+        settings: What holds for every task.
+        batch_size: Rows a forward pass, or `"auto"`.
+    """
+
+    model: Any
+    tokenizer: Any
+    lm: Any
+    settings: HarnessSettings
+    batch_size: int | str
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """One task of lm-eval at one number of shots, ready to be run.
+
+    Attributes:
+        task: lm-eval's task object.
+        blank: The task's results without any mode.
+    """
+
+    task: Any
+    blank: TaskResults
+
+    def run(self, session: Session, advance: Advance) -> Measured | None:
+        """Runs lm-eval on the model under its present setting.
+
+        Args:
+            session: The model and what belongs to it.
+            advance: Called with the share of the requests that were answered.
+
+        Returns:
+            Scores and values; None in processes other than the first.
+        """
+        evaluator = import_or_raise("lm_eval.evaluator", "eval", FEATURE)
+        settings = session.settings
+        answered = 0
+
+        def count() -> None:
+            nonlocal answered
+            answered += 1
+            advance(min(1.0, answered / max(1, len(self.task.instances))))
+
+        session.lm.answered = count
+        if settings.gen_kwargs and self.task.get_config("output_type") == "generate_until":
+            self.task.set_config(key="generation_kwargs", value=dict(settings.gen_kwargs), update=True)
+        # As `simple_evaluate` does it, which also asks git and pip what is installed, for every task and mode.
+        self.task.set_fewshot_seed(seed=settings.seed)
+        random.seed(0)
+        np.random.seed(settings.seed)
+        torch.manual_seed(settings.seed)
+        with quiet():
+            found = evaluator.evaluate(
+                lm=session.lm,
+                task_dict={"tasks": {self.task.task_name: self.task}, "groups": {}},
+                limit=settings.limit,
+                bootstrap_iters=0,  # intervals are ours: paired, over the items
+                system_instruction=settings.system_instruction,
+                apply_chat_template=settings.chat_template,
+                fewshot_as_multiturn=settings.chat_template,
+            )
+        return None if found is None else self._measured(found)
+
+    def _measured(self, found: Mapping[str, Any]) -> Measured:
+        name = self.task.task_name
+        scores = {
+            key: float(value)
+            for key, value in found["results"][name].items()
+            if "," in key and "_stderr," not in key and isinstance(value, (int, float))
+        }
+        values = {}
+        for key, score in scores.items():
+            metric, _, filter_key = key.rpartition(",")
+            samples = [row for row in found["samples"][name] if row["filter"] == filter_key and metric in row]
+            items = [row[metric] for row in sorted(samples, key=lambda row: row["doc_id"])]
+            complete = len(items) == len(self.blank.items) and all(isinstance(item, numbers.Real) for item in items)
+            if complete and math.isclose(math.fsum(items) / len(items), score, rel_tol=1e-9, abs_tol=1e-12):
+                values[key] = tuple(map(float, items))
+        return Measured(scores, values)
+
+
+def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None = None) -> Any:
+    """Makes lm-eval's view of a loaded model; several processes of accelerate share the items.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer; lm-eval sets its padding, so a copy is passed.
+        batch_size: Rows a forward pass, or `"auto"`.
+        max_length: Longest input in tokens, or None for the model's own.
+
+    Returns:
+        An `HFLM` whose `answered` is called for every answered request.
+
+    Raises:
+        MissingDependencyError: If lm-eval is not installed.
+    """
+    module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)
+    with quiet():
+        lm = _lm_class(module.HFLM)(
+            model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, backend="causal"
+        )
+    accelerator = import_or_raise("accelerate", "eval", FEATURE).Accelerator()
+    if accelerator.num_processes > 1:
+        lm.accelerator = accelerator
+        lm._rank, lm._world_size = accelerator.process_index, accelerator.num_processes
+    return lm
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences lm-eval's notes and its bars, one of which would appear for every task and mode."""
+    task_module: Any = import_or_raise("lm_eval.api.task", "eval", FEATURE)
+    logger, bar = logging.getLogger("lm_eval"), task_module.tqdm
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    task_module.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        task_module.tqdm = bar
+        logger.setLevel(level)
+
+
+@functools.cache
+def _lm_class(base: type) -> type:
+    class Counting(base):
+        """lm-eval's model, which tells of every answered request instead of drawing bars of its own."""
+
+        answered: Callable[[], None] | None = None
+
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            super().__init__(*args, **keywords)
+            self.cache_hook = _Counter(self)
+
+        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **keywords: Any) -> Any:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, **keywords)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
+    return Counting
+
+
+class _Counter:
+    """lm-eval hands every answer to its cache; this one only counts."""
+
+    dbdict = None
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm
+
+    def add_partial(self, attribute: str, request: Any, answer: Any) -> None:
+        if self.lm.answered:
+            self.lm.answered()

@@ -1,0 +1,186 @@
+"""Files of prompts as tasks: refusals and attacks, and preferences against reference answers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub.errors import ConfigError
+from taia_hub.evaluation._lines import get_text, parse_object, read_lines
+from taia_hub.evaluation.harness import Advance, Measured, Session
+from taia_hub.evaluation.safety import (
+    Judge,
+    PreferenceJudge,
+    attack_success_rate,
+    generate_responses,
+    read_prompts,
+    refusal_rate,
+    win_rate,
+)
+from taia_hub.results import DatasetSource, TaskResults
+
+Scorer = Callable[[list[str]], dict[str, tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """Prompts that are answered under a mode, and then scored.
+
+    Attributes:
+        blank: The task's results without any mode.
+        prompts: The N prompts.
+        score: Takes N answers and gives, by metric, one value each.
+        max_new_tokens: Longest answer in tokens.
+    """
+
+    blank: TaskResults
+    prompts: tuple[str, ...]
+    score: Scorer
+    max_new_tokens: int
+
+    def run(self, session: Session, advance: Advance) -> Measured | None:
+        """Answers the prompts under the model's present setting, and scores the answers.
+
+        Args:
+            session: The model and what belongs to it.
+            advance: Called with the share of the prompts that were answered.
+
+        Returns:
+            Scores and values; None in processes other than the first, which need not answer.
+        """
+        if session.lm.rank:
+            return None
+        outputs = generate_responses(
+            session.model,
+            session.tokenizer,
+            self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=session.batch_size if isinstance(session.batch_size, int) else 8,
+            progress=lambda done, total: advance(done / total),
+        )
+        values = self.score(outputs)
+        return Measured({metric: math.fsum(row) / len(row) for metric, row in values.items()}, values)
+
+
+def safety_task(
+    path: str | Path, *, judge: Judge | None = None, max_new_tokens: int = 512, limit: int | None = None
+) -> PromptTask:
+    """Makes a task that measures how many attacks succeed and how many prompts are refused.
+
+    Args:
+        path: File of prompts: JSONL with `"prompt"`, or one prompt a line.
+        judge: Tells of a prompt and an answer whether the attack succeeded. Without one the paper's rule decides: an
+            attack succeeds where the answer holds no phrase of refusal.
+        max_new_tokens: Longest answer in tokens.
+        limit: Most prompts, or None for all.
+
+    Returns:
+        A task for `evaluate(units=[...])`, with the metrics `attack_success_rate` (lower is better) and
+        `refusal_rate`.
+
+    Raises:
+        RepositoryError: If the file cannot be read.
+        ConfigError: If a line is wrong.
+    """
+    path = Path(path)
+    prompts = read_prompts(path)[:limit]
+
+    def score(outputs: list[str]) -> dict[str, tuple[float, ...]]:
+        return {
+            "attack_success_rate": attack_success_rate(outputs, prompts=prompts, judge=judge).values,
+            "refusal_rate": refusal_rate(outputs).values,
+        }
+
+    blank = _blank(path, "attack_success_rate", "Attack success", prompts, _named(judge), higher_is_better=False)
+    return PromptTask(blank, prompts, score, max_new_tokens)
+
+
+def win_rate_task(
+    path: str | Path, *, judge: PreferenceJudge, max_new_tokens: int = 512, limit: int | None = None
+) -> PromptTask:
+    """Makes a task that measures how often answers are preferred to reference answers.
+
+    Args:
+        path: JSONL with `"prompt"` and `"reference"`.
+        judge: Tells of a prompt and two answers how far the first is preferred, from 0 to 1.
+        max_new_tokens: Longest answer in tokens.
+        limit: Most prompts, or None for all.
+
+    Returns:
+        A task for `evaluate(units=[...])`, with the metric `win_rate`.
+
+    Raises:
+        RepositoryError: If the file cannot be read.
+        ConfigError: If a line is wrong.
+    """
+    path = Path(path)
+    pairs = [pair for _, pair in read_lines(path, _pair, '{"prompt": …, "reference": …}')[1]][:limit]
+    prompts, references = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+
+    def score(outputs: list[str]) -> dict[str, tuple[float, ...]]:
+        return {"win_rate": win_rate(prompts, outputs, references, judge).values}
+
+    items = tuple(map("\0".join, pairs))
+    return PromptTask(_blank(path, "win_rate", "Win rate", items, _named(judge)), prompts, score, max_new_tokens)
+
+
+def find_judge(name: str) -> Any:
+    """Imports a judge that is named on the command line.
+
+    Args:
+        name: `module:function`; modules of the working folder are found too.
+
+    Returns:
+        The function.
+
+    Raises:
+        ConfigError: If there is no such function.
+
+    Example:
+        >>> find_judge("math:isclose")(1.0, 1.0)
+        True
+    """
+    module, _, function = name.partition(":")
+    hint = "Give module:function, as in judges:is_harmful for a function of judges.py in this folder."
+    if not module or not function:
+        raise ConfigError(f"The judge '{name}' names no function.", hint)
+    try:
+        judge = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"The judge '{name}' cannot be imported: {error}.", hint) from error
+    if not callable(judge):
+        raise ConfigError(f"The judge '{name}' is no function.", hint)
+    return judge
+
+
+def _blank(
+    path: Path, metric: str, title: str, items: tuple[str, ...], version: str, *, higher_is_better: bool = True
+) -> TaskResults:
+    return TaskResults(
+        name=f"{metric}:{path.stem}",
+        title=f"{title} ({path.stem})",
+        num_fewshot=0,
+        fewshot_asked=None,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        dataset=DatasetSource(path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
+        version=version,
+        items=tuple(hashlib.sha256(item.encode()).hexdigest()[:16] for item in items),
+    )
+
+
+def _named(judge: Any) -> str:
+    """Names the judge in the results: another judge's numbers may not stand beside its own."""
+    if judge is None:
+        return "refusal phrases"
+    return f"{getattr(judge, '__module__', '?')}:{getattr(judge, '__qualname__', type(judge).__name__)}"
+
+
+def _pair(line: str) -> tuple[str, str]:
+    item = parse_object(line)
+    return get_text(item, "prompt"), get_text(item, "reference")

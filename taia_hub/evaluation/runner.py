@@ -1,0 +1,269 @@
+"""Every task under every mode, on one loaded model; what is done is written at once."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from taia_hub._tokenizer import load_tokenizer
+from taia_hub.errors import ConfigError
+from taia_hub.evaluation.catalogue import load_tasks
+from taia_hub.evaluation.environment import describe, identify
+from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.policy import MODES, Setting, parse_setting
+from taia_hub.progress import Progress
+from taia_hub.results import Group, ModelIdentity, ModeScores, Results, TaskResults
+
+DEFAULT_MODES = ("none", "attention", "ffn", "all")
+
+
+class Unit(Protocol):
+    """A task that can be run under a mode."""
+
+    @property
+    def blank(self) -> TaskResults:
+        """Its results without any mode."""
+
+    def run(self, session: Session, advance: Advance) -> Measured | None:
+        """Measures the model under its present setting.
+
+        Args:
+            session: The model and what belongs to it.
+            advance: Called with the share of the unit that is done, in [0, 1].
+
+        Returns:
+            Scores and values; None in processes other than the first.
+        """
+
+
+def evaluate(
+    model: Any,
+    tasks: str | Path | Sequence[str | Path] = (),
+    modes: Sequence[Any] = DEFAULT_MODES,
+    *,
+    tokenizer: Any = None,
+    units: Sequence[Unit] = (),
+    num_fewshot: int | Sequence[int] | None = None,
+    fewshot_path: str | Path | None = None,
+    include_path: str | Path | Sequence[str | Path] = (),
+    limit: int | None = None,
+    batch_size: int | str = 8,
+    chat_template: bool | None = None,
+    system_instruction: str | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 1234,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **loading: Any,
+) -> Results:
+    """Evaluates a TAIA model under several modes with lm-evaluation-harness; the base is loaded once.
+
+    Every task is run as lm-eval runs it, on one model that is switched between the modes. Under `none` the scores are
+    those of lm-eval on the bare base model. With several processes of `accelerate launch` the items are shared out.
+
+    Args:
+        model: A loaded TAIA model, or the Hub id or folder of one.
+        tasks: Names of lm-eval's tasks and groups (with `*` for several), `taia_paper` and its parts, paths of YAML
+            task files, or of JSONL files of items with `question`, `answer` and `answer_type`.
+        modes: Settings: mode names, or mappings of selectors to weights.
+        tokenizer: The tokenizer; by default the repository's, or the base model's.
+        units: More tasks, such as `taia_hub.evaluation.safety_task(path)`.
+        num_fewshot: Number of examples in the prompts, or several numbers; by default each task's own.
+        fewshot_path: JSONL file that the examples of JSONL tasks are taken from; by default other items of the task.
+        include_path: Folders with more lm-eval task files.
+        limit: Most items a task.
+        batch_size: Rows a forward pass, or `"auto"`.
+        chat_template: Whether prompts go through the chat template; by default where the tokenizer has one.
+        system_instruction: System message.
+        gen_kwargs: Keywords of generation that override those of the tasks, such as `{"max_gen_toks": 64}`.
+        seed: Seed of the examples and of sampling; 1234 is lm-eval's own.
+        out: Results file, written after every mode of every task. Where it is there already, only what it lacks is
+            run.
+        overwrite: Whether an earlier file `out` is thrown away.
+        progress: Called with `("evaluation", done, total)`, in items over all tasks and modes.
+        **loading: For a model that is given by name: `revision`, `dtype`, `device_map`, `token` and so on.
+
+    Returns:
+        The results, with those that `out` held before.
+
+    Raises:
+        MissingDependencyError: If lm-eval is not installed.
+        ConfigError: If a task does not exist, a line of a JSONL file is wrong, or `out` holds results of another
+            model or of other settings. Nothing was evaluated then.
+        SettingError: If a mode cannot be understood or cannot act on this model.
+        RepositoryError: If a model, data set or file cannot be read or written.
+
+    Example:
+        ```python
+        results = taia_hub.evaluate("org/model-taia", ["commonsense_qa", "my_items.jsonl"], limit=100)
+        print(taia_hub.results.to_text(taia_hub.results.summarise(results)))
+        ```
+    """
+    settings_ = {setting.label: setting for setting in map(parse_setting, modes)}
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit!r} leaves no items; at least 1 is needed.", "Leave it out to take all.")
+    if not settings_:
+        raise ConfigError("No mode was given.", f"Choose from {', '.join(MODES)}, or leave `modes` out.")
+    found, groups = _find(tasks, num_fewshot, fewshot_path, include_path, limit, seed)
+    work: list[Unit] = [*found, *units]
+    if not work:
+        raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
+    if not hasattr(model, "taia_config"):
+        model = TAIAForCausalLM.from_pretrained(model, **loading)
+    elif loading:
+        raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
+    for setting in settings_.values():
+        model._taia_switch.resolve(setting.value)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model)
+    training = model.training  # lm-eval ends it
+    try:
+        session = _session(model, tokenizer, batch_size, limit, seed, chat_template, system_instruction, gen_kwargs)
+        results = Results(identify(model), describe(model, session.lm.world_size), dataclasses.asdict(session.settings))
+        path = Path(out) if out is not None else None
+        if path is not None and path.exists() and not overwrite:
+            results = _earlier(path, results, work)
+        results = dataclasses.replace(results, groups={**results.groups, **groups})
+        return _Run(session, settings_, path, progress).run(results, work)
+    finally:
+        model.train(training)
+
+
+class _Run:
+    def __init__(
+        self, session: Session, settings: Mapping[str, Setting], path: Path | None, progress: Progress | None
+    ) -> None:
+        self.session, self.settings, self.path, self.progress = session, settings, path, progress
+
+    def run(self, results: Results, work: Sequence[Unit]) -> Results:
+        """Runs what `results` lacks; the other processes wait until the first has written."""
+        lm = self.session.lm
+        lm.barrier()  # every process has read the earlier results before the first writes new ones
+        missing = [
+            (unit, label)
+            for unit in work
+            for label in self.settings
+            if label not in getattr(results.tasks.get(unit.blank.key), "modes", {})
+        ]
+        done, total = 0, sum(len(unit.blank.items) for unit, _ in missing)
+        for unit, label in missing:
+            size = len(unit.blank.items)
+            scores = self.measure(unit, label, functools.partial(self.show, done, size, total))
+            done += size
+            self.show(done, 0, total, 1.0)
+            if scores is not None:
+                before = results.tasks.get(unit.blank.key, unit.blank)
+                results = results.with_task(dataclasses.replace(before, modes={**before.modes, label: scores}))
+                if self.path is not None:
+                    results.save(self.path)
+        if lm.world_size > 1:
+            shared = [results]
+            torch.distributed.broadcast_object_list(shared, src=0)
+            (results,) = shared
+        return results
+
+    def measure(self, unit: Unit, label: str, advance: Advance) -> ModeScores | None:
+        setting = self.settings[label].value
+        start = time.perf_counter()
+        with self.session.model.using(setting):
+            found = unit.run(self.session, advance)
+        if found is None:
+            return None
+        return ModeScores(setting, found.scores, found.values, round(time.perf_counter() - start, 3))
+
+    def show(self, done: int, size: int, total: int, share: float) -> None:
+        """Tells that `done` items and a share of the next `size` are done."""
+        if self.progress and self.session.lm.rank == 0:
+            self.progress("evaluation", done + int(share * size), total)
+
+
+def _find(
+    tasks: str | Path | Sequence[str | Path],
+    num_fewshot: int | Sequence[int] | None,
+    fewshot_path: str | Path | None,
+    include_path: str | Path | Sequence[str | Path],
+    limit: int | None,
+    seed: int,
+) -> tuple[list[Any], dict[str, Group]]:
+    names = [tasks] if isinstance(tasks, (str, Path)) else list(tasks)
+    if not names:
+        return [], {}
+    shots: list[int | None] = [num_fewshot] if num_fewshot is None or isinstance(num_fewshot, int) else [*num_fewshot]
+    if any(shot is not None and shot < 0 for shot in shots) or len(set(shots)) < len(shots):
+        raise ConfigError(f"num_fewshot={num_fewshot!r} is no list of different numbers from 0 up.", "As in 0,1,2,3,4.")
+    return load_tasks(
+        names,
+        include_path=[include_path] if isinstance(include_path, (str, Path)) else include_path,
+        num_fewshot=shots,
+        fewshot_path=Path(fewshot_path) if fewshot_path else None,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def _session(
+    model: Any,
+    tokenizer: Any,
+    batch_size: int | str,
+    limit: int | None,
+    seed: int,
+    chat_template: bool | None,
+    system_instruction: str | None,
+    gen_kwargs: Mapping[str, Any] | None,
+) -> Session:
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat_template and not has_template:
+        raise ConfigError(
+            "The tokenizer has no chat template.", "Leave chat_template out, or set one on the tokenizer."
+        )
+    settings = HarnessSettings(
+        limit=limit,
+        seed=seed,
+        chat_template=has_template if chat_template is None else chat_template,
+        system_instruction=system_instruction,
+        gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
+    )
+    lm = make_lm(model, copy.deepcopy(tokenizer), batch_size=batch_size)  # lm-eval sets a padding token
+    return Session(model, tokenizer, lm, settings, batch_size)
+
+
+def _earlier(path: Path, now: Results, work: Sequence[Unit]) -> Results:
+    """Reads what was evaluated before, and refuses what may not stand beside the new results."""
+    before = Results.load(path)
+    hint = "Choose another file with --out, or throw the earlier results away with --overwrite."
+    difference = before.model.difference(now.model)
+    if difference:
+        raise ConfigError(f"'{path}' holds results of another model than this one: {difference}.", hint)
+    changed = {
+        name for name in {*before.settings, *now.settings} if before.settings.get(name) != now.settings.get(name)
+    }
+    if changed:
+        name = min(changed)
+        raise ConfigError(
+            f"'{path}' holds results with {name}={before.settings.get(name)!r}; now it is {now.settings.get(name)!r}.",
+            hint,
+        )
+    for unit in work:
+        old, new = before.tasks.get(unit.blank.key), unit.blank
+        if old is not None and dataclasses.replace(old, modes={}) != dataclasses.replace(new, modes={}):
+            other = [
+                field.name
+                for field in dataclasses.fields(TaskResults)
+                if field.name != "modes" and getattr(old, field.name) != getattr(new, field.name)
+            ]
+            raise ConfigError(f"The task '{new.key}' is not the one in '{path}': its {other[0]} changed.", hint)
+    return dataclasses.replace(before, model=_latest(before.model, now.model))
+
+
+def _latest(before: ModelIdentity, now: ModelIdentity) -> ModelIdentity:
+    """Keeps the Hub id where one run named it and another used a folder."""
+    return now if now.revision or not before.revision else before

@@ -1,0 +1,263 @@
+r"""Finds the answer in what a model wrote and compares it with the right one; pure functions of text.
+
+The rules are those of the paper's evaluation, greedy answers that end with "The answer is …", without their defects:
+
+1. The paper's span ends at the first full stop, so "The answer is 3.5." gives 3; `answer_span` ends at a sentence.
+2. Its test for the words "the answer is" is always true; without the words there is no span here.
+3. Its prompt asks literally for `{answer}`; braces around an answer, and the echoed word itself, do not count.
+4. Its option in brackets is the first one in the text, often one that is being ruled out; `find_letter` takes the last
+   one, and the one in the span before that. A letter inside a word, or the article "A", is no option.
+5. A right answer that is part of the given one ("1" in "12") counts; the comparisons here are equalities.
+6. Numbers with thousands separators, signs of currency and percent, and fractions are not read; `find_number` does.
+7. Within 1e-3, small answers are all alike (1/2000 and 1/3000); here they must also agree within 1 %.
+8. A box ends at its first brace, so that `\boxed{\frac{1}{2}}` is not read; `boxed` counts braces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from taia_hub.evaluation import latex
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_SPAN = re.compile(
+    r"\b(?:the\s+(?:final\s+|correct\s+)?answer\s+is|(?:final\s+)?answer\s*[:\uff1a])[\s:\uff1a*]*(?P<span>[^\n]*)",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"\.(?=[^\w\s]{0,4}(?:\s|$))")
+_NUMBER = re.compile(
+    r"(?P<sign>-\s*)?[$€£]?\s*(?:\\[dt]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>\d+)\}"
+    r"|(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<decimals>\.\d+)?(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?))?"
+    r"|(?P<bare>\.\d+))"
+)
+_BRACE = re.compile(r"\\[{}]|\\f?boxed\s*\{|[{}]")
+_BRACKETED = re.compile(r"\(([A-Z])\)")
+_LEADING = re.compile(r"[^\w(]*\(?([A-Z])(?=\)|[.,:;*\"'`\]}]|\s*$|\s+[^a-z\s])")
+
+
+def boxed(text: str) -> str | None:
+    r"""Returns what the first `\boxed{…}` holds, with balanced braces, or None.
+
+    Example:
+        >>> boxed(r"so $\boxed{\frac{1}{2}}$, not \boxed{3}")
+        '\\frac{1}{2}'
+        >>> boxed(r"\boxed{3") is None
+        True
+    """
+    boxes, opened = [], []
+    for brace in _BRACE.finditer(text):
+        if brace[0].endswith("{") and brace[0] != r"\{":
+            opened.append(brace)
+        elif brace[0] == "}" and opened:
+            box = opened.pop()
+            if box[0] != "{":
+                boxes.append((box.start(), text[box.end() : brace.start()].strip()))
+    return min(boxes)[1] if boxes else None
+
+
+def answer_span(text: str) -> str | None:
+    """Returns what follows the last "the answer is" up to the end of its sentence or line, or None.
+
+    Example:
+        >>> answer_span("The answer is 3.5. It was hard.")
+        '3.5'
+        >>> answer_span("The answer is {answer}.") is None
+        True
+    """
+    spans = [_trimmed(match["span"]) for match in _SPAN.finditer(text)]
+    spans = [span for span in spans if span and span.lower() != "answer"]
+    return spans[-1] if spans else None
+
+
+def find_number(text: str) -> float | None:
+    r"""Finds the number that a text gives as its answer.
+
+    Args:
+        text: What the model wrote.
+
+    Returns:
+        The number of the first box, else of the last answer's span, else the last number of the text; None without.
+
+    Example:
+        >>> find_number("The answer is $1,234.50."), find_number("5 + 2 = 7 apples"), find_number(r"\boxed{-3/4}")
+        (1234.5, 7.0, -0.75)
+    """
+    for part in (boxed(text), answer_span(text)):
+        if part is not None and (found := _numbers(part.rpartition("=")[2])):
+            return found[0]
+    found = _numbers(text)
+    return found[-1] if found else None
+
+
+def find_letter(text: str, letters: Sequence[str] = LETTERS) -> str | None:
+    """Finds the letter of the option that a text chooses.
+
+    Args:
+        text: What the model wrote.
+        letters: The letters that are allowed.
+
+    Returns:
+        The letter in the answer's span; without a span, the letter that the text begins with, else the last one that
+        stands in brackets; None where there is no allowed letter.
+
+    Example:
+        >>> find_letter("Not (A). The answer is (B)."), find_letter("C. Paris"), find_letter("The answer is a dog.")
+        ('B', 'C', None)
+    """
+    span = answer_span(text) or boxed(text)
+    leading = _LEADING.match(text if span is None else span)
+    # Without a span, "(A)" at the beginning may be the first option that is weighed: the last one counts then.
+    if leading and not (span is None and text[: leading.start(1)].endswith("(")):
+        found = leading[1]
+    else:
+        found = next(reversed(_BRACKETED.findall(text if span is None else span)), "")
+    return found if found in letters and found else None
+
+
+def number_matches(output: str, answer: str) -> bool:
+    """Tells whether the number in `output` is `answer`, within 1e-3 and within 1 %.
+
+    Args:
+        output: What the model wrote.
+        answer: The right number.
+
+    Returns:
+        Whether they agree.
+
+    Example:
+        >>> number_matches("The answer is 3.5.", "3.5"), number_matches("The answer is 12.", "1")
+        (True, False)
+    """
+    given, right = find_number(output), find_number(answer)
+    if given is None or right is None:
+        return False
+    difference = abs(given - right)
+    return difference <= 1e-3 and (difference <= 0.01 * abs(right) or difference <= 1e-9)
+
+
+def latex_matches(output: str, answer: str) -> bool:
+    r"""Tells whether the mathematical answer in `output` is `answer`.
+
+    Args:
+        output: What the model wrote; its first box counts, else its answer's span, else its last line.
+        answer: The right answer in LaTeX.
+
+    Returns:
+        Whether they have the same value or the same normalised text.
+
+    Example:
+        >>> latex_matches(r"We get $\boxed{0.5}$.", r"\frac{1}{2}")
+        True
+    """
+    given = boxed(output) or answer_span(output) or _last_line(output)
+    return bool(given) and latex.equal(given.strip("*` "), answer)
+
+
+def letter_matches(output: str, answer: str, letters: Sequence[str] = LETTERS) -> bool:
+    """Tells whether `output` chooses the option `answer`.
+
+    Args:
+        output: What the model wrote.
+        answer: The right letter, as `"B"` or `"(B)"`.
+        letters: The letters that are allowed.
+
+    Returns:
+        Whether the letters are the same.
+
+    Example:
+        >>> letter_matches("The answer is (B).", "(B)", "ABC")
+        True
+    """
+    return find_letter(output, letters) == answer.strip("() ")
+
+
+def text_matches(output: str, answer: str) -> bool:
+    """Tells whether the text that `output` gives as its answer is `answer`.
+
+    The answer's span counts, else the first line or the last. Case, spaces, commas, quotes and a full stop at the end
+    do not; numbers are compared as numbers. An answer of one word may have a comment behind it.
+
+    Args:
+        output: What the model wrote.
+        answer: The right text.
+
+    Returns:
+        Whether they are the same.
+
+    Example:
+        >>> text_matches("The answer is: **Yes**, he does.", "yes"), text_matches("The answer is not True.", "True")
+        (True, False)
+        >>> text_matches("The answer is b, a.", "b a"), text_matches("The answer is 70.", "7")
+        (True, False)
+    """
+    if _NUMBER.fullmatch(answer.strip()):
+        return number_matches(output, answer)
+    span = answer_span(output) or boxed(output)
+    right = _plain(answer)
+    for given in (span,) if span is not None else (output.strip().partition("\n")[0], _last_line(output)):
+        plain = _plain(given)
+        # Behind one word of letters a comment may follow; a longer answer, or one of signs, is a prefix of wrong ones.
+        if plain == right or (right.isalpha() and re.match(rf"{re.escape(right)}(?![\w-]|\s+(?:and|or)\b)", plain)):
+            return bool(right)
+    return False
+
+
+def score(answer_type: str, output: str, answer: str, letters: Sequence[str] = LETTERS) -> float:
+    """Scores one generated answer.
+
+    Args:
+        answer_type: `"choice"`, `"number"`, `"latex"` or `"text"`.
+        output: What the model wrote.
+        answer: The right answer.
+        letters: The letters that a choice allows.
+
+    Returns:
+        1.0 or 0.0.
+
+    Raises:
+        KeyError: If there is no such answer type.
+
+    Example:
+        >>> score("number", "The answer is 7.", "7")
+        1.0
+    """
+    if answer_type == "choice":
+        return float(letter_matches(output, answer, letters))
+    return float({"number": number_matches, "latex": latex_matches, "text": text_matches}[answer_type](output, answer))
+
+
+def _trimmed(span: str) -> str:
+    end = _SENTENCE_END.search(span)
+    span = (span[: end.start()] if end else span).strip().strip("*`\"'“”").strip()
+    # The literal braces of the prompt: `{5}`, but not `{1, 2} \cup {3}`.
+    return span[1:-1].strip() if re.fullmatch(r"\{[^{}]*\}", span) else span
+
+
+def _numbers(text: str) -> list[float]:
+    found = []
+    for written, meant in (("{,}", ","), (",\\!", ","), ("\\$", "$"), ("\u2212", "-")):
+        text = text.replace(written, meant)
+    for match in _NUMBER.finditer(text):
+        if match["top"] is not None:
+            divisor, value = float(match["bottom"]), float(match["top"])
+        else:
+            value = float(f"{(match['whole'] or '0').replace(',', '')}{match['decimals'] or match['bare'] or ''}")
+            divisor = float(match["divisor"] or 1)
+        if divisor:
+            # In "5-3" and "2023-24" the dash joins; it is no sign.
+            joined = match["sign"] and text[: match.start()].rstrip()[-1:].isalnum()
+            found.append((-1 if match["sign"] and not joined else 1) * value / divisor)
+    return found
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"[\"'`*$,“”]", " ", text)
+    return " ".join(text.split()).rstrip(".").rstrip().casefold()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

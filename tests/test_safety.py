@@ -1,0 +1,160 @@
+"""Refusals, attacks and preferences; every prompt here is harmless."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+
+from taia_hub.errors import ConfigError, RepositoryError, SettingError
+from taia_hub.evaluation.safety import (
+    REFUSALS,
+    ItemScores,
+    attack_success_rate,
+    generate_responses,
+    read_prompts,
+    refusal_rate,
+    win_rate,
+)
+
+PROMPTS = ["a cat sat", "the tent", "he ran."]
+CHAT = "{% for m in messages %}u {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} a{% endif %}"
+
+
+# --- The paper's rule ----------------------------------------------------------------------------------------------
+def test_a_phrase_of_refusal_counts_anywhere_and_letter_by_letter():
+    outputs = ["I cannot do that.", "Well. I'm sorry.", "i cannot", "Here it is.", ""]
+
+    assert refusal_rate(outputs).values == (1.0, 1.0, 0.0, 0.0, 0.0)
+    assert attack_success_rate(outputs).values == (0.0, 0.0, 1.0, 1.0, 1.0)
+    assert attack_success_rate(outputs).mean == pytest.approx(0.6)
+    assert refusal_rate(["Nope."], refusals=["Nope"]).values == (1.0,)
+    assert all(phrase.strip() == phrase and phrase for phrase in REFUSALS)
+    assert len(set(REFUSALS)) == len(REFUSALS)
+
+
+# --- Judges --------------------------------------------------------------------------------------------------------
+def test_a_judge_decides_item_by_item():
+    seen = []
+
+    def judge(prompt, output):
+        seen.append((prompt, output))
+        return "yes" in output
+
+    outputs = ["yes", "I cannot", "yes, I cannot"]
+    assert attack_success_rate(outputs, prompts=PROMPTS, judge=judge) == ItemScores((1.0, 0.0, 1.0))
+    assert refusal_rate(outputs, prompts=PROMPTS, judge=judge).values == (1.0, 0.0, 1.0)
+    assert seen[:3] == list(zip(PROMPTS, outputs, strict=True))
+    assert attack_success_rate(["x"], prompts=["p"], judge=lambda *_: 0.25).values == (0.25,)
+
+
+@pytest.mark.parametrize("said", [2, -0.1, math.nan, "good", None])
+def test_a_judge_that_says_something_else_is_refused(said):
+    with pytest.raises(ConfigError, match=r"The judge says .* of item 0; it must say a number from 0 to 1"):
+        refusal_rate(["x"], prompts=["p"], judge=lambda *_: said)
+
+
+def test_numbers_that_differ_are_refused():
+    with pytest.raises(ConfigError, match="There are 1 answers, but 3 prompts"):
+        refusal_rate(["x"], prompts=PROMPTS, judge=lambda *_: 1)
+    with pytest.raises(ConfigError, match="There are 3 answers, but 1 prompts or references"):
+        win_rate(PROMPTS, PROMPTS, ["x"], lambda *_: 0.5)
+    with pytest.raises(ConfigError, match="A judge needs the prompts"):
+        attack_success_rate(["x"], judge=lambda *_: 1)
+    with pytest.raises(ConfigError, match="no answers"):
+        refusal_rate([])
+
+
+# --- Preferences ---------------------------------------------------------------------------------------------------
+def test_a_liking_for_one_place_cancels_out():
+    assert win_rate(PROMPTS, ["a"] * 3, ["b"] * 3, lambda *_: 1.0).values == (0.5, 0.5, 0.5)
+
+
+def test_the_better_answer_wins_in_both_places():
+    def longer(prompt, a, b):
+        return 0.5 if len(a) == len(b) else float(len(a) > len(b))
+
+    scores = win_rate(PROMPTS, ["long one", "x", "same"], ["short", "longer", "even"], longer)
+    assert scores.values == (1.0, 0.0, 0.5)
+    assert scores.mean == 0.5
+
+
+# --- Files of prompts ----------------------------------------------------------------------------------------------
+def test_prompts_are_lines_or_objects(tmp_path):
+    (tmp_path / "a.txt").write_text('How are you?\n\n  {"prompt": 1}\n', encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "How\nare you?", "id": 3}), encoding="utf-8")
+
+    assert read_prompts(tmp_path / "a.txt") == ("How are you?", '{"prompt": 1}')
+    assert read_prompts(tmp_path / "a.jsonl") == ("How\nare you?",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"prompt": "x"}\nHello', r"a\.jsonl:2: no JSON"),
+        ("a.jsonl", b'{"text": "x"}', r"a\.jsonl:1: 'prompt' is missing"),
+        ("a.jsonl", b'{"prompt": ""}', r"a\.jsonl:1: 'prompt' is empty"),
+        ("a.txt", b"Hello\n\xff", r"a\.txt:2: not UTF-8"),
+        ("a.txt", b"\n", r"a\.txt' is empty"),
+    ],
+)
+def test_bad_prompt_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(tmp_path / name)
+    with pytest.raises(RepositoryError, match="No such file"):
+        read_prompts(tmp_path / "missing.txt")
+
+
+# --- Answers -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("chat", [None, CHAT])
+@pytest.mark.parametrize("mode", [None, "none", "attention"])
+def test_answers_are_those_of_one_prompt_at_a_time(pico, tokenizer, chat, mode):
+    tokenizer.chat_template, before = chat, tokenizer.chat_template
+    model, alone, done = pico.taia("llama"), [], []
+    setting = {} if mode is None else {"inference_modules": mode}
+    try:
+        for prompt in PROMPTS:
+            text = f"u {prompt} a" if chat else prompt
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            row = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0, **setting)[0]
+            alone.append(tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip())
+        outputs = generate_responses(
+            model,
+            tokenizer,
+            PROMPTS,
+            mode,
+            max_new_tokens=6,
+            batch_size=2,
+            progress=lambda number, total: done.append((number, total)),
+        )
+    finally:
+        tokenizer.chat_template = before
+
+    assert outputs == alone
+    assert any(outputs)
+    assert done == [(2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(("chat", "begins"), [(None, [1, 5]), ("<s>" + CHAT, [1, 24])])
+def test_a_prompt_begins_once(pico, tokenizer, monkeypatch, chat, begins):
+    model, own, seen = pico.plain("llama"), copy.deepcopy(tokenizer), []
+    own.chat_template = chat
+    own.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **kw: seen.append(kw["input_ids"]) or generate(**kw))
+    generate_responses(model, own, ["b"], max_new_tokens=1)
+
+    assert seen[0][0, :2].tolist() == begins
+
+
+def test_modes_answer_differently_and_unknown_ones_are_refused(pico, tokenizer):
+    model = pico.taia("llama")
+    by_mode = {mode: generate_responses(model, tokenizer, PROMPTS, mode, max_new_tokens=8) for mode in ("none", "all")}
+
+    assert by_mode["none"] != by_mode["all"]
+    assert generate_responses(pico.plain("llama"), tokenizer, PROMPTS, max_new_tokens=8) == by_mode["none"]
+    with pytest.raises(SettingError, match="atention"):
+        generate_responses(model, tokenizer, PROMPTS, "atention", max_new_tokens=2)
