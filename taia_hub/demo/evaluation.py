@@ -11,6 +11,7 @@ import torch
 from taia_hub.demo.encoding import IGNORED_LABEL, answer_batch, encode_item
 from taia_hub.demo.samples import Item
 from taia_hub.progress import Progress
+from taia_hub.results.statistics import Interval, resample
 
 MODES = ("none", "attention", "ffn", "all")
 COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention", "all"))
@@ -28,21 +29,6 @@ class ItemLoss:
 
     nats: float
     tokens: int
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval.
-
-    Attributes:
-        value: The value, in nats per answer token.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -179,24 +165,14 @@ def summarise(
         >>> summarise("maths", dict.fromkeys(MODES, items)).losses["all"]
         Interval(value=1.5, low=1.0, high=2.0)
     """
-    tokens = torch.tensor([loss.tokens for loss in losses[MODES[0]]], dtype=torch.float64)
-    if not len(tokens):
+    if not losses[MODES[0]]:
         raise ValueError(f"The domain '{domain}' has no items.")
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(tokens), (resamples, len(tokens)), generator=generator)  # (R, N)
-    value, drawn = {}, {}
-    for mode in MODES:
-        nats = torch.tensor([loss.nats for loss in losses[mode]], dtype=torch.float64)
-        value[mode] = nats.sum() / tokens.sum()
-        drawn[mode] = nats[draws].sum(-1) / tokens[draws].sum(-1)  # (R,)
+    nats = [[loss.nats for loss in losses[mode]] for mode in MODES]
+    tokens = [loss.tokens for loss in losses[MODES[0]]]
+    drawn = resample(nats, weights=tokens, resamples=resamples, seed=seed, stream=domain)
     return DomainLosses(
         domain,
         len(tokens),
-        {mode: _interval(value[mode], drawn[mode]) for mode in MODES},
-        {(a, b): _interval(value[a] - value[b], drawn[a] - drawn[b]) for a, b in COMPARED},
+        {mode: drawn.interval(index) for index, mode in enumerate(MODES)},
+        {(a, b): drawn.difference(MODES.index(a), MODES.index(b)) for a, b in COMPARED},
     )
-
-
-def _interval(value: torch.Tensor, drawn: torch.Tensor) -> Interval:
-    low, high = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval(value.item(), low, high)
