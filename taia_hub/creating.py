@@ -14,6 +14,7 @@ from taia_hub import hub, publishing
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.loading import LoadOptions, load_adapter
 from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.policy import parse_setting
 from taia_hub.switch import SwitchStatus
 
 
@@ -75,6 +76,8 @@ def create_repository(
         raise ConfigError(
             "Give either a folder to write to or a repository to push to.", "Use --out DIR or --push REPO."
         )
+    if not isinstance(inference_modules, list):  # pairs as config.json stores them
+        parse_setting(inference_modules)
     with tempfile.TemporaryDirectory() as scratch:
         source, revision = adapter, adapter_revision
         if convert_pickle:

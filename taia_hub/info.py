@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.loading import manifest_name, read_taia_config
+from taia_hub.loading import base_name, manifest_name, read_taia_config
 from taia_hub.policy import MODES
 from taia_hub.sublayers import ROLES, find_sublayers
 from taia_hub.updates.peft import PREFIX
@@ -92,7 +92,7 @@ def repository_info(
     if not (source.folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
     config = read_taia_config(source.folder / hub.CONFIG, name)
-    base = hub.resolve_base(config.base_model_name_or_path or "", config.base_model_revision, access)
+    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
     base_config = AutoConfig.from_pretrained(
         base.name, revision=base.revision, token=token, trust_remote_code=trust_remote_code
     )

@@ -22,7 +22,8 @@ from taia_hub.updates.peft import PeftUpdate, attach_update, read_config
 
 logger = logging.getLogger(__name__)
 
-_ROOT_FILES = (hub.CONFIG, hub.MANIFEST, "generation_config.json", hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
+_GENERATION = "generation_config.json"
+_ROOT_FILES = (hub.CONFIG, hub.MANIFEST, _GENERATION, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
 _HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
 _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
 
@@ -111,11 +112,10 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         if not (source.folder / hub.CONFIG).is_file():
             return _load_plain_adapter(source, options)
         config = read_taia_config(source.folder / hub.CONFIG, name)
+    if (source.folder / _GENERATION).is_file():
+        hub.read_json(source.folder / _GENERATION)
     config._name_or_path, config._commit_hash = source.name, source.revision
-    if not config.base_model_name_or_path:
-        raise ConfigError(
-            f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
-        )
+    base_name(config, name)
     options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
     options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
     for name_, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
@@ -134,7 +134,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         )
     base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, options.access)
     loaded = _load(base, folder, config, options)
-    if loaded.model.can_generate() and (source.folder / "generation_config.json").is_file():
+    if loaded.model.can_generate() and (source.folder / _GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
     return loaded
 
@@ -192,10 +192,30 @@ def read_taia_config(path: Path, name: str) -> TAIAConfig:
     if values.get("model_type") != TAIAConfig.model_type:
         raise ConfigError(
             f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
-            "To switch an adapter on this base, use `TAIAForCausalLM.from_adapter(base, adapter)`.",
+            "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`.",
         )
     config: TAIAConfig = TAIAConfig.from_dict(values)
     return config
+
+
+def base_name(config: TAIAConfig, name: str) -> str:
+    """Returns the Hub id or folder of the base model.
+
+    Args:
+        config: The configuration.
+        name: Name of the repository, for messages.
+
+    Returns:
+        What `config.json` names.
+
+    Raises:
+        ConfigError: If it names no base model.
+    """
+    if not config.base_model_name_or_path:
+        raise ConfigError(
+            f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
+        )
+    return config.base_model_name_or_path
 
 
 def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess) -> Path:
@@ -245,6 +265,9 @@ def check_folder(folder: Path) -> TAIAConfig:
     if not config.update.get("repo"):
         name = manifest_name(config)
         hub.verify_manifest(folder, hub.adapter_weights((folder / name).parent), name, required=True)
+        read_config((folder / name).parent)
+    for path in sorted(folder.glob("*.json")):
+        hub.read_json(path)
     return config
 
 

@@ -311,7 +311,7 @@ class TAIAMixin(Rebuildable):
             token=token,
             revision=revision,
             create_pr=create_pr,
-            tags=tags,
+            tags=_checked_tags(tags),
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -375,3 +375,10 @@ class TAIAForCausalLM(TAIAMixin):
         model.inference_modules = "all"  # the vanilla fine-tune
         ```
     """
+
+
+def _checked_tags(tags: Sequence[str] | None) -> Sequence[str] | None:
+    """Refuses one tag that is not in a list: its letters would become tags."""
+    if isinstance(tags, str):
+        raise ConfigError(f"tags={tags!r} is a text; a list of texts is expected.", f"Write tags=[{tags!r}].")
+    return tags

@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
-from taia_hub.cli.shared import Json
+from taia_hub.cli.shared import Json, parse_folder
 from taia_hub.demo.runner import DEFAULT_ITEMS, DEFAULT_STEPS
 
 
 def demo(
-    directory: Annotated[Path, typer.Option("--dir", help="Folder for the Hub, the models and the cache.")] = Path(
-        "taia-demo"
-    ),
+    directory: Annotated[
+        Path,
+        typer.Option("--dir", parser=parse_folder, metavar="DIR", help="Folder for the Hub, the models and the cache."),
+    ] = Path("taia-demo"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = DEFAULT_STEPS,
     items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = DEFAULT_ITEMS,
     as_json: Json = False,

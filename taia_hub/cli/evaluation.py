@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, check_dtype, echo_json, parse_mode
 from taia_hub.errors import ConfigError
 
 
@@ -117,7 +117,7 @@ def evaluate(
             out=out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE,
             overwrite=overwrite,
             progress=bars,
-            dtype=dtype,
+            dtype=check_dtype(dtype),
             device_map=device_map,
             **loading,
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, check_dtype, echo_json, parse_mode
 from taia_hub.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def generate(
     if not text:
         raise ConfigError("The prompt is empty.", "Give a text with --prompt, or '-' and text on standard input.")
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=device_map, **loading)
+    model = TAIAForCausalLM.from_pretrained(repo, dtype=check_dtype(dtype), device_map=device_map, **loading)
     tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from taia_hub.cli.shared import Json, Message, Private, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.cli.shared import (
+    Json,
+    Message,
+    Private,
+    Repository,
+    Revision,
+    Token,
+    Trust,
+    echo_json,
+    parse_folder,
+    parse_mode,
+)
 
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
 
@@ -16,7 +27,9 @@ _ROW = "{:<12}{:>10}{:>16}{:>12}"
 def create(
     base: Annotated[str, typer.Argument(help="Hub id (or folder) of the base model.")],
     adapter: Annotated[str, typer.Argument(help="Hub id or folder of a PEFT adapter.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write the repository to.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=parse_folder, metavar="DIR", help="Folder to write the repository to.")
+    ] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
     mode: Annotated[str, typer.Option(help="The published default: a mode, or a JSON mapping.")] = "attention",
     base_revision: Annotated[str | None, typer.Option(help="Revision of the base model.")] = None,
@@ -59,7 +72,7 @@ def create(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a TAIA repository.")],
+    folder: Annotated[Path, typer.Argument(parser=parse_folder, metavar="DIR", help="Folder of a TAIA repository.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to publish it to.")],
     message: Message = None,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,

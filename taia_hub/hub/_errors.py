@@ -75,6 +75,11 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
         ) from error
     except RepositoryError:
         raise
+    except SafetensorError as error:
+        raise RepositoryError(
+            f"A weights file of the {what} '{name}' is damaged: {error}.",
+            "Copy it again, or download it again with force_download=True.",
+        ) from error
     except OSError as error:  # also what transformers makes of a Hub that fails
         if _is_full(error):
             hint = "Free space, or give the cache another disk with HF_HOME or `cache_dir`."
@@ -101,10 +106,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if isinstance(error, RepositoryError):
             raise
-        full = _is_full(error)
-        if not full and getattr(error, "errno", None) != errno.EROFS and not isinstance(error, PermissionError):
+        reason, step = _reason(error)
+        if not reason:
             raise
-        reason, step = ("no space is left", "Free space") if full else ("permission was denied", "Allow it")
         raise RepositoryError(
             f"'{folder}' was not written: {reason}.", f"Nothing there was replaced. {step}, or choose another folder."
         ) from error
@@ -121,6 +125,19 @@ def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
     return RepositoryError(
         f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {_hint(error)}".strip()
     )
+
+
+def _reason(error: OSError | SafetensorError) -> tuple[str, str]:
+    """Returns why nothing was written and what to do, or two empty texts where it is not the folder's fault."""
+    if _is_full(error):
+        return "no space is left", "Free space"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return "permission was denied", "Allow it"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"'{getattr(error, 'filename', None)}' is a file", "Move it"
+    if getattr(error, "errno", None) == errno.ENOENT:
+        return "the folder above it cannot be made", "Check the path"
+    return "", ""
 
 
 def _is_full(error: BaseException) -> bool:

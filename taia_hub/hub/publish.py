@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -58,10 +59,11 @@ def publish(
     with hub_errors(repo_id, what="repository", revision=revision), contextlib.ExitStack() as undo:
         if not api.repo_exists(repo_id):
             api.create_repo(repo_id, private=private)
-            undo.callback(_undone, api.delete_repo, repo_id)
+            undo.callback(_undone, api, api.delete_repo, repo_id, None, api.model_info(repo_id).sha)
         if revision and not create_pr and not api.revision_exists(repo_id, revision):
             api.create_branch(repo_id, branch=revision)
-            undo.callback(_undone, api.delete_branch, repo_id, branch=revision)
+            head = api.model_info(repo_id, revision=revision).sha
+            undo.callback(_undone, api, partial(api.delete_branch, branch=revision), repo_id, revision, head)
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, path) for name, path in files.items()],
@@ -93,12 +95,16 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
         return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
-def _undone(function: Callable[..., None], repo_id: str, **keywords: str) -> None:
-    """Takes back what was made for a commit that failed; the commit's own error is the one to raise."""
+def _undone(api: HfApi, delete: Callable[[str], None], repo_id: str, branch: str | None, head: str | None) -> None:
+    """Takes back what was made for a commit that failed, unless somebody else has published there meanwhile.
+
+    The commit's own error is the one to raise, so nothing is raised here.
+    """
+    what = f"The branch '{branch}' of '{repo_id}'" if branch else f"The repository '{repo_id}'"
     try:
-        function(repo_id, **keywords)
+        if api.model_info(repo_id, revision=branch).sha == head:
+            delete(repo_id)
     except (HfHubHTTPError, TransportError) as error:
-        what = f"The branch '{keywords['branch']}' of '{repo_id}'" if keywords else f"The repository '{repo_id}'"
         logger.warning("%s was made for a commit that failed, and could not be deleted again: %s", what, error)
 
 

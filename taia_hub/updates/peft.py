@@ -171,6 +171,9 @@ def attach_update(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
+            # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             peft_model = PeftModel.from_pretrained(
                 base,
                 str(folder),
