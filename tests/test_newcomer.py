@@ -70,7 +70,7 @@ def test_a_damaged_tokenizer_is_not_replaced_by_the_bases_in_silence(saved):
     model = TAIAForCausalLM.from_pretrained(saved)
     assert load_tokenizer(model)("the sea")["input_ids"]
     (saved / "tokenizer.json").write_text('{"version')
-    with pytest.raises(RepositoryError, match="The tokenizer of .*saved' cannot be read"):
+    with pytest.raises(RepositoryError, match=r"The tokenizer of .*saved' cannot be read"):
         load_tokenizer(model)
     for path in saved.glob("*token*"):
         path.unlink()
@@ -79,7 +79,7 @@ def test_a_damaged_tokenizer_is_not_replaced_by_the_bases_in_silence(saved):
 
 def test_a_damaged_generation_config_is_named(saved):
     (saved / "generation_config.json").write_text('{"eos')
-    with pytest.raises(ConfigError, match="generation_config.json' is no JSON"):
+    with pytest.raises(ConfigError, match=r"generation_config.json' is no JSON"):
         TAIAForCausalLM.from_pretrained(saved)
 
 
@@ -88,7 +88,7 @@ def test_damaged_base_weights_are_named(pico, tmp_path):
     model.save_pretrained(tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(RepositoryError, match="A weights file of the base model .*base' is damaged"):
+    with pytest.raises(RepositoryError, match=r"A weights file of the base model .*base' is damaged"):
         TAIAForCausalLM.from_adapter(tmp_path / "base", pico.adapter("llama"))
 
 
@@ -104,7 +104,7 @@ def test_an_empty_folder_is_not_the_working_folder(words, tmp_path, monkeypatch,
 
 def test_a_folder_inside_a_file_is_refused(online, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RepositoryError, match="was not written: .* is a file"):
+    with pytest.raises(RepositoryError, match=r"was not written: .* is a file"):
         create_repository(online.base, online.adapter, out=tmp_path / "file" / "folder")
     assert (tmp_path / "file").read_text() == "mine"
 
