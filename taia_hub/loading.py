@@ -115,7 +115,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     if (source.folder / _GENERATION).is_file():
         hub.read_json(source.folder / _GENERATION)
     config._name_or_path, config._commit_hash = source.name, source.revision
-    base_name(config, name)
+    base_id = base_name(config, name)
     options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
     options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
     for name_, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
@@ -126,13 +126,13 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     if options.verify:
         pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
         hub.verify_manifest(source.folder, weights, manifest_name(config), required=not pointer)
-    if config.base_model_revision and os.path.isdir(config.base_model_name_or_path):
+    if config.base_model_revision and os.path.isdir(base_id):
         raise RepositoryError(
-            f"The base model '{config.base_model_name_or_path}' is fixed at a commit on the Hub, but a folder here has "
+            f"The base model '{base_id}' is fixed at a commit on the Hub, but a folder here has "
             "the same name and would be taken for it.",
             "Rename the folder, or work in another one.",
         )
-    base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, options.access)
+    base = hub.resolve_base(base_id, config.base_model_revision, options.access)
     loaded = _load(base, folder, config, options)
     if loaded.model.can_generate() and (source.folder / _GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))

@@ -37,7 +37,7 @@ def test_the_console_script_is_this_module():
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["create"], ["push"], ["info"], ["generate"], ["demo"], ["hub"], ["hub", "serve"]]
+    "words", [[], ["create"], ["push"], ["info"], ["generate"], ["eval"], ["analyze"], ["demo"], ["hub"], ["hub", "serve"]]
 )
 def test_every_command_has_help(taia, words):
     status, out, _ = taia(*words, "--help")

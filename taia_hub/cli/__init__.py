@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from taia_hub import __version__
+from taia_hub.cli.analysis import analyze
 from taia_hub.cli.demonstration import demo, serve
 from taia_hub.cli.evaluation import evaluate
 from taia_hub.cli.generation import generate
@@ -32,6 +33,7 @@ app.command()(push)
 app.command()(info)
 app.command()(generate)
 app.command("eval")(evaluate)
+app.command()(analyze)
 app.command()(demo)
 app.add_typer(hub_app, name="hub")
 hub_app.command()(serve)

@@ -1,0 +1,144 @@
+"""One examination of one model: norms from its files, and hidden states where texts are given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub._tokenizer import load_tokenizer
+from taia_hub.analysis.format import Analysis, Subject
+from taia_hub.analysis.hidden import ALL_MODES, examine_texts
+from taia_hub.analysis.measuring import analyze_files
+from taia_hub.analysis.reading import open_adapter
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.progress import Progress
+from taia_hub.results import RESULTS_FILE, Results
+
+_FIELDS = ("text", "prompt", "question", "instruction")
+
+
+def examine(
+    name: str,
+    *,
+    relative: bool = False,
+    texts: Sequence[str] = (),
+    modes: Sequence[Any] = ALL_MODES,
+    base: str | None = None,
+    revision: str | None = None,
+    max_tokens: int = 512,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Examines a TAIA repository or a PEFT adapter.
+
+    Args:
+        name: Hub id or folder of either.
+        relative: Whether norms are also taken of the base's weights, which reads (and downloads) those.
+        texts: Texts to run the modes on; without any the model is not loaded.
+        modes: Settings to run them under.
+        base: Hub id or folder of the base model, where the one that is named there is not at hand.
+        revision: Revision of the repository.
+        max_tokens: Tokens of a text that are kept.
+        dtype: dtype of the base model in the forward passes.
+        device_map: Where the model goes for them.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+        progress: Called with how far it is.
+
+    Returns:
+        What was measured, with the identity of the model.
+
+    Raises:
+        TAIAError: If something is missing, damaged, or cannot be measured.
+
+    Example:
+        ```python
+        analysis = examine("org/model-taia", texts=["The sky is blue."])
+        analysis.save(Path("model-taia"))
+        ```
+    """
+    access = hub.HubAccess(token=token)
+    files = open_adapter(name, revision=revision, base=base, access=access)
+    update = analyze_files(files, access, relative=relative, trust_remote_code=trust_remote_code, progress=progress)
+    hidden = None
+    if texts:
+        options: dict[str, Any] = {"token": token, "trust_remote_code": trust_remote_code}
+        options.update(dtype=dtype, device_map=device_map)
+        if base:
+            model = TAIAForCausalLM.from_adapter(files.base.name, files.folder, **options)
+        else:
+            model = TAIAForCausalLM.from_pretrained(name, revision=files.revision, **options)
+        tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
+        hidden = examine_texts(model, tokenizer, texts, modes, max_tokens=max_tokens, progress=progress)
+    return Analysis(Subject.of(files), update, hidden)
+
+
+def read_texts(path: Path) -> list[str]:
+    """Reads texts to run modes on.
+
+    Args:
+        path: A text file with one text a line, or JSONL whose objects have a field `text`, `prompt`, `question` or
+            `instruction`; empty lines are passed over.
+
+    Returns:
+        The texts.
+
+    Raises:
+        RepositoryError: If the file cannot be read.
+        ConfigError: If a line is malformed, or there is no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise RepositoryError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the path.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not UTF-8: {error}.", "Save it as UTF-8.") from error
+    wanted = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not wanted:
+        raise ConfigError(f"'{path}' holds no text.", "Write one text a line, or JSONL with a field 'text'.")
+    if path.suffix != ".jsonl":
+        return [line for _, line in wanted]
+    return [_field(path, number, line) for number, line in wanted]
+
+
+def matching_results(name: str, revision: str | None, subject: Subject, token: str | bool | None) -> Results | None:
+    """Finds the results file of a repository, if they are of the adapter that was examined.
+
+    Args:
+        name: Hub id or folder.
+        revision: Its revision.
+        subject: The model that was examined.
+        token: Access token.
+
+    Returns:
+        The results, or None where there are none, or those of another adapter.
+
+    Raises:
+        TAIAError: If the repository cannot be reached or the file is damaged.
+    """
+    source = hub.fetch(name, [RESULTS_FILE], revision=revision, access=hub.HubAccess(token=token))
+    if not (source.folder / RESULTS_FILE).is_file():
+        return None
+    results = Results.load(source.folder / RESULTS_FILE)
+    return results if results.model.adapter_sha256 == subject.adapter_sha256 else None
+
+
+def _field(path: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{path}:{number}: no JSON: {error}.", "One JSON object a line.") from error
+    found = [value[name] for name in _FIELDS if name in value] if isinstance(value, dict) else []
+    if not found or not isinstance(found[0], str) or not found[0].strip():
+        raise ConfigError(
+            f"{path}:{number}: no text in one of the fields {', '.join(_FIELDS)}.",
+            'As in {"text": "The sky is blue."}.',
+        )
+    return str(found[0])

@@ -1,0 +1,199 @@
+"""The analysis file: what was measured of an update, on which model, with which versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub._files import write_atomically
+from taia_hub.analysis.hidden import Curve, HiddenStates
+from taia_hub.analysis.reading import AdapterFiles
+from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
+from taia_hub.errors import ConfigError, RepositoryError
+
+ANALYSIS_FILE = "taia_analysis.json"
+"""Name of the analysis file at the root of a TAIA repository."""
+
+FORMAT = 1
+_PACKAGES = ("taia-hub", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Which model was examined.
+
+    Attributes:
+        name: Hub id or folder as it was given.
+        revision: Its commit sha, or None for a folder.
+        base_model: Hub id or folder of the base model.
+        base_revision: Commit sha of the base model, or None for a folder.
+        adapter_sha256: Hash of the update's weights.
+    """
+
+    name: str
+    revision: str | None
+    base_model: str
+    base_revision: str | None
+    adapter_sha256: str
+
+    @classmethod
+    def of(cls, files: AdapterFiles) -> Subject:
+        """Says which model an adapter's files are of."""
+        return cls(files.name, files.revision, files.base.name, files.base.revision, hub.sha256(files.weights))
+
+    def is_same_model(self, other: Subject) -> bool:
+        """Tells whether another subject has the same update on the same base, wherever they lie."""
+        if self.base_revision is None and other.base_revision is None and self.base_model != other.base_model:
+            return False
+        return (self.adapter_sha256, self.base_revision) == (other.adapter_sha256, other.base_revision)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything that was measured of one model.
+
+    Attributes:
+        subject: Which model.
+        update: Norms and ranks of the update.
+        hidden: What the hidden states of texts say, or None where no texts were given.
+        versions: Package to its version.
+    """
+
+    subject: Subject
+    update: UpdateAnalysis
+    hidden: HiddenStates | None = None
+    versions: Mapping[str, str | None] = field(default_factory=lambda: installed_versions())
+
+    def with_kept(self, older: Analysis) -> Analysis:
+        """Takes what was not measured this time from an older analysis of the same model.
+
+        Args:
+            older: The older analysis.
+
+        Returns:
+            This analysis, with the hidden states of the older one, and its update where only that one looked at the
+            base's weights. Of another model, nothing is taken.
+        """
+        if not self.subject.is_same_model(older.subject):
+            return self
+        richer = older.update.is_relative and not self.update.is_relative
+        return dataclasses.replace(
+            self, update=older.update if richer else self.update, hidden=self.hidden or older.hidden
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the analysis as JSON values."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, name: str = ANALYSIS_FILE) -> Analysis:
+        """Reads an analysis from JSON values.
+
+        Args:
+            value: What `to_json` gave.
+            name: Name of the file, in error messages.
+
+        Returns:
+            The analysis.
+
+        Raises:
+            ConfigError: If the values are no analysis, or one of another format.
+        """
+        made = value.get("format") if isinstance(value, Mapping) else None
+        if made != FORMAT:
+            raise ConfigError(
+                f"'{name}' is no analysis of this version of taia-hub: its format is {made!r}, {FORMAT} is read.",
+                "Make it again with `taia analyze`, or update taia-hub.",
+            )
+        try:
+            update = value["update"]
+            return cls(
+                Subject(**value["subject"]),
+                UpdateAnalysis(
+                    update["method"], tuple(_module(module) for module in update["modules"]), tuple(update["notes"])
+                ),
+                _hidden(value["hidden"]) if value["hidden"] is not None else None,
+                dict(value["versions"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"'{name}' is damaged: {type(error).__name__}: {error}.", "Delete it and run `taia analyze` again."
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Writes the analysis file, whole or not at all.
+
+        Args:
+            path: The file, or a folder that gets `taia_analysis.json`.
+
+        Raises:
+            RepositoryError: If it cannot be written.
+        """
+        try:
+            write_atomically(analysis_path(path), json.dumps(self.to_json(), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RepositoryError(f"'{path}' cannot be written: {error}.", "Choose another file with --out.") from error
+
+
+def load_analysis(path: Path) -> Analysis:
+    """Reads an analysis file.
+
+    Args:
+        path: The file, or a folder that holds `taia_analysis.json`.
+
+    Returns:
+        The analysis.
+
+    Raises:
+        RepositoryError: If there is no such file.
+        ConfigError: If it is damaged.
+    """
+    path = analysis_path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RepositoryError(f"'{path}' cannot be read: {error}.", "Make it with `taia analyze`.") from error
+    except ValueError as error:
+        raise ConfigError(f"'{path}' is no JSON: {error}.", "Delete it and run `taia analyze` again.") from error
+    return Analysis.from_json(value, str(path))
+
+
+def analysis_path(path: Path) -> Path:
+    """Returns the analysis file in a folder, or the path itself where it is no folder."""
+    return path / ANALYSIS_FILE if path.is_dir() else path
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of the packages that measure."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _module(value: Mapping[str, Any]) -> ModuleUpdate:
+    shape = value["shape"]
+    return ModuleUpdate(**{**value, "shape": tuple(shape) if shape is not None else None})
+
+
+def _hidden(value: Mapping[str, Any]) -> HiddenStates:
+    curves = {
+        name: {label: Curve(**{key: tuple(items) for key, items in curve.items()}) for label, curve in found.items()}
+        for name, found in value.items()
+        if name in ("similarity", "residual_rank")
+    }
+    densities = {
+        name: {label: tuple(items) for label, items in value[name].items()}
+        for name in ("last_density", "pooled_density")
+    }
+    return HiddenStates(**{**value, **curves, **densities, "grid": tuple(value["grid"])})

@@ -1,0 +1,277 @@
+"""What a mode does to the hidden states: how near they stay to the base model's, and how much their tokens differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taia_hub.analysis.density import density
+from taia_hub.analysis.measures import cosine_similarity, relative_residual
+from taia_hub.errors import ConfigError, UnsupportedUpdateError
+from taia_hub.policy import MODES, parse_setting
+from taia_hub.progress import Progress
+
+ALL_MODES = tuple(MODES)
+_BASE = "none"
+_GRID = 256
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value by layer.
+
+    Attributes:
+        mean: (L + 1) means; number 0 is of the embeddings, number k of the state after the k-th layer. In most
+            architectures the last one is taken after the final norm.
+        standard_error: (L + 1) standard errors of the means; 0 for a single value.
+    """
+
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What the hidden states of texts say under several modes.
+
+    Attributes:
+        texts: Number T of texts.
+        tokens: Number N of their tokens, after cutting.
+        max_tokens: Tokens of a text that were kept.
+        texts_sha256: Hash of the texts.
+        similarity: Label of a mode to its cosine similarity to the base model by layer, over tokens.
+        residual_rank: Label of a mode to its residual rank by layer, over texts.
+        grid: (G) similarities.
+        last_density: Label of a mode to the (G) density of the similarity in the last layer.
+        pooled_density: The same over the tokens of all layers; the embeddings are left out.
+    """
+
+    texts: int
+    tokens: int
+    max_tokens: int
+    texts_sha256: str
+    similarity: Mapping[str, Curve]
+    residual_rank: Mapping[str, Curve]
+    grid: tuple[float, ...]
+    last_density: Mapping[str, tuple[float, ...]]
+    pooled_density: Mapping[str, tuple[float, ...]]
+
+
+def hidden_state_similarity(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    modes: Sequence[Any] = ALL_MODES,
+    *,
+    batch_size: int = 8,
+    max_tokens: int = 512,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Measures how near the hidden states of each mode are to the base model's, token by token.
+
+    The similarity is the cosine of the two states of a token at a layer (the paper's density of hidden-state
+    similarities, arXiv 2405.20192). Mode `none` is the base model: its similarity is exactly 1.
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        texts: T texts.
+        modes: Settings to measure.
+        batch_size: Texts in a forward pass; they are padded on the right, and padding is left out of the result.
+        max_tokens: Tokens of a text that are kept.
+        progress: Called with how far it is.
+
+    Returns:
+        Label of a mode to its (L + 1, N) float64 similarities: row 0 of the embeddings, row k after the k-th layer,
+        one column a token of all texts one after the other.
+
+    Raises:
+        ConfigError: If there is no text, one has no tokens, or the model is no TAIA model.
+        SettingError: If a mode cannot act on this model; no forward pass was run.
+
+    Example:
+        ```python
+        found = hidden_state_similarity(model, tokenizer, ["The sky is blue."], ["attention", "all"])
+        found["attention"][-1].mean()
+        ```
+    """
+    return _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)[0]
+
+
+def residual_rank(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    modes: Sequence[Any] = ALL_MODES,
+    *,
+    batch_size: int = 8,
+    max_tokens: int = 512,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Measures by layer how far the tokens of a text are from all being alike: ||res(X)||_{1,inf} / ||X||_{1,inf}.
+
+    Near 0 all tokens have the same state (rank collapse: Dong et al. 2021, arXiv 2103.03404; by layer and mode in
+    arXiv 2405.20192).
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        texts: T texts.
+        modes: Settings to measure.
+        batch_size: As in `hidden_state_similarity`.
+        max_tokens: As there.
+        progress: As there.
+
+    Returns:
+        Label of a mode to its (L + 1, T) float64 values: row 0 of the embeddings, row k after the k-th layer.
+
+    Raises:
+        ConfigError: As there.
+        SettingError: As there.
+    """
+    return _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)[1]
+
+
+def examine_texts(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    modes: Sequence[Any] = ALL_MODES,
+    *,
+    batch_size: int = 8,
+    max_tokens: int = 512,
+    progress: Progress | None = None,
+) -> HiddenStates:
+    """Takes both measures in the same forward passes, and keeps what tables and figures show.
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        texts: T texts.
+        modes: Settings to measure.
+        batch_size: As in `hidden_state_similarity`.
+        max_tokens: As there.
+        progress: As there.
+
+    Returns:
+        Means by layer, and densities.
+
+    Raises:
+        ConfigError: As there.
+        SettingError: As there.
+    """
+    similarity, ranks = _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)
+    # the lowest percent is left out of the picture: one stray token would press everything else into a line
+    lowest = min(float(np.quantile(values[1:], 0.01)) for values in similarity.values())
+    grid = np.linspace(max(-1.0, lowest - 0.05 * (1 - lowest)) if lowest < 1 else 0.99, 1, _GRID)
+    return HiddenStates(
+        texts=len(texts),
+        tokens=next(iter(similarity.values())).shape[1],
+        max_tokens=max_tokens,
+        texts_sha256=hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest(),
+        similarity={label: _curve(values) for label, values in similarity.items()},
+        residual_rank={label: _curve(values) for label, values in ranks.items()},
+        grid=tuple(grid.tolist()),
+        last_density={label: _rounded(density(values[-1], grid)) for label, values in similarity.items()},
+        pooled_density={label: _rounded(density(values[1:].ravel(), grid)) for label, values in similarity.items()},
+    )
+
+
+@torch.no_grad()
+def _measured(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    modes: Sequence[Any],
+    batch_size: int,
+    max_tokens: int,
+    progress: Progress | None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns similarities and residual ranks by label."""
+    if not hasattr(model, "using"):
+        raise ConfigError(
+            f"A {type(model).__name__} has no modes to compare.", "Load it with `TAIAForCausalLM.from_pretrained`."
+        )
+    settings = {parse_setting(mode).label: mode for mode in modes}
+    if not settings:
+        raise ConfigError("There is no mode to measure.", f"Give some of {', '.join(MODES)}.")
+    for mode in settings.values():
+        with model.using(mode):  # what cannot act is refused before the first forward pass
+            pass
+    encoded = _encoded(tokenizer, texts, max_tokens)
+    runs = dict.fromkeys([_BASE, *settings])
+    similarity: dict[str, list[Tensor]] = {label: [] for label in settings}
+    ranks: dict[str, list[Tensor]] = {label: [] for label in settings}
+    batches = [encoded[start : start + batch_size] for start in range(0, len(encoded), batch_size)]
+    was_training = model.training
+    model.eval()
+    try:
+        for number, batch in enumerate(batches):
+            base: tuple[Tensor, ...] = ()
+            for step, label in enumerate(runs):
+                if progress:
+                    progress("hidden states", number * len(runs) + step, len(batches) * len(runs))
+                states = _states(model, batch, settings.get(label, _BASE))
+                base = base or states
+                if label in settings:
+                    for row, ids in enumerate(batch):  # layer by layer: all at once in float64 may take gigabytes
+                        own = [
+                            (state[row, : len(ids)], of[row, : len(ids)])
+                            for state, of in zip(states, base, strict=True)
+                        ]
+                        similarity[label].append(torch.stack([cosine_similarity(*pair) for pair in own]).cpu())
+                        ranks[label].append(torch.stack([relative_residual(state) for state, _ in own]).cpu()[:, None])
+    finally:
+        model.train(was_training)
+    if progress:
+        progress("hidden states", len(batches) * len(runs), len(batches) * len(runs))
+    return _joined(similarity), _joined(ranks)
+
+
+def _states(model: Any, batch: Sequence[list[int]], mode: Any) -> tuple[Tensor, ...]:
+    """Runs a forward pass; returns L + 1 states of shape (texts, tokens, H), padded on the right."""
+    length = max(len(ids) for ids in batch)
+    padded = torch.tensor([ids + ids[-1:] * (length - len(ids)) for ids in batch], device=model.device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch], device=model.device)
+    with model.using(mode):
+        found = model(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+    if not found:
+        raise UnsupportedUpdateError(
+            f"{type(model).__name__} gives no hidden states.", "Leave these measures out for this architecture."
+        )
+    return tuple(found)
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    if isinstance(texts, str):
+        raise ConfigError("One string came as `texts`.", "Give a list of texts.")
+    if not texts:
+        raise ConfigError("There are no texts to examine.", "Give at least one; some dozens make the densities smooth.")
+    encoded = [list(tokenizer(text)["input_ids"])[:max_tokens] for text in texts]
+    empty = [
+        number for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), 1) if not ids or not text.strip()
+    ]
+    if empty:
+        raise ConfigError(f"Text {empty[0]} of {len(texts)} is empty.", "Leave empty texts out.")
+    return encoded
+
+
+def _joined(parts: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
+    return {label: torch.cat(found, dim=1).numpy() for label, found in parts.items()}
+
+
+def _curve(values: np.ndarray) -> Curve:
+    count = values.shape[1]
+    error = values.std(1, ddof=1) / count**0.5 if count > 1 else np.zeros(len(values))
+    return Curve(_rounded(values.mean(1)), _rounded(error))
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)

@@ -1,0 +1,87 @@
+"""`taia analyze`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.errors import ConfigError
+
+
+def analyze(
+    repo: Repository,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Norms relative to the base's weights; downloads and reads them.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option(help="Texts to run the modes on: one a line, or JSONL with a field 'text'.")
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="With --texts: a mode, or a JSON mapping; repeat it. All four by default.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures as PNG and SVG.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the numbers, or a folder that gets taia_analysis.json.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model, where the one named there is not at hand.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: tokens of a text that are kept.")] = 512,
+    dtype: Annotated[str, typer.Option(help="With --texts: dtype of the base model, as in bfloat16.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="With --texts: where the model goes, as in cuda.")] = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure an update by layer and role, and what its modes do to hidden states."""
+    from taia_hub._imports import import_or_raise
+    from taia_hub.analysis import draw_figures, load_analysis
+    from taia_hub.analysis.examining import examine, matching_results, read_texts
+    from taia_hub.analysis.format import analysis_path
+    from taia_hub.analysis.hidden import ALL_MODES
+    from taia_hub.analysis.text import to_text
+    from taia_hub.progress import ProgressBars
+    from taia_hub.results import summarise
+
+    if mode and texts is None:
+        raise ConfigError("--mode needs texts to run the modes on.", "Give them with --texts FILE.")
+    if figures:
+        import_or_raise("matplotlib", "figures", "--figures")  # before the work, not after it
+    older = load_analysis(out) if out and analysis_path(out).is_file() else None
+    bars = ProgressBars()
+    try:
+        analysis = examine(
+            repo,
+            relative=relative,
+            texts=read_texts(texts) if texts else (),
+            modes=[parse_mode(text) for text in mode] if mode else ALL_MODES,
+            base=base,
+            revision=revision,
+            max_tokens=max_tokens,
+            dtype=dtype,
+            device_map=device_map,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            progress=bars,
+        )
+    finally:
+        bars.close()
+    if older:
+        analysis = analysis.with_kept(older)
+    if out:
+        analysis.save(out)
+    drawn = []
+    if figures:
+        results = matching_results(repo, analysis.subject.revision, analysis.subject, token)
+        drawn = list(draw_figures(figures, analysis, summarise(results) if results else None))
+    if as_json:
+        shown = [{"png": str(figure.png), "svg": str(figure.svg), "alt": figure.alt} for figure in drawn]
+        echo_json({**analysis.to_json(), "figures": shown})
+        return
+    typer.echo(to_text(analysis))
+    for figure in drawn:
+        typer.echo(f"\nDrew {figure.png} and {figure.svg.name}: {figure.alt}")
+    if out:
+        typer.echo(f"\nWritten to {analysis_path(out)}")
