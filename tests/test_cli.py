@@ -37,10 +37,10 @@ def test_the_console_script_is_this_module():
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["create"], ["push"], ["info"], ["generate"], ["eval"], ["analyze"], ["demo"], ["hub"], ["hub", "serve"]]
+    "command", ["", "create", "push", "info", "generate", "eval", "analyze", "demo", "hub", "hub serve"]
 )
-def test_every_command_has_help(taia, words):
-    status, out, _ = taia(*words, "--help")
+def test_every_command_has_help(taia, command):
+    status, out, _ = taia(*command.split(), "--help")
     assert status == 0
     assert "Usage" in out
 
