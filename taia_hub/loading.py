@@ -266,8 +266,9 @@ def check_folder(folder: Path) -> TAIAConfig:
         name = manifest_name(config)
         hub.verify_manifest(folder, hub.adapter_weights((folder / name).parent), name, required=True)
         read_config((folder / name).parent)
-    for path in sorted(folder.glob("*.json")):
-        hub.read_json(path)
+    for file, path in hub.published_files(folder).items():
+        if file.endswith(".json") and "/" not in file:
+            hub.read_json(path)
     return config
 
 

@@ -16,9 +16,10 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
+from taia_hub.card_files import SIDE_FILES, SideFiles
+from taia_hub.card_making import card_files, describe, describe_files, with_ranks_of, with_side_files
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.info import repository_info
 from taia_hub.loading import check_folder
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ def save(
     repo_id: str | None = None,
     license_fields: Mapping[str, str] | None = None,
     tags: Sequence[str] = (),
-) -> None:
-    """Writes a TAIA repository into a folder, whole or not at all.
+) -> cards.CardData:
+    """Writes a TAIA repository into a folder, whole or not at all; a person's edits of the card there stay.
 
     Args:
         model: A loaded TAIA model.
@@ -63,6 +64,9 @@ def save(
         repo_id: The Hub id that the card shows.
         license_fields: Licence metadata of the base model's card.
         tags: More tags for the card.
+
+    Returns:
+        What its card says, were it written anew.
 
     Raises:
         RepositoryError: If the folder cannot be written, or holds another model.
@@ -79,12 +83,11 @@ def save(
             model.generation_config.save_pretrained(scratch)
         for name, classes in STUBS.items():
             (scratch / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
+        data = _described(model, config, scratch, repo_id or folder.name, license_fields or {}, tags)
         if not _has_own_card(folder / hub.CARD):
-            roles = model.status().roles
-            parts = {role: cards.RolePart(status.adapted, status.parameters) for role, status in roles.items()}
-            method = str(getattr(model._taia_update.config.peft_type, "value", "PEFT"))
-            text = _card(config, repo_id or folder.name, method, parts, license_fields or {}, tags)
-            (scratch / hub.CARD).write_text(text, encoding="utf-8")
+            full = with_side_files(data, config, SideFiles.of(folder), strict=False)
+            card_files(full, [folder / hub.CARD], scratch, given=("tags",) if tags else ())
+    return data
 
 
 def push(
@@ -112,11 +115,12 @@ def push(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / repo_id.rpartition("/")[2]
         fields = base_license(model.taia_config, token)
-        save(model, folder, repo_id=repo_id, license_fields=fields, tags=tags or ())
+        data = save(model, folder, repo_id=repo_id, license_fields=fields, tags=tags or ())
         return _publish(
             folder,
             repo_id,
             model.taia_config,
+            data=data,
             commit_message=commit_message,
             commit_description=commit_description,
             private=private,
@@ -161,26 +165,25 @@ def push_folder(
     config = check_folder(folder)
     check_publishable(config)
     repo_id = hub.full_repo_id(repo_id, token)
-    with tempfile.TemporaryDirectory() as scratch:
-        card = None
-        if not _has_own_card(folder / hub.CARD):  # the card of the folder does not know its Hub id yet
-            found = repository_info(str(folder), token=token, trust_remote_code=trust_remote_code)
-            parts = {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()}
-            card = Path(scratch) / hub.CARD
-            text = _card(config, repo_id, found.method, parts, base_license(config, token), ())
-            card.write_text(text, encoding="utf-8")
-        return _publish(
-            folder,
-            repo_id,
-            config,
-            card=card,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
+    data = None
+    if not _has_own_card(folder / hub.CARD):
+        source = hub.Source(str(folder), folder, None)
+        fields = base_license(config, token)
+        data = describe_files(
+            source, config, repo_id=repo_id, license_fields=fields, token=token, trust_remote_code=trust_remote_code
         )
+    return _publish(
+        folder,
+        repo_id,
+        config,
+        data=data,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+    )
 
 
 def _publish(
@@ -188,13 +191,16 @@ def _publish(
     repo_id: str,
     config: TAIAConfig,
     *,
-    card: Path | None = None,
+    data: cards.CardData | None,
     token: str | bool | None,
     revision: str | None,
     **commit: Any,
 ) -> CommitInfo:
-    """Publishes a folder, with the base model's tokenizer where there is none; a person's card there stays."""
-    files = hub.published_files(folder) | ({hub.CARD: card} if card else {})
+    """Publishes a folder, with the base model's tokenizer where there is none.
+
+    The card is made from `data` and the files beside the model, there and here; a person's card or edits stay.
+    """
+    files = hub.published_files(folder)
     if config.update.get("repo"):  # what an earlier copy left in the folder
         files = {name: path for name, path in files.items() if not name.startswith(f"{ADAPTER_FOLDER}/")}
     _refuse_other_model(str(folder), files, None)
@@ -210,7 +216,16 @@ def _publish(
     _refuse_other_model(repo_id, there, before)
     if present is not None and _has_own_card(present):
         files.pop(hub.CARD, None)
-    with tempfile.TemporaryDirectory() as extra:
+        data = None
+    with tempfile.TemporaryDirectory() as extra, tempfile.TemporaryDirectory() as written:
+        if data is not None:
+            beside = SideFiles.of(folder)
+            if any(fnmatch(name, pattern) for name in there for pattern in SIDE_FILES):
+                access = hub.HubAccess(token=token)
+                source = hub.fetch(repo_id, SIDE_FILES, revision=sha, access=access, local=False)
+                beside = beside.over(SideFiles.of(source.folder))
+            full = with_side_files(data, config, beside, strict=False)
+            files |= card_files(full, [folder / hub.CARD, present], Path(written), given=("tags",) if data.tags else ())
         kept = "tokenizer_config.json" in there and (before is None or _same_base(before, config))
         if not kept and "tokenizer_config.json" not in files:
             save_tokenizer(config, Path(extra), token)
@@ -241,26 +256,32 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Path | None) ->
         )
 
 
-def _card(
+def _described(
+    model: Any,
     config: TAIAConfig,
+    folder: Path,
     repo_id: str,
-    method: str,
-    parts: Mapping[str, cards.RolePart],
     license_fields: Mapping[str, str],
     tags: Sequence[str],
-) -> str:
-    return cards.render_card(
-        cards.CardData(
-            repo_id=repo_id,
-            base_model=config.base_model_name_or_path if config.base_model_revision else None,
-            base_revision=config.base_model_revision,
-            default=config.setting.label,
-            method=method,
-            parts=parts,
-            adapter_repo=config.update.get("repo"),
-            license_fields=license_fields,
-            tags=tuple(tags),
-        )
+) -> cards.CardData:
+    """Collects what the card says of a loaded model that was just saved into a folder."""
+    update = model._taia_update
+    roles = model.status().roles
+    parts = {role: cards.RolePart(status.adapted, status.parameters) for role, status in roles.items()}
+    saved = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else update.source
+    adapter_config = hub.read_json(saved / hub.ADAPTER_CONFIG)
+    if adapter_config.get("rank_pattern"):
+        paths = {site.path: site.role for site in model._taia_switch.sites}
+        parts = with_ranks_of(parts, saved / hub.ADAPTER_WEIGHTS, paths)
+    return describe(
+        config,
+        folder,
+        repo_id=repo_id,
+        method=str(getattr(update.config.peft_type, "value", "PEFT")),
+        parts=parts,
+        adapter_config=adapter_config,
+        license_fields=license_fields,
+        tags=tags,
     )
 
 

@@ -11,6 +11,7 @@ import typer
 
 from taia_hub import __version__
 from taia_hub.cli.analysis import analyze
+from taia_hub.cli.cards import card
 from taia_hub.cli.demonstration import demo, serve
 from taia_hub.cli.evaluation import evaluate
 from taia_hub.cli.generation import generate
@@ -34,6 +35,7 @@ app.command()(info)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(analyze)
+app.command()(card)
 app.command()(demo)
 app.add_typer(hub_app, name="hub")
 hub_app.command()(serve)

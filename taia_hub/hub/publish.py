@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
@@ -59,11 +58,11 @@ def publish(
     with hub_errors(repo_id, what="repository", revision=revision), contextlib.ExitStack() as undo:
         if not api.repo_exists(repo_id):
             api.create_repo(repo_id, private=private)
-            undo.callback(_undone, api, api.delete_repo, repo_id, None, api.model_info(repo_id).sha)
+            undo.callback(_undone, api, repo_id, None, None)
         if revision and not create_pr and not api.revision_exists(repo_id, revision):
-            api.create_branch(repo_id, branch=revision)
-            head = api.model_info(repo_id, revision=revision).sha
-            undo.callback(_undone, api, partial(api.delete_branch, branch=revision), repo_id, revision, head)
+            head = api.model_info(repo_id).sha
+            api.create_branch(repo_id, branch=revision, revision=head)
+            undo.callback(_undone, api, repo_id, revision, head)
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(name, path) for name, path in files.items()],
@@ -95,15 +94,18 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
         return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
-def _undone(api: HfApi, delete: Callable[[str], None], repo_id: str, branch: str | None, head: str | None) -> None:
+def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None) -> None:
     """Takes back what was made for a commit that failed, unless somebody else has published there meanwhile.
 
     The commit's own error is the one to raise, so nothing is raised here.
     """
     what = f"The branch '{branch}' of '{repo_id}'" if branch else f"The repository '{repo_id}'"
     try:
-        if api.model_info(repo_id, revision=branch).sha == head:
-            delete(repo_id)
+        if branch is None:
+            if set(api.list_repo_files(repo_id)) <= {".gitattributes"}:  # as the Hub makes it
+                api.delete_repo(repo_id)
+        elif api.model_info(repo_id, revision=branch).sha == head:
+            api.delete_branch(repo_id, branch=branch)
     except (HfHubHTTPError, TransportError) as error:
         logger.warning("%s was made for a commit that failed, and could not be deleted again: %s", what, error)
 

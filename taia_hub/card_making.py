@@ -1,0 +1,293 @@
+"""What the card of a repository says, collected from its files; and what a card is checked against."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from taia_hub import cards, hub
+from taia_hub.card_files import SideFiles, figure_alt, read_analysis, read_results, read_training
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.info import repository_info
+from taia_hub.loading import manifest_name
+from taia_hub.results import ModelIdentity
+from taia_hub.sublayers import find_sublayers
+from taia_hub.updates.peft import PREFIX
+
+logger = logging.getLogger(__name__)
+
+
+def describe(
+    config: TAIAConfig,
+    folder: Path,
+    *,
+    repo_id: str,
+    method: str,
+    parts: Mapping[str, cards.RolePart],
+    adapter_config: Mapping[str, Any],
+    license_fields: Mapping[str, str],
+    tags: Iterable[str] = (),
+) -> cards.CardData:
+    """Collects what the card of a repository says, without the files beside the model.
+
+    Args:
+        config: Its configuration.
+        folder: Folder with its manifest.
+        repo_id: The Hub id that the card shows.
+        method: PEFT's name of the update's method.
+        parts: Role to the update's part of it.
+        adapter_config: Contents of the update's `adapter_config.json`.
+        license_fields: Licence metadata of the base model's card.
+        tags: More tags.
+
+    Returns:
+        What the card says.
+    """
+    from taia_hub import __version__  # the package is still being imported when this module is
+
+    weights = manifest_name(config)
+    path = weights.rpartition("/")[0]
+    return cards.CardData(
+        repo_id=repo_id,
+        base_model=config.base_model_name_or_path if config.base_model_revision else None,
+        base_revision=config.base_model_revision,
+        default=config.setting.label,
+        method=method,
+        parts=with_ranks(parts, adapter_config),
+        adapter_repo=config.update.get("repo"),
+        adapter_revision=config.update.get("revision"),
+        adapter_path=path,
+        adapter_sha256=manifest_sha256(folder, weights),
+        adapter_config=dict(adapter_config),
+        taia_version=__version__,
+        license_fields=license_fields,
+        tags=tuple(tags),
+    )
+
+
+def with_side_files(
+    data: cards.CardData, config: TAIAConfig, files: SideFiles, *, strict: bool = True
+) -> cards.CardData:
+    """Adds what the files beside a model say, as far as they are of this model.
+
+    Args:
+        data: What the card says without them.
+        config: The repository's configuration.
+        files: The files.
+        strict: Whether a file of another model is an error; otherwise it is left out with a warning.
+
+    Returns:
+        What the card says.
+
+    Raises:
+        ConfigError: If a file is damaged or of another model, and `strict`.
+    """
+    expected = ModelIdentity(
+        data.repo_id, None, config.base_model_name_or_path, config.base_model_revision, data.adapter_sha256, ""
+    )
+
+    def read(path: Path | None, reader: Any) -> Any:
+        if path is None:
+            return None
+        try:
+            return reader(path, expected)
+        except TAIAError as error:
+            if strict:
+                raise
+            logger.warning("Left out of the model card: %s", error.message)
+            return None
+
+    results, training = read(files.results, read_results), read(files.training, read_training)
+    analysis = read(files.analysis, read_analysis)
+    figures = tuple(cards.Figure(name, figure_alt(path)) for name, path in sorted(files.figures.items()))
+    if (files.analysis and not analysis) or (files.results and not results):  # drawn from files of another model
+        figures = ()
+    parts = {role: dataclasses.replace(part, **(analysis or {}).get(role, {})) for role, part in data.parts.items()}
+    return dataclasses.replace(data, results=results, training=training, parts=parts, figures=figures)
+
+
+def with_ranks(parts: Mapping[str, cards.RolePart], adapter_config: Mapping[str, Any]) -> dict[str, cards.RolePart]:
+    """Gives each role the one rank of the adapter's configuration, where no pattern makes ranks differ."""
+    rank = adapter_config.get("r")
+    if not isinstance(rank, int) or adapter_config.get("rank_pattern"):
+        return dict(parts)
+    return {
+        role: dataclasses.replace(part, ranks=part.ranks or ((rank,) if part.modules else ()))
+        for role, part in parts.items()
+    }
+
+
+def manifest_sha256(folder: Path, name: str) -> str | None:
+    """Reads the hash of a weights file from the manifest of a folder; None where it says nothing.
+
+    Args:
+        folder: Folder of the repository.
+        name: Name of the file in the manifest.
+
+    Returns:
+        The hash.
+    """
+    if not (folder / hub.MANIFEST).is_file():
+        return None
+    entry = (hub.read_json(folder / hub.MANIFEST).get("files") or {}).get(name)
+    return str(entry["sha256"]) if isinstance(entry, dict) and "sha256" in entry else None
+
+
+def card_facts(
+    data: cards.CardData, source: hub.Source, files: Iterable[str], problems: Iterable[cards.Finding] = ()
+) -> cards.CardFacts:
+    """Collects what a card is checked against.
+
+    Args:
+        data: What the card should say.
+        source: The repository; weights that lie there are hashed.
+        files: Paths of all its files.
+        problems: What did not fit together when the files were read.
+
+    Returns:
+        The facts.
+    """
+    found, hashes = list(problems), {}
+    weights = f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
+    if not data.adapter_repo and (source.folder / weights).is_file():
+        hashes[weights] = hub.sha256(source.folder / weights)
+        same = data.adapter_sha256 == hashes[weights]
+        found.append(cards.Finding(None, f"{hub.MANIFEST}: {weights}", same, hashes[weights], data.adapter_sha256))
+    repo_id = source.name if source.revision else None
+    return cards.CardFacts(data, repo_id, frozenset(files), hashes, tuple(found))
+
+
+def describe_files(
+    source: hub.Source,
+    config: TAIAConfig,
+    *,
+    repo_id: str,
+    license_fields: Mapping[str, str],
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> cards.CardData:
+    """Collects what a card says of a repository whose model is not loaded; no weights are loaded.
+
+    Args:
+        source: The repository.
+        config: Its configuration.
+        repo_id: The Hub id that the card shows.
+        license_fields: Licence metadata of the base model's card.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        What the card says, without the files beside the model.
+
+    Raises:
+        TAIAError: If a file is missing or malformed.
+    """
+    found = repository_info(source.name, revision=source.revision, token=token, trust_remote_code=trust_remote_code)
+    parts = {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()}
+    access = hub.HubAccess(token=token)
+    holder = source
+    if config.update.get("repo"):
+        name, sha = config.update["repo"], config.update["revision"]
+        wanted = f"{config.update.get('path', '')}/{hub.ADAPTER_CONFIG}".lstrip("/")
+        holder = hub.fetch(name, [wanted], revision=sha, access=access, what="adapter repository", local=False)
+    adapter_config = hub.read_json((holder.folder / manifest_name(config)).with_name(hub.ADAPTER_CONFIG))
+    if adapter_config.get("rank_pattern"):
+        from taia_hub.analysis import reading
+
+        files = reading.open_adapter(source.name, revision=source.revision, access=access)
+        roles = find_sublayers(reading.skeleton(files, access, trust_remote_code)).roles
+        parts = with_ranks_of(parts, files.weights, roles)
+    return describe(
+        config,
+        source.folder,
+        repo_id=repo_id,
+        method=found.method,
+        parts=parts,
+        adapter_config=adapter_config,
+        license_fields=license_fields,
+    )
+
+
+def with_ranks_of(
+    parts: Mapping[str, cards.RolePart], weights: Path, roles: Mapping[str, str]
+) -> dict[str, cards.RolePart]:
+    """Gives each role the ranks that its tensors have in the adapter's file.
+
+    Args:
+        parts: Role to the update's part of it.
+        weights: The adapter's safetensors file; only its header is read.
+        roles: Module path to its role.
+
+    Returns:
+        The parts with their ranks.
+    """
+    ranks: dict[str, set[int]] = {}
+    with safe_open(weights, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            path, found, rest = key.removeprefix(PREFIX).partition(".lora_")
+            if found and rest.startswith(("A", "embedding_A")):
+                ranks.setdefault(roles.get(path, "other"), set()).add(file.get_slice(key).get_shape()[0])
+    found = {role: tuple(sorted(ranks.get(role, part.ranks))) for role, part in parts.items()}
+    return {role: dataclasses.replace(part, ranks=found[role]) for role, part in parts.items()}
+
+
+def render_over(
+    data: cards.CardData, before: Iterable[str | None], *, given: Collection[str] = (), **template: Any
+) -> cards.Merged:
+    """Renders a card with the edits that people made to the cards that are there.
+
+    Args:
+        data: What the card says.
+        before: The cards that are there; what stands in an earlier one wins.
+        given: Metadata keys that were asked for just now; they stay from now on, as if they were set by hand.
+        **template: `template` and `template_dir` of `cards.render_card`.
+
+    Returns:
+        The card and what was kept.
+
+    Raises:
+        ConfigError: If a card was not written by taia-hub or is damaged, or the template is.
+    """
+    text, kept = cards.render_card(data, **template), list[str]()
+    there: list[str | None] = [one for one in before if one is not None]
+    for old in there or [None]:
+        merged = cards.merge_cards(old, text, given=given)
+        text, kept = merged.text, [*kept, *merged.kept]
+    return cards.Merged(text, tuple(dict.fromkeys(kept)))
+
+
+def card_files(
+    data: cards.CardData, before: Iterable[Path | None], folder: Path, *, given: Collection[str] = ()
+) -> dict[str, Path]:
+    """Writes the card of a repository and what else of its results the Hub reads; a damaged card stays as it is.
+
+    Args:
+        data: What the card says.
+        before: The cards that are there, or None.
+        folder: Where the files go.
+        given: Metadata keys that were asked for just now.
+
+    Returns:
+        Path in the repository to path on this disk.
+    """
+    old = [path.read_text(encoding="utf-8") for path in before if path is not None and path.is_file()]
+    texts = cards.eval_results_files(data.results)
+    try:
+        texts[hub.CARD] = render_over(data, old, given=given).text
+    except ConfigError as error:  # a card must not cost anybody a trained model
+        if not old:
+            raise
+        logger.warning("The model card stays as it is: %s", error.message)
+        texts[hub.CARD] = old[0]
+    files = {}
+    for name, text in texts.items():
+        files[name] = folder / name
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        files[name].write_text(text, encoding="utf-8")
+    return files

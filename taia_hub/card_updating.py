@@ -1,0 +1,336 @@
+"""The card of a repository, on the Hub or in a folder, made again, written, published or checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from taia_hub import cards, hub
+from taia_hub._files import write_atomically
+from taia_hub.card_files import ANALYSIS_FILE, FIGURES, SIDE_FILES, TRAINING_FILE, SideFiles
+from taia_hub.card_making import card_facts, describe_files, render_over, with_side_files
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+from taia_hub.loading import read_taia_config
+from taia_hub.publishing import base_license
+from taia_hub.results import RESULTS_FILE
+
+_FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
+
+
+@dataclass(frozen=True)
+class CardRequest:
+    """What a person asks of a card.
+
+    Attributes:
+        repo_id: The Hub id that the card of a folder shows.
+        template: Name of the template.
+        template_dir: Folder of templates that come before ours.
+        license: Licence; the base model's by default.
+        license_name: Its name.
+        license_link: Link to it.
+        language: Codes of languages.
+        datasets: Hub ids of training data sets.
+        tags: More tags.
+        widget: Example prompts.
+        results: Results file to show instead of the repository's.
+        analysis: Analysis file to show instead of the repository's.
+        training: Training file to show instead of the repository's.
+        figures: Folder of figures to add to the repository's.
+    """
+
+    repo_id: str | None = None
+    template: str = "model_card"
+    template_dir: Path | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    widget: tuple[str, ...] = ()
+    results: Path | None = None
+    analysis: Path | None = None
+    training: Path | None = None
+    figures: Path | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The metadata keys that were asked for."""
+        names = ("license", "license_name", "license_link", "language", "datasets", "tags", "widget")
+        return tuple(name for name in names if getattr(self, name))
+
+
+@dataclass(frozen=True)
+class MadeCard:
+    """A card that was made again, and what goes with it.
+
+    Attributes:
+        source: The repository.
+        text: The card.
+        before: The card that is there, or None.
+        kept: What of a person's stayed, a sentence each.
+        texts: More text files: path in the repository to content.
+        files: Files that were given: path in the repository to path on this disk.
+    """
+
+    source: hub.Source
+    text: str
+    before: str | None
+    kept: tuple[str, ...]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Paths of what goes with the card and is not there already."""
+        folder = self.source.folder
+        changed = [name for name, text in self.texts.items() if _read(folder / name) != text]
+        return (*changed, *(name for name, path in self.files.items() if not hub.same_bytes(path, folder / name)))
+
+    def difference(self) -> str:
+        """Returns the unified diff from the card that is there; empty where nothing changes."""
+        old = (self.before or "").splitlines(keepends=True)
+        new = self.text.splitlines(keepends=True)
+        lines = difflib.unified_diff(old, new, f"{hub.CARD} (there)", f"{hub.CARD} (new)")
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) -> None:
+    """Refuses words that cannot be followed together.
+
+    Args:
+        repo: Hub id or folder.
+        write: Whether the card goes into the folder.
+        push: Whether it goes to the Hub.
+        check: Whether the card that is there is checked instead.
+
+    Raises:
+        ConfigError: If more than one is asked for, or the repository is no place for it.
+    """
+    if write + push + check > 1:
+        raise ConfigError("--write, --push and --check exclude each other.", "Give one of them.")
+    if write and not os.path.isdir(repo):
+        raise ConfigError(f"--write needs a folder; '{repo}' is none here.", "Use --push for a repository on the Hub.")
+    if push and os.path.isdir(repo):
+        raise ConfigError(f"--push needs a Hub id; '{repo}' is a folder.", "Use --write, then `taia push DIR REPO`.")
+
+
+def make_card(
+    name: str,
+    request: CardRequest,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> MadeCard:
+    """Makes the card of a repository again, from its files and with a person's edits; nothing is written.
+
+    Args:
+        name: Hub id or folder of a TAIA repository.
+        request: What is asked of the card.
+        revision: Branch, tag or commit of the repository.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The card.
+
+    Raises:
+        TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
+    """
+    source, config, before = _read_repository(name, revision, token)
+    data = _described(source, config, request, before, token, trust_remote_code)
+    given = _given_files(request)
+    data = with_side_files(data, config, given.over(SideFiles.of(source.folder)))
+    merged = render_over(
+        data, [before], given=request.given, template=request.template, template_dir=request.template_dir
+    )
+    named = {RESULTS_FILE: given.results, ANALYSIS_FILE: given.analysis, TRAINING_FILE: given.training, **given.figures}
+    files = {path: file for path, file in named.items() if file is not None}
+    for path, figure in given.figures.items():  # the same figure as SVG, which says what it shows
+        if figure.with_suffix(".svg").is_file():
+            files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
+    return MadeCard(source, merged.text, before, merged.kept, cards.eval_results_files(data.results), files)
+
+
+def write_card(made: MadeCard) -> str:
+    """Writes a card, and what goes with it, into its folder.
+
+    Args:
+        made: The card of a folder.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RepositoryError: If the disk is full or the folder cannot be written.
+    """
+    folder = made.source.folder
+    with hub.disk_errors(folder):
+        for name, path in made.files.items():
+            if not hub.same_bytes(path, folder / name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(path.read_bytes())
+        for name, text in {**made.texts, hub.CARD: made.text}.items():
+            write_atomically(folder / name, text)
+    return str(folder / hub.CARD)
+
+
+def publish_card(made: MadeCard, message: str | None, token: str | bool | None, revision: str | None = None) -> str:
+    """Publishes a card, and what goes with it, in one commit on top of the one that it was made for.
+
+    Args:
+        made: The card of a repository on the Hub.
+        message: Message of the commit.
+        token: Access token.
+        revision: Branch to commit to.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        RepositoryError: If a request fails or the repository changed meanwhile; it is then as it was.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        files = dict(made.files)
+        for name, text in {**made.texts, hub.CARD: made.text}.items():
+            files[name] = Path(scratch) / name
+            write_atomically(files[name], text)
+        commit = hub.publish(
+            files,
+            made.source.name,
+            commit_message=message or "Update the model card",
+            token=token,
+            revision=revision,
+            parent_commit=made.source.revision,
+        )
+    return str(commit.commit_url)
+
+
+def check_repository_card(
+    name: str,
+    request: CardRequest,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> list[cards.Finding]:
+    """Checks every fact on the card of a repository that its files can confirm.
+
+    Args:
+        name: Hub id or folder of a TAIA repository.
+        request: Files to check against instead of the repository's.
+        revision: Branch, tag or commit of the repository.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The findings.
+
+    Raises:
+        TAIAError: If the repository has no card, or is missing or malformed.
+    """
+    source, config, before = _read_repository(name, revision, token)
+    if before is None:
+        raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
+    data = _described(source, config, request, before, token, trust_remote_code)
+    beside = _given_files(request).over(SideFiles.of(source.folder))
+    data, problems = _with_true_files(data, config, beside)
+    if source.revision is None:
+        files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
+    else:
+        with hub.hub_errors(name, what="repository", revision=revision):
+            files = HfApi(token=token).list_repo_files(name, revision=source.revision)
+            if not data.adapter_repo:  # its weights, to hash them
+                weights = [f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")]
+                source = hub.fetch(name, [*_FETCHED, *weights], revision=source.revision, access=hub.HubAccess(token))
+    return cards.check_card(before, card_facts(data, source, files, problems))
+
+
+def _read_repository(
+    name: str, revision: str | None, token: str | bool | None
+) -> tuple[hub.Source, TAIAConfig, str | None]:
+    access = hub.HubAccess(token=token)
+    source = hub.fetch(name, [*_FETCHED, ".eval_results/*"], revision=revision, access=access, what="TAIA repository")
+    if not (source.folder / hub.CONFIG).is_file():
+        raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
+    config = read_taia_config(source.folder / hub.CONFIG, name)
+    return source, config, _read(source.folder / hub.CARD)
+
+
+def _described(
+    source: hub.Source,
+    config: TAIAConfig,
+    request: CardRequest,
+    before: str | None,
+    token: str | bool | None,
+    trust_remote_code: bool,
+) -> cards.CardData:
+    fields = base_license(config, token) if config.base_model_revision else {}
+    asked = {name: getattr(request, name) for name in ("license", "license_name", "license_link")}
+    if request.license:
+        fields = {}
+    fields |= {name: value for name, value in asked.items() if value}
+    if source.revision:
+        repo_id = source.name
+    else:
+        repo_id = request.repo_id or (cards.title_of(before) if before else None) or source.folder.resolve().name
+    data = describe_files(
+        source,
+        config,
+        repo_id=repo_id,
+        license_fields=fields,
+        token=token,
+        trust_remote_code=trust_remote_code,
+    )
+    return dataclasses.replace(
+        data, language=request.language, datasets=request.datasets, tags=request.tags, widget=request.widget
+    )
+
+
+def _with_true_files(
+    data: cards.CardData, config: TAIAConfig, beside: SideFiles
+) -> tuple[cards.CardData, list[cards.Finding]]:
+    """Adds what the files say that are of this model; says of each whether it is."""
+    problems = []
+    true = SideFiles(figures=beside.figures)
+    for name, one in (
+        (RESULTS_FILE, SideFiles(results=beside.results)),
+        (ANALYSIS_FILE, SideFiles(analysis=beside.analysis)),
+        (TRAINING_FILE, SideFiles(training=beside.training)),
+    ):
+        if one == SideFiles():
+            continue
+        try:
+            with_side_files(data, config, one)
+        except TAIAError as error:
+            problems.append(cards.Finding(None, f"{name} is of this model", False, None, error.message))
+        else:
+            problems.append(cards.Finding(None, f"{name} is of this model", True))
+            true = true.over(one)
+    return with_side_files(data, config, true), problems
+
+
+def _given_files(request: CardRequest) -> SideFiles:
+    """Returns the files that were given, which must be there."""
+    for path in (request.results, request.analysis, request.training):
+        if path is not None and not path.is_file():
+            raise RepositoryError(f"'{path}' does not exist.", "Give an existing file.")
+    if request.figures is not None and not request.figures.is_dir():
+        raise RepositoryError(f"'{request.figures}' is no folder.", "Draw figures with `taia analyze --figures DIR`.")
+    figures = sorted(request.figures.glob("*.png")) if request.figures else []
+    return SideFiles(
+        request.results, request.analysis, request.training, {f"{FIGURES}/{path.name}": path for path in figures}
+    )
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -1,0 +1,89 @@
+"""`.eval_results/*.yaml`: scores of benchmarks that are registered on the Hub, for their leaderboards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
+from taia_hub.results import Results, summarise
+
+FOLDER = ".eval_results"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A data set that the Hub keeps a leaderboard of.
+
+    Attributes:
+        dataset: Hub id of the data set.
+        task: Id of the task in its `eval.yaml`.
+        metrics: The metrics that are that task's, as rows of results name them.
+        items: Number of items of the whole benchmark.
+    """
+
+    dataset: str
+    task: str
+    metrics: tuple[str, ...]
+    items: int
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "gsm8k": Benchmark("openai/gsm8k", "gsm8k", ("exact_match,strict-match", "exact_match,flexible-extract"), 1319),
+    "mmlu_pro": Benchmark("TIGER-Lab/MMLU-Pro", "mmlu_pro", ("exact_match,custom-extract",), 12032),
+    "gpqa_diamond_zeroshot": Benchmark("Idavidrein/gpqa", "diamond", ("acc",), 198),
+}
+"""Name of lm-eval's task or group to the benchmark that it is."""
+
+
+def eval_results_files(results: Results | None) -> dict[str, str]:
+    """Writes the scores of registered benchmarks in the Hub's own form, in per cent as leaderboards have them.
+
+    A benchmark that was evaluated on a part of its items is left out, and so is the base model's own score.
+
+    Args:
+        results: What was evaluated.
+
+    Returns:
+        Path in the repository to YAML.
+    """
+    files: dict[str, str] = {}
+    if results is None or results.settings.get("limit"):
+        return files
+    by_benchmark: dict[str, list[EvalResultEntry]] = {}
+    for row in summarise(results).rows:
+        name = row.key.partition("@")[0]
+        benchmark = BENCHMARKS.get(name)
+        if benchmark is None or row.metric not in benchmark.metrics or row.items != benchmark.items:
+            continue
+        task = results.tasks.get(row.key)
+        entries = [
+            EvalResultEntry(
+                dataset_id=benchmark.dataset,
+                task_id=benchmark.task,
+                value=round(100 * score.value, 4),
+                dataset_revision=task.dataset.revision if task else None,
+                date=results.environment.get("date"),
+                notes=_notes(label, row.num_fewshot),
+            )
+            for label, score in row.scores.items()
+            if label != "none"
+        ]
+        by_benchmark.setdefault(name, []).extend(entries)
+    for name, entries in by_benchmark.items():
+        files[f"{FOLDER}/{name}.yaml"] = yaml_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    return {path: text for path, text in files.items() if text.strip() != "[]"}
+
+
+_WORDS = {
+    "attention": "TAIA: attention updates only",
+    "ffn": "TAIF: FFN updates only",
+    "all": "vanilla fine-tune: all updates",
+}
+
+
+def _notes(label: str, shots: int | None) -> str:
+    mode = f"inference_modules: {label}" + (f" ({_WORDS[label]})" if label in _WORDS else "")
+    return mode if shots is None else f"{mode}, {shots}-shot"

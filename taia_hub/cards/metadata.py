@@ -1,0 +1,169 @@
+"""The YAML block at the head of a card, written by huggingface_hub's own card data classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCardData
+
+from taia_hub.cards import data as values
+from taia_hub.cards.escaping import is_repo_id, plain
+from taia_hub.errors import ConfigError
+from taia_hub.results import Results
+
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
+NOTABLE = {"none": "base", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
+"""Mode name to what it is called in the paper."""
+
+
+def model_metadata(card: values.CardData) -> ModelCardData:
+    """Makes the metadata of a TAIA repository's card.
+
+    Args:
+        card: What the card says.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        ConfigError: If a language is no code.
+    """
+    metadata: dict[str, Any] = {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["taia", "peft", card.method.lower(), *map(plain, card.tags)],
+        **_shared(card),
+    }
+    if card.base_model:
+        metadata |= {"base_model": card.base_model, "base_model_relation": "adapter"}
+        metadata["tags"].append(f"base_model:adapter:{card.base_model}")
+    trained = card.training.datasets if card.training else ()
+    ids = [name for name in (*card.datasets, *(one.id for one in trained)) if name and is_repo_id(name)]
+    if ids:
+        metadata["datasets"] = list(dict.fromkeys(ids))
+    if card.training and card.training.co2_eq_emissions is not None:
+        emissions = card.training.co2_eq_emissions
+        metadata["co2_eq_emissions"] = _plain_values(emissions) if isinstance(emissions, Mapping) else emissions
+    if card.widget:
+        metadata["widget"] = [{"text": plain(prompt)} for prompt in card.widget]
+    return _with_results(metadata, card.repo_id, eval_results(card.results) if card.results else [])
+
+
+def merged_metadata(card: values.MergedCardData) -> ModelCardData:
+    """Makes the metadata of a merged model's card."""
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["taia", "merged", *map(plain, card.tags)],
+        **_shared(card),
+    }
+    if card.base_model:
+        metadata |= {"base_model": card.base_model, "base_model_relation": "finetune"}
+    found = eval_results(card.results) if card.results else []
+    found = [one for one in found if (one.metric_args or {}).get("inference_modules") == plain(card.setting)]
+    return _with_results(metadata, card.repo_id, found)
+
+
+def mixture_metadata(card: values.MixtureCardData) -> DatasetCardData:
+    """Makes the metadata of a data mixture's card."""
+    sources = [f"extended|{part.id}" for part in card.parts if part.id and is_repo_id(part.id)]
+    total = sum(part.items or 0 for part in card.parts)
+    metadata: dict[str, Any] = {"tags": ["taia", "mixture", *map(plain, card.tags)], **_shared(card)}
+    metadata["source_datasets"] = list(dict.fromkeys(sources)) or None
+    if total and all(part.items is not None for part in card.parts):
+        metadata["size_categories"] = [_size(total)]
+    if card.splits:
+        files = [{"split": plain(split), "path": plain(path)} for split, path in card.splits.items()]
+        metadata["configs"] = [{"config_name": "default", "data_files": files}]
+    return DatasetCardData(**metadata)
+
+
+def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
+    """Makes the metadata of a Space's README."""
+    pinned = [f"{name} config.json {sha}" for name, sha in card.revisions.items() if is_repo_id(name)]
+    return SpaceCardData(
+        title=plain(card.title),
+        emoji=plain(card.emoji),
+        colorFrom="blue",
+        colorTo="yellow",
+        sdk="gradio",
+        sdk_version=plain(card.sdk_version),
+        python_version=plain(card.python_version) if card.python_version else None,
+        app_file=plain(card.app_file),
+        license=plain(card.license) if card.license else None,
+        models=[name for name in dict.fromkeys(card.models) if is_repo_id(name)] or None,
+        tags=list(dict.fromkeys(["taia", *map(plain, card.tags)])),
+        short_description=plain(card.short_description) if card.short_description else None,
+        suggested_hardware=plain(card.hardware) if card.hardware else None,
+        preload_from_hub=pinned or None,
+    )
+
+
+def eval_results(results: Results) -> list[EvalResult]:
+    """Lists one result a task and mode for the model index; its metric names the mode.
+
+    Args:
+        results: What was evaluated.
+
+    Returns:
+        The results, in the order of the file; `metric_args` say task, setting and number of shots.
+    """
+    found = []
+    for task in results.tasks.values():
+        for label, mode in task.modes.items():
+            metric, _, filtered = task.metric.partition(",")
+            named = f"{NOTABLE[label]}, {label}" if label in NOTABLE else label
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    dataset_type=plain(task.dataset.path),
+                    dataset_name=plain(task.title),
+                    dataset_config=plain(task.dataset.name) if task.dataset.name else None,
+                    dataset_split=task.dataset.split,
+                    dataset_revision=task.dataset.revision,
+                    metric_type=plain(metric),
+                    metric_name=plain(f"{metric} ({named}; {task.num_fewshot}-shot)"),
+                    metric_value=round(mode.scores[task.metric], 6),
+                    metric_args={
+                        "task": plain(task.key),
+                        "inference_modules": plain(label),
+                        "num_fewshot": task.num_fewshot,
+                        **({"filter": plain(filtered)} if filtered not in ("", "none") else {}),
+                    },
+                )
+            )
+    return found
+
+
+def _shared(card: Any) -> dict[str, Any]:
+    """Returns licence and languages, which every card has alike."""
+    for code in card.language:
+        if not _LANGUAGE.fullmatch(code):
+            raise ConfigError(
+                f"'{code}' is no code of a language.",
+                "Give ISO 639 codes such as 'en', or 'multilingual'.",
+            )
+    fields: dict[str, Any] = {name: plain(value) for name, value in card.license_fields.items()}
+    if card.language:
+        fields["language"] = list(dict.fromkeys(card.language))
+    return fields
+
+
+def _with_results(metadata: dict[str, Any], name: str, results: list[EvalResult]) -> ModelCardData:
+    if results:
+        metadata |= {"model_name": plain(name).rpartition("/")[2] or plain(name), "eval_results": results}
+    return ModelCardData(**metadata)
+
+
+def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {plain(key): plain(value) if isinstance(value, str) else value for key, value in mapping.items()}
+
+
+_BOUNDS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def _size(items: int) -> str:
+    names: Iterable[str] = (name for bound, name in _BOUNDS if items < bound)
+    return next(iter(names), "1M<n<10M" if items < 10_000_000 else "n>10M")

@@ -1,0 +1,181 @@
+"""Rendering of cards: values in, Markdown out. No network, no inference, no clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from taia_hub.cards import escaping, metadata, snippets, tables
+from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
+from taia_hub.cards.sections import assemble, key_hashes, stamp
+from taia_hub.configuration_taia import PAPER
+from taia_hub.errors import ConfigError, closest
+from taia_hub.policy import MODES
+from taia_hub.results import summarise
+
+VARIANTS = ("model_card", "short")
+"""The templates for the card of a TAIA repository."""
+
+PREFIX = "taia"
+"""`{% extends "taia/model_card.md.j2" %}` in a user's template names ours, whatever the user's own are called."""
+
+_SUFFIX = ".md.j2"
+_KINDS: Mapping[type, tuple[tuple[str, ...], Callable[..., Any]]] = {
+    MergedCardData: (("merged",), metadata.merged_metadata),
+    MixtureCardData: (("mixture",), metadata.mixture_metadata),
+    SpaceCardData: (("space",), metadata.space_metadata),
+}
+
+
+def render_card(data: AnyCardData, template: str | None = None, template_dir: Path | None = None) -> str:
+    """Renders a card.
+
+    Args:
+        data: What the card says.
+        template: Name of the template, such as `"short"`; by default the one for this kind of data.
+        template_dir: Folder of templates that come before ours. A file there replaces ours of the same name; with
+            `{% extends "taia/model_card.md.j2" %}` it replaces single blocks.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads, and marks that let a later call keep a person's edits.
+
+    Raises:
+        ConfigError: If the template does not exist, is broken or names an unknown variable; the message says the file
+            and the line.
+    """
+    templates, make = _KINDS.get(type(data), (VARIANTS, metadata.model_metadata))
+    name = template or templates[0]
+    environment = _environment(template_dir)
+    if not environment.list_templates(filter_func=lambda found: found == name + _SUFFIX):
+        raise ConfigError(
+            f"There is no template '{name}'.{closest(name, templates)}",
+            f"Choose one of {', '.join(templates)}, or put {name}{_SUFFIX} into a folder for --template-dir.",
+        )
+    block = make(data).to_yaml()
+    body = _rendered(environment, name + _SUFFIX, {**_context(data), "card": data}, template_dir)
+    keys = key_hashes(yaml.safe_load(block) or {})
+    return assemble(block, keys, stamp(_tidied(body)))
+
+
+def templates_dir() -> Path:
+    """Returns the folder of the templates: `taia_hub/_templates` in a wheel, `templates/` in a checkout."""
+    package = Path(__file__).parents[1]
+    packaged = package / "_templates"
+    return packaged if packaged.is_dir() else package.parent / "templates"
+
+
+def _environment(template_dir: Path | None) -> jinja2.Environment:
+    if template_dir is not None and not template_dir.is_dir():
+        raise ConfigError(f"The template folder '{template_dir}' does not exist.", "Give a folder with *.md.j2 files.")
+    ours = jinja2.FileSystemLoader(templates_dir())
+    theirs = [jinja2.FileSystemLoader(template_dir)] if template_dir else []
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([*theirs, ours, jinja2.PrefixLoader({PREFIX: ours})]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    for name in ("text", "code", "link", "hub_link", "python", "shell", "number"):
+        environment.filters["md" if name == "text" else name] = getattr(escaping, name)
+    environment.filters["path"] = escaping.relative_path
+    environment.filters["table"] = tables.name_table
+    return environment
+
+
+def _context(data: Any) -> dict[str, Any]:
+    """Computes what the templates show, so that they hold words and no logic."""
+    results = getattr(data, "results", None)
+    summary = summarise(results) if results is not None and results.tasks else None
+    context: dict[str, Any] = {
+        "paper": PAPER,
+        "modes": MODES,
+        "summary": summary,
+        "scores": None,
+        "members": None,
+        "differences": None,
+        "choice": None,
+        "facts": _evaluation_facts(results) if summary else {},
+        "mode_name": tables.mode_name,
+    }
+    if summary:
+        shown, rows = summary.modes, summary.rows
+        if isinstance(data, MergedCardData):  # one setting and the base model: nothing to rank
+            shown = tuple(mode for mode in shown if mode in (data.setting, "none"))
+            rows = tuple(dataclasses.replace(row, best=(), second=()) for row in rows)
+        top = [row for row in rows if row.depth == 0]
+        below = [row for row in rows if row.depth > 0]
+        context |= {
+            "scores": tables.scores_table(top, shown) if shown else None,
+            "members": tables.scores_table(below, shown) if below and shown else None,
+            "differences": tables.differences_table(top) if not isinstance(data, MergedCardData) else None,
+            "choice": tables.choice(summary),
+        }
+    if not isinstance(data, (MergedCardData, MixtureCardData, SpaceCardData)):
+        context["engines"] = snippets.engines(data)
+        context["evaluated"] = tuple(mode for mode in MODES if summary and mode in summary.modes)
+    return context
+
+
+def _evaluation_facts(results: Any) -> dict[str, Any]:
+    """Says how it was evaluated, as far as the results file knows."""
+    environment, settings = results.environment, results.settings
+    versions, hardware = (
+        found if isinstance(found := environment.get(name), Mapping) else {} for name in ("versions", "hardware")
+    )
+    facts = {
+        "lm_eval": versions.get("lm-eval"),
+        "transformers": versions.get("transformers"),
+        "date": environment.get("date"),
+        "dtype": results.model.dtype,
+        "hardware": hardware.get("name") or hardware.get("device"),
+        "limit": settings.get("limit"),
+        "chat_template": settings.get("chat_template"),
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "", False)}
+
+
+def _rendered(environment: jinja2.Environment, name: str, context: Mapping[str, Any], template_dir: Path | None) -> str:
+    try:
+        return environment.get_template(name).render(context)
+    except jinja2.TemplateSyntaxError as error:
+        where = f"{error.filename or error.name}:{error.lineno}"
+        raise ConfigError(f"The template {where} is broken: {error.message}", _AUTHOR) from error
+    except jinja2.TemplateNotFound as error:
+        raise ConfigError(
+            f"The template {_where(error, environment)} asks for '{error.name}', which does not exist.", _AUTHOR
+        ) from error
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        if template_dir is None:
+            raise
+        known = closest(match[1], context) if (match := re.match(r"'(\w+)' is undefined", str(error))) else ""
+        raise ConfigError(f"The template {_where(error, environment)} fails: {error}.{known}", _AUTHOR) from error
+
+
+_AUTHOR = "Mend the file, or leave --template-dir out; templates/ of taia-hub shows what a template may use."
+
+
+def _where(error: Exception, environment: jinja2.Environment) -> str:
+    """Finds file and line of a template in the traceback, which Jinja writes as if templates were Python."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "(unknown)"
+
+
+def _tidied(body: str) -> str:
+    """Leaves one blank line where empty parts left more, and none at the ends; code stays as it is."""
+    lines: list[str] = []
+    fence = ""
+    for line in body.split("\n"):
+        if match := re.match(r"(`{3,}|~{3,})", line):
+            fence = "" if fence and line.strip() == fence else fence or match[1]
+        if fence or line.strip() or (lines and lines[-1].strip()):
+            lines.append(line if fence else line.rstrip())
+    return "\n".join(lines).strip("\n") + "\n"

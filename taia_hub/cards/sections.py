@@ -1,0 +1,256 @@
+"""A card as sections, with what tells a section that was written here from one that a person wrote or changed.
+
+Under the heading of each generated section stands `<!-- taia:section NAME HASH -->`, where HASH is that of its text.
+A section whose text still has this hash is replaced when the card is made again; any other belongs to a person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from taia_hub.cards.escaping import is_repo_id
+from taia_hub.errors import ConfigError
+
+MARK = "<!-- taia:card Written by taia-hub; what you change in it stays. Remove this line to keep it as it is. -->"
+"""Tells a card of ours from one that somebody wrote."""
+
+YOURS, END_OF_YOURS = "<!-- taia:yours -->", "<!-- /taia:yours -->"
+"""A person's text between them stays, wherever in the card it stands."""
+
+_KEYS = re.compile(r"<!-- taia:metadata( [^<>]*)? -->")
+_SECTION = re.compile(r"<!-- taia:section (?P<name>[\w-]+) (?P<hash>[0-9a-f]{12}) -->")
+_HEADING = re.compile(r" {0,3}#{1,2}(?:[ \t]+(?P<title>.*?))?(?:[ \t]+#+)?[ \t]*")
+_FENCE = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})(?P<rest>.*)")
+_FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<yaml>.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a card from one heading of level one or two to the next.
+
+    Attributes:
+        line: Number of its first line in the card, from 1.
+        lines: Its lines, without the marker of a generated section.
+        name: Name of the generated section, or None for a person's.
+        written: The hash that its marker bears.
+    """
+
+    line: int
+    lines: tuple[str, ...]
+    name: str | None = None
+    written: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Text of its heading, or `""` before the first one."""
+        match = _HEADING.fullmatch(self.lines[0]) if self.lines else None
+        return (match["title"] or "").strip() if match else ""
+
+    @property
+    def text(self) -> str:
+        """Its text without space at its ends."""
+        return "\n".join(self.lines).strip("\n")
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether somebody changed what was generated; what stands between the user's markers does not count."""
+        return self.name is not None and self.written != fingerprint("\n".join(without_yours(self.lines)))
+
+    def render(self) -> str:
+        """Returns its text with its marker, under the heading."""
+        if self.name is None:
+            return self.text
+        lines = self.text.split("\n")
+        at = 1 if _HEADING.fullmatch(lines[0]) else 0
+        return "\n".join([*lines[:at], f"<!-- taia:section {self.name} {self.written} -->", *lines[at:]])
+
+
+@dataclass(frozen=True)
+class ParsedCard:
+    """A card in its parts.
+
+    Attributes:
+        metadata: The YAML block; empty where there is none.
+        keys: Metadata key to the hash of the value that was generated for it.
+        sections: The sections in order.
+        ours: Whether the card bears our mark.
+    """
+
+    metadata: Mapping[str, Any]
+    keys: Mapping[str, str]
+    sections: tuple[Section, ...]
+    ours: bool
+
+
+def is_generated(text: str) -> bool:
+    """Tells whether a card was written by taia-hub and not taken over by somebody since."""
+    return MARK in text
+
+
+def title_of(text: str) -> str | None:
+    """Returns the model's name in the heading of a card that taia-hub wrote, or None where it is no Hub id.
+
+    Args:
+        text: The card.
+
+    Returns:
+        The name.
+    """
+    if not is_generated(text):
+        return None
+    match = re.search(r"^# (.+)\n<!-- taia:section card ", text.replace("\r\n", "\n"), re.MULTILINE)
+    name = re.sub(r"\\(.)", r"\1", match[1].strip()) if match else ""
+    return name if is_repo_id(name) else None
+
+
+def parse_card(text: str) -> ParsedCard:
+    """Takes a card apart.
+
+    Args:
+        text: The card.
+
+    Returns:
+        Its parts.
+
+    Raises:
+        ConfigError: If its YAML cannot be read, or a user's marker is opened or closed alone.
+    """
+    block, body, first = front_matter(text)
+    try:
+        metadata: Any = yaml.safe_load(block) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The card's YAML cannot be read: {error}.", "Repair the block between the '---'.") from error
+    if not isinstance(metadata, dict):
+        raise ConfigError("The card's YAML is no mapping.", "Repair the block between the '---'.")
+    keys: dict[str, str] = {}
+    sections: list[Section] = []
+    pending: list[str] = []
+    start, name, written = first, None, None
+    for number, line, kind in classified(body, first):
+        if kind == "heading" and (pending or name):
+            sections.append(Section(start, tuple(pending), name, written))
+            pending, start, name, written = [], number, None, None
+        if kind == "text" and (match := _SECTION.fullmatch(line.strip())):
+            name, written = match["name"], match["hash"]
+        elif kind == "text" and (match := _KEYS.fullmatch(line.strip())):
+            keys = dict(pair.rsplit("=", 1) for pair in (match[1] or "").split() if "=" in pair)
+        elif not (kind == "text" and line.strip() == MARK):
+            pending.append(line)
+    sections.append(Section(start, tuple(pending), name, written))
+    return ParsedCard(metadata, keys, tuple(part for part in sections if part.text or part.name), MARK in text)
+
+
+def front_matter(text: str) -> tuple[str, str, int]:
+    """Parts a card's metadata from what is below.
+
+    Args:
+        text: The card.
+
+    Returns:
+        The YAML block, the body, and the number of the body's first line, from 1.
+    """
+    text = text.replace("\r\n", "\n")
+    front = _FRONT.match(text)
+    if front is None:
+        return "", text, 1
+    return front["yaml"], text[front.end() :], text[: front.end()].count("\n") + 1
+
+
+def stamp(body: str) -> tuple[Section, ...]:
+    """Cuts a body that was just rendered into sections and gives each its name and hash.
+
+    Args:
+        body: Markdown below the metadata.
+
+    Returns:
+        The sections.
+    """
+    found: list[Section] = []
+    for section in parse_card(body).sections:
+        slug = re.sub(r"[^\w]+", "-", section.title.lower()).strip("-_") or "text"
+        taken = {one.name for one in found}
+        name = "card" if not found else slug  # the first heading is the model's name, which may change
+        while name in taken:
+            name += "-again"
+        text = section.text
+        found.append(Section(section.line, tuple(text.split("\n")), name, fingerprint(text)))
+    return tuple(found)
+
+
+def assemble(yaml_block: str, keys: Mapping[str, str], sections: tuple[Section, ...]) -> str:
+    """Puts a card together.
+
+    Args:
+        yaml_block: The metadata as YAML.
+        keys: Metadata key to the hash of what was generated for it.
+        sections: The sections in order.
+
+    Returns:
+        The card.
+    """
+    hashes = " ".join(f"{key}={value}" for key, value in keys.items())
+    head = f"---\n{yaml_block.strip()}\n---\n{MARK}\n<!-- taia:metadata {hashes} -->"
+    return "\n\n".join([head, *(section.render() for section in sections)]) + "\n"
+
+
+def key_hashes(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes each value of the metadata as YAML gives it back."""
+    return {key: fingerprint(_canonical(value)) for key, value in metadata.items() if re.fullmatch(r"[\w-]+", str(key))}
+
+
+def fingerprint(text: str) -> str:
+    """Returns 12 hex digits that tell texts apart; space at the ends of lines and blank lines do not count."""
+    lines = (line.rstrip() for line in text.split("\n"))
+    return hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def without_yours(lines: tuple[str, ...]) -> list[str]:
+    """Returns the lines of a section without the user's regions."""
+    kept, inside = [], False
+    for line in lines:
+        inside = inside or line.strip() == YOURS
+        if not inside:
+            kept.append(line)
+        inside = inside and line.strip() != END_OF_YOURS
+    return kept
+
+
+def classified(body: str, first: int) -> Iterator[tuple[int, str, str]]:
+    """Yields number, line and kind: `heading`, `text`, `code`, or `yours` between the user's markers."""
+    fence, opened = "", 0
+    for number, line in enumerate(body.split("\n"), first):
+        stripped = line.strip()
+        if not opened and not fence and stripped == YOURS:
+            opened = number
+            yield number, line, "yours"
+        elif opened:
+            yield number, line, "yours"
+            opened = 0 if stripped == END_OF_YOURS else opened
+        elif fence:
+            match = _FENCE.fullmatch(line)
+            closes = match and match["fence"].startswith(fence) and not match["rest"].strip()
+            fence = "" if closes else fence
+            yield number, line, "code"
+        elif (match := _FENCE.fullmatch(line)) and not (match["fence"][0] == "`" and "`" in match["rest"]):
+            fence = match["fence"]
+            yield number, line, "code"
+        elif stripped == END_OF_YOURS:
+            raise ConfigError(f"Line {number} of the card closes '{YOURS}', which is not open.", _PAIR)
+        else:
+            yield number, line, "heading" if _HEADING.fullmatch(line) and stripped else "text"
+    if opened:
+        raise ConfigError(f"Line {opened} of the card opens '{YOURS}', which is never closed.", _PAIR)
+
+
+_PAIR = f"Put your text between '{YOURS}' and '{END_OF_YOURS}', each on a line of its own."
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)

@@ -1,0 +1,76 @@
+"""What it takes to run a model: facts for the code that a card shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taia_hub.cards.data import CardData
+
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
+
+_BEYOND_PLAIN_LORA = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Which engines take the update as it lies in the repository, with every part of it acting.
+
+    Attributes:
+        peft: Whether plain PEFT loads it.
+        vllm_rank: vLLM's `--max-lora-rank` for it, or None where vLLM refuses it.
+        llama_cpp: Whether llama.cpp's converter reads it rightly.
+        repo: Hub id of the repository that the update lies in.
+        revision: Its commit, where it is fixed.
+        folder: Name of the folder that the download gets.
+        path: Folder of the update in that repository, or "".
+    """
+
+    peft: bool
+    vllm_rank: int | None
+    llama_cpp: bool
+    repo: str
+    revision: str | None
+    folder: str
+    path: str
+
+
+def engines(card: CardData) -> Engines:
+    """Tells which engines serve the update.
+
+    vLLM and llama.cpp read one rank and one scale for all modules and nothing but LoRA's own two matrices; what is
+    beyond that they refuse, or scale wrongly without a word.
+
+    Args:
+        card: What the card says.
+
+    Returns:
+        The engines; none where the base model is a local folder.
+    """
+    config = card.adapter_config
+    repo = card.adapter_repo or card.repo_id
+    plain = bool(card.base_model) and str(config.get("peft_type")) == "LORA" and config.get("bias", "none") == "none"
+    simple = plain and not any(config.get(name) for name in _BEYOND_PLAIN_LORA)
+    rank = config.get("r")
+    fits = [limit for limit in _VLLM_RANKS if isinstance(rank, int) and rank <= limit]
+    return Engines(
+        peft=bool(card.base_model),
+        vllm_rank=fits[0] if simple and fits else None,
+        llama_cpp=simple and not config.get("use_rslora"),
+        repo=repo,
+        revision=card.adapter_revision,
+        folder=repo.rpartition("/")[2],
+        path=card.adapter_path,
+    )

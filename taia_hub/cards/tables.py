@@ -1,0 +1,139 @@
+"""Tables of a card as cells of Markdown: scores by mode, differences, and which mode to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from taia_hub.cards.escaping import code, text
+from taia_hub.cards.metadata import NOTABLE
+from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
+from taia_hub.results.summary import AVERAGE, REFERENCES
+
+MINUS = "\N{MINUS SIGN}"
+MEMBER = "\N{EN DASH} "
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of Markdown.
+
+    Attributes:
+        head: The head of each column.
+        right: Whether each column holds numbers.
+        rows: The cells, a row each.
+    """
+
+    head: tuple[str, ...]
+    right: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [self.head, tuple("---:" if right else "---" for right in self.right), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which mode the results speak for.
+
+    Attributes:
+        mode: Label of the setting.
+        where: What decided: `"over these 3 tasks"` or `"on MATH"`.
+        score: Its score as the table shows it.
+        items: Number of items.
+        others: Labels of settings that may be as good.
+    """
+
+    mode: str
+    where: str
+    score: str
+    items: int
+    others: tuple[str, ...]
+
+
+def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> Table:
+    """Lays scores out by task and mode: the best of a row in bold, the second best in italics.
+
+    Args:
+        rows: Rows of a summary.
+        modes: Labels of the settings to show.
+
+    Returns:
+        The table.
+    """
+    head = ("task", "shots", "items", "metric", *(mode_name(mode) for mode in modes))
+    right = (False, True, True, False, *(True for _ in modes))
+    return Table(head, right, tuple((*row_names(row), *(score_cell(row, mode) for mode in modes)) for row in rows))
+
+
+def differences_table(rows: Sequence[Row]) -> Table | None:
+    """Lays differences of the modes to the base model and to the vanilla fine-tune out, those beyond noise in bold.
+
+    Args:
+        rows: Rows of a summary.
+
+    Returns:
+        The table; None where there is nothing to compare.
+    """
+    pairs = sorted(
+        dict.fromkeys(pair for row in rows for pair in row.differences),
+        key=lambda pair: REFERENCES.index(pair[1]) if pair[1] in REFERENCES else len(REFERENCES),
+    )
+    if not pairs:
+        return None
+    head = ("task", *(pair_name(pair) for pair in pairs))
+    body = tuple((row_names(row)[0], *(difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows)
+    return Table(head, (False, *(True for _ in pairs)), body)
+
+
+def choice(summary: Summary) -> Choice | None:
+    """Says which mode the results speak for, or None where they name none."""
+    found = summary.recommendation
+    if found is None:
+        return None
+    row = found.row
+    tasks = sum(1 for one in summary.rows if one.depth == 0 and one.key.partition("@")[0] != AVERAGE)
+    where = f"over these {tasks} tasks" if row.key.partition("@")[0] == AVERAGE else f"on {text(row.title)}"
+    return Choice(found.mode, where, format_value(row.scores[found.mode].value), row.items, found.within_noise)
+
+
+def mode_name(mode: str) -> str:
+    """Names a mode as the paper does, with its setting: ``TAIA `attention` ``."""
+    return f"{NOTABLE[mode]} {code(mode)}" if mode in NOTABLE else code(mode)
+
+
+def pair_name(pair: tuple[str, str]) -> str:
+    """Names a difference of two modes."""
+    return f"{code(pair[0])} {MINUS} {code(pair[1])}"
+
+
+def row_names(row: Row) -> tuple[str, str, str, str]:
+    """Returns the cells that name a row: task, shots, items and metric."""
+    title = f"{MEMBER * row.depth}{text(row.title)}"
+    shots = "" if row.num_fewshot is None else str(row.num_fewshot)
+    return title, shots, f"{row.items:,}", text(row.metric) + ("" if row.higher_is_better else " (lower is better)")
+
+
+def score_cell(row: Row, mode: str) -> str:
+    """Returns the cell of a mode: its score with its standard error, marked when it is best or second best."""
+    score: Score | None = row.scores.get(mode)
+    if score is None:
+        return ""
+    error = "" if score.standard_error is None else f" ± {score.standard_error:.3f}"
+    mark = "**" if mode in row.best else "*" if mode in row.second else ""
+    return f"{mark}{format_value(score.value)}{mark}{error}"
+
+
+def difference_cell(interval: Interval | None) -> str:
+    """Returns the cell of a difference with its interval, in bold where the interval excludes zero."""
+    if interval is None:
+        return ""
+    mark = "**" if interval.excludes_zero else ""
+    return f"{mark}{format_difference(interval).replace('[', '(').replace(']', ')').replace(', ', ' to ')}{mark}"
+
+
+def name_table(values: Mapping[str, object], head: tuple[str, str]) -> Table:
+    """Lays names and values out, both escaped."""
+    rows = tuple((text(name), code(value)) for name, value in values.items())
+    return Table(head, (False, False), rows)
