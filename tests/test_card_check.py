@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from typer import Typer
 from typer.testing import CliRunner
 
-from taia_hub import TAIAForCausalLM, cards, hub
+from taia_hub import TAIAForCausalLM, card_updating, cards, hub
 from taia_hub.card_files import SideFiles, read_results, read_training
 from taia_hub.cli.cards import card
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
@@ -530,19 +530,11 @@ def test_edits_on_the_hub_survive_a_push_of_the_model(online, repo_id, pushed):
     assert {"new", "mine"} <= set(card.data.tags)
 
 
-def test_a_race_is_refused(taia_card, online, repo_id, pushed, monkeypatch):
-    original = type(online.api).create_commit
-    first = []
-
-    def create_commit(self, *args, **kwargs):
-        if not first:
-            first.append(True)
-            online.api.upload_file(path_or_fileobj=b"x", path_in_repo="NEWS", repo_id=repo_id)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(online.api), "create_commit", create_commit)
+def test_a_card_made_for_another_commit_is_not_published(online, repo_id, pushed):
+    made = card_updating.make_card(repo_id, card_updating.CardRequest(license="mit"))
+    online.api.upload_file(path_or_fileobj=b"x", path_in_repo="NEWS", repo_id=repo_id)
     with pytest.raises(RepositoryError, match="another commit while this one was made"):
-        taia_card(repo_id, "--push", "--yes", "--license", "mit")
+        card_updating.publish_card(made, None, None)
     assert ModelCard.load(repo_id).data.license == "other"
 
 
