@@ -16,7 +16,7 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.info import repository_info
 from taia_hub.loading import manifest_name
-from taia_hub.results import ModelIdentity
+from taia_hub.results import ModelIdentity, config_sha256
 from taia_hub.sublayers import find_sublayers
 from taia_hub.updates.peft import PREFIX
 
@@ -89,7 +89,13 @@ def with_side_files(
         ConfigError: If a file is damaged or of another model, and `strict`.
     """
     expected = ModelIdentity(
-        data.repo_id, None, config.base_model_name_or_path, config.base_model_revision, data.adapter_sha256, ""
+        data.repo_id,
+        None,
+        config.base_model_name_or_path,
+        config.base_model_revision,
+        data.adapter_sha256,
+        "",
+        config_sha256(data.adapter_config) if data.adapter_config else None,
     )
 
     def read(path: Path | None, reader: Any) -> Any:

@@ -20,7 +20,7 @@ def task(key, title, items, chances=CHANCES, metric="acc,none", shots=0, asked=N
         modes[mode] = ModeScores(mode, {metric: sum(values) / items}, {metric: values}, 1.0)
     dataset = DatasetSource(**{"path": f"org/{key}", "split": "test", "revision": "d" * 40, **source})
     hashes = tuple(f"{key}-{index}" for index in range(items))
-    return TaskResults(key, title, shots, asked, metric, True, dataset, "1", hashes, modes)
+    return TaskResults(key, title, shots, asked, metric, True, dataset, "1", "", hashes, modes)
 
 
 def results(*tasks, groups=None, **settings):

@@ -197,6 +197,71 @@ def test_an_interrupted_run_ends_as_one_that_was_not(pico, tokenizer, choices, t
     assert scores(resumed) == scores(whole)
 
 
+def test_a_run_that_was_interrupted_inside_a_group_goes_on(pico, tokenizer, rolling, tmp_path, monkeypatch):
+    task = (rolling / "rolling.yaml").read_text()
+    (rolling / "second.yaml").write_text(task.replace("own_rolling", "own_second"))
+    (rolling / "group.yaml").write_text("group: own_group\ntask:\n  - own_rolling\n  - own_second\n")
+    keywords = {"tokenizer": tokenizer, "include_path": rolling, "out": tmp_path / "r.json"}
+    run = taia_hub.evaluation.harness.HarnessTask.run
+
+    def interrupted(self, session, advance):
+        if self.blank.key == "own_second":
+            raise KeyboardInterrupt
+        return run(self, session, advance)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(taia_hub.evaluation.harness.HarnessTask, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(pico.taia("llama"), "own_group", ["none"], **keywords)
+    assert list(Results.load(tmp_path / "r.json").tasks) == ["own_rolling"]
+    found = evaluate(pico.taia("llama"), "own_group", ["none"], **keywords)
+    assert list(found.tasks) == ["own_rolling", "own_second"]
+
+
+def test_changed_prompts_and_examples_are_refused(pico, tokenizer, choices, rolling, tmp_path, monkeypatch):
+    out, hint = tmp_path / "r.json", "its prompts, examples, or"
+    keywords = {"tokenizer": tokenizer, "include_path": rolling, "out": out}
+    evaluate(pico.taia("llama"), "own_rolling", ["none"], **keywords)
+    path = rolling / "rolling.yaml"
+    path.write_text(path.read_text().replace('doc_to_text: ""', 'doc_to_text: "say"'))
+    taia_hub.evaluation.catalogue._manager.cache_clear()
+    with pytest.raises(ConfigError, match=hint):
+        evaluate(pico.taia("llama"), "own_rolling", ["all"], **keywords)
+
+    examples = write(tmp_path / "examples.jsonl", lambda number: choice(number + 10), count=4)
+    keywords = {"tokenizer": tokenizer, "num_fewshot": 2, "fewshot_path": examples, "out": tmp_path / "shots.json"}
+    evaluate(pico.taia("llama"), choices, ["none"], **keywords)
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` sets it: each process draws examples of its own
+        with pytest.raises(ConfigError, match=hint):
+            evaluate(pico.taia("llama"), choices, ["all"], **keywords)
+    write(examples, lambda number: choice(number + 11), count=4)
+    with pytest.raises(ConfigError, match=hint):
+        evaluate(pico.taia("llama"), choices, ["all"], **keywords)
+
+
+def test_another_greatest_length_of_answers_is_refused(pico, tokenizer, tmp_path):
+    (tmp_path / "prompts.txt").write_text("say a\nsay b\n")
+    keywords = {"tokenizer": tokenizer, "out": tmp_path / "r.json"}
+    evaluate(
+        pico.taia("llama"), (), ["none"], units=[safety_task(tmp_path / "prompts.txt", max_new_tokens=2)], **keywords
+    )
+    longer = safety_task(tmp_path / "prompts.txt", max_new_tokens=3)
+    with pytest.raises(ConfigError, match="its prompts, examples, or answers' greatest length"):
+        evaluate(pico.taia("llama"), (), ["all"], units=[longer], **keywords)
+
+
+def test_the_environment_of_every_run_is_kept(pico, tokenizer, choices, tmp_path, monkeypatch):
+    out = tmp_path / "r.json"
+    evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
+    monkeypatch.setattr(taia_hub.evaluation.environment, "_version", lambda package: "99")
+    same = evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
+    assert "earlier" not in same.environment  # nothing was run
+    found = evaluate(pico.taia("llama"), choices, ["none", "all"], tokenizer=tokenizer, out=out)
+    assert found.environment["versions"]["torch"] == "99"
+    assert found.environment["earlier"] == [same.environment]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -223,6 +288,13 @@ def test_results_of_another_model_are_refused(pico, tokenizer, choices, tmp_path
     model = TAIAForCausalLM.from_adapter(pico.base("llama"), other)
     with pytest.raises(ConfigError, match="results of another model than this one: its adapter has the sha256"):
         evaluate(model, choices, ["all"], tokenizer=tokenizer, out=out)
+    rescaled = shutil.copytree(pico.adapter("llama"), tmp_path / "rescaled")
+    config_path = rescaled / "adapter_config.json"
+    config = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * 2}))
+    model = TAIAForCausalLM.from_adapter(pico.base("llama"), rescaled)
+    with pytest.raises(ConfigError, match=r"its adapter_config.json says something else"):
+        evaluate(model, choices, ["all"], tokenizer=tokenizer, out=out)
     changed = pico.taia("llama")
     with torch.no_grad():
         next(p for name, p in changed.named_parameters() if "lora_B" in name).add_(1)
@@ -246,7 +318,7 @@ def test_a_file_that_changed_is_refused(pico, tokenizer, choices, tmp_path):
     out = tmp_path / "results.json"
     evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
     write(choices, choice, count=5)
-    with pytest.raises(ConfigError, match=r"task 'choices' is not the one in .*: its dataset changed"):
+    with pytest.raises(ConfigError, match=r"task 'choices' is not the one in .*: its data set changed"):
         evaluate(pico.taia("llama"), choices, ["all"], tokenizer=tokenizer, out=out)
 
 

@@ -59,7 +59,7 @@ def task(name, scores, metric="acc", items=20):
         for mode, score in scores.items()
     }
     hashes = tuple(str(n) for n in range(items))
-    return TaskResults(name, name, 0, None, metric, share, DatasetSource("x"), "1", hashes, modes)
+    return TaskResults(name, name, 0, None, metric, share, DatasetSource("x"), "1", "", hashes, modes)
 
 
 def summary(*tasks):

@@ -30,7 +30,7 @@ def task(name, metric="acc,none", higher_is_better=True, asked=None, shots=0, **
         for label, row in values.items()
     }
     source = DatasetSource("org/data")
-    return TaskResults(name, name.title(), shots, asked, metric, higher_is_better, source, "1", items, modes)
+    return TaskResults(name, name.title(), shots, asked, metric, higher_is_better, source, "1", "", items, modes)
 
 
 def results(*tasks, **groups):
@@ -72,7 +72,6 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         (lambda value: value["model"].pop("dtype"), "damaged: TypeError"),
         (lambda value: value["tasks"]["a"]["items"].pop(), "another number of values than of items"),
         (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].clear(), "lacks its metric"),
-        (lambda value: value["groups"].update(g={"title": "G", "tasks": ["x"], "pooled": True}), "names 'x'"),
         (lambda value: value["tasks"].update(z=value["tasks"].pop("a")), "stands under 'z'"),
     ],
 )
@@ -226,13 +225,39 @@ def test_the_recommendation_is_hedged_within_noise():
 
 
 def test_attention_wins_a_tie():
-    tied = summarise(results(task("a", none=[0] * 9, all=[1] * 9, attention=[1] * 9)))
+    tied = summarise(results(task("a", none=[0] * 10, all=[1] * 10, attention=[1] * 10)))
     assert tied.recommendation.mode == "attention"
     assert tied.recommendation.within_noise == ("all",)
 
 
 def test_text_marks_the_best_and_names_noise():
-    text = to_text(summarise(results(task("a", none=[0, 0, 1, 1], all=[0, 0, 1, 0], attention=[0, 0, 0, 0]))))
-    assert "0.500 ±0.289*" in text
-    assert "0.250 ±0.250'" in text
-    assert "A: all less none -0.250 [-0.750, +0.000] (within noise)" in text
+    values = {"none": [0, 0, 1, 1] * 3, "all": [0, 0, 1, 0] * 3, "attention": [0, 0, 0, 0] * 3}
+    text = to_text(summarise(results(task("a", **values))))
+    assert "0.500 ±0.151*" in text
+    assert "0.250 ±0.131'" in text
+    assert "A: all less none -0.250 [-0.500, +0.000] (within noise)" in text
+
+
+def test_very_few_items_tell_nothing():
+    few = summarise(results(task("a", none=[0] * 9, attention=[1] * 9)))
+    assert few.rows[0].differences == {}
+    assert few.rows[0].within_noise == ("none",)
+    assert "may be as good: over 9 items" in recommendation_text(few)
+    assert summarise(results(task("a", none=[0] * 10, attention=[1] * 10))).rows[0].within_noise == ()
+
+
+def test_a_group_of_an_interrupted_run_is_read_and_not_averaged(tmp_path):
+    half = results(task("x", none=[1], all=[0]), task("z", none=[0], all=[0]), g=Group("G", ("x", "y"), pooled=True))
+    half.save(tmp_path / "results.json")
+    found = summarise(Results.load(tmp_path / "results.json"))
+    assert [(row.key, row.depth) for row in found.rows] == [("x", 0), ("z", 0)]
+    assert found.recommendation is None
+
+
+def test_an_average_is_over_the_modes_that_all_tasks_have():
+    found = summarise(results(task("a", none=[1], ffn=[0], all=[0]), task("b", none=[0], all=[1])))
+    average = found.rows[-1]
+    assert {label: score.value for label, score in average.scores.items()} == {"none": 0.5, "all": 0.5}
+    assert found.modes == ("none", "ffn", "all")
+    apart = summarise(results(task("a", none=[1]), task("b", all=[1])))
+    assert [row.key for row in apart.rows] == ["a", "b"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 from taia_hub._imports import import_or_raise
 from taia_hub.errors import ConfigError, RepositoryError, closest
+from taia_hub.evaluation.fingerprint import item_hash, prompts_sha256
 from taia_hub.evaluation.harness import FEATURE, HarnessTask, quiet
 from taia_hub.evaluation.jsonl import JsonlTask, read_jsonl_tasks
 from taia_hub.evaluation.tasks import TITLES, tasks_dir
@@ -151,7 +150,8 @@ def _blank(task: Any, name: str, file: JsonlTask | None, asked: int | None, limi
         higher_is_better=bool(directions.get(metric, True)),
         dataset=source,
         version=str(task.VERSION),
-        items=tuple(map(_hash, docs)),
+        prompts_sha256=prompts_sha256(task),
+        items=tuple(map(item_hash, docs)),
     )
 
 
@@ -177,11 +177,6 @@ def _groups(groups: Mapping[str, Any], asked: int | None) -> dict[str, Group]:
 
 def _is_jsonl(name: str | Path) -> bool:
     return Path(name).suffix == ".jsonl"
-
-
-def _hash(doc: Any) -> str:
-    text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:

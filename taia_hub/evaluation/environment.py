@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from taia_hub import hub
-from taia_hub.results import ModelIdentity
+from taia_hub.results import ModelIdentity, config_sha256
 
 _PACKAGES = ("taia-hub", "torch", "transformers", "peft", "lm-eval", "datasets", "accelerate")
 
@@ -31,9 +31,11 @@ def identify(model: Any) -> ModelIdentity:
     config, update = model.taia_config, model._taia_update
     if update.is_unchanged():
         sha256 = hub.sha256(update.source / hub.ADAPTER_WEIGHTS)
+        adapter_config = hub.read_json(update.source / hub.ADAPTER_CONFIG)
     else:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.parameters().items())}
         sha256 = hashlib.sha256(save(tensors)).hexdigest()
+        adapter_config = update.config.to_dict()
     return ModelIdentity(
         name=config._name_or_path or config.base_model_name_or_path,
         revision=getattr(config, "_commit_hash", None),
@@ -41,6 +43,7 @@ def identify(model: Any) -> ModelIdentity:
         base_revision=config.base_model_revision,
         adapter_sha256=sha256,
         dtype=str(model.dtype).removeprefix("torch."),
+        adapter_config_sha256=config_sha256(adapter_config),
     )
 
 
@@ -61,6 +64,23 @@ def describe(model: Any, processes: int) -> Mapping[str, Any]:
         "hardware": {"device": device.type, "name": name, "processes": processes, "threads": torch.get_num_threads()},
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
+
+
+def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Describes results of several runs: the latest, and under `earlier` those before it that differed.
+
+    Args:
+        before: The environment of the results so far.
+        now: That of the run which adds to them.
+
+    Returns:
+        The environment of all.
+    """
+    earlier = list(before.get("earlier", ()))
+    last = {key: value for key, value in before.items() if key != "earlier"}
+    if {**last, "date": None} != {**now, "date": None}:
+        earlier.append(last)
+    return {**now, "earlier": earlier} if earlier else now
 
 
 def _version(package: str) -> str | None:

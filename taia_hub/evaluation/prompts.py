@@ -96,7 +96,9 @@ def safety_task(
             "refusal_rate": refusal_rate(outputs).values,
         }
 
-    blank = _blank(path, "attack_success_rate", "Attack success", prompts, _named(judge), higher_is_better=False)
+    blank = _blank(
+        path, "attack_success_rate", "Attack success", prompts, _named(judge), max_new_tokens, higher_is_better=False
+    )
     return PromptTask(blank, prompts, score, max_new_tokens)
 
 
@@ -126,7 +128,8 @@ def win_rate_task(
         return {"win_rate": win_rate(prompts, outputs, references, judge).values}
 
     items = tuple(map("\0".join, pairs))
-    return PromptTask(_blank(path, "win_rate", "Win rate", items, _named(judge)), prompts, score, max_new_tokens)
+    blank = _blank(path, "win_rate", "Win rate", items, _named(judge), max_new_tokens)
+    return PromptTask(blank, prompts, score, max_new_tokens)
 
 
 def find_judge(name: str) -> Any:
@@ -159,7 +162,14 @@ def find_judge(name: str) -> Any:
 
 
 def _blank(
-    path: Path, metric: str, title: str, items: tuple[str, ...], version: str, *, higher_is_better: bool = True
+    path: Path,
+    metric: str,
+    title: str,
+    items: tuple[str, ...],
+    version: str,
+    max_new_tokens: int,
+    *,
+    higher_is_better: bool = True,
 ) -> TaskResults:
     return TaskResults(
         name=f"{metric}:{path.stem}",
@@ -170,6 +180,7 @@ def _blank(
         higher_is_better=higher_is_better,
         dataset=DatasetSource(path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
         version=version,
+        prompts_sha256=hashlib.sha256(f"max_new_tokens={max_new_tokens}".encode()).hexdigest(),
         items=tuple(hashlib.sha256(item.encode()).hexdigest()[:16] for item in items),
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import torch
 from taia_hub._tokenizer import load_tokenizer
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import load_tasks
-from taia_hub.evaluation.environment import describe, identify
+from taia_hub.evaluation.environment import describe, identify, renewed
 from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.policy import MODES, Setting, parse_setting
@@ -23,6 +24,13 @@ from taia_hub.progress import Progress
 from taia_hub.results import Group, ModelIdentity, ModeScores, Results, TaskResults
 
 DEFAULT_MODES = ("none", "attention", "ffn", "all")
+
+_CHANGED = {
+    "dataset": "its data set changed",
+    "items": "its items changed",
+    "prompts_sha256": "its prompts, examples, or answers' greatest length changed, or the number of processes that "
+    "draw examples",
+}
 
 
 class Unit(Protocol):
@@ -131,7 +139,7 @@ def evaluate(
         results = Results(identify(model), describe(model, session.lm.world_size), dataclasses.asdict(session.settings))
         path = Path(out) if out is not None else None
         if path is not None and path.exists() and not overwrite:
-            results = _earlier(path, results, work)
+            results = _earlier(path, results, work, settings_)
         results = dataclasses.replace(results, groups={**results.groups, **groups})
         return _Run(session, settings_, path, progress).run(results, work)
     finally:
@@ -148,12 +156,7 @@ class _Run:
         """Runs what `results` lacks; the other processes wait until the first has written."""
         lm = self.session.lm
         lm.barrier()  # every process has read the earlier results before the first writes new ones
-        missing = [
-            (unit, label)
-            for unit in work
-            for label in self.settings
-            if label not in getattr(results.tasks.get(unit.blank.key), "modes", {})
-        ]
+        missing = _missing(results, work, self.settings)
         done, total = 0, sum(len(unit.blank.items) for unit, _ in missing)
         for unit, label in missing:
             size = len(unit.blank.items)
@@ -236,7 +239,7 @@ def _session(
     return Session(model, tokenizer, lm, settings, batch_size)
 
 
-def _earlier(path: Path, now: Results, work: Sequence[Unit]) -> Results:
+def _earlier(path: Path, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:
     """Reads what was evaluated before, and refuses what may not stand beside the new results."""
     before = Results.load(path)
     hint = "Choose another file with --out, or throw the earlier results away with --overwrite."
@@ -260,8 +263,19 @@ def _earlier(path: Path, now: Results, work: Sequence[Unit]) -> Results:
                 for field in dataclasses.fields(TaskResults)
                 if field.name != "modes" and getattr(old, field.name) != getattr(new, field.name)
             ]
-            raise ConfigError(f"The task '{new.key}' is not the one in '{path}': its {other[0]} changed.", hint)
-    return dataclasses.replace(before, model=_latest(before.model, now.model))
+            what = _CHANGED.get(other[0], f"its {other[0]} changed")
+            raise ConfigError(f"The task '{new.key}' is not the one in '{path}': {what}.", hint)
+    adds = bool(_missing(before, work, labels))
+    environment = renewed(before.environment, now.environment) if adds else before.environment
+    return dataclasses.replace(before, model=_latest(before.model, now.model), environment=environment)
+
+
+def _missing(results: Results, work: Sequence[Unit], labels: Iterable[str]) -> list[tuple[Unit, str]]:
+    """Returns the tasks and modes that are not in the results yet."""
+    done = {key: task.modes for key, task in results.tasks.items()}
+    return [
+        (unit, label) for unit, label in itertools.product(work, labels) if label not in done.get(unit.blank.key, ())
+    ]
 
 
 def _latest(before: ModelIdentity, now: ModelIdentity) -> ModelIdentity:

@@ -4,11 +4,11 @@ from taia_hub.results.format import (
     RESULTS_FILE,
     DatasetSource,
     Group,
-    ModelIdentity,
     ModeScores,
     Results,
     TaskResults,
 )
+from taia_hub.results.identity import ModelIdentity, config_sha256
 from taia_hub.results.statistics import Interval, Score
 from taia_hub.results.summary import Recommendation, Row, Summary, summarise
 from taia_hub.results.text import format_difference, format_value, recommendation_text, to_text
@@ -26,6 +26,7 @@ __all__ = [
     "Score",
     "Summary",
     "TaskResults",
+    "config_sha256",
     "format_difference",
     "format_value",
     "recommendation_text",

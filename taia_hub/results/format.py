@@ -11,53 +11,12 @@ from typing import Any
 
 from taia_hub._files import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results.identity import ModelIdentity
 
 RESULTS_FILE = "taia_results.json"
 """Name of the results file at the root of a TAIA repository."""
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model was evaluated.
-
-    Attributes:
-        name: Hub id or folder of the TAIA repository, as it was given.
-        revision: Commit sha of the repository, or None for a folder.
-        base_model: Hub id or folder of the base model.
-        base_revision: Commit sha of the base model, or None for a folder.
-        adapter_sha256: Hash of the update's weights, or None where the update is not one file.
-        dtype: dtype of the base model's weights, as in `"bfloat16"`.
-    """
-
-    name: str
-    revision: str | None
-    base_model: str | None
-    base_revision: str | None
-    adapter_sha256: str | None
-    dtype: str
-
-    def difference(self, other: ModelIdentity) -> str | None:
-        """Says in what another model differs, or None where its results may stand beside those of this one.
-
-        A name or revision alone does not count: the same update on the same base is the same model, wherever it lies.
-
-        Args:
-            other: The other model.
-
-        Returns:
-            A clause such as `"its adapter has the sha256 ab12…, not cd34…"`, or None.
-        """
-        if self.adapter_sha256 != other.adapter_sha256:
-            return f"its adapter has the sha256 {_short(other.adapter_sha256)}, not {_short(self.adapter_sha256)}"
-        if self.base_model != other.base_model and None in (self.base_revision, other.base_revision):
-            return f"its base model is '{other.base_model}', not '{self.base_model}'"
-        if self.base_revision != other.base_revision:
-            return f"its base model has the revision {_short(other.base_revision)}, not {_short(self.base_revision)}"
-        if self.dtype != other.dtype:
-            return f"its base model runs in {other.dtype}, not {self.dtype}"
-        return None
 
 
 @dataclass(frozen=True)
@@ -110,6 +69,8 @@ class TaskResults:
         higher_is_better: Whether a higher score is better.
         dataset: Where the items come from.
         version: lm-eval's version of the task, as text.
+        prompts_sha256: Hash of what the prompts are made of beside the items: the task's configuration, the examples
+            and, with examples, the number of processes that share the items.
         items: A hash of each of the N items.
         modes: Label of a setting to its scores.
     """
@@ -122,6 +83,7 @@ class TaskResults:
     higher_is_better: bool
     dataset: DatasetSource
     version: str
+    prompts_sha256: str
     items: tuple[str, ...]
     modes: Mapping[str, ModeScores] = field(default_factory=dict)
 
@@ -137,7 +99,7 @@ class Group:
 
     Attributes:
         title: The name that tables show.
-        tasks: Keys of its tasks and groups.
+        tasks: Keys of its tasks and groups; those that were not evaluated yet are not in the results.
         pooled: Whether its score is the mean over all items; otherwise over its members, as the paper's Avg is.
     """
 
@@ -152,7 +114,7 @@ class Results:
 
     Attributes:
         model: Which model.
-        environment: Versions and hardware.
+        environment: Versions and hardware of the latest run; under `earlier` those of runs before it that differed.
         settings: What holds for all tasks: seed, limit, chat template and so on.
         tasks: `TaskResults.key` to a task's results.
         groups: Key to a group.
@@ -274,11 +236,3 @@ def _check(results: Results) -> None:
                 raise ValueError(f"mode {label!r} of {key!r} lacks its metric {task.metric!r}")
             if any(len(values) != len(task.items) for values in mode.values.values()):
                 raise ValueError(f"mode {label!r} of {key!r} has another number of values than of items")
-    for key, group in results.groups.items():
-        missing = [name for name in group.tasks if name not in results.tasks and name not in results.groups]
-        if missing:
-            raise ValueError(f"the group {key!r} names {missing[0]!r}, which is not there")
-
-
-def _short(sha: str | None) -> str:
-    return f"{sha[:12]}…" if sha and len(sha) > 12 else str(sha)

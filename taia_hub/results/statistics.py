@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 2000
+FEWEST = 10
+"""Fewer items than these tell nothing about a difference: draws of so few are too sure, of three alike ones wholly."""
 _BLOCK = 2_000_000  # drawn items at a time, so that 14,000 items take 100 MB and not gigabytes
 
 
@@ -70,6 +72,11 @@ class Resampled:
     def difference(self, mode: int, reference: int) -> Interval:
         """Returns the score of a mode less that of another, with the interval of the paired draws."""
         return _interval(self.value[mode] - self.value[reference], self.drawn[mode] - self.drawn[reference])
+
+    def only(self, modes: Sequence[int]) -> Resampled:
+        """Returns the same draws with some of the modes."""
+        rows = list(modes)
+        return Resampled(self.value[rows], self.drawn[rows], self.standard_error[rows], self.items)
 
     def score(self, mode: int) -> Score:
         """Returns the score of a mode with its standard error."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from taia_hub.results.format import Results, TaskResults
-from taia_hub.results.statistics import RESAMPLES, Interval, Resampled, Score, combine, resample
+from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine, resample
 
 REFERENCES = ("none", "all")
 """The modes that every other one is compared with: the base model and the vanilla fine-tune."""
@@ -29,10 +29,12 @@ class Row:
         depth: 0 for a row of its own, 1 for a member of the group above, and so on.
         scores: Label of a setting to its score.
         differences: `(label, reference)` to the score of the setting less that of the reference, with its paired 95 %
-            interval; only where every item has a value. `all` is compared with `none` and not the other way round.
+            interval; only where every item has a value and there are at least 10 items. `all` is compared with `none`
+            and not the other way round.
         best: Labels with the best score, alone or tied.
         second: Labels with the second best score.
-        within_noise: Labels beside the best whose difference from it may be noise (its interval holds zero).
+        within_noise: Labels beside the best whose difference from it may be noise (its interval holds zero, or there
+            is none).
     """
 
     key: str
@@ -128,11 +130,12 @@ class _Table:
         """Returns the row of a task, or that of a group before those of its members."""
         group = self.results.groups.get(key)
         if group is None:
-            task = self.results.tasks[key]
-            return [self.of_task(task, depth)] if task.modes and task.items else []
+            task = self.results.tasks.get(key)  # None while an interrupted run has not come to it
+            return [self.of_task(task, depth)] if task and task.modes and task.items else []
         members = [self.rows(name, depth + 1) for name in group.tasks]
         heads = [rows[0] for rows in members if rows]
-        joined = self.joined(key, group.title, heads, pooled=group.pooled, depth=depth)
+        complete = len(heads) == len(members)
+        joined = self.joined(key, group.title, heads, pooled=group.pooled, depth=depth) if complete else None
         if joined is None:  # unlike tasks: each stands for itself
             members = [self.rows(name, depth) for name in group.tasks]
         return [*([joined] if joined else []), *(row for rows in members for row in rows)]
@@ -153,17 +156,28 @@ class _Table:
         return _judged(row, self.drawn.get(task.key))
 
     def joined(self, key: str, title: str, rows: Sequence[Row], *, pooled: bool, depth: int) -> Row | None:
-        """Puts rows together, or returns None where they are too unlike: in modes, direction or scale."""
-        alike = len({(tuple(row.scores), row.higher_is_better) for row in rows}) == 1
-        if not alike or not all(row.key in self.drawn and _is_share(row) for row in rows):
+        """Puts rows together in the modes that all of them have.
+
+        Returns:
+            The row, or None where they are too unlike: no mode in common, another direction or another scale.
+        """
+        labels = [label for label in self.results.modes if all(label in row.scores for row in rows)]
+        alike = len({row.higher_is_better for row in rows}) == 1
+        if not labels or not alike or not all(row.key in self.drawn and _is_share(row) for row in rows):
             return None
-        self.drawn[key] = drawn = combine([self.drawn[row.key] for row in rows], pooled=pooled)
+        parts = [self.drawn[row.key].only([list(row.scores).index(label) for label in labels]) for row in rows]
+        self.drawn[key] = drawn = combine(parts, pooled=pooled)
         self.asked[key] = self.asked[rows[0].key]
         shots, metrics = {row.num_fewshot for row in rows}, {row.metric for row in rows}
         metric = metrics.pop() if len(metrics) == 1 else "mean of the tasks' metrics"
         shot = shots.pop() if len(shots) == 1 else None
-        row = Row(key, title, shot, metric, drawn.items, rows[0].higher_is_better, depth, rows[0].scores)
+        scores = {label: drawn.score(index) for index, label in enumerate(labels)}
+        row = Row(key, title, shot, metric, drawn.items, rows[0].higher_is_better, depth, scores)
         return _judged(row, drawn)
+
+    def leaves(self) -> set[str]:
+        """Returns the keys of the tasks that the groups name."""
+        return {name for group in self.results.groups.values() for name in group.tasks} - set(self.results.groups)
 
     def averages(self, rows: Sequence[Row]) -> list[Row]:
         """Averages the rows at depth 0, for each number of shots that was asked for apart from the others."""
@@ -172,6 +186,8 @@ class _Table:
             if row.depth == 0 and row.higher_is_better:
                 by_shots.setdefault(self.asked[row.key], []).append(row)
         found = []
+        if any(name not in self.results.tasks for name in self.leaves()):
+            return []  # of an interrupted run: the average would change with every task
         for shots, alike in by_shots.items():
             if len(alike) > 1:
                 key, title = (AVERAGE, "Average") if shots is None else (f"{AVERAGE}@{shots}", f"Average, {shots}-shot")
@@ -184,9 +200,9 @@ def _judged(row: Row, drawn: Resampled | None) -> Row:
     labels = list(row.scores)
     scores = {label: drawn.score(index) for index, label in enumerate(labels)} if drawn else row.scores
     best, second = _ranked({label: score.value for label, score in scores.items()}, row.higher_is_better)
-    if drawn is None:  # without a value an item nothing can be told apart
+    if drawn is None or drawn.items < FEWEST:  # nothing can be told apart
         close = tuple(label for label in labels if label not in best)
-        return dataclasses.replace(row, best=best, second=second, within_noise=close)
+        return dataclasses.replace(row, scores=scores, best=best, second=second, within_noise=close)
     first = labels.index(best[0])
     close = tuple(
         label
