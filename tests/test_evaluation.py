@@ -251,6 +251,27 @@ def test_another_greatest_length_of_answers_is_refused(pico, tokenizer, tmp_path
         evaluate(pico.taia("llama"), (), ["all"], units=[longer], **keywords)
 
 
+def test_two_prompt_files_of_one_name_are_refused(pico, tokenizer, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "prompts.txt").write_text(f"say {folder}\n")
+    units = [safety_task(tmp_path / folder / "prompts.txt") for folder in ("a", "b")]
+    with pytest.raises(ConfigError, match="one would overwrite the other"):
+        evaluate(pico.taia("llama"), (), ["none"], units=units, tokenizer=tokenizer)
+
+
+def test_a_score_that_is_no_number_is_refused_and_the_rest_is_kept(pico, tokenizer, choices, rolling, tmp_path):
+    model = pico.taia("llama")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and "mlp" in name:
+                parameter.fill_(torch.nan)
+    keywords = {"tokenizer": tokenizer, "include_path": rolling, "out": tmp_path / "r.json"}
+    with pytest.raises(ConfigError, match="The task 'own_rolling' gave word_perplexity,none=nan"):
+        evaluate(model, "own_rolling", ["none", "all"], **keywords)
+    assert list(Results.load(tmp_path / "r.json").tasks["own_rolling"].modes) == ["none"]
+
+
 def test_the_environment_of_every_run_is_kept(pico, tokenizer, choices, tmp_path, monkeypatch):
     out = tmp_path / "r.json"
     evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
@@ -375,6 +396,17 @@ def test_a_broken_task_file_is_named(rolling):
         ({"modes": []}, ConfigError, "No mode was given"),
         ({"modes": ["none", {"ffn@9": 1}]}, SettingError, "ffn@9"),
         ({"limit": 0}, ConfigError, "limit=0"),
+        ({"limit": 1.5}, ConfigError, "limit=1.5"),
+        ({"limit": True}, ConfigError, "limit=True"),
+        ({"seed": -1}, ConfigError, "seed=-1"),
+        ({"seed": "x"}, ConfigError, "seed='x'"),
+        ({"tasks": None}, ConfigError, "tasks=None"),
+        ({"tasks": [3]}, ConfigError, "are no names or paths"),
+        ({"modes": None}, ConfigError, "modes=None"),
+        ({"modes": "nonsense"}, SettingError, "Unknown inference modules 'nonsense'"),
+        ({"num_fewshot": "0"}, ConfigError, "num_fewshot='0'"),
+        ({"num_fewshot": []}, ConfigError, "num_fewshot="),
+        ({"gen_kwargs": "a=1"}, ConfigError, "gen_kwargs='a=1'"),
         ({"chat_template": True}, ConfigError, "no chat template"),
         ({"num_fewshot": 99}, ConfigError, "items to take examples from, not 99"),
         ({"num_fewshot": [-1]}, ConfigError, "no list of different numbers"),
@@ -382,8 +414,9 @@ def test_a_broken_task_file_is_named(rolling):
     ],
 )
 def test_bad_arguments_are_refused(pico, tokenizer, choices, keywords, error, message):
+    keywords = dict(keywords)
     with pytest.raises(error, match=message):
-        evaluate(pico.taia("llama"), choices, tokenizer=tokenizer, **keywords)
+        evaluate(pico.taia("llama"), keywords.pop("tasks", choices), tokenizer=tokenizer, **keywords)
 
 
 def test_without_lm_eval_the_extra_is_named(pico, tokenizer, choices, monkeypatch):
@@ -448,6 +481,10 @@ def test_the_command_writes_completes_and_prints(online, choices, tmp_path, monk
     ("words", "message"),
     [
         (["--num-fewshot", "a"], "is no list of numbers"),
+        (["--num-fewshot", "²"], "is no list of numbers"),
+        (["--judge", "a:b"], "--judge judges nothing without prompts"),
+        (["--preference-judge", "a:b"], "--preference-judge judges nothing"),
+        (["--batch-size", "foo"], "batch_size='foo' is no batch size"),
         (["--backend", "tgi"], "The backend 'tgi' is not known"),
         (["--win-rate", "x.jsonl"], "--win-rate needs a judge"),
         ([], "No task was given"),

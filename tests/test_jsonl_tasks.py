@@ -153,6 +153,39 @@ def test_examples_may_come_from_another_file(tmp_path, run):
     assert lm.prompts[0].endswith(f"Question n?{SUFFIX}")
 
 
+@pytest.mark.parametrize("kind", ["options", "number"])
+@pytest.mark.parametrize("source", ["same", "overlapping", "copies"])
+def test_an_item_is_never_among_its_own_examples(tmp_path, run, kind, source):
+    """Neither by a file of examples that holds the items, nor by a copy of the item under another id."""
+    items = [item(kind, f"n{index}") for index in range(6)]
+    copies = [{**one, "id": f"copy-{one['id']}"} for one in items[:3]]
+    path = write(tmp_path / "a.jsonl", items + copies if source == "copies" else items)
+    others = write(tmp_path / "b.jsonl", copies + [item(kind, f"m{index}") for index in range(3)])
+    fewshot_path = {"same": path, "overlapping": others, "copies": None}[source]
+    (task,) = read_jsonl_tasks(path, fewshot_path=fewshot_path)
+    lm = Scripted("B")
+    run(lm, [task], num_fewshot=task.examples)
+
+    assert task.examples == {"same": 5, "overlapping": 5, "copies": 7}[source]
+    assert lm.prompts
+    for prompt in lm.prompts:
+        asked = prompt.rpartition("Question ")[2].partition("?")[0]
+        assert prompt.count(f"Question {asked}?") == 1
+        assert prompt.count("Question ") == task.examples + 1
+    with pytest.raises(ConfigError, match=f"has {task.examples} items to take examples from"):
+        task.check_fewshot(task.examples + 1)
+
+
+def test_examples_change_with_the_seed_alone(tmp_path, run):
+    path = write(tmp_path / "a.jsonl", [item("number", f"n{index}") for index in range(9)])
+    prompts = []
+    for seed in (1, 1, 2):
+        lm = Scripted("7")
+        run(lm, read_jsonl_tasks(path), num_fewshot=3, fewshot_random_seed=seed)
+        prompts.append(lm.prompts)
+    assert prompts[0] == prompts[1] != prompts[2]
+
+
 def test_too_few_examples_are_named(tmp_path):
     (task,) = read_jsonl_tasks(write(tmp_path / "a.jsonl", [item("number", "a"), item("number", "b")]))
     task.check_fewshot(1)

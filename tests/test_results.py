@@ -72,6 +72,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         (lambda value: value["model"].pop("dtype"), "damaged: TypeError"),
         (lambda value: value["tasks"]["a"]["items"].pop(), "another number of values than of items"),
         (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].clear(), "lacks its metric"),
+        (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].update({"acc,none": 0.99}), "the mean 0.5"),
+        (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].update({"acc,none": "x"}), "no number"),
+        (lambda value: value["tasks"]["a"]["modes"]["none"]["values"].update({"acc,none": [0, "x"]}), "no number"),
+        (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].update({"f1": float("nan")}), "no number"),
+        (lambda value: value["tasks"]["a"]["modes"]["none"].update(setting={"ffn": 0.5}), "has the setting"),
+        (lambda value: value.update(settings=[]), "where a mapping belongs"),
         (lambda value: value["tasks"].update(z=value["tasks"].pop("a")), "stands under 'z'"),
     ],
 )
@@ -238,11 +244,17 @@ def test_text_marks_the_best_and_names_noise():
     assert "A: all less none -0.250 [-0.500, +0.000] (within noise)" in text
 
 
+def test_a_tie_of_all_is_no_winner():
+    tied = summarise(results(task("a", none=[1, 0] * 6, all=[0, 1] * 6)))
+    assert recommendation_text(tied) == "All modes score the same on A (0.500)."
+
+
 def test_very_few_items_tell_nothing():
     few = summarise(results(task("a", none=[0] * 9, attention=[1] * 9)))
     assert few.rows[0].differences == {}
     assert few.rows[0].within_noise == ("none",)
     assert "may be as good: over 9 items" in recommendation_text(few)
+    assert "Fewer than 10 items tell nothing about a difference: A." in to_text(few)
     assert summarise(results(task("a", none=[0] * 10, attention=[1] * 10))).rows[0].within_noise == ()
 
 

@@ -8,12 +8,15 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from taia_hub import evaluate
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
+from taia_hub.evaluation import safety_task
+from taia_hub.evaluation.answers import generate_responses
+from taia_hub.evaluation.catalogue import check_keys
 from taia_hub.evaluation.safety import (
     REFUSALS,
     ItemScores,
     attack_success_rate,
-    generate_responses,
     read_prompts,
     refusal_rate,
     win_rate,
@@ -158,3 +161,84 @@ def test_modes_answer_differently_and_unknown_ones_are_refused(pico, tokenizer):
     assert generate_responses(pico.plain("llama"), tokenizer, PROMPTS, max_new_tokens=8) == by_mode["none"]
     with pytest.raises(SettingError, match="atention"):
         generate_responses(model, tokenizer, PROMPTS, "atention", max_new_tokens=2)
+
+
+# --- As a task -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def generated(pico, tokenizer, tmp_path, monkeypatch):
+    """Evaluates prompts; returns what each call of `generate` got: the first text, and the keywords."""
+    model, own, seen = pico.taia("llama"), copy.deepcopy(tokenizer), []
+    roles = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    own.chat_template = roles + "{% if add_generation_prompt %}a{% endif %}"
+    (tmp_path / "prompts.txt").write_text("a cat sat\nhe ran.\n")
+    generate = model.generate
+
+    def spy(**keywords):
+        texts = own.batch_decode(keywords["input_ids"], skip_special_tokens=True)
+        seen.append((texts[0], keywords))
+        return generate(**keywords)
+
+    monkeypatch.setattr(model, "generate", spy)
+
+    def run(**keywords):
+        seen.clear()
+        task = safety_task(tmp_path / "prompts.txt", max_new_tokens=7, judge=lambda prompt, output: bool(output))
+        found = evaluate(model, modes=["all"], units=[task], tokenizer=own, **keywords)
+        return seen, found.tasks["attack_success_rate:prompts"].modes["all"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({}, "user a cat sat a"),
+        ({"system_instruction": "be kind."}, "system be kind. user a cat sat a"),
+        ({"chat_template": False}, "a cat sat"),
+        ({"chat_template": False, "system_instruction": "be kind."}, "be kind.a cat sat"),
+    ],
+)
+def test_prompts_are_written_as_those_of_other_tasks(generated, keywords, text):
+    seen, _ = generated(**keywords)
+    assert seen[0][0].split() == text.split()  # the tokenizer has no line break
+
+
+def test_keywords_of_generation_are_honoured(generated):
+    seen, scores = generated()
+    assert (seen[0][1]["max_new_tokens"], seen[0][1]["do_sample"]) == (7, False)
+    assert scores.scores["attack_success_rate"] > 0
+
+    every_letter = [*"abcdefghijklmnopqrstuvwxyz .,?!"]
+    seen, scores = generated(gen_kwargs={"max_gen_toks": 3, "until": every_letter, "repetition_penalty": 1.5})
+    assert (seen[0][1]["max_new_tokens"], seen[0][1]["repetition_penalty"]) == (3, 1.5)
+    assert scores.scores["attack_success_rate"] == 0  # whatever is said ends at once
+
+    sampling = {"gen_kwargs": {"temperature": 5.0}, "batch_size": 1}
+    seen, _ = generated(**sampling)
+    assert len(seen) == 2
+    assert (seen[0][1]["do_sample"], seen[0][1]["temperature"]) == (True, 5.0)
+
+
+def test_a_keyword_that_generation_does_not_have_is_refused(generated):
+    with pytest.raises(ConfigError, match=r"no keyword 'temprature'. Did you mean 'temperature'\?"):
+        generated(gen_kwargs={"temprature": 1.0})
+
+
+def test_a_template_that_takes_no_system_message_is_named(pico, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ raise_exception('no system role') if messages[0]['role'] == 'system' }}" + CHAT
+    with pytest.raises(ConfigError, match=r"The chat template refuses the prompt: no system role"):
+        generate_responses(pico.plain("llama"), own, ["a"], system_instruction="b", max_new_tokens=1)
+
+
+def test_two_files_of_prompts_of_one_name_are_refused(tmp_path):
+    tasks = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.txt").write_text(folder)
+        tasks.append(safety_task(tmp_path / folder / "p.txt"))
+    with pytest.raises(
+        ConfigError, match=r"one/p.txt' and '.*two/p.txt' would both be the task 'attack_success_rate:p'"
+    ):
+        check_keys(tasks)
+    check_keys(tasks[:1])

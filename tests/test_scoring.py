@@ -50,6 +50,21 @@ def test_the_literal_braces_of_the_prompt_are_no_answer():
         ("Because BANKS have doors", None),
         ("The answer is (F).", None),
         ("", None),
+        ("The answer is B because it fits.", "B"),
+        ("The answer is A because it fits.", "A"),
+        ("The answer is B bank.", "B"),
+        ("The answer is B or C.", None),
+        ("The answer is $\\boxed{\\text{B}}$.", "B"),
+        ("The answer is: \\(B\\)", "B"),
+        ("The answer is $B$.", "B"),
+        ("The answer is b.", "B"),
+        ("The answer is option B.", "B"),
+        ("The best answer is B.", "B"),
+        ("The correct option is B.", "B"),
+        ("B\n\nbecause", "B"),
+        ("A 45-year-old man has (C).", "C"),
+        ("A Boeing is large, so (B)", "B"),
+        ("E's best guess is (D)", "D"),
     ],
 )
 def test_a_letter_is_the_option_that_is_chosen(output, letter):
@@ -85,10 +100,29 @@ def test_part_of_an_answer_is_not_the_answer():
         ("1,2", 2),
         ("nothing", None),
         ("1/0", None),
+        ("\\boxed{2\\frac{1}{2}}", 2.5),
+        ("The answer is -1 1/2.", -1.5),
+        ("Step 2\n3/4", 0.75),
+        ("The answer is \\frac12.", 0.5),
+        ("The answer is 1.5e3.", 1500),
+        ("The answer is 3 \\times 10^5.", 300000),
+        ("The answer is 10^{6}.", 1000000),
+        ("The area is 12 cm^2", 12),
+        ("In all:\n- 3 apples", 3),
+        ("The answer is 7, so 5 = x", 7),
+        ("The answer is 20-5=15, because 15+5=20.", 15),
     ],
 )
 def test_numbers_as_people_write_them(output, number):
     assert scoring.find_number(output) == (None if number is None else pytest.approx(number))
+
+
+def test_a_percentage_is_also_its_share():
+    for output, answer in [("12.5%", "12.5"), ("12.5%", "0.125"), ("12.5\\%", "12.5%"), ("0.125", "12.5%")]:
+        assert scoring.number_matches(f"The answer is {output}.", answer)
+        assert scoring.latex_matches(f"The answer is {output}.", answer)
+    assert not scoring.number_matches("The answer is 0.125%.", "12.5%")
+    assert not latex.equal("0.125\\%", "12.5\\%")
 
 
 def test_small_answers_differ():
@@ -119,10 +153,27 @@ def test_a_box_ends_at_its_own_brace():
         ("The answer is > ) }.", "> ) }"),
         ('The answer is "east".', "\\text{east}"),
         ("The answer is 8 books.", "8"),
+        ("The answer is $\\boxed{\\text{Yes}}$.", "yes"),
+        ("No. Let me check.\nYes.", "Yes"),
+        ("Okay.\nYes", "yes"),
+        ("No.\nHe does not.", "No"),
     ],
 )
 def test_text_is_compared_without_case_and_ornament(output, answer):
     assert scoring.text_matches(output, answer)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("No. Let me check.\nYes.", "No"),
+        ("True is what I'd guess first.\nFalse", "True"),
+        ("Valid arguments need premises.\nSo it is invalid.", "valid"),
+        ("The answer is no one.", "No"),
+    ],
+)
+def test_a_sentence_that_begins_with_the_answer_is_not_it(output, answer):
+    assert not scoring.text_matches(output, answer)
 
 
 # --- LaTeX ---------------------------------------------------------------------------------------------------------
@@ -150,6 +201,15 @@ def test_text_is_compared_without_case_and_ornament(output, answer):
         ("5!", "120"),
         ("2^{10}", "1024"),
         ("10 \\%", "10"),
+        ("2\\frac{1}{2}", "\\frac{5}{2}"),
+        ("-1 1/2", "-1.5"),
+        ("50\\%", "0.5"),
+        ("5 cm", "5"),
+        ("12 square units", "12"),
+        ("\\(\\frac{1}{2}\\)", "0.5"),
+        ("$5.$", "5"),
+        ("\u22123", "-3"),
+        ("10 000", "10000"),
         ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty,2)\\cup(3,\\infty)"),
     ],
 )
@@ -174,6 +234,10 @@ def test_the_same_mathematics(given, right):
         ("9^{9^{9^{9}}}", "1"),
         ("(" * 5000, "1"),
         ("X", "x"),
+        ("2\\frac{1}{2}", "1"),
+        ("1 1/2", "5.5"),
+        ("1 1", "11"),
+        ("5 x", "5"),
     ],
 )
 def test_other_mathematics(given, right):

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(words)
     except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
         sys.exit(130)
     except Exception as error:
         if "--debug" in words:

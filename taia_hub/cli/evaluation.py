@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folder with more lm-eval task files.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items a task.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Rows a forward pass, or auto.")] = "8",
+    batch_size: Annotated[str, typer.Option(help="Rows a forward pass, auto or auto:N.")] = "8",
     chat_template: Annotated[
         bool | None,
         typer.Option("--chat-template/--no-chat-template", help="By default where the tokenizer has one."),
@@ -67,6 +67,7 @@ def evaluate(
     """Evaluate a repository under several modes with lm-evaluation-harness."""
     from taia_hub.evaluation import evaluate as run
     from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate_task
+    from taia_hub.evaluation.harness import check_batch_size
     from taia_hub.progress import ProgressBars
     from taia_hub.results import RESULTS_FILE, summarise, to_text
 
@@ -74,7 +75,19 @@ def evaluate(
         raise ConfigError(f"The backend '{backend}' is not known.", "Choose hf or vllm.")
     modes = [parse_mode(text) for text in mode] if mode else ["none", "attention", "ffn", "all"]
     shots = _numbers(num_fewshot)
+    rows = check_batch_size(batch_size)
     if backend == "vllm":
+        here = {
+            "--prompts": prompts,
+            "--win-rate": win_rate,
+            "--fewshot-file": fewshot_file,
+            "--include-path": include_path,
+        }
+        if ignored := [name for name, value in here.items() if value]:
+            raise ConfigError(
+                f"{ignored[0]} cannot be part of commands for vLLM.",
+                "Leave --backend vllm out; a task of your own is named by its YAML file: --task FILE.yaml.",
+            )
         lines = vllm_commands(
             repo,
             task or [],
@@ -85,9 +98,15 @@ def evaluate(
             num_fewshot=shots or (None,),
             seed=seed,
             chat_template=chat_template is not False,
+            system_instruction=system,
+            max_gen_toks=max_gen_toks,
         )
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
+    if judge and not prompts:
+        raise ConfigError("--judge judges nothing without prompts.", "Name a file with --prompts.")
+    if preference_judge and not win_rate:
+        raise ConfigError("--preference-judge judges nothing without answers.", "Name a file with --win-rate.")
     units = []
     if "" not in sys.path:
         sys.path.insert(0, "")  # judges stand in the working folder
@@ -98,6 +117,7 @@ def evaluate(
             raise ConfigError("--win-rate needs a judge.", "Name one: --preference-judge module:function.")
         units.append(win_rate_task(win_rate, judge=find_judge(preference_judge), limit=limit))
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
     bars = ProgressBars()
     try:
         results = run(
@@ -109,18 +129,22 @@ def evaluate(
             fewshot_path=fewshot_file,
             include_path=include_path or (),
             limit=limit,
-            batch_size=int(batch_size) if batch_size.isdigit() else batch_size,
+            batch_size=rows,
             chat_template=chat_template,
             system_instruction=system,
             gen_kwargs={"max_gen_toks": max_gen_toks} if max_gen_toks else None,
             seed=seed,
-            out=out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE,
+            out=target,
             overwrite=overwrite,
             progress=bars,
             dtype=check_dtype(dtype),
             device_map=device_map,
             **loading,
         )
+    except KeyboardInterrupt:
+        bars.close()
+        typer.echo(f"What was finished is in '{target}'; the same command does the rest.", err=True)
+        raise
     finally:
         bars.close()
     echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
@@ -130,6 +154,6 @@ def _numbers(text: str | None) -> list[int] | None:
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isascii() and word.isdecimal() for word in words):
         raise ConfigError(f"--num-fewshot '{text}' is no list of numbers.", "As in --num-fewshot 0,1,2,3,4.")
     return [int(word) for word in words]

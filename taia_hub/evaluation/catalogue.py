@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +46,98 @@ def load_tasks(
         ConfigError: If a task does not exist, is broken, or does not take that number of examples.
         RepositoryError: If a data set or file cannot be read.
     """
-    found: list[HarnessTask] = []
+    found: dict[str, HarnessTask] = {}
     groups: dict[str, Group] = {}
     with quiet():
         paths = tuple(str(path) for path in include_path)
         manager = _manager(paths, named=not all(map(_is_jsonl, names)))
-        local = [
-            task
-            for name in names
-            if _is_jsonl(name)
-            for task in read_jsonl_tasks(Path(name), fewshot_path=fewshot_path)
-        ]
-        specs = [spec for name in names if not _is_jsonl(name) for spec in _specs(manager, str(name))]
+        files = _files([Path(name) for name in names if _is_jsonl(name)], fewshot_path)
+        named = [spec for name in names if not _is_jsonl(name) for spec in _specs(manager, str(name))]
+        specs: list[Any] = [*dict.fromkeys(named), *(dict(task.config) for task in files.values())]
         for asked in num_fewshot:
-            for task in local:
-                task.check_fewshot(asked or 0)
-            loaded = _load(manager, [*specs, *(dict(task.config) for task in local)])
-            files = {task.name: task for task in local}
-            for name, task in loaded["tasks"].items():
-                _set_shots(task, name, asked, seed)
-                blank = _blank(task, name, files.get(name), asked, limit)
-                found.append(HarnessTask(task, blank))
-            groups |= _groups(loaded["groups"], asked)
-    repeated = [key for key, count in Counter(task.blank.key for task in found).items() if count > 1]
-    if repeated:
-        raise ConfigError(f"The task '{repeated[0]}' was asked for twice.", "Name each task once.")
-    return found, groups
+            for file in files.values():
+                file.check_fewshot(asked or 0)
+            # One by one: lm-eval refuses a group beside one of its members.
+            for spec in specs:
+                loaded = _load(manager, spec)
+                source = files[spec["task"]] if isinstance(spec, dict) else None
+                for name, task in loaded["tasks"].items():
+                    _set_shots(task, name, asked, seed)
+                    blank = _blank(task, name, source, asked, limit)
+                    _check_shared(blank)
+                    _add(found, HarnessTask(task, blank))
+                groups |= _groups(loaded["groups"], asked)
+    return list(found.values()), groups
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Checks that lm-eval or this package has tasks of these names, or that they are YAML files; loads none.
+
+    Args:
+        names: Names of tasks, groups and tags, which may hold `*`; paths of YAML files.
+
+    Raises:
+        MissingDependencyError: If lm-eval is not installed.
+        ConfigError: If there is no such task.
+        RepositoryError: If there is no such file.
+    """
+    with quiet():
+        manager = _manager((), named=True)
+        for name in names:
+            _specs(manager, name)
+
+
+def check_keys(units: Iterable[Any]) -> None:
+    """Refuses units whose results would overwrite each other's.
+
+    Args:
+        units: Tasks with a `blank`, and a `path` where they are made of a file.
+
+    Raises:
+        ConfigError: If two of them have one key.
+    """
+    seen: dict[str, Any] = {}
+    for unit in units:
+        if unit.blank.key in seen:
+            one, other = (getattr(each, "path", each.blank.dataset.path) for each in (seen[unit.blank.key], unit))
+            raise ConfigError(
+                f"'{one}' and '{other}' would both be the task '{unit.blank.key}'; one would overwrite the other.",
+                "Name each task once, and give files different names.",
+            )
+        seen[unit.blank.key] = unit
+
+
+def _files(paths: Sequence[Path], fewshot_path: Path | None) -> dict[str, JsonlTask]:
+    """Reads JSONL files; two of one name would overwrite each other's results."""
+    files: dict[str, JsonlTask] = {}
+    for task in (task for path in dict.fromkeys(paths) for task in read_jsonl_tasks(path, fewshot_path=fewshot_path)):
+        if task.name in files:
+            raise ConfigError(
+                f"'{files[task.name].path}' and '{task.path}' would both be the task '{task.name}'.",
+                "Rename one of the files.",
+            )
+        files[task.name] = task
+    return files
+
+
+def _add(found: dict[str, HarnessTask], task: HarnessTask) -> None:
+    """Adds a task once, be it asked for alone, by a pattern or as a member of groups."""
+    before = found.setdefault(task.blank.key, task)
+    if dataclasses.replace(before.blank, title=task.blank.title) != task.blank:
+        raise ConfigError(
+            f"Two different tasks are called '{task.blank.key}': a group may change its members, and a file may have "
+            "the name of another task.",
+            "Evaluate one of them, or both in two runs with an --out of their own.",
+        )
+
+
+def _check_shared(blank: TaskResults) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as `accelerate launch` sets it
+    if len(blank.items) < processes:
+        raise ConfigError(
+            f"The task '{blank.key}' has {len(blank.items)} items, too few for {processes} processes.",
+            "Start at most as many processes as there are items, or raise the limit.",
+        )
 
 
 @functools.cache
@@ -102,10 +169,10 @@ def _specs(manager: Any, name: str) -> list[str]:
     return [name]
 
 
-def _load(manager: Any, specs: list[Any]) -> Any:
-    """Loads tasks, and says in one line what is wrong with a file or data set."""
+def _load(manager: Any, spec: Any) -> Any:
+    """Loads a task or group, and says in one line what is wrong with a file or data set."""
     try:
-        return manager.load(specs)
+        return manager.load([spec])
     except (OSError, ConnectionError) as error:  # datasets: no such data set, no network
         raise RepositoryError(
             f"A data set cannot be read: {_first_line(error)}",
@@ -125,8 +192,17 @@ def _set_shots(task: Any, name: str, asked: int | None, seed: int) -> None:
             f"The task '{name}' is always run without examples; {asked} were asked for.",
             "Leave --num-fewshot out for it, or choose its few-shot variant.",
         )
-    task.set_config(key="num_fewshot", value=asked if asked is not None else fixed or 0)
+    shots = asked if asked is not None else fixed or 0
+    task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=seed)
+    sampler = getattr(task, "sampler", None)
+    if shots and sampler is not None:
+        # From examples of the same split lm-eval leaves out the item itself.
+        there = len(sampler.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split)
+        if shots > there:
+            raise ConfigError(
+                f"The task '{name}' has {there} items to take examples from, not {shots}.", "Ask for fewer examples."
+            )
 
 
 def _blank(task: Any, name: str, file: JsonlTask | None, asked: int | None, limit: int | None) -> TaskResults:

@@ -8,6 +8,8 @@ import logging
 import math
 import numbers
 import random
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from taia_hub._imports import import_or_raise
+from taia_hub.errors import ConfigError
 from taia_hub.results import TaskResults
 
 FEATURE = "Evaluation"
@@ -95,6 +98,9 @@ class HarnessTask:
 
         Returns:
             Scores and values; None in processes other than the first.
+
+        Raises:
+            ConfigError: If the task does not give the metric that it names first.
         """
         evaluator = import_or_raise("lm_eval.evaluator", "eval", FEATURE)
         settings = session.settings
@@ -123,7 +129,16 @@ class HarnessTask:
                 apply_chat_template=settings.chat_template,
                 fewshot_as_multiturn=settings.chat_template,
             )
-        return None if found is None else self._measured(found)
+        if found is None:
+            return None
+        measured = self._measured(found)
+        if self.blank.metric not in measured.scores:
+            raise ConfigError(
+                f"The task '{self.blank.name}' has the metric '{self.blank.metric}' first, but gives only "
+                f"{', '.join(measured.scores) or 'what is no number'}.",
+                "Put a metric that it gives first in the metric_list of its YAML file.",
+            )
+        return measured
 
     def _measured(self, found: Mapping[str, Any]) -> Measured:
         name = self.task.task_name
@@ -134,6 +149,11 @@ class HarnessTask:
         }
         values = {}
         for key, score in scores.items():
+            if not math.isfinite(score):
+                raise ConfigError(
+                    f"The task '{name}' gave {key}={score}: the model's logits overflow, or there is nothing to count.",
+                    "Try another --dtype, such as float32; nothing of this task and mode was saved.",
+                )
             metric, _, filter_key = key.rpartition(",")
             samples = [row for row in found["samples"][name] if row["filter"] == filter_key and metric in row]
             items = [row[metric] for row in sorted(samples, key=lambda row: row["doc_id"])]
@@ -143,13 +163,37 @@ class HarnessTask:
         return Measured(scores, values)
 
 
+def check_batch_size(batch_size: int | str) -> int | str:
+    """Reads a batch size.
+
+    Args:
+        batch_size: A number from 1 up, `"auto"` for the largest that fits, or `"auto:N"`, which looks for it N times.
+
+    Returns:
+        The number, or the text.
+
+    Raises:
+        ConfigError: If it is none of these.
+
+    Example:
+        >>> check_batch_size("8"), check_batch_size("auto:4")
+        (8, 'auto:4')
+    """
+    text = str(batch_size)
+    if isinstance(batch_size, (int, str)) and re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", text):
+        return int(text) if text.isdecimal() else text
+    raise ConfigError(
+        f"batch_size={batch_size!r} is no batch size.", "Give a number from 1 up, 'auto', or 'auto:N' as in 'auto:4'."
+    )
+
+
 def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None = None) -> Any:
     """Makes lm-eval's view of a loaded model; several processes of accelerate share the items.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer; lm-eval sets its padding, so a copy is passed.
-        batch_size: Rows a forward pass, or `"auto"`.
+        batch_size: Rows a forward pass, `"auto"` or `"auto:N"`.
         max_length: Longest input in tokens, or None for the model's own.
 
     Returns:
@@ -157,7 +201,9 @@ def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: in
 
     Raises:
         MissingDependencyError: If lm-eval is not installed.
+        ConfigError: If the batch size is none.
     """
+    batch_size = check_batch_size(batch_size)
     module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)
     with quiet():
         lm = _lm_class(module.HFLM)(
@@ -172,14 +218,18 @@ def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: in
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences lm-eval's notes and its bars, one of which would appear for every task and mode."""
+    """Silences lm-eval's notes and its bars, one of which would appear for every task and mode.
+
+    What it prints while it looks for a batch size goes to stderr, so that stdout holds the results alone.
+    """
     task_module: Any = import_or_raise("lm_eval.api.task", "eval", FEATURE)
     logger, bar = logging.getLogger("lm_eval"), task_module.tqdm
     level = logger.level
     logger.setLevel(logging.ERROR)
     task_module.tqdm = functools.partial(bar, disable=True)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         task_module.tqdm = bar
         logger.setLevel(level)

@@ -7,13 +7,16 @@ likelihood of their letters, as in MMLU; everything else is generated and read b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taia_hub._imports import import_or_raise
 from taia_hub.errors import ConfigError, closest
 from taia_hub.evaluation import scoring
 from taia_hub.evaluation._lines import LineError, get_text, parse_object, read_lines, refuse
@@ -38,7 +41,7 @@ class JsonlTask:
         path: The file.
         sha256: Hash of the file.
         items: Number of items.
-        examples: Number of items that the examples of a prompt are drawn from.
+        examples: Number of items that the examples of a prompt are drawn from, without the item itself.
         metric: `"acc"` where letters are compared by likelihood, `"exact_match"` where answers are generated.
     """
 
@@ -75,7 +78,7 @@ def read_jsonl_tasks(path: Path, *, fewshot_path: Path | None = None, name: str 
     Args:
         path: The file.
         fewshot_path: A file of the same form with the examples of the prompts. By default they are other items of
-            `path`, never the item itself.
+            `path`. Examples with the prompt of the item itself are never among them, wherever they come from.
         name: Name of the task; by default the file's, without its ending.
 
     Returns:
@@ -94,26 +97,26 @@ def read_jsonl_tasks(path: Path, *, fewshot_path: Path | None = None, name: str 
         ('sums', 'exact_match', 1, 0)
     """
     content, rows = _read(path)
-    examples = rows if fewshot_path is None else _read(fewshot_path)[1]
+    drawn = rows if fewshot_path is None else _read(fewshot_path)[1]
     name = name or re.sub(r"[^\w.-]+", "-", path.stem)
     kinds = [kind for kind in ("likelihood", "generation") if rows[kind]]
     tasks = []
     for kind in kinds:
-        if not examples[kind]:
+        if not drawn[kind]:
             raise ConfigError(
                 f"'{fewshot_path}' has no examples for the items of '{path}' that are scored by {kind}.",
                 "Options in 'choices' need examples with 'choices', generated answers need examples without.",
             )
         own = f"{name}_{kind}" if len(kinds) > 1 else name
-        splits = {"test": rows[kind]} if fewshot_path is None else {"test": rows[kind], "fewshot": examples[kind]}
+        copies = Counter(row["prompt"] for row in drawn[kind])
         tasks.append(
             JsonlTask(
                 name=own,
-                config=_config(own, kind, splits),
+                config=_config(own, kind, rows[kind], drawn[kind]),
                 path=path,
                 sha256=hashlib.sha256(content).hexdigest(),
                 items=len(rows[kind]),
-                examples=len(examples[kind]) - (fewshot_path is None),
+                examples=len(drawn[kind]) - max(copies[row["prompt"]] for row in rows[kind]),
                 metric="acc" if kind == "likelihood" else "exact_match",
             )
         )
@@ -134,12 +137,14 @@ def score_item(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, floa
     return {"exact_match": value}
 
 
-def _config(name: str, kind: str, splits: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _config(name: str, kind: str, rows: list[dict[str, Any]], examples: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "task": name,
-        "custom_dataset": _loader(splits),
+        "custom_dataset": _loader(rows),
         "test_split": "test",
-        "fewshot_split": "fewshot" if "fewshot" in splits else "test",
+        # lm-eval tells the sampler which item is asked only where the examples are of the same split.
+        "fewshot_split": "test",
+        "fewshot_config": {"sampler": _other_items(), "process_docs": lambda _: examples},
         # Names of columns, so that nothing a user wrote is taken for a template.
         "doc_to_text": "prompt",
         "doc_to_target": "target",
@@ -157,13 +162,33 @@ def _config(name: str, kind: str, splits: Mapping[str, list[dict[str, Any]]]) ->
     }
 
 
-def _loader(splits: Mapping[str, list[dict[str, Any]]]) -> Callable[..., Any]:
+def _loader(rows: list[dict[str, Any]]) -> Callable[..., Any]:
     def load(**_: Any) -> Any:
         from datasets import Dataset, DatasetDict
 
-        return DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+        return DatasetDict({"test": Dataset.from_list(rows)})
 
     return load
+
+
+@functools.cache
+def _other_items() -> Any:
+    """Makes lm-eval's kind of sampler that leaves out the item itself; lm-eval's own compare rows with their ids."""
+    samplers: Any = import_or_raise("lm_eval.api.samplers", "eval", "Evaluation")
+
+    class OtherItems(samplers.ContextSampler):
+        """Draws examples whose prompt is not that of the item."""
+
+        def __init__(self, df: Any = None, **keywords: Any) -> None:
+            super().__init__(df, **keywords)
+            self.copies = Counter(row["prompt"] for row in self.df)
+
+        def sample(self, n: int, eval_doc: Any = None, df: Any = None, **_: Any) -> Any:
+            prompt = eval_doc and eval_doc["prompt"]
+            drawn = self.rnd.sample(self.df, n + self.copies[prompt])
+            return [row for row in drawn if row["prompt"] != prompt][:n]
+
+    return OtherItems
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, list[dict[str, Any]]]]:

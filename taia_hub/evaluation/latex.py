@@ -29,12 +29,15 @@ _FUNCTIONS: Mapping[str, Callable[[complex], complex]] = {
     "log": cmath.log10,
 }
 _DROPPED = re.compile(
-    r"\\(?:left|right|displaystyle|mathrm|mathbf|mbox|[!,;: ])(?![a-zA-Z])|\\[$%]|\^\{?\\circ\}?|\\degree|[$%\s]|\{,\}"
+    r"\\[()\[\]]|\\(?:left|right|displaystyle|mathrm|mathbf|mbox|[!,;: ])(?![a-zA-Z])"
+    r"|\\[$%]|\^\{?\\circ\}?|\\degree|[$%\s]|\{,\}"
 )
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|\\[a-zA-Z]+|[a-zA-Z]|\S")
 _PREFIX = re.compile(r"[a-zA-Z](?:\([a-z]\))?(?:=|\\in)(?!.*=)")
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _UNIT = re.compile(r"(?<=[\d}])\\text\{[^{}]*\}(?:\^\{?\d\}?)?$")
+# A unit in words behind a number; a single letter may be a variable.
+_UNIT_WORDS = re.compile(r"(?<=[\d}$])\s+(?:(?:square|cubic)\s+)?(?:[a-z]{3,}|cm|mm|km|kg|ft)(?:\^?\{?[23]\}?)?$")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -53,7 +56,12 @@ def normalise(latex: str) -> str:
         >>> normalise(r"\left( 3, \tfrac{\pi}{2} \right).")
         '(3,\\frac{\\pi}{2})'
     """
-    text = re.sub(r"\\[dt]frac", r"\\frac", latex.strip().rstrip("."))
+    text = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"\.[.\s$]*$", "", latex.strip())).replace("\u2212", "-")
+    text = _UNIT_WORDS.sub("", text)
+    text = re.sub(r"\\frac\s+(\d)\s+(\d)", r"\\frac\1\2", text)
+    text = re.sub(r"(?<=\d)\s+(\d+)/(\d+)", r"\\frac{\1}{\2}", text)
+    # "1 1" is not 11, but "10 000" is 10000.
+    text = re.sub(r"(?<=\d)\s+(?=\d)(?!\d{3}(?!\d))", ";", text)
     text = text.replace("\\\\", "\\cr ").replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ")
     text = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", r"\1~", text)  # the space that ends a command stays
     text = _DROPPED.sub("", text).replace("~", " ")
@@ -85,7 +93,14 @@ def equal(one: str, other: str) -> bool:
         >>> equal("0.75", r"\frac{3}{4}"), equal("3+2x", "2x + 3"), equal("-2, 1", "1,-2"), equal("(1, 2)", "(2, 1)")
         (True, True, True, False)
     """
-    return _equal(normalise(one), normalise(other))
+    a, b = normalise(one), normalise(other)
+    if _equal(a, b):
+        return True
+    # Without its sign 50% is 50; it is 0.5 too where the other has none.
+    percents = [text.rstrip("$. ").endswith("%") for text in (one, other)]
+    return percents[0] != percents[1] and _equal(
+        *(f"({x})/100" if p else x for x, p in zip((a, b), percents, strict=True))
+    )
 
 
 def _equal(one: str, other: str) -> bool:
@@ -217,7 +232,7 @@ class _Reader:
         return self._power()
 
     def _power(self) -> complex:
-        base = self._atom()
+        base = self._atom() + self._mixed()
         while self._peek() == "!":
             self._take()
             if base.imag or base.real < 0 or base.real > 170 or base.real % 1:
@@ -227,6 +242,15 @@ class _Reader:
             self._take()
             base = complex(base) ** self._argument()
         return base
+
+    def _mixed(self) -> complex:
+        r"""Reads the fraction of a mixed number: 2\frac{1}{2} is 2.5, and no product."""
+        parts = self.tokens[self.at - 1 : self.at + 7]
+        if len(parts) == 8 and parts[1:3] + parts[4:6] + parts[7:] == ["\\frac", "{", "}", "{", "}"]:
+            whole, over, under = parts[0], parts[3], parts[6]
+            if whole.isdecimal() and over.isdecimal() and under.isdecimal() and int(over) < int(under):
+                return self._atom()
+        return 0j
 
     def _argument(self) -> complex:
         # As in TeX, what follows `^`, `\frac` or `\sqrt` is a group or one sign.

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation._lines import get_text, parse_object, read_lines
+from taia_hub.evaluation.answers import generate_responses
 from taia_hub.evaluation.harness import Advance, Measured, Session
 from taia_hub.evaluation.safety import (
     Judge,
     PreferenceJudge,
     attack_success_rate,
-    generate_responses,
     read_prompts,
     refusal_rate,
     win_rate,
@@ -35,13 +37,15 @@ class PromptTask:
         blank: The task's results without any mode.
         prompts: The N prompts.
         score: Takes N answers and gives, by metric, one value each.
-        max_new_tokens: Longest answer in tokens.
+        max_new_tokens: Longest answer in tokens, unless the keywords of generation give another.
+        path: The file of the prompts.
     """
 
     blank: TaskResults
     prompts: tuple[str, ...]
     score: Scorer
     max_new_tokens: int
+    path: Path
 
     def run(self, session: Session, advance: Advance) -> Measured | None:
         """Answers the prompts under the model's present setting, and scores the answers.
@@ -52,15 +56,23 @@ class PromptTask:
 
         Returns:
             Scores and values; None in processes other than the first, which need not answer.
+
+        Raises:
+            ConfigError: If a keyword of generation does not exist, or a judge leaves 0 to 1.
         """
         if session.lm.rank:
             return None
+        settings = session.settings
+        torch.manual_seed(settings.seed)
         outputs = generate_responses(
             session.model,
             session.tokenizer,
             self.prompts,
             max_new_tokens=self.max_new_tokens,
             batch_size=session.batch_size if isinstance(session.batch_size, int) else 8,
+            chat_template=settings.chat_template,
+            system_instruction=settings.system_instruction,
+            gen_kwargs=settings.gen_kwargs,
             progress=lambda done, total: advance(done / total),
         )
         values = self.score(outputs)
@@ -99,7 +111,7 @@ def safety_task(
     blank = _blank(
         path, "attack_success_rate", "Attack success", prompts, _named(judge), max_new_tokens, higher_is_better=False
     )
-    return PromptTask(blank, prompts, score, max_new_tokens)
+    return PromptTask(blank, prompts, score, max_new_tokens, path)
 
 
 def win_rate_task(
@@ -129,7 +141,7 @@ def win_rate_task(
 
     items = tuple(map("\0".join, pairs))
     blank = _blank(path, "win_rate", "Win rate", items, _named(judge), max_new_tokens)
-    return PromptTask(blank, prompts, score, max_new_tokens)
+    return PromptTask(blank, prompts, score, max_new_tokens, path)
 
 
 def find_judge(name: str) -> Any:

@@ -15,9 +15,9 @@ import torch
 
 from taia_hub._tokenizer import load_tokenizer
 from taia_hub.errors import ConfigError
-from taia_hub.evaluation.catalogue import load_tasks
+from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, renewed
-from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
+from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, check_batch_size, make_lm
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.policy import MODES, Setting, parse_setting
 from taia_hub.progress import Progress
@@ -116,13 +116,15 @@ def evaluate(
         print(taia_hub.results.to_text(taia_hub.results.summarise(results)))
         ```
     """
+    modes = [modes] if isinstance(modes, (str, Mapping)) else modes
+    _check_arguments(tasks, modes, limit, seed, gen_kwargs)
+    check_batch_size(batch_size)
     settings_ = {setting.label: setting for setting in map(parse_setting, modes)}
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit!r} leaves no items; at least 1 is needed.", "Leave it out to take all.")
     if not settings_:
         raise ConfigError("No mode was given.", f"Choose from {', '.join(MODES)}, or leave `modes` out.")
     found, groups = _find(tasks, num_fewshot, fewshot_path, include_path, limit, seed)
     work: list[Unit] = [*found, *units]
+    check_keys(work)
     if not work:
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
     if not hasattr(model, "taia_config"):
@@ -144,6 +146,24 @@ def evaluate(
         return _Run(session, settings_, path, progress).run(results, work)
     finally:
         model.train(training)
+
+
+def _check_arguments(tasks: Any, modes: Any, limit: Any, seed: Any, gen_kwargs: Any) -> None:
+    names = [tasks] if isinstance(tasks, (str, Path)) else tasks
+    if not isinstance(names, Sequence) or not all(isinstance(name, (str, Path)) for name in names):
+        raise ConfigError(f"tasks={tasks!r} are no names or paths of tasks.", 'As in ["commonsense_qa", "own.jsonl"].')
+    if not isinstance(modes, Sequence):
+        raise ConfigError(f"modes={modes!r} is no list of modes.", f"Choose from {', '.join(MODES)}.")
+    if limit is not None and (not _is_int(limit) or limit < 1):
+        raise ConfigError(f"limit={limit!r} is no number of items from 1 up.", "Leave it out to take all.")
+    if not _is_int(seed) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed!r} is no whole number from 0 to 2^32 - 1.", "1234 is lm-eval's own.")
+    if gen_kwargs is not None and not isinstance(gen_kwargs, Mapping):
+        raise ConfigError(f"gen_kwargs={gen_kwargs!r} is no mapping.", 'As in {"max_gen_toks": 64}.')
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class _Run:
@@ -200,8 +220,9 @@ def _find(
     names = [tasks] if isinstance(tasks, (str, Path)) else list(tasks)
     if not names:
         return [], {}
-    shots: list[int | None] = [num_fewshot] if num_fewshot is None or isinstance(num_fewshot, int) else [*num_fewshot]
-    if any(shot is not None and shot < 0 for shot in shots) or len(set(shots)) < len(shots):
+    shots: list[Any] = list(num_fewshot) if isinstance(num_fewshot, (list, tuple)) else [num_fewshot]
+    wrong = [shot for shot in shots if shot is not None and not (_is_int(shot) and shot >= 0)]
+    if wrong or not shots or len(set(shots)) < len(shots):
         raise ConfigError(f"num_fewshot={num_fewshot!r} is no list of different numbers from 0 up.", "As in 0,1,2,3,4.")
     return load_tasks(
         names,
@@ -242,7 +263,10 @@ def _session(
 def _earlier(path: Path, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:
     """Reads what was evaluated before, and refuses what may not stand beside the new results."""
     before = Results.load(path)
-    hint = "Choose another file with --out, or throw the earlier results away with --overwrite."
+    hint = (
+        "Give the same options as before, choose another file with --out, or throw the earlier results away with "
+        "--overwrite."
+    )
     difference = before.model.difference(now.model)
     if difference:
         raise ConfigError(f"'{path}' holds results of another model than this one: {difference}.", hint)

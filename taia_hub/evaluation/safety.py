@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation._lines import get_text, parse_object, read_lines
@@ -104,42 +101,6 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     parse = _prompt if path.suffix == ".jsonl" else _line
     return tuple(prompt for _, prompt in read_lines(path, parse, _FORM)[1])
-
-
-def generate_responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    mode: Any = None,
-    *,
-    max_new_tokens: int = 512,
-    batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """Answers prompts greedily, with the chat template where the tokenizer has one.
-
-    Args:
-        model: A language model; one of taia_hub where `mode` is given.
-        tokenizer: Its tokenizer.
-        prompts: N prompts.
-        mode: The setting to answer with, or None for the model as it stands.
-        max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts that are answered at once.
-        progress: Called with the number of prompts done and N, after every batch.
-
-    Returns:
-        N answers, without the prompts.
-
-    Raises:
-        SettingError: If the setting is not understood.
-    """
-    outputs: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = list(prompts[start : start + batch_size])
-        outputs += _generate(model, tokenizer, batch, mode, max_new_tokens)
-        if progress:
-            progress(len(outputs), len(prompts))
-    return outputs
 
 
 def refusal_rate(
@@ -240,32 +201,6 @@ def win_rate(
         second = _unit(judge(prompt, reference, output), index)
         values.append((first + 1.0 - second) / 2)
     return ItemScores(tuple(values))
-
-
-def _generate(model: Any, tokenizer: Any, prompts: list[str], mode: Any, max_new_tokens: int) -> list[str]:
-    if tokenizer.chat_template:
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-    # A chat template writes the special tokens itself.
-    ids = tokenizer(prompts, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    pad = model.generation_config.pad_token_id
-    pad = tokenizer.pad_token_id if pad is None else pad
-    pad = tokenizer.eos_token_id if pad is None else pad
-    length = max(map(len, ids))
-    inputs = torch.tensor([[pad] * (length - len(row)) + list(row) for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    setting = {} if mode is None else {"inference_modules": mode}
-    # The sampling values of the model's own generation settings would draw a warning beside do_sample=False.
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    tokens = model.generate(
-        input_ids=inputs,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        **greedy,
-        **setting,
-    )
-    return [text.strip() for text in tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)]
 
 
 def _judged(outputs: Sequence[str], prompts: Sequence[str] | None, judge: Judge) -> ItemScores:

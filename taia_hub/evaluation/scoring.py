@@ -23,18 +23,40 @@ from taia_hub.evaluation import latex
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _SPAN = re.compile(
-    r"\b(?:the\s+(?:final\s+|correct\s+)?answer\s+is|(?:final\s+)?answer\s*[:\uff1a])[\s:\uff1a*]*(?P<span>[^\n]*)",
+    r"\b(?:the\s+(?:(?:final|correct|right|best)\s+)?answer\s+is|the\s+(?:correct|right)\s+(?:option|choice)\s+is"
+    r"|(?:final\s+)?answer\s*[:\uff1a])[\s:\uff1a*]*(?P<span>[^\n]*)",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\.(?=[^\w\s]{0,4}(?:\s|$))")
+_CLAUSE_END = re.compile(r"[,;]\s+[a-z]|\s(?:because|since|as)\s")
+_NOTATIONS = [
+    (re.compile(pattern), meant)
+    for pattern, meant in (
+        (r"\{,\}|,\\!", ","),
+        (r"\\(?=[$%])", ""),
+        ("[\u2212\u2013]", "-"),
+        (r"\\[dt]?frac\s*(?:\{(-?\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))", r" \1\2/\3\4"),
+        (r"(?<=\d)\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*\^\s*\{?(-?\d{1,2})\}?", r"e\1"),
+        (r"(?<![\d.])10\s*\^\s*\{?(-?\d{1,2})\}?", r"1e\1"),
+        (r"\^\s*\{?-?[\d.]+\}?", ""),  # the exponent of "12 cm^2" is no number of its own
+    )
+]
 _NUMBER = re.compile(
-    r"(?P<sign>-\s*)?[$€£]?\s*(?:\\[dt]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>\d+)\}"
-    r"|(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<decimals>\.\d+)?(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?))?"
-    r"|(?P<bare>\.\d+))"
+    r"(?P<sign>-\s*)?[$€£]?\s*(?:(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:[ \t]+(?P<over>\d+)/(?P<under>\d+)"
+    r"|(?P<decimals>\.\d+)?(?P<power>[eE][+-]?\d{1,2}(?!\w))?(?:\s*/\s*(?P<divisor>\d+(?:\.\d+)?))?)|(?P<bare>\.\d+))"
+    r"(?P<percent>\s*%)?"
 )
 _BRACE = re.compile(r"\\[{}]|\\f?boxed\s*\{|[{}]")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
-_LEADING = re.compile(r"[^\w(]*\(?([A-Z])(?=\)|[.,:;*\"'`\]}]|\s*$|\s+[^a-z\s])")
+# Behind an option's letter stands a sign, the end or a reason: "A dog" and "I am" begin with words. Where an answer is
+# announced, other letters may have words behind them, as in "B bank".
+_BEHIND = r"[).,:;*$\"`\]}\u201d]|'(?!\w)|\s*(?:\n|$)|\s+[(\[=\u2013\u2014-]|\s+(?:because|since|as|due|which)\b"
+_LEADING = re.compile(rf"[^\w(]*\(?(?:([A-Z])(?={_BEHIND})|([B-HJ-Z])(?=\s+[^a-z\s]))")
+_ANNOUNCED = re.compile(
+    r"(?:(?i:option|choice|letter)\s+)?[^\w(]*"
+    rf"\(?(?:([A-Z])(?={_BEHIND}|\s+[^a-z\s])|([B-HJ-Z])(?=\s+(?!and\b|n?or\b)))"
+)
+_LATEX_MARKS = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}|\\[()\[\]]")
 
 
 def boxed(text: str) -> str | None:
@@ -83,12 +105,11 @@ def find_number(text: str) -> float | None:
     Example:
         >>> find_number("The answer is $1,234.50."), find_number("5 + 2 = 7 apples"), find_number(r"\boxed{-3/4}")
         (1234.5, 7.0, -0.75)
+        >>> find_number(r"The answer is 2\frac{1}{2}."), find_number("The answer is 20 - 5 = 15, because 15 + 5 = 20.")
+        (2.5, 15.0)
     """
-    for part in (boxed(text), answer_span(text)):
-        if part is not None and (found := _numbers(part.rpartition("=")[2])):
-            return found[0]
-    found = _numbers(text)
-    return found[-1] if found else None
+    found = _find_number(text)
+    return found and found[0]
 
 
 def find_letter(text: str, letters: Sequence[str] = LETTERS) -> str | None:
@@ -107,17 +128,23 @@ def find_letter(text: str, letters: Sequence[str] = LETTERS) -> str | None:
         ('B', 'C', None)
     """
     span = answer_span(text) or boxed(text)
-    leading = _LEADING.match(text if span is None else span)
-    # Without a span, "(A)" at the beginning may be the first option that is weighed: the last one counts then.
-    if leading and not (span is None and text[: leading.start(1)].endswith("(")):
-        found = leading[1]
+    if span is None:
+        leading = _LEADING.match(text)
+        # "(A)" at the beginning may be the first option that is weighed: the last one counts then.
+        if leading and text[: leading.start(leading.lastindex or 0)].endswith("("):
+            leading = None
+        given = text
     else:
-        found = next(reversed(_BRACKETED.findall(text if span is None else span)), "")
+        given = _LATEX_MARKS.sub(r"\1", boxed(span) or span).strip()
+        leading = _ANNOUNCED.match(given.upper() if len(given.strip("()")) == 1 else given)
+    found = leading[leading.lastindex or 0] if leading else next(reversed(_BRACKETED.findall(given)), "")
     return found if found in letters and found else None
 
 
 def number_matches(output: str, answer: str) -> bool:
     """Tells whether the number in `output` is `answer`, within 1e-3 and within 1 %.
+
+    Where one of them has a sign of percent, "50%" is 50 or 0.5.
 
     Args:
         output: What the model wrote.
@@ -130,11 +157,13 @@ def number_matches(output: str, answer: str) -> bool:
         >>> number_matches("The answer is 3.5.", "3.5"), number_matches("The answer is 12.", "1")
         (True, False)
     """
-    given, right = find_number(output), find_number(answer)
+    given, right = _find_number(output), _find_number(answer)
     if given is None or right is None:
         return False
-    difference = abs(given - right)
-    return difference <= 1e-3 and (difference <= 0.01 * abs(right) or difference <= 1e-9)
+    if given[1] != right[1]:
+        parts = [value / 100 if percent else value for value, percent in (given, right)]
+        return _close(given[0], right[0]) or _close(*parts)
+    return _close(given[0], right[0])
 
 
 def latex_matches(output: str, answer: str) -> bool:
@@ -176,8 +205,9 @@ def letter_matches(output: str, answer: str, letters: Sequence[str] = LETTERS) -
 def text_matches(output: str, answer: str) -> bool:
     """Tells whether the text that `output` gives as its answer is `answer`.
 
-    The answer's span counts, else the first line or the last. Case, spaces, commas, quotes and a full stop at the end
-    do not; numbers are compared as numbers. An answer of one word may have a comment behind it.
+    The answer's span counts, else the last of the first and the last line that is as long as the answer. Case, spaces,
+    commas, quotes and a full stop at the end do not; numbers are compared as numbers. An answer of one word may have a
+    comment behind it.
 
     Args:
         output: What the model wrote.
@@ -192,16 +222,21 @@ def text_matches(output: str, answer: str) -> bool:
         >>> text_matches("The answer is b, a.", "b a"), text_matches("The answer is 70.", "7")
         (True, False)
     """
-    if _NUMBER.fullmatch(answer.strip()):
+    if _NUMBER.fullmatch(_written(answer).strip()):
         return number_matches(output, answer)
-    span = answer_span(output) or boxed(output)
-    right = _plain(answer)
-    for given in (span,) if span is not None else (output.strip().partition("\n")[0], _last_line(output)):
-        plain = _plain(given)
+    right, span = _plain(answer), answer_span(output) or boxed(output)
+    if span is not None:
         # Behind one word of letters a comment may follow; a longer answer, or one of signs, is a prefix of wrong ones.
-        if plain == right or (right.isalpha() and re.match(rf"{re.escape(right)}(?![\w-]|\s+(?:and|or)\b)", plain)):
-            return bool(right)
-    return False
+        span = _plain(boxed(span) or span)
+        comment = rf"{re.escape(right)}(?![\w-]|\s+(?:and|or|one)\b)"
+        return bool(right) and (span == right or (right.isalpha() and bool(re.match(comment, span))))
+    lines = [output.strip().partition("\n")[0], _last_line(output)]
+    # A line that is as long as the answer is meant as one; "No. Let me check." is not.
+    bare = [line for line in map(_plain, lines) if len(line.split()) == len(right.split())]
+    if bare:
+        return bool(right) and bare[-1] == right
+    comment = rf"\W*{re.escape(right)}\W*?(?:[.,;:!()\u2013\u2014]|\s-|\s(?:because|since|as)\b)"
+    return right.isalpha() and any(re.match(comment, line, re.IGNORECASE) for line in lines)
 
 
 def score(answer_type: str, output: str, answer: str, letters: Sequence[str] = LETTERS) -> float:
@@ -235,25 +270,52 @@ def _trimmed(span: str) -> str:
     return span[1:-1].strip() if re.fullmatch(r"\{[^{}]*\}", span) else span
 
 
-def _numbers(text: str) -> list[float]:
-    found = []
-    for written, meant in (("{,}", ","), (",\\!", ","), ("\\$", "$"), ("\u2212", "-")):
-        text = text.replace(written, meant)
+def _find_number(text: str) -> tuple[float, bool] | None:
+    """Finds the number of the answer, and whether it has a sign of percent."""
+    for part in (boxed(text), answer_span(text)):
+        if part is not None:
+            clause = _CLAUSE_END.split(part, maxsplit=1)[0]
+            for piece in (clause.rpartition("=")[2], clause, part):
+                if found := _numbers(piece):
+                    return found[0]
+    found = _numbers(text)
+    return found[-1] if found else None
+
+
+def _numbers(text: str) -> list[tuple[float, bool]]:
+    text, found = _written(text), []
     for match in _NUMBER.finditer(text):
-        if match["top"] is not None:
-            divisor, value = float(match["bottom"]), float(match["top"])
-        else:
-            value = float(f"{(match['whole'] or '0').replace(',', '')}{match['decimals'] or match['bare'] or ''}")
-            divisor = float(match["divisor"] or 1)
+        value = float(f"{(match['whole'] or '0').replace(',', '')}{match['decimals'] or match['bare'] or ''}")
+        value = float(f"{value}{match['power']}") if match["power"] else value
+        over, divisor = float(match["over"] or 0), float(match["divisor"] or match["under"] or 1)
         if divisor:
-            # In "5-3" and "2023-24" the dash joins; it is no sign.
-            joined = match["sign"] and text[: match.start()].rstrip()[-1:].isalnum()
-            found.append((-1 if match["sign"] and not joined else 1) * value / divisor)
+            value = value + over / divisor if match["over"] else value / divisor
+            found.append((-value if _is_minus(match) else value, match["percent"] is not None))
     return found
 
 
+def _is_minus(match: re.Match[str]) -> bool:
+    """In "5-3" and "2023-24" the dash joins, and with a space behind it a line's first one is a bullet."""
+    if not match["sign"]:
+        return False
+    before = match.string[: match.start()]
+    return not (before.rstrip()[-1:].isalnum() or (before.endswith("\n") and match["sign"] != "-"))
+
+
+def _written(text: str) -> str:
+    """Writes LaTeX's fractions and powers of ten as in "1/2" and "1e6"."""
+    for pattern, meant in _NOTATIONS:
+        text = pattern.sub(meant, text)
+    return text
+
+
+def _close(given: float, right: float) -> bool:
+    difference = abs(given - right)
+    return difference <= 1e-3 and (difference <= 0.01 * abs(right) or difference <= 1e-9)
+
+
 def _plain(text: str) -> str:
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    text = _LATEX_MARKS.sub(r"\1", text)
     text = re.sub(r"[\"'`*$,“”]", " ", text)
     return " ".join(text.split()).rstrip(".").rstrip().casefold()
 

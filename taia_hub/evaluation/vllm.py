@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError
+from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
 from taia_hub.loading import read_taia_config, update_folder
 from taia_hub.policy import parse_setting
@@ -25,6 +27,8 @@ def vllm_commands(
     num_fewshot: Sequence[int | None] = (None,),
     seed: int = 1234,
     chat_template: bool = True,
+    system_instruction: str | None = None,
+    max_gen_toks: int | None = None,
 ) -> list[str]:
     """Writes the shell commands that evaluate a repository on vLLM, a mode at a time.
 
@@ -33,7 +37,7 @@ def vllm_commands(
 
     Args:
         repo: Hub id or folder of a TAIA repository.
-        tasks: Names of lm-eval's tasks or of this package's.
+        tasks: Names of lm-eval's tasks or of this package's, or paths of YAML files.
         modes: Settings.
         revision: Revision of the repository.
         token: Access token.
@@ -41,61 +45,72 @@ def vllm_commands(
         num_fewshot: Numbers of examples; None for each task's own.
         seed: Seed of the examples.
         chat_template: Whether prompts go through the chat template.
+        system_instruction: System message.
+        max_gen_toks: Longest answer in tokens, where the tasks' own shall not hold.
 
     Returns:
         Lines of a shell script.
 
     Raises:
-        ConfigError: If a task is a JSONL file, which lm-eval's command line does not take.
+        MissingDependencyError: If lm-eval is not installed, which knows the names of its tasks.
+        ConfigError: If there is no task, or one that lm-eval does not know, or one that is a JSONL file, which its
+            command line does not take; or if a path has a comma, which it takes for the end of an argument.
         RepositoryError: If the repository cannot be read.
     """
+    if not tasks:
+        raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a YAML file.")
     local = [task for task in tasks if task.endswith(".jsonl")]
     if local:
         raise ConfigError(
             f"lm-eval's command line takes no JSONL file, as '{local[0]}'.",
             "Evaluate it without --backend vllm, or write a task YAML for it.",
         )
+    check_names(tasks)
+    common = ["--tasks", ",".join(tasks), "--include_path", str(tasks_dir())]
+    common += ["--seed", f"0,{seed},{seed},{seed}", "--batch_size", "auto", "--log_samples"]
+    common += ["--limit", str(limit)] if limit else []
+    common += ["--apply_chat_template"] if chat_template else []
+    common += ["--system_instruction", system_instruction] if system_instruction else []
+    common += ["--gen_kwargs", f"max_gen_toks={max_gen_toks}"] if max_gen_toks else []
     access = hub.HubAccess(token=token)
     source = hub.fetch(repo, [hub.CONFIG, "adapter/*"], revision=revision, access=access, what="TAIA repository")
     config = read_taia_config(source.folder / hub.CONFIG, repo)
-    lines = []
+    adapter_folder = update_folder(source, config, access)
+    rank = hub.read_json(adapter_folder / hub.ADAPTER_CONFIG).get("r", 16)
+    lines: list[str] = []
+    names: list[str] = []
     for setting in map(parse_setting, modes):
+        names.append(_file_name(setting.label, names))
         adapter: str | None = None
         if setting.label == "all":
-            adapter = str(update_folder(source, config, access))
+            adapter = str(adapter_folder)
         elif setting.label != "none":
-            adapter = f"./adapter-{setting.label}"
+            adapter = f"./adapter-{names[-1]}"
             lines.append(f"# {adapter}: an adapter with only what acts in mode {setting.label}, in PEFT's format")
-        rank = hub.read_json(update_folder(source, config, access) / hub.ADAPTER_CONFIG).get("r", 16)
+        model = ["--model", "vllm", "--model_args", _model_args(config, adapter, rank)]
         for shots in num_fewshot:
-            lines.append(
-                shlex.join(_words(config, adapter, rank, tasks, shots, limit, seed, chat_template, setting.label))
-            )
+            words = ["--num_fewshot", str(shots)] if shots is not None else []
+            results = f"results-{names[-1]}" + (f"-{shots}shot" if shots is not None else "")
+            lines.append(shlex.join(["lm_eval", "run", *model, *common, *words, "--output_path", results]))
     return lines
 
 
-def _words(
-    config: TAIAConfig,
-    adapter: str | None,
-    rank: int,
-    tasks: Sequence[str],
-    shots: int | None,
-    limit: int | None,
-    seed: int,
-    chat_template: bool,
-    label: str,
-) -> list[str]:
-    model = f"pretrained={config.base_model_name_or_path}"
-    if config.base_model_revision:
-        model += f",revision={config.base_model_revision}"
+def _file_name(label: str, taken: Sequence[str]) -> str:
+    """Makes a name of letters, digits, `-`, `_` and `.` of a setting's label, another one than those taken."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")[:80] or "mode"
+    return name if name not in taken else f"{name}-{len(taken) + 1}"
+
+
+def _model_args(config: TAIAConfig, adapter: str | None, rank: int) -> str:
+    args = {"pretrained": config.base_model_name_or_path, "revision": config.base_model_revision}
     if adapter:
-        model += f",lora_local_path={adapter},max_lora_rank={_served_rank(rank)}"
-    words = ["lm_eval", "run", "--model", "vllm", "--model_args", model, "--tasks", ",".join(tasks)]
-    words += ["--include_path", str(tasks_dir()), "--seed", f"0,{seed},{seed},{seed}", "--batch_size", "auto"]
-    words += ["--log_samples", "--output_path", f"results-{label}" + (f"-{shots}shot" if shots is not None else "")]
-    words += ["--num_fewshot", str(shots)] if shots is not None else []
-    words += ["--limit", str(limit)] if limit else []
-    return [*words, "--apply_chat_template"] if chat_template else words
+        args |= {"lora_local_path": adapter, "max_lora_rank": str(_served_rank(rank))}
+    for value in args.values():
+        if value and "," in value:
+            raise ConfigError(
+                f"lm-eval's --model_args take no comma, as in '{value}'.", "Move or copy the folder to another path."
+            )
+    return ",".join(f"{name}={value}" for name, value in args.items() if value)
 
 
 def _served_rank(rank: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from taia_hub._files import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.policy import parse_setting
 from taia_hub.results.identity import ModelIdentity
 
 RESULTS_FILE = "taia_results.json"
@@ -167,8 +169,8 @@ class Results:
         try:
             results = cls(
                 ModelIdentity(**value["model"]),
-                dict(value["environment"]),
-                dict(value["settings"]),
+                _mapping(value["environment"]),
+                _mapping(value["settings"]),
                 {key: _task(task) for key, task in value["tasks"].items()},
                 {key: Group(**{**group, "tasks": tuple(group["tasks"])}) for key, group in value["groups"].items()},
             )
@@ -217,6 +219,12 @@ class Results:
         return cls.from_json(value, str(path))
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{value!r} stands where a mapping belongs")
+    return dict(value)
+
+
 def _task(value: Mapping[str, Any]) -> TaskResults:
     modes = {
         label: ModeScores(**{**mode, "values": {name: tuple(items) for name, items in mode["values"].items()}})
@@ -234,5 +242,23 @@ def _check(results: Results) -> None:
         for label, mode in task.modes.items():
             if task.metric not in mode.scores:
                 raise ValueError(f"mode {label!r} of {key!r} lacks its metric {task.metric!r}")
-            if any(len(values) != len(task.items) for values in mode.values.values()):
-                raise ValueError(f"mode {label!r} of {key!r} has another number of values than of items")
+            if parse_setting(mode.setting).label != label:
+                raise ValueError(f"mode {label!r} of {key!r} has the setting {mode.setting!r}")
+            _check_numbers(f"mode {label!r} of {key!r}", mode, len(task.items))
+
+
+def _check_numbers(where: str, mode: ModeScores, items: int) -> None:
+    if not all(_is_finite(score) for score in mode.scores.values()):
+        raise ValueError(f"{where} has a score that is no number")
+    for metric, values in mode.values.items():
+        if len(values) != items:
+            raise ValueError(f"{where} has another number of values than of items")
+        if not all(map(_is_finite, values)):
+            raise ValueError(f"{where} has a value that is no number")
+        mean = math.fsum(values) / items if items else 0.0
+        if metric in mode.scores and not math.isclose(mean, mode.scores[metric], rel_tol=1e-6, abs_tol=1e-9):
+            raise ValueError(f"{where} has the score {mode.scores[metric]!r}, but its values have the mean {mean:g}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from taia_hub.results.statistics import Interval
-from taia_hub.results.summary import Row, Summary
+from taia_hub.results.statistics import FEWEST, Interval
+from taia_hub.results.summary import AVERAGE, Row, Summary
 
 
 def to_text(summary: Summary) -> str:
@@ -34,6 +34,9 @@ def to_text(summary: Summary) -> str:
     differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]
     if differences:
         text += ["", "Differences with paired 95 % intervals over items:", *differences]
+    few = [row.title for row in summary.rows if row.depth == 0 and row.items < FEWEST and len(row.scores) > 1]
+    if few:
+        text += ["", f"Fewer than {FEWEST} items tell nothing about a difference: {', '.join(few)}."]
     text += ["", recommendation_text(summary)]
     return "\n".join(text)
 
@@ -50,15 +53,25 @@ def recommendation_text(summary: Summary) -> str:
     found = summary.recommendation
     if found is None:
         return "These results do not name one mode: look at each task."
-    where = "over these tasks" if found.row.key.startswith("average") else f"on {found.row.title}"
+    if len(found.row.best) == len(found.row.scores):
+        return f"All modes score the same {_where(found.row)} ({format_value(found.row.scores[found.mode].value)})."
+    where = _where(found.row)
     score = format_value(found.row.scores[found.mode].value)
     if not found.within_noise:
         return f"Mode {found.mode} is best {where} ({score}), beyond noise."
     others = ", ".join(found.within_noise)
     return (
-        f"Mode {found.mode} has the best score {where} ({score}), but {others} may be as good: over {found.row.items} "
-        "items the difference is within noise."
+        f"Mode {found.mode} has the best score {where} ({score}), but {others} may be as good: over "
+        f"{_count(found.row.items)} the difference is within noise."
     )
+
+
+def _where(row: Row) -> str:
+    return "over these tasks" if row.key.partition("@")[0] == AVERAGE else f"on {row.title}"
+
+
+def _count(items: int) -> str:
+    return "1 item" if items == 1 else f"{items:,} items"
 
 
 def format_value(value: float) -> str:

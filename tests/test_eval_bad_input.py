@@ -1,0 +1,242 @@
+"""Tasks, numbers and modes that cannot be evaluated: what came, what is allowed, what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lm_eval.utils import simple_parse_args_string
+
+import taia_hub
+from taia_hub import evaluate
+from taia_hub.cli import main
+from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
+from taia_hub.evaluation import vllm_commands
+from taia_hub.evaluation.catalogue import check_names, load_tasks
+from taia_hub.evaluation.harness import check_batch_size
+from taia_hub.evaluation.vllm import _file_name
+from taia_hub.results import summarise
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+    dev: {rows}
+test_split: test
+fewshot_split: dev
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}} ?"
+doc_to_choice: [a, b]
+doc_to_target: y
+fewshot_config:
+  sampler: first_n
+metric_list:
+  - metric: acc
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of the tasks own_a and own_b, and of their group."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"text": f"the sea is {letter}.", "y": index % 2} for index, letter in enumerate("abcdef")]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for name in ("own_a", "own_b"):
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, rows=folder / "rows.jsonl"))
+    (folder / "group.yaml").write_text("group: own_group\ntask:\n  - own_a\n  - own_b\n")
+    return folder
+
+
+def edit(path, before, after):
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def items(path, count=4):
+    path.parent.mkdir(exist_ok=True)
+    rows = [{"id": i, "question": f"say {i}", "answer": str(i), "answer_type": "number"} for i in range(count)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+# --- Tasks ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("names", [["own_*"], ["own_group", "own_a"], ["own_a", "own_a", "own_group"]])
+def test_a_task_that_is_asked_for_twice_is_evaluated_once(own, names):
+    tasks, groups = load_tasks(names, include_path=[own])
+    assert sorted(task.blank.key for task in tasks) == ["own_a", "own_b"]
+    assert groups["own_group"].tasks == ("own_a", "own_b")
+
+
+def test_a_member_that_its_group_changes_is_refused_beside_the_task_alone(own):
+    changed = "  - task: own_a\n    doc_to_text: other {{text}}\n"
+    edit(own / "group.yaml", "  - own_a\n", changed)
+    with pytest.raises(ConfigError, match="Two different tasks are called 'own_a'") as caught:
+        load_tasks(["own_a", "own_group"], include_path=[own])
+    assert "--out" in caught.value.hint
+
+
+def test_files_of_one_name_are_refused(tmp_path, own):
+    one, two = items(tmp_path / "one" / "t.jsonl"), items(tmp_path / "two" / "t.jsonl", 5)
+    with pytest.raises(ConfigError, match=r"one/t.jsonl' and '.*two/t.jsonl' would both be the task 't'") as caught:
+        load_tasks([one, two])
+    assert caught.value.hint == "Rename one of the files."
+    assert len(load_tasks([one, one])[0]) == 1
+    with pytest.raises(ConfigError, match="Two different tasks are called 'own_a'"):
+        load_tasks([items(tmp_path / "own_a.jsonl"), "own_a"], include_path=[own])
+
+
+@pytest.mark.parametrize(("sampler", "fewshot_split", "there"), [("first_n", "dev", 6), ("default", "test", 5)])
+def test_more_examples_than_there_are_are_refused(own, sampler, fewshot_split, there):
+    edit(own / "own_a.yaml", "first_n", sampler)
+    edit(own / "own_a.yaml", "fewshot_split: dev", f"fewshot_split: {fewshot_split}")
+    (task,), _ = load_tasks(["own_a"], include_path=[own], num_fewshot=[there])
+    assert task.blank.num_fewshot == there
+    task.task.build_all_requests(rank=0, world_size=1)
+    with pytest.raises(ConfigError, match=f"'own_a' has {there} items to take examples from, not {there + 1}"):
+        load_tasks(["own_a"], include_path=[own], num_fewshot=[there + 1])
+
+
+# --- Metrics -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("metric", ["acc", "acc_mutual_info"])
+def test_metrics_of_lm_eval_are_read(pico, tokenizer, own, metric):
+    edit(own / "own_a.yaml", "metric: acc", f"metric: {metric}")
+    found = evaluate(pico.taia("llama"), "own_a", ["none"], tokenizer=tokenizer, include_path=own)
+    task = found.tasks["own_a"]
+    assert task.metric == f"{metric},none"
+    assert len(task.modes["none"].values[task.metric]) == 6
+    assert 0 <= summarise(found).rows[0].scores["none"].value <= 1
+
+
+def test_a_first_metric_that_the_task_does_not_give_is_named(pico, tokenizer, own, tmp_path):
+    (own / "functions.py").write_text("def score(doc, results):\n    return {'hits': 1.0}\n")
+    edit(own / "own_a.yaml", "doc_to_target: y", "doc_to_target: y\nprocess_results: !function functions.score")
+    out = tmp_path / "r.json"
+    with pytest.raises(ConfigError, match="'own_a' has the metric 'acc,none' first, but gives only hits,none"):
+        evaluate(pico.taia("llama"), "own_a", ["none"], tokenizer=tokenizer, include_path=own, out=out)
+    assert not out.exists()
+
+
+# --- Batches and processes -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [0, -1, "0", "-1", "foo", "", "8.0", 2.5, True, None, "auto:", "auto:0", "auto:x"])
+def test_what_is_no_batch_size_is_refused(pico, tokenizer, tmp_path, size):
+    with pytest.raises(ConfigError, match="is no batch size") as caught:
+        evaluate(pico.taia("llama"), items(tmp_path / "t.jsonl"), ["none"], tokenizer=tokenizer, batch_size=size)
+    assert "'auto:4'" in caught.value.hint
+
+
+def test_batch_sizes():
+    assert [check_batch_size(size) for size in (3, "3", "auto", "auto:2")] == [3, 3, "auto", "auto:2"]
+
+
+def test_what_lm_eval_prints_does_not_stand_among_the_results(online, own, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["--include-path", str(own), "--task", "own_a", "--mode", "none", "--batch-size", "auto", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", online.taia, *words])
+    assert ended.value.code == 0
+    assert list(json.loads(capsys.readouterr().out)["tasks"]) == ["own_a"]
+
+
+def test_fewer_items_than_processes_are_refused(tmp_path, monkeypatch):
+    path = items(tmp_path / "t.jsonl")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` sets it
+    with pytest.raises(ConfigError, match="'t' has 1 items, too few for 2 processes"):
+        load_tasks([path], limit=1)
+    assert len(load_tasks([path], limit=2)[0]) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_say_so_and_end(pico, tokenizer, tmp_path):
+    folder, script = tmp_path / "model", tmp_path / "run.py"
+    pico.taia("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    script.write_text("import sys, taia_hub; taia_hub.evaluate(sys.argv[1], sys.argv[2], ['none'], limit=1)")
+    here = {"PYTHONPATH": str(Path(taia_hub.__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        [*words, str(folder), str(items(tmp_path / "t.jsonl"))],
+        env={**os.environ, **here},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode
+    assert "ConfigError: The task 't' has 1 items, too few for 2 processes" in done.stderr
+
+
+# --- Commands for vLLM ---------------------------------------------------------------------------------------------
+def test_weighted_settings_give_plain_names(online):
+    setting = {"attention": 1, "ffn": 0.5}
+    comment, command = vllm_commands(online.taia, ["mmlu"], [setting])
+    words = command.split("--model_args ")[1].split(" ")[0]
+    args = simple_parse_args_string(words)
+
+    assert "'" not in command
+    assert "attention=1, ffn=0.5" in comment
+    assert args["lora_local_path"] == "./adapter-attention-1-ffn-0.5"
+    assert args["max_lora_rank"] == 8
+    assert args["pretrained"] == online.base
+    assert "--output_path results-attention-1-ffn-0.5" in command
+
+
+def test_two_settings_never_share_a_name():
+    assert _file_name("ffn=0.5", []) == "ffn-0.5"
+    assert _file_name("ffn@0.5", ["ffn-0.5"]) == "ffn-0.5-2"
+    assert _file_name("../*", []) == "mode"
+    assert len(_file_name("attention@0=1, " * 40, [])) <= 80
+
+
+def test_a_folder_with_a_comma_is_refused(pico, tmp_path):
+    folder = tmp_path / "a,b"
+    pico.taia("llama").save_pretrained(folder)
+    with pytest.raises(ConfigError, match="--model_args take no comma"):
+        vllm_commands(str(folder), ["mmlu"], ["all"])
+
+
+def test_words_are_quoted(online):
+    (command,) = vllm_commands(online.taia, ["mmlu"], ["none"], system_instruction="it's; rm", max_gen_toks=5)
+    assert """--system_instruction 'it'"'"'s; rm'""" in command
+    assert "--gen_kwargs max_gen_toks=5" in command
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "message"),
+    [
+        ([], ConfigError, "No task was given"),
+        (["mmul"], ConfigError, "no task 'mmul'. Did you mean 'mmlu'"),
+        (["no_such_*"], ConfigError, "No task matches"),
+        (["missing.yaml"], RepositoryError, "no task file 'missing.yaml'"),
+    ],
+)
+def test_commands_for_no_task_are_refused(tasks, error, message):
+    with pytest.raises(error, match=message):
+        vllm_commands("no/model", tasks, ["none"])
+
+
+def test_names_need_lm_eval(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependencyError):
+        check_names(["mmlu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--backend", "vllm", "--task", "mmlu", "--prompts", "p.txt"],
+            "--prompts cannot be part of commands for vLLM",
+        ),
+        (["--backend", "vllm", "--task", "mmlu", "--include-path", "."], "--include-path cannot be part of"),
+        (["--task", "mmlu", "--batch-size", "many"], "batch_size='many' is no batch size"),
+    ],
+)
+def test_the_command_refuses_words_that_it_cannot_use(words, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "org/model", *words])
+    assert message in capsys.readouterr().err
