@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from taia_hub import cards, hub
+from taia_hub.analysis.format import ANALYSIS_FILE, load_analysis
 from taia_hub.errors import ConfigError
 from taia_hub.results import RESULTS_FILE, ModelIdentity, Results
 
-ANALYSIS_FILE = "taia_analysis.json"
 TRAINING_FILE = "taia_training.json"
 FIGURES = "figures"
-SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, f"{FIGURES}/*")
-"""What lies beside a model and goes on its card."""
+SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, f"{FIGURES}/*", f"{cards.EVAL_RESULTS}/*")
+"""What lies beside a model and goes on its card, or comes of it."""
 
 _ALT = {
     "update_norms": "Norm of the update by layer and role",
     "scores": "Scores by task and mode",
     "similarity": "Similarity of the hidden states to the base model's, by mode",
     "residual_rank": "Residual rank by layer and mode",
+}
+_DRAWN_FROM = {
+    "scores": (RESULTS_FILE,),
+    **dict.fromkeys(("update_norms", "similarity", "residual_rank"), (ANALYSIS_FILE,)),
 }
 _DUBLIN = "{http://purl.org/dc/elements/1.1/}title"
 
@@ -97,24 +101,10 @@ def read_training(path: Path, expected: ModelIdentity | None = None) -> cards.Tr
     Raises:
         ConfigError: If it is damaged or of another model.
     """
-    value = hub.read_json(path)
     try:
-        known = {one.name for one in dataclasses.fields(cards.Training)} & value.keys()
-        kept = {name: value[name] for name in known}
-        names = {one.name for one in dataclasses.fields(cards.DatasetFacts)}
-        kept["datasets"] = tuple(
-            cards.DatasetFacts(**{key: one[key] for key in names & one.keys()}) for one in value.get("datasets", ())
-        )
-        for name in ("hyperparameters", "hardware", "versions"):
-            kept[name] = dict(value.get(name) or {})
-        training = cards.Training(**kept)
-        for name in ("seconds", "co2_eq_emissions"):
-            number = getattr(training, name)
-            is_number = isinstance(number, (int, float)) and math.isfinite(number)
-            if not (number is None or is_number or (name != "seconds" and isinstance(number, Mapping))):
-                raise ValueError(f"{name} is {number!r}")
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"'{path}' is damaged: {type(error).__name__}: {error}.", "Write it again.") from error
+        training = cards.training_from_json(hub.read_json(path))
+    except ValueError as error:
+        raise ConfigError(f"'{path}' is damaged: {error}.", "Write it again.") from error
     if expected and training.adapter_sha256 not in (None, expected.adapter_sha256):
         found = dataclasses.replace(expected, adapter_sha256=training.adapter_sha256)
         _refuse_other(path, "the training", found, expected)
@@ -130,7 +120,20 @@ def _refuse_other(path: Path, what: str, found: ModelIdentity, expected: ModelId
         )
 
 
-def read_analysis(path: Path, expected: ModelIdentity) -> dict[str, dict[str, float | tuple[int, ...] | None]]:
+@dataclass(frozen=True)
+class Measures:
+    """What an analysis says of an update.
+
+    Attributes:
+        parts: Role to the fields of `cards.RolePart` that were measured.
+        notes: What to know of them.
+    """
+
+    parts: Mapping[str, Mapping[str, Any]]
+    notes: tuple[str, ...]
+
+
+def read_analysis(path: Path, expected: ModelIdentity) -> Measures:
     """Reads an analysis file that must be of a certain model.
 
     Args:
@@ -138,13 +141,11 @@ def read_analysis(path: Path, expected: ModelIdentity) -> dict[str, dict[str, fl
         expected: The model; its name and dtype do not count.
 
     Returns:
-        Role to the fields of `cards.RolePart` that were measured.
+        What it says of the update.
 
     Raises:
         ConfigError: If it is damaged or of another model.
     """
-    from taia_hub.analysis import load_analysis
-
     analysis = load_analysis(path)
     subject = analysis.subject
     found = dataclasses.replace(
@@ -154,19 +155,33 @@ def read_analysis(path: Path, expected: ModelIdentity) -> dict[str, dict[str, fl
         adapter_sha256=subject.adapter_sha256,
     )
     _refuse_other(path, "the analysis", found, expected)
-    ranks: dict[str, set[int]] = {}
-    for module in analysis.update.modules:
-        if module.rank is not None:
-            ranks.setdefault(module.role, set()).add(module.rank)
-    return {
+    parts = {
         role: {
             "frobenius": part.frobenius,
             "relative": part.relative_frobenius,
             "effective_rank": part.effective_rank,
-            **({"ranks": tuple(sorted(ranks[role]))} if role in ranks else {}),
+            "measured": part.measured,
         }
         for role, part in analysis.update.by_role.items()
     }
+    return Measures(parts, analysis.update.notes)
+
+
+def true_figures(figures: Mapping[str, Path], true: Collection[str]) -> tuple[cards.Figure, ...]:
+    """Lists the figures that the card may show: a picture does not say which model it is of, the file beside it does.
+
+    Args:
+        figures: Path in the repository to path on this disk.
+        true: Which of the results and the analysis file are there and of this model.
+
+    Returns:
+        The figures that were drawn from them; of a person's own figures it is taken that they go with either.
+    """
+    return tuple(
+        cards.Figure(name, figure_alt(path))
+        for name, path in sorted(figures.items())
+        if set(_DRAWN_FROM.get(path.stem, (RESULTS_FILE, ANALYSIS_FILE))) & set(true)
+    )
 
 
 def figure_alt(path: Path) -> str:
@@ -185,3 +200,32 @@ def figure_alt(path: Path) -> str:
     if title is not None and title.text:
         return title.text
     return _ALT.get(path.stem, path.stem.replace("_", " ").replace("-", " "))
+
+
+def eval_results_there(folder: Path) -> dict[str, str]:
+    """Reads the files of leaderboard scores in a folder of a repository.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Path in the repository to text.
+    """
+    paths = sorted((folder / cards.EVAL_RESULTS).glob("*.yaml"))
+    return {f"{cards.EVAL_RESULTS}/{path.name}": path.read_text("utf-8", "replace") for path in paths}
+
+
+def stale_eval_results(there: Mapping[str, str], results: Results | None) -> tuple[str, ...]:
+    """Lists the files of leaderboard scores that an earlier card wrote and that these results do not have.
+
+    Args:
+        there: Path in the repository to text.
+        results: What was evaluated of the weights that are there now.
+
+    Returns:
+        Paths to delete; other people's files stay.
+    """
+    expected = cards.eval_results_files(results)
+    return tuple(
+        name for name, text in there.items() if name not in expected and cards.is_eval_results_file(name, text)
+    )

@@ -8,17 +8,27 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
-from taia_hub.card_files import SideFiles, figure_alt, read_analysis, read_results, read_training
+from taia_hub.analysis.format import ANALYSIS_FILE
+from taia_hub.analysis.reading import AdaptedPart, AdapterFiles, lora_parts
+from taia_hub.card_files import (
+    SideFiles,
+    eval_results_there,
+    read_analysis,
+    read_results,
+    read_training,
+    true_figures,
+)
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.info import repository_info
-from taia_hub.loading import manifest_name
-from taia_hub.results import ModelIdentity, config_sha256
-from taia_hub.sublayers import find_sublayers
-from taia_hub.updates.peft import PREFIX
+from taia_hub.loading import base_name, manifest_name
+from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
+from taia_hub.sublayers import ROLES
+from taia_hub.updates.peft import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +41,7 @@ def describe(
     method: str,
     parts: Mapping[str, cards.RolePart],
     adapter_config: Mapping[str, Any],
-    license_fields: Mapping[str, str],
+    license_fields: Mapping[str, str | list[str]],
     tags: Iterable[str] = (),
 ) -> cards.CardData:
     """Collects what the card of a repository says, without the files beside the model.
@@ -59,7 +69,7 @@ def describe(
         base_revision=config.base_model_revision,
         default=config.setting.label,
         method=method,
-        parts=with_ranks(parts, adapter_config),
+        parts=parts,
         adapter_repo=config.update.get("repo"),
         adapter_revision=config.update.get("revision"),
         adapter_path=path,
@@ -111,22 +121,12 @@ def with_side_files(
 
     results, training = read(files.results, read_results), read(files.training, read_training)
     analysis = read(files.analysis, read_analysis)
-    figures = tuple(cards.Figure(name, figure_alt(path)) for name, path in sorted(files.figures.items()))
-    if (files.analysis and not analysis) or (files.results and not results):  # drawn from files of another model
-        figures = ()
-    parts = {role: dataclasses.replace(part, **(analysis or {}).get(role, {})) for role, part in data.parts.items()}
-    return dataclasses.replace(data, results=results, training=training, parts=parts, figures=figures)
-
-
-def with_ranks(parts: Mapping[str, cards.RolePart], adapter_config: Mapping[str, Any]) -> dict[str, cards.RolePart]:
-    """Gives each role the one rank of the adapter's configuration, where no pattern makes ranks differ."""
-    rank = adapter_config.get("r")
-    if not isinstance(rank, int) or adapter_config.get("rank_pattern"):
-        return dict(parts)
-    return {
-        role: dataclasses.replace(part, ranks=part.ranks or ((rank,) if part.modules else ()))
-        for role, part in parts.items()
-    }
+    true = [name for name, found in ((RESULTS_FILE, results), (ANALYSIS_FILE, analysis)) if found is not None]
+    full = dataclasses.replace(data, results=results, training=training, figures=true_figures(files.figures, true))
+    if analysis is None:
+        return full
+    parts = {role: dataclasses.replace(part, **analysis.parts.get(role, {})) for role, part in data.parts.items()}
+    return dataclasses.replace(full, parts=parts, update_notes=analysis.notes)
 
 
 def manifest_sha256(folder: Path, name: str) -> str | None:
@@ -146,7 +146,13 @@ def manifest_sha256(folder: Path, name: str) -> str | None:
 
 
 def card_facts(
-    data: cards.CardData, source: hub.Source, files: Iterable[str], problems: Iterable[cards.Finding] = ()
+    data: cards.CardData,
+    source: hub.Source,
+    files: Iterable[str],
+    problems: Iterable[cards.Finding] = (),
+    *,
+    template: str | None = None,
+    template_dir: Path | None = None,
 ) -> cards.CardFacts:
     """Collects what a card is checked against.
 
@@ -155,6 +161,8 @@ def card_facts(
         source: The repository; weights that lie there are hashed.
         files: Paths of all its files.
         problems: What did not fit together when the files were read.
+        template: Name of the template that was asked for.
+        template_dir: Folder of templates that come before ours.
 
     Returns:
         The facts.
@@ -163,10 +171,15 @@ def card_facts(
     weights = f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
     if not data.adapter_repo and (source.folder / weights).is_file():
         hashes[weights] = hub.sha256(source.folder / weights)
-        same = data.adapter_sha256 == hashes[weights]
-        found.append(cards.Finding(None, f"{hub.MANIFEST}: {weights}", same, hashes[weights], data.adapter_sha256))
+    true, listed = hashes.get(weights, data.adapter_sha256), manifest_sha256(source.folder, weights)
+    if true:
+        found.append(cards.Finding(None, f"{hub.MANIFEST}: {weights}", listed == true, true, listed))
+    expected = cards.eval_results_files(data.results)
+    for name, text in eval_results_there(source.folder).items():
+        if name in expected or cards.is_eval_results_file(name, text):
+            found.append(cards.Finding(None, f"{name} holds the scores of {RESULTS_FILE}", text == expected.get(name)))
     repo_id = source.name if source.revision else None
-    return cards.CardFacts(data, repo_id, frozenset(files), hashes, tuple(found))
+    return cards.CardFacts(data, repo_id, frozenset(files), hashes, tuple(found), template, template_dir)
 
 
 def describe_files(
@@ -174,7 +187,7 @@ def describe_files(
     config: TAIAConfig,
     *,
     repo_id: str,
-    license_fields: Mapping[str, str],
+    license_fields: Mapping[str, str | list[str]],
     token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> cards.CardData:
@@ -195,52 +208,55 @@ def describe_files(
         TAIAError: If a file is missing or malformed.
     """
     found = repository_info(source.name, revision=source.revision, token=token, trust_remote_code=trust_remote_code)
-    parts = {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()}
     access = hub.HubAccess(token=token)
-    holder = source
+    holder, weights = source, manifest_name(config)
     if config.update.get("repo"):
         name, sha = config.update["repo"], config.update["revision"]
         wanted = f"{config.update.get('path', '')}/{hub.ADAPTER_CONFIG}".lstrip("/")
         holder = hub.fetch(name, [wanted], revision=sha, access=access, what="adapter repository", local=False)
-    adapter_config = hub.read_json((holder.folder / manifest_name(config)).with_name(hub.ADAPTER_CONFIG))
-    if adapter_config.get("rank_pattern"):
-        from taia_hub.analysis import reading
-
-        files = reading.open_adapter(source.name, revision=source.revision, access=access)
-        roles = find_sublayers(reading.skeleton(files, access, trust_remote_code)).roles
-        parts = with_ranks_of(parts, files.weights, roles)
-    return describe(
+    folder = (holder.folder / weights).parent
+    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
+    files = AdapterFiles(source.name, source.revision, folder, read_config(folder), base)
+    known = lora_parts(files, access, trust_remote_code)
+    data = describe(
         config,
         source.folder,
         repo_id=repo_id,
         method=found.method,
-        parts=parts,
-        adapter_config=adapter_config,
+        parts=role_parts(known)
+        if known is not None
+        else {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()},
+        adapter_config=hub.read_json(folder / hub.ADAPTER_CONFIG),
         license_fields=license_fields,
     )
+    if data.adapter_repo:  # the manifest is here, the weights are elsewhere
+        sha256 = _sha256_on_the_hub(data.adapter_repo, weights, data.adapter_revision, access)
+        data = dataclasses.replace(data, adapter_sha256=sha256)
+    return data
 
 
-def with_ranks_of(
-    parts: Mapping[str, cards.RolePart], weights: Path, roles: Mapping[str, str]
-) -> dict[str, cards.RolePart]:
-    """Gives each role the ranks that its tensors have in the adapter's file.
+def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
+    """Lists what an update adapts in the order that cards have.
 
     Args:
-        parts: Role to the update's part of it.
-        weights: The adapter's safetensors file; only its header is read.
-        roles: Module path to its role.
+        parts: Role to what is adapted.
 
     Returns:
-        The parts with their ranks.
+        Every role to its part.
     """
-    ranks: dict[str, set[int]] = {}
-    with safe_open(weights, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            path, found, rest = key.removeprefix(PREFIX).partition(".lora_")
-            if found and rest.startswith(("A", "embedding_A")):
-                ranks.setdefault(roles.get(path, "other"), set()).add(file.get_slice(key).get_shape()[0])
-    found = {role: tuple(sorted(ranks.get(role, part.ranks))) for role, part in parts.items()}
-    return {role: dataclasses.replace(part, ranks=found[role]) for role, part in parts.items()}
+    there = {role: parts.get(role, AdaptedPart(0, 0, frozenset())) for role in ROLES}
+    return {role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks))) for role, one in there.items()}
+
+
+def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:
+    """Asks the Hub for the hash of a large file; one that it does not keep as such is downloaded and hashed."""
+    with hub.hub_errors(repo_id, what="adapter repository", revision=revision):
+        found = HfApi(token=access.token).get_paths_info(repo_id, path, revision=revision)
+        large = [one.lfs.sha256 for one in found if isinstance(one, RepoFile) and one.lfs]
+    if large:
+        return str(large[0])
+    file = hub.fetch(repo_id, [path], revision=revision, access=access, what="adapter repository", local=False)
+    return hub.sha256(file.folder / path)
 
 
 def render_over(

@@ -14,7 +14,15 @@ from huggingface_hub import HfApi
 
 from taia_hub import cards, hub
 from taia_hub._files import write_atomically
-from taia_hub.card_files import ANALYSIS_FILE, FIGURES, SIDE_FILES, TRAINING_FILE, SideFiles
+from taia_hub.analysis.format import ANALYSIS_FILE
+from taia_hub.card_files import (
+    FIGURES,
+    SIDE_FILES,
+    TRAINING_FILE,
+    SideFiles,
+    eval_results_there,
+    stale_eval_results,
+)
 from taia_hub.card_making import card_facts, describe_files, render_over, with_side_files
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
@@ -79,6 +87,7 @@ class MadeCard:
         kept: What of a person's stayed, a sentence each.
         texts: More text files: path in the repository to content.
         files: Files that were given: path in the repository to path on this disk.
+        stale: Paths of what an earlier card wrote beside itself and these results do not give.
     """
 
     source: hub.Source
@@ -87,13 +96,15 @@ class MadeCard:
     kept: tuple[str, ...]
     texts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Paths of what goes with the card and is not there already."""
+        """Paths of what goes with the card and is not there already, and of what is deleted with it."""
         folder = self.source.folder
         changed = [name for name, text in self.texts.items() if _read(folder / name) != text]
-        return (*changed, *(name for name, path in self.files.items() if not hub.same_bytes(path, folder / name)))
+        given = (name for name, path in self.files.items() if not hub.same_bytes(path, folder / name))
+        return (*changed, *given, *self.stale)
 
     def difference(self) -> str:
         """Returns the unified diff from the card that is there; empty where nothing changes."""
@@ -158,7 +169,8 @@ def make_card(
     for path, figure in given.figures.items():  # the same figure as SVG, which says what it shows
         if figure.with_suffix(".svg").is_file():
             files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
-    return MadeCard(source, merged.text, before, merged.kept, cards.eval_results_files(data.results), files)
+    stale = stale_eval_results(eval_results_there(source.folder), data.results)
+    return MadeCard(source, merged.text, before, merged.kept, cards.eval_results_files(data.results), files, stale)
 
 
 def write_card(made: MadeCard) -> str:
@@ -181,6 +193,8 @@ def write_card(made: MadeCard) -> str:
                 (folder / name).write_bytes(path.read_bytes())
         for name, text in {**made.texts, hub.CARD: made.text}.items():
             write_atomically(folder / name, text)
+        for name in made.stale:
+            (folder / name).unlink(missing_ok=True)
     return str(folder / hub.CARD)
 
 
@@ -205,7 +219,7 @@ def publish_card(made: MadeCard, message: str | None, token: str | bool | None, 
             files[name] = Path(scratch) / name
             write_atomically(files[name], text)
         commit = hub.publish(
-            files,
+            {**files, **dict.fromkeys(made.stale)},
             made.source.name,
             commit_message=message or "Update the model card",
             token=token,
@@ -252,14 +266,15 @@ def check_repository_card(
             if not data.adapter_repo:  # its weights, to hash them
                 weights = [f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")]
                 source = hub.fetch(name, [*_FETCHED, *weights], revision=source.revision, access=hub.HubAccess(token))
-    return cards.check_card(before, card_facts(data, source, files, problems))
+    facts = card_facts(data, source, files, problems, template=request.template, template_dir=request.template_dir)
+    return cards.check_card(before, facts)
 
 
 def _read_repository(
     name: str, revision: str | None, token: str | bool | None
 ) -> tuple[hub.Source, TAIAConfig, str | None]:
     access = hub.HubAccess(token=token)
-    source = hub.fetch(name, [*_FETCHED, ".eval_results/*"], revision=revision, access=access, what="TAIA repository")
+    source = hub.fetch(name, _FETCHED, revision=revision, access=access, what="TAIA repository")
     if not (source.folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
     config = read_taia_config(source.folder / hub.CONFIG, name)

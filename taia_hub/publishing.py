@@ -16,8 +16,9 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
-from taia_hub.card_files import SIDE_FILES, SideFiles
-from taia_hub.card_making import card_files, describe, describe_files, with_ranks_of, with_side_files
+from taia_hub.analysis.reading import parts_by_role
+from taia_hub.card_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
+from taia_hub.card_making import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.loading import check_folder
@@ -52,7 +53,7 @@ def save(
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     repo_id: str | None = None,
-    license_fields: Mapping[str, str] | None = None,
+    license_fields: Mapping[str, str | list[str]] | None = None,
     tags: Sequence[str] = (),
 ) -> cards.CardData:
     """Writes a TAIA repository into a folder, whole or not at all; a person's edits of the card there stay.
@@ -84,9 +85,11 @@ def save(
         for name, classes in STUBS.items():
             (scratch / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
         data = _described(model, config, scratch, repo_id or folder.name, license_fields or {}, tags)
+        full = with_side_files(data, config, SideFiles.of(folder), strict=False)
         if not _has_own_card(folder / hub.CARD):
-            full = with_side_files(data, config, SideFiles.of(folder), strict=False)
             card_files(full, [folder / hub.CARD], scratch, given=("tags",) if tags else ())
+    for name in stale_eval_results(eval_results_there(folder), full.results):
+        (folder / name).unlink()
     return data
 
 
@@ -165,13 +168,11 @@ def push_folder(
     config = check_folder(folder)
     check_publishable(config)
     repo_id = hub.full_repo_id(repo_id, token)
-    data = None
-    if not _has_own_card(folder / hub.CARD):
-        source = hub.Source(str(folder), folder, None)
-        fields = base_license(config, token)
-        data = describe_files(
-            source, config, repo_id=repo_id, license_fields=fields, token=token, trust_remote_code=trust_remote_code
-        )
+    source = hub.Source(str(folder), folder, None)
+    fields = base_license(config, token)
+    data = describe_files(
+        source, config, repo_id=repo_id, license_fields=fields, token=token, trust_remote_code=trust_remote_code
+    )
     return _publish(
         folder,
         repo_id,
@@ -191,14 +192,15 @@ def _publish(
     repo_id: str,
     config: TAIAConfig,
     *,
-    data: cards.CardData | None,
+    data: cards.CardData,
     token: str | bool | None,
     revision: str | None,
     **commit: Any,
 ) -> CommitInfo:
     """Publishes a folder, with the base model's tokenizer where there is none.
 
-    The card is made from `data` and the files beside the model, there and here; a person's card or edits stay.
+    The card is made from `data` and the files beside the model, there and here; a person's card or edits stay. Scores
+    on leaderboards that are not of these weights are deleted in the same commit.
     """
     files = hub.published_files(folder)
     if config.update.get("repo"):  # what an earlier copy left in the folder
@@ -214,17 +216,19 @@ def _publish(
         present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=sha)) if hub.CARD in there else None
         before = Path(api.hf_hub_download(repo_id, hub.CONFIG, revision=sha)) if hub.CONFIG in there else None
     _refuse_other_model(repo_id, there, before)
+    is_own = _has_own_card(folder / hub.CARD)
     if present is not None and _has_own_card(present):
         files.pop(hub.CARD, None)
-        data = None
+        is_own = True
     with tempfile.TemporaryDirectory() as extra, tempfile.TemporaryDirectory() as written:
-        if data is not None:
-            beside = SideFiles.of(folder)
-            if any(fnmatch(name, pattern) for name in there for pattern in SIDE_FILES):
-                access = hub.HubAccess(token=token)
-                source = hub.fetch(repo_id, SIDE_FILES, revision=sha, access=access, local=False)
-                beside = beside.over(SideFiles.of(source.folder))
-            full = with_side_files(data, config, beside, strict=False)
+        beside, scores = SideFiles.of(folder), dict[str, str]()
+        if any(fnmatch(name, pattern) for name in there for pattern in SIDE_FILES):
+            access = hub.HubAccess(token=token)
+            source = hub.fetch(repo_id, SIDE_FILES, revision=sha, access=access, local=False)
+            beside, scores = beside.over(SideFiles.of(source.folder)), eval_results_there(source.folder)
+        full = with_side_files(data, config, beside, strict=False)
+        stale = stale_eval_results(scores, full.results)
+        if not is_own:
             files |= card_files(full, [folder / hub.CARD, present], Path(written), given=("tags",) if data.tags else ())
         kept = "tokenizer_config.json" in there and (before is None or _same_base(before, config))
         if not kept and "tokenizer_config.json" not in files:
@@ -232,7 +236,13 @@ def _publish(
             files |= hub.published_files(Path(extra))
         message = commit.pop("commit_message") or "Upload TAIA model"
         return hub.publish(
-            files, repo_id, commit_message=message, token=token, revision=revision, parent_commit=sha, **commit
+            {**files, **dict.fromkeys(stale)},
+            repo_id,
+            commit_message=message,
+            token=token,
+            revision=revision,
+            parent_commit=sha,
+            **commit,
         )
 
 
@@ -261,25 +271,20 @@ def _described(
     config: TAIAConfig,
     folder: Path,
     repo_id: str,
-    license_fields: Mapping[str, str],
+    license_fields: Mapping[str, str | list[str]],
     tags: Sequence[str],
 ) -> cards.CardData:
     """Collects what the card says of a loaded model that was just saved into a folder."""
     update = model._taia_update
-    roles = model.status().roles
-    parts = {role: cards.RolePart(status.adapted, status.parameters) for role, status in roles.items()}
+    parts = role_parts(parts_by_role(update.head_model, model._taia_switch.sites))
     saved = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else update.source
-    adapter_config = hub.read_json(saved / hub.ADAPTER_CONFIG)
-    if adapter_config.get("rank_pattern"):
-        paths = {site.path: site.role for site in model._taia_switch.sites}
-        parts = with_ranks_of(parts, saved / hub.ADAPTER_WEIGHTS, paths)
     return describe(
         config,
         folder,
         repo_id=repo_id,
         method=str(getattr(update.config.peft_type, "value", "PEFT")),
         parts=parts,
-        adapter_config=adapter_config,
+        adapter_config=hub.read_json(saved / hub.ADAPTER_CONFIG),
         license_fields=license_fields,
         tags=tags,
     )
@@ -302,7 +307,7 @@ def check_publishable(config: TAIAConfig) -> None:
         )
 
 
-def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str]:
+def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str | list[str]]:
     """Reads the licence fields of the base model's card; empty where it has none.
 
     Args:

@@ -1,5 +1,6 @@
 """Norms from the files equal those of PEFT's own difference; hidden states are compared as the definitions say."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -28,9 +29,10 @@ from taia_hub.analysis import (
     load_analysis,
     residual_rank,
 )
+from taia_hub.analysis import hidden as hidden_module
 from taia_hub.analysis import measuring as measuring_module
 from taia_hub.analysis.density import density
-from taia_hub.analysis.examining import examine, read_texts
+from taia_hub.analysis.examining import examine, matching_results, read_texts
 from taia_hub.analysis.measures import cosine_similarity, relative_residual
 from taia_hub.analysis.reading import ADDITIVE
 from taia_hub.analysis.spectra import norms, spectrum_of_matrix, spectrum_of_product
@@ -42,6 +44,7 @@ from taia_hub.errors import (
     UnsupportedUpdateError,
     UpdateMismatchError,
 )
+from taia_hub.results import ModelIdentity, Results
 
 TEXTS = ["the cat sat on the mat.", "a.", "hello there you"]
 MODES = ["none", "attention", "ffn", "all"]
@@ -452,6 +455,46 @@ def test_similarity_and_residual_by_hand():
     assert relative_residual(torch.stack([states, states * 7])).tolist() == pytest.approx([0.3872983] * 2)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_states_that_are_no_numbers_are_refused(value):
+    bad, good = torch.tensor([[1.0, value], [1.0, 2.0]]), torch.ones(2, 2)
+    for measure in (lambda: cosine_similarity(bad, good), lambda: cosine_similarity(good, bad)):
+        with pytest.raises(ConfigError, match="no numbers"):
+            measure()
+    with pytest.raises(ConfigError, match="no numbers"):
+        relative_residual(bad)
+
+
+def test_layers_on_several_devices_are_put_together_on_the_processor(pico, tokenizer, monkeypatch):
+    class OnAnotherDevice:
+        def __init__(self, values):
+            self.values = values
+
+        def cpu(self):
+            return self.values
+
+    for measure in (cosine_similarity, relative_residual):
+        monkeypatch.setattr(
+            hidden_module, measure.__name__, lambda *states, measure=measure: OnAnotherDevice(measure(*states))
+        )
+    assert examine_texts(pico.taia("llama"), tokenizer, TEXTS, ["all"]).tokens
+
+
+def test_curves_and_densities_are_those_of_the_values(pico, tokenizer):
+    model = pico.taia("llama")
+    found = examine_texts(model, tokenizer, TEXTS)
+    values, ranks = hidden_state_similarity(model, tokenizer, TEXTS), residual_rank(model, tokenizer, TEXTS)
+    grid = np.array(found.grid)
+    for label in found.similarity:
+        for curve, of in ((found.similarity[label], values[label]), (found.residual_rank[label], ranks[label])):
+            spread = np.sqrt(((of - of.mean(1, keepdims=True)) ** 2).sum(1) / (of.shape[1] - 1))
+            assert curve.mean == pytest.approx(of.mean(1), rel=1e-5)
+            assert curve.standard_error == pytest.approx(spread / math.sqrt(of.shape[1]), rel=1e-5, abs=1e-12)
+        assert found.last_density[label] == pytest.approx(density(values[label][-1], grid), rel=1e-4, abs=1e-9)
+        without_embeddings = density(values[label][1:].ravel(), grid)
+        assert found.pooled_density[label] == pytest.approx(without_embeddings, rel=1e-4, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "mixtral", "jamba", "qwen3_next", "xlnet"])
 def test_hidden_states_of_any_architecture(pico, tokenizer, name):
     model = pico.taia(name)
@@ -587,6 +630,52 @@ def test_a_later_analysis_keeps_what_it_did_not_measure(repository):
     assert kept.update == whole.update
     subject = Subject("other", None, whole.subject.base_model, None, "ab12")
     assert quick.with_kept(Analysis(subject, whole.update, whole.hidden)) == quick
+
+
+def test_versions_go_with_what_they_measured(repository):
+    whole = examine(str(repository), relative=True, texts=TEXTS)
+    old = dataclasses.replace(whole, versions={"torch": "1"}, hidden_versions={"torch": "2"})
+    quick = examine(str(repository))
+    kept = quick.with_kept(old)
+    assert (kept.versions, kept.hidden_versions) == ({"torch": "1"}, {"torch": "2"})
+    assert Analysis.from_json(json.loads(json.dumps(kept.to_json()))).hidden_versions == {"torch": "2"}
+    again = whole.with_kept(old)
+    assert (again.update, again.versions, again.hidden_versions) == (whole.update, whole.versions, whole.versions)
+    plain = dataclasses.replace(quick, versions={"torch": "1"})
+    assert whole.with_kept(plain) == whole
+
+
+def test_the_same_update_on_another_local_base_is_another_model():
+    one = Subject("x", None, "/models/one", None, "ab")
+    assert one.is_same_model(dataclasses.replace(one, name="y"))
+    assert not one.is_same_model(dataclasses.replace(one, base_model="/models/other"))
+    assert not one.is_same_model(dataclasses.replace(one, adapter_sha256="cd"))
+    on_hub = dataclasses.replace(one, base_revision="1" * 40)
+    assert on_hub.is_same_model(dataclasses.replace(on_hub, base_model="org/moved"))
+
+
+def test_results_of_another_adapter_are_not_drawn(repository):
+    subject = examine(str(repository)).subject
+    model = ModelIdentity("x", None, subject.base_model, None, subject.adapter_sha256, "float32")
+    Results(model).save(repository / "taia_results.json")
+    assert matching_results(str(repository), None, subject, None) == Results(model)
+    Results(dataclasses.replace(model, adapter_sha256="1" * 64)).save(repository / "taia_results.json")
+    assert matching_results(str(repository), None, subject, None) is None
+
+
+def test_a_named_base_is_loaded_at_the_commit_that_was_measured(online, monkeypatch):
+    from taia_hub.analysis import examining
+
+    asked = {}
+
+    def remember(base, adapter, **options):
+        asked.update(options, base=base)
+        raise SettingError("far enough")
+
+    monkeypatch.setattr(examining.TAIAForCausalLM, "from_adapter", remember)
+    with pytest.raises(SettingError, match="far enough"):
+        examine(online.adapter, base=online.base, texts=TEXTS)
+    assert (asked["base"], asked["base_revision"]) == (online.base, online.base_sha)
 
 
 @pytest.mark.parametrize(

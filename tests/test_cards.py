@@ -29,7 +29,7 @@ from taia_hub import cards
 from taia_hub.cards import rendering, snippets, tables
 from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError
-from taia_hub.policy import MODES
+from taia_hub.policy import MODES, parse_setting
 from taia_hub.results import Results, summarise
 
 NASTY = [
@@ -223,7 +223,7 @@ def test_registered_benchmarks_get_a_file_of_their_own():
         "dataset": {"id": "openai/gsm8k", "task_id": "gsm8k", "revision": "d" * 40},
         "value": round(100 * score, 4),
         "date": "2026-11-21",
-        "notes": "inference_modules: attention (TAIA: attention updates only), 5-shot",
+        "notes": "inference_modules: attention (TAIA: attention updates), 5-shot",
     }
     assert [entry["notes"].split()[1] for entry in entries] == ["attention", "ffn", "all"]
     assert cards.eval_results_files(dataclasses.replace(whole, settings={"limit": 20})) == {}
@@ -323,6 +323,49 @@ def test_engines_that_would_not_serve_the_update_are_not_named(config, vllm, lla
     text = cards.render_card(data)
     assert ("vllm serve" in text) == (vllm is not None)
     assert ("convert_lora_to_gguf" in text) == llama_cpp
+
+
+@pytest.mark.parametrize("option", snippets._BEYOND_PLAIN_LORA)
+def test_a_lora_beyond_the_plain_one_is_not_served(option):
+    config = {"peft_type": "LORA", "r": 8, option: True}
+    found = snippets.engines(dataclasses.replace(EVERYTHING, adapter_config=config))
+    assert (found.peft, found.vllm_rank, found.llama_cpp) == (True, None, False)
+
+
+def test_what_vllm_and_llama_cpp_do_not_take_is_all_there():
+    """A name that is lost from the list would not be missed by the test above."""
+    assert set(snippets._BEYOND_PLAIN_LORA) == {
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "layer_replication",
+        "lora_bias",
+        "modules_to_save",
+        "rank_pattern",
+        "target_parameters",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_dora",
+        "use_qalora",
+    }
+
+
+def test_an_update_of_embeddings_or_the_head_is_not_served():
+    parts = {**EVERYTHING.parts, "other": cards.RolePart(1, 64, (16,))}
+    found = snippets.engines(dataclasses.replace(EVERYTHING, parts=parts))
+    assert (found.peft, found.vllm_rank, found.llama_cpp) == (True, None, False)
+
+
+def test_a_mapping_that_is_recommended_is_a_line_that_runs():
+    label = "attention=1, ffn@0-1=0.5"
+    one = task("svamp", "SVAMP", 400, {"none": 0.2, "attention": 0.3, label: 0.9, "all": 0.3})
+    setting = {"attention": 1.0, "ffn@0-1": 0.5}
+    modes = {**one.modes, label: dataclasses.replace(one.modes[label], setting=setting)}
+    text = rendered(results=results(dataclasses.replace(one, modes=modes))).content
+    line = re.search(r"`(model\.inference_modules = .*?)` changes it", text)[1]
+    model = SimpleNamespace()
+    exec(line, {"model": model})
+    assert model.inference_modules == setting
+    assert parse_setting(model.inference_modules).label == label
 
 
 # Nasty text

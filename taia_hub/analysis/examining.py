@@ -72,7 +72,9 @@ def examine(
         options: dict[str, Any] = {"token": token, "trust_remote_code": trust_remote_code}
         options.update(dtype=dtype, device_map=device_map)
         if base:
-            model = TAIAForCausalLM.from_adapter(files.base.name, files.folder, **options)
+            model = TAIAForCausalLM.from_adapter(
+                files.base.name, files.folder, base_revision=files.base.revision, **options
+            )
         else:
             model = TAIAForCausalLM.from_pretrained(name, revision=files.revision, **options)
         tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)

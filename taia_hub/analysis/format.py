@@ -63,13 +63,15 @@ class Analysis:
         subject: Which model.
         update: Norms and ranks of the update.
         hidden: What the hidden states of texts say, or None where no texts were given.
-        versions: Package to its version.
+        versions: Package to its version, of what measured the update.
+        hidden_versions: The same of what measured the hidden states, where there are any.
     """
 
     subject: Subject
     update: UpdateAnalysis
     hidden: HiddenStates | None = None
     versions: Mapping[str, str | None] = field(default_factory=lambda: installed_versions())
+    hidden_versions: Mapping[str, str | None] = field(default_factory=lambda: installed_versions())
 
     def with_kept(self, older: Analysis) -> Analysis:
         """Takes what was not measured this time from an older analysis of the same model.
@@ -79,14 +81,16 @@ class Analysis:
 
         Returns:
             This analysis, with the hidden states of the older one, and its update where only that one looked at the
-            base's weights. Of another model, nothing is taken.
+            base's weights, each with the versions that measured it. Of another model, nothing is taken.
         """
         if not self.subject.is_same_model(older.subject):
             return self
-        richer = older.update.is_relative and not self.update.is_relative
-        return dataclasses.replace(
-            self, update=older.update if richer else self.update, hidden=self.hidden or older.hidden
-        )
+        kept = self
+        if older.update.is_relative and not self.update.is_relative:
+            kept = dataclasses.replace(kept, update=older.update, versions=older.versions)
+        if self.hidden is None:
+            kept = dataclasses.replace(kept, hidden=older.hidden, hidden_versions=older.hidden_versions)
+        return kept
 
     def to_json(self) -> dict[str, Any]:
         """Returns the analysis as JSON values."""
@@ -121,6 +125,7 @@ class Analysis:
                 ),
                 _hidden(value["hidden"]) if value["hidden"] is not None else None,
                 dict(value["versions"]),
+                dict(value["hidden_versions"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(

@@ -93,7 +93,7 @@ def hidden_state_similarity(
         one column a token of all texts one after the other.
 
     Raises:
-        ConfigError: If there is no text, one has no tokens, or the model is no TAIA model.
+        ConfigError: If there is no text, one has no tokens, the model is no TAIA model, or its states are no numbers.
         SettingError: If a mode cannot act on this model; no forward pass was run.
 
     Example:
@@ -226,8 +226,9 @@ def _measured(
                             (state[row, : len(ids)], of[row, : len(ids)])
                             for state, of in zip(states, base, strict=True)
                         ]
-                        similarity[label].append(torch.stack([cosine_similarity(*pair) for pair in own]).cpu())
-                        ranks[label].append(torch.stack([relative_residual(state) for state, _ in own]).cpu()[:, None])
+                        # a model on several GPUs has its layers' states on each of them
+                        similarity[label].append(torch.stack([cosine_similarity(*pair).cpu() for pair in own]))
+                        ranks[label].append(torch.stack([relative_residual(state).cpu() for state, _ in own])[:, None])
     finally:
         model.train(was_training)
     if progress:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from taia_hub.errors import ConfigError
+
 
 def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
     """Gives the cosine between vectors; exactly 1 for equal ones.
@@ -15,7 +17,11 @@ def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
 
     Returns:
         (...) float64 tensor; 0 where a vector is zero and the other is not, 1 where both are.
+
+    Raises:
+        ConfigError: If a value is no number: the cosine of such a vector would seem to be 0.
     """
+    _require_numbers(one, other)
     one, other = one.double(), other.double()
     lengths = (one.square().sum(-1) * other.square().sum(-1)).sqrt()  # of equal vectors: exactly their dot product
     cosine = (one * other).sum(-1) / lengths
@@ -37,10 +43,14 @@ def relative_residual(states: Tensor) -> Tensor:
     Returns:
         (...) float64 tensor; 0 for states of zeros.
 
+    Raises:
+        ConfigError: If a value is no number: such states would seem to be all alike.
+
     Example:
         >>> relative_residual(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).item()  # sqrt(2 * 1) / sqrt(4 * 3)
         0.408248290463863
     """
+    _require_numbers(states)
     states = states.double()
     count = states.shape[-2]
     ordered = states.sort(dim=-2).values
@@ -48,6 +58,14 @@ def relative_residual(states: Tensor) -> Tensor:
     whole = _composite_norm(states)
     rest = _composite_norm(states - middle.unsqueeze(-2))
     return torch.where(whole > 0, rest / whole.clamp_min(1e-300), 0)
+
+
+def _require_numbers(*states: Tensor) -> None:
+    if not all(bool(torch.isfinite(state).all()) for state in states):
+        raise ConfigError(
+            "The hidden states hold values that are no numbers (nan or infinity).",
+            "Load the model in bfloat16 or float32 (--dtype); if they stay, its training diverged.",
+        )
 
 
 def _composite_norm(states: Tensor) -> Tensor:

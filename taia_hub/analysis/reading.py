@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, TaskType
+from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
@@ -17,7 +20,7 @@ from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 from taia_hub.loading import manifest_name, read_taia_config, update_folder
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site
-from taia_hub.updates.peft import PREFIX, PeftUpdate, attach_switch, attach_update, read_config
+from taia_hub.updates.peft import ADAPTER, PREFIX, PeftUpdate, attach_switch, attach_update, read_config
 
 ADDITIVE = (
     "LORA",
@@ -65,6 +68,21 @@ class AdapterFiles:
     def weights(self) -> Path:
         """The adapter's safetensors file."""
         return self.folder / hub.ADAPTER_WEIGHTS
+
+
+@dataclass(frozen=True)
+class AdaptedPart:
+    """What an update adapts of one role.
+
+    Attributes:
+        modules: Number of adapted modules.
+        parameters: Number of the update's parameters.
+        ranks: The ranks of its LoRA layers; other methods and saved copies have none.
+    """
+
+    modules: int
+    parameters: int
+    ranks: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -179,17 +197,65 @@ def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code
             f"Norms are given for {', '.join(ADDITIVE)}.",
         )
     model = skeleton(files, access, trust_remote_code)
-    roles = find_sublayers(model)
-    head = _injected(model, files) if files.config.peft_type == PeftType.LORA else None
-    if head is not None:
-        switch = attach_switch(head, roles.roles, "all", roles.unplaced)
-        return AdaptedLayers(_listed(head, switch.sites), streamed=True)
+    roles, own = find_sublayers(model), set(model.state_dict())
+    update = _injected(model, files) if files.config.peft_type == PeftType.LORA else None
+    if update is not None and _fits(update, files.weights, own):
+        switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
+        return AdaptedLayers(_listed(update.head_model, switch.sites), streamed=True)
     model = skeleton(files, access, trust_remote_code)
     _give_zeros(model, files.weights)
     update, switch = attach_update(
         model, files.folder, roles=roles.roles, unplaced=roles.unplaced, inference_modules="all"
     )
     return AdaptedLayers(_listed(update.head_model, switch.sites), streamed=False)
+
+
+def lora_parts(
+    files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool = False
+) -> dict[str, AdaptedPart] | None:
+    """Says what a LoRA adapts by role, from configurations alone: neither its weights nor the base's are needed.
+
+    Args:
+        files: The adapter, of which only `adapter_config.json` need be there, and its base model.
+        access: How to reach the Hub.
+        trust_remote_code: Whether the base model's own code may run.
+
+    Returns:
+        Role to what is adapted; None for other methods, and for a LoRA that PEFT cannot put on this base.
+    """
+    if files.config.peft_type != PeftType.LORA:
+        return None
+    model = skeleton(files, access, trust_remote_code)
+    roles = find_sublayers(model)
+    update = _injected(model, files)
+    if update is None:
+        return None
+    switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
+    return parts_by_role(update.head_model, switch.sites)
+
+
+def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedPart]:
+    """Says what the adapted layers of a model are by role.
+
+    Args:
+        model: The model inside PEFT's wrapper, with a switch.
+        sites: The switch's sites.
+
+    Returns:
+        Role to what is adapted.
+    """
+    found: dict[str, AdaptedPart] = {}
+    for _, site, layer in _listed(model, sites):
+        before = found.get(site.role, AdaptedPart(0, 0, frozenset()))
+        is_lora = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
+        # AdaLoRA keeps a number beside its factors that it never saves
+        unsaved = sum(one.numel() for one in getattr(layer, "ranknum", nn.ParameterDict()).values())
+        found[site.role] = AdaptedPart(
+            before.modules + 1,
+            before.parameters + site.parameters - unsaved,
+            before.ranks | ({int(layer.r[ADAPTER])} if is_lora else set()),
+        )
+    return found
 
 
 def header(path: Path) -> dict[str, tuple[int, ...]]:
@@ -205,21 +271,27 @@ def header(path: Path) -> dict[str, tuple[int, ...]]:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
 
 
-def _injected(model: PreTrainedModel, files: AdapterFiles) -> nn.Module | None:
-    """Injects a LoRA; returns None where its file does not hold exactly what PEFT expects."""
-    own = set(model.state_dict())
+def _injected(model: PreTrainedModel, files: AdapterFiles) -> PeftUpdate | None:
+    """Injects a LoRA without its weights; returns None where PEFT cannot."""
     try:
-        update = PeftUpdate(PeftModel(model, files.config, low_cpu_mem_usage=True), files.folder)
-        expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+        return PeftUpdate(PeftModel(model, files.config, low_cpu_mem_usage=True), files.folder)
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
         return None  # the strict load meets the same, and says it in our words
+
+
+def _fits(update: PeftUpdate, weights: Path, own: Collection[str]) -> bool:
+    """Tells whether a LoRA's file holds exactly what PEFT expects; `own` are the names of the base's tensors."""
+    try:
+        expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
+        return False
     found = {
         key: shape
-        for key, shape in header(files.weights).items()
+        for key, shape in header(weights).items()
         # PEFT saves copies of adapted embeddings along; they are no part of the update
         if key in expected or key.removeprefix(PREFIX).replace(".base_layer", "") not in own
     }
-    return update.head_model if found == expected else None
+    return found == expected
 
 
 def _give_zeros(model: nn.Module, weights: Path) -> None:

@@ -50,6 +50,7 @@ class UpdatePart:
     Attributes:
         modules: Number of modules.
         parameters: Number of the update's parameters.
+        measured: Number of the modules that have norms; the measures below are of these alone.
         frobenius: Root of the sum of the squared Frobenius norms.
         spectral: Largest spectral norm.
         effective_rank: Mean effective rank of the modules.
@@ -61,6 +62,7 @@ class UpdatePart:
 
     modules: int
     parameters: int
+    measured: int = 0
     frobenius: float | None = None
     spectral: float | None = None
     effective_rank: float | None = None
@@ -122,6 +124,7 @@ def summarise_modules(modules: Sequence[ModuleUpdate]) -> UpdatePart:
     ratios = [_ratio(module.spectral, module.base_spectral) for module in based]
     return UpdatePart(
         *counted,
+        measured=len(known),
         frobenius=_root(module.frobenius for module in known),
         spectral=max(module.spectral or 0.0 for module in known),
         effective_rank=sum(module.effective_rank or 0.0 for module in known) / len(known),

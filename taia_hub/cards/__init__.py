@@ -1,6 +1,7 @@
 """Cards: values in, text out; a person's edits kept; every fact checked. No network, no inference."""
 
-from taia_hub.cards.benchmarks import eval_results_files
+from taia_hub.cards.benchmarks import FOLDER as EVAL_RESULTS
+from taia_hub.cards.benchmarks import eval_results_files, is_eval_results_file
 from taia_hub.cards.check import CardFacts, Finding, check_card
 from taia_hub.cards.data import (
     AnyCardData,
@@ -16,9 +17,11 @@ from taia_hub.cards.data import (
 from taia_hub.cards.edits import Merged, merge_cards
 from taia_hub.cards.rendering import VARIANTS, render_card, templates_dir
 from taia_hub.cards.sections import END_OF_YOURS, MARK, YOURS, is_generated, title_of
+from taia_hub.cards.training import training_from_json
 
 __all__ = [
     "END_OF_YOURS",
+    "EVAL_RESULTS",
     "MARK",
     "VARIANTS",
     "YOURS",
@@ -36,9 +39,11 @@ __all__ = [
     "Training",
     "check_card",
     "eval_results_files",
+    "is_eval_results_file",
     "is_generated",
     "merge_cards",
     "render_card",
     "templates_dir",
     "title_of",
+    "training_from_json",
 ]

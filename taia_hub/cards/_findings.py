@@ -16,8 +16,9 @@ class Finding:
         line: Its line in the card, or None where it is about files.
         what: What was checked.
         ok: Whether the card tells the truth.
-        expected: What the files say.
+        expected: What the files say, or None where they say nothing of it.
         found: What the card says, or None where it says nothing.
+        warning: Whether something is to be looked at though the card may tell the truth, such as words of a person.
     """
 
     line: int | None
@@ -25,14 +26,21 @@ class Finding:
     ok: bool
     expected: str | None = None
     found: str | None = None
+    warning: bool = False
 
     def __str__(self) -> str:
         where = "files" if self.line is None else f"line {self.line}"
-        if self.ok:
+        if self.ok and not self.warning:
             return f"{where}: ok: {self.what}"
-        expected = "" if self.expected is None else f" expected {self.expected},"
-        found = "nothing" if self.found is None else self.found
-        return f"{where}: wrong: {self.what}:{expected} found {found}"
+        text = f"{where}: {'warning' if self.warning else 'wrong'}: {self.what}"
+        if self.expected is None and self.found is None:
+            return text
+        said, true = ("nothing of it" if one is None else one for one in (self.found, self.expected))
+        return (
+            f"{text}: expected {true}, found {said}"
+            if self.line is None
+            else (f"{text}: the card says {said}; the files say {true}")
+        )
 
 
 @dataclass(frozen=True)
@@ -43,15 +51,15 @@ class CardLine:
         number: Its number in the card, from 1.
         text: The line.
         kind: `heading`, `text`, `code`, or `yours` between the user's markers.
-        section: Title of the section that it is in.
-        generated: Whether the section is one that taia-hub writes, and the line not between the user's markers.
+        title: Title of the section that it is in.
+        section: Name of that section where taia-hub wrote it, else None.
     """
 
     number: int
     text: str
     kind: str
-    section: str
-    generated: bool
+    title: str
+    section: str | None
 
 
 def card_lines(text: str, parsed: ParsedCard) -> list[CardLine]:
@@ -70,6 +78,6 @@ def card_lines(text: str, parsed: ParsedCard) -> list[CardLine]:
     for number, line, kind in classified(body, first):
         index = bisect_right(starts, number) - 1
         section = parsed.sections[index] if index >= 0 else None
-        generated = section is not None and section.name is not None and kind != "yours"
-        lines.append(CardLine(number, line, kind, section.title if section else "", generated))
+        title, name = (section.title, section.name) if section else ("", None)
+        lines.append(CardLine(number, line, kind, title, name))
     return lines

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
+from taia_hub.cards.words import MODE_WORDS
 from taia_hub.results import Results, summarise
 
 FOLDER = ".eval_results"
+_OURS = "inference_modules: "
+"""How the notes of each score of ours begin."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,30 @@ def eval_results_files(results: Results | None) -> dict[str, str]:
     return {path: text for path, text in files.items() if text.strip() != "[]"}
 
 
-_WORDS = {
-    "attention": "TAIA: attention updates only",
-    "ffn": "TAIF: FFN updates only",
-    "all": "vanilla fine-tune: all updates",
-}
+def is_eval_results_file(path: str, text: str) -> bool:
+    """Tells whether a file is one that `eval_results_files` wrote, of whichever results.
+
+    Args:
+        path: Path in the repository.
+        text: What it holds.
+
+    Returns:
+        Whether each score in it is of one of our modes; only then may it be deleted.
+    """
+    if not (path.startswith(f"{FOLDER}/") and path.endswith(".yaml")):
+        return False
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    return (
+        isinstance(entries, list)
+        and bool(entries)
+        and all(isinstance(one, dict) and str(one.get("notes")).startswith(_OURS) for one in entries)
+    )
 
 
 def _notes(label: str, shots: int | None) -> str:
-    mode = f"inference_modules: {label}" + (f" ({_WORDS[label]})" if label in _WORDS else "")
+    words = MODE_WORDS.get(label)
+    mode = f"{_OURS}{label}" + (f" ({words.meaning}: {words.acting} updates)" if words else "")
     return mode if shots is None else f"{mode}, {shots}-shot"

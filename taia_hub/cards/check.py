@@ -1,29 +1,26 @@
-"""Checking a card: every fact on it that files can confirm is compared with them, and reported line by line."""
+"""Checking a card: it is compared with the card that the repository's files give, and reported line by line."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
-from taia_hub.cards import _numbers
+from taia_hub.cards._comparison import compare_metadata, compare_sections
 from taia_hub.cards._findings import CardLine, Finding, card_lines
 from taia_hub.cards.data import CardData
-from taia_hub.cards.sections import parse_card
+from taia_hub.cards.rendering import VARIANTS, render_card
+from taia_hub.cards.sections import ParsedCard, parse_card
 from taia_hub.errors import ConfigError
-from taia_hub.results import summarise
 
 __all__ = ["CardFacts", "Finding", "check_card"]
 
-_HEX = re.compile(r"(?<![0-9a-fA-F])([0-9a-f]{64}|[0-9a-f]{40})(?![0-9a-fA-F])")
 _LINK = re.compile(r"(!?)\[(?:\\.|[^\]\\])*\]\(([^()\s]*)\)")
-_DEFAULT = re.compile(r"by default `([^`]+)`")
-_HUB = "https://huggingface.co/"
+_WRITTEN_BY = re.compile(r"^\| written by \| taia-hub ([\w.+-]+) \|$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,8 @@ class CardFacts:
         files: Paths of the files in the repository, or None where they are not known.
         hashes: Path of a file to the sha256 of what it holds now.
         problems: What does not fit together among the files themselves.
+        template: Name of the template that was asked for; any of ours counts too.
+        template_dir: Folder of templates that come before ours.
     """
 
     data: CardData
@@ -43,171 +42,110 @@ class CardFacts:
     files: frozenset[str] | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[Finding, ...] = ()
+    template: str | None = None
+    template_dir: Path | None = None
 
 
 def check_card(text: str, facts: CardFacts) -> list[Finding]:
-    """Checks a card.
+    """Checks a card: whatever the card that the files give says otherwise is wrong.
 
-    Numbers, hashes, revisions and ids are checked in the sections that taia-hub writes (changed by a person or not),
-    links and Python everywhere.
+    What stands between the user's markers and in sections that a person added does not count, but for links into the
+    repository and Python, which are checked everywhere. The version of taia-hub that a card says it was written by is
+    taken for true: no file knows it.
 
     Args:
         text: The card.
         facts: What is true.
 
     Returns:
-        A finding for each fact that could be checked, in the order of the card.
+        A finding for each fact, in the order of the card.
     """
     try:
         parsed = parse_card(text)
     except ConfigError as error:
         return [Finding(1, "card can be read", False, None, error.message)]
-    lines, node = card_lines(text, parsed), _numbers.metadata_node(text)
-    summary = summarise(facts.data.results) if facts.data.results else None
+    lines = card_lines(text, parsed)
+    true_text = _true_card(text, parsed, facts)
+    true = parse_card(true_text)
     findings = [
         *facts.problems,
-        *_check_metadata(node, parsed.metadata, facts.data),
-        *_numbers.check_model_index(node, parsed.metadata, facts.data.results),
-        *_numbers.check_tables(lines, facts.data, summary),
-        *_numbers.check_choice(lines, summary),
-        *_check_shas(lines, facts),
-        *_check_links(lines, facts),
-        *_check_python(lines, facts),
-        *_check_default(lines, facts.data),
+        *compare_metadata(text, parsed.metadata, parsed.keys, true.metadata),
+        *_check_links(lines, facts.files),
+        *_check_python(lines),
     ]
+    if parsed.ours or any(section.name for section in parsed.sections):
+        findings += compare_sections(lines, card_lines(true_text, true))
+    else:
+        findings.append(Finding(1, "its text was not checked, for it bears no mark of taia-hub", True, warning=True))
     return sorted(findings, key=lambda finding: finding.line or 0)
 
 
-def _check_metadata(node: yaml.Node | None, metadata: Mapping[str, Any], data: CardData) -> Iterator[Finding]:
-    expected: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
-    if data.base_model:
-        expected |= {"base_model": data.base_model, "base_model_relation": "adapter"}
-    if data.license_fields.get("license"):
-        expected["license"] = data.license_fields["license"]
-    for key, value in expected.items():
-        found = metadata.get(key)
-        found = found[0] if isinstance(found, list) and len(found) == 1 else found
-        # A licence other than the base's is a person's own decision; none at all is an omission.
-        ok = bool(found) if key == "license" else found == value
-        yield Finding(_numbers.line_of(node, key), f"metadata {key}", ok, str(value), _shown(found))
-    tags = metadata.get("tags")
-    has = isinstance(tags, list) and "taia" in tags
-    yield Finding(_numbers.line_of(node, "tags"), "metadata tags", has, "taia among them", _shown(tags))
-
-
-def _check_shas(lines: list[CardLine], facts: CardFacts) -> Iterator[Finding]:
+def _true_card(text: str, parsed: ParsedCard, facts: CardFacts) -> str:
+    """Renders the card that the files give, by the template whose sections are most like those of the card."""
     data = facts.data
-    results, training = data.results, data.training
-    by_file = dict(facts.hashes)
     weights = f"{data.adapter_path}/adapter_model.safetensors".lstrip("/")
-    if data.adapter_sha256:
-        by_file.setdefault(weights, data.adapter_sha256)
-    known = {*by_file.values(), data.base_revision, data.adapter_revision}
-    if results:
-        known |= {results.model.revision, *(task.dataset.sha256 for task in results.tasks.values())}
-        known |= {task.dataset.revision for task in results.tasks.values()}
-    for one in training.datasets if training else ():
-        known |= {one.sha256, one.revision}
-    for line in lines:
-        if not line.generated:
-            continue
-        for match in _HEX.finditer(line.text):
-            sha = match[1]
-            named = next((name for name in by_file if f"`{name}`" in line.text and "sha256" in line.text), None)
-            if named:
-                yield Finding(line.number, f"sha256 of {named}", by_file[named] == sha, by_file[named], sha)
-            elif "base model revision" in line.text:
-                yield Finding(line.number, "base model revision", data.base_revision == sha, data.base_revision, sha)
-            else:
-                what = "sha256" if len(sha) == 64 else "revision"
-                yield Finding(line.number, what, sha in known, f"a {what} of this model's files", sha)
+    version = _WRITTEN_BY.search(text.replace("\r\n", "\n"))
+    data = dataclasses.replace(
+        data,
+        repo_id=facts.repo_id or data.repo_id,
+        adapter_sha256=facts.hashes.get(weights, data.adapter_sha256),
+        taia_version=version[1] if version else data.taia_version,
+    )
+    names = {section.name for section in parsed.sections if section.name}
+    found: list[tuple[int, str]] = []
+    for template in dict.fromkeys([facts.template or VARIANTS[0], *VARIANTS]):
+        card = render_card(data, template, facts.template_dir)
+        found.append((len(names ^ {section.name for section in parse_card(card).sections}), card))
+        if not found[-1][0]:
+            break
+    return min(found, key=lambda one: one[0])[1]
 
 
-def _check_links(lines: list[CardLine], facts: CardFacts) -> Iterator[Finding]:
-    data = facts.data
-    trained = data.training.datasets if data.training else ()
-    known = {data.base_model, data.adapter_repo, facts.repo_id, *(f"datasets/{one.id}" for one in trained if one.id)}
+def _check_links(lines: list[CardLine], files: frozenset[str] | None) -> Iterator[Finding]:
+    """Checks links to headings and into the repository, whoever wrote them."""
     anchors = {_slug(line.text) for line in lines if line.kind == "heading" or re.match(r" {0,3}#{3,6} ", line.text)}
     for line in lines:
         if line.kind == "code":
             continue
         for match in _LINK.finditer(re.sub(r"`+[^`]*`+", "", line.text)):
-            target = match[2]
-            address = urlsplit(target)
+            target, address = match[2], urlsplit(match[2])
             if target.startswith("#"):
-                yield Finding(line.number, f"link to {target}", target[1:] in anchors, "a heading of the card", target)
-            elif not address.scheme and not address.netloc and facts.files is not None:
+                there, what = target[1:] in anchors, "heading of the card"
+            elif not address.scheme and not address.netloc and files is not None:
                 path = unquote(address.path).removeprefix("./")
-                there = path in facts.files or any(name.startswith(f"{path.rstrip('/')}/") for name in facts.files)
-                yield Finding(line.number, f"link to {path}", there, "a file of the repository", path)
-            elif line.generated and target.startswith(_HUB):
-                name = target.removeprefix(_HUB)
-                yield Finding(line.number, f"link to {name}", name in known, _shown(sorted(filter(None, known))), name)
+                there = path in files or any(name.startswith(f"{path.rstrip('/')}/") for name in files)
+                target, what = path, "file of the repository"
+            else:
+                continue
+            yield Finding(line.number, f"link to {target}{'' if there else f', which is no {what}'}", there)
 
 
-def _check_python(lines: list[CardLine], facts: CardFacts) -> Iterator[Finding]:
-    data = facts.data
-    known = {name for name in (data.base_model, data.adapter_repo, facts.repo_id) if name}
-    own = facts.repo_id
-    for start, generated, source in _blocks(lines):
+def _check_python(lines: list[CardLine]) -> Iterator[Finding]:
+    for start, source in _blocks(lines):
         try:
-            tree = ast.parse(source)
+            ast.parse(source)
         except SyntaxError as error:
-            yield Finding(start + (error.lineno or 1), "Python compiles", False, None, str(error.msg))
-            continue
-        yield Finding(start, "Python compiles", True)
-        for number, name in _loaded(tree) if generated else ():
-            if own is None and name not in known:  # of a folder nobody knows the id: the card must agree with itself
-                own = name
-                known = {*known, name}
-            yield Finding(start + number, f"loads {name}", name in known, " or ".join(sorted(known)), name)
+            yield Finding(start + (error.lineno or 1), f"Python does not compile: {error.msg}", False)
+        else:
+            yield Finding(start, "Python compiles", True)
 
 
-def _blocks(lines: list[CardLine]) -> Iterator[tuple[int, bool, str]]:
-    """Yields the line of each Python block's fence, whether it was generated, and its source."""
-    start, generated, source = 0, False, list[str]()
+def _blocks(lines: list[CardLine]) -> Iterator[tuple[int, str]]:
+    """Yields the line of each Python block's fence, and its source."""
+    start, source = 0, list[str]()
     for line in lines:
         if line.kind != "code":
             continue
         word = line.text.strip()
         if not start and re.fullmatch(r"(`{3,}|~{3,})(python|py)", word):
-            start, generated, source = line.number, line.generated, []
+            start, source = line.number, []
         elif start and re.fullmatch(r"`{3,}|~{3,}", word):
-            yield start, generated, "\n".join(source)
+            yield start, "\n".join(source)
             start = 0
         elif start:
             source.append(line.text)
 
 
-def _loaded(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yields line and id of what a piece of Python loads from the Hub."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name == "from_pretrained":
-            given = node.args[:2]
-        elif name == "pipeline":
-            given = [keyword.value for keyword in node.keywords if keyword.arg == "model"]
-        else:
-            continue
-        for value in given:
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield value.lineno, value.value
-
-
-def _check_default(lines: list[CardLine], data: CardData) -> Iterator[Finding]:
-    for line in lines:
-        if line.generated and line.kind == "text" and (match := _DEFAULT.search(line.text)):
-            yield Finding(line.number, "published setting", match[1] == data.default, data.default, match[1])
-
-
 def _slug(heading: str) -> str:
     words = re.sub(r"[^\w\- ]", "", heading.strip().lstrip("#").strip().lower())
     return words.replace(" ", "-")
-
-
-def _shown(value: Any) -> str | None:
-    if value is None:
-        return None
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()

@@ -20,6 +20,7 @@ class RolePart:
         frobenius: Frobenius norm of the update, where it was measured.
         relative: Frobenius norm relative to the base's weights, where it was measured.
         effective_rank: Mean effective rank of the modules, where it was measured.
+        measured: Number of the modules that have a norm, where it was measured.
     """
 
     modules: int
@@ -28,6 +29,7 @@ class RolePart:
     frobenius: float | None = None
     relative: float | None = None
     effective_rank: float | None = None
+    measured: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class CardData:
         training: How the update was trained.
         results: What was evaluated.
         figures: Figures in the repository.
+        update_notes: What to know of the measures of the update, a sentence each.
     """
 
     # The repository itself
@@ -132,7 +135,7 @@ class CardData:
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
     taia_version: str | None = None
     # The base model's card, or a person
-    license_fields: Mapping[str, str] = field(default_factory=dict)
+    license_fields: Mapping[str, str | list[str]] = field(default_factory=dict)
     language: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -141,6 +144,7 @@ class CardData:
     training: Training | None = None
     results: Results | None = None
     figures: tuple[Figure, ...] = ()
+    update_notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class MergedCardData:
     dtype: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     taia_version: str | None = None
-    license_fields: Mapping[str, str] = field(default_factory=dict)
+    license_fields: Mapping[str, str | list[str]] = field(default_factory=dict)
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     results: Results | None = None
@@ -199,7 +203,7 @@ class MixtureCardData:
     splits: Mapping[str, str] = field(default_factory=dict)
     schedule: str | None = None
     seed: int | None = None
-    license_fields: Mapping[str, str] = field(default_factory=dict)
+    license_fields: Mapping[str, str | list[str]] = field(default_factory=dict)
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     models: tuple[str, ...] = ()

@@ -10,12 +10,11 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCar
 
 from taia_hub.cards import data as values
 from taia_hub.cards.escaping import is_repo_id, plain
+from taia_hub.cards.words import MODE_WORDS
 from taia_hub.errors import ConfigError
 from taia_hub.results import Results
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
-NOTABLE = {"none": "base", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
-"""Mode name to what it is called in the paper."""
 
 
 def model_metadata(card: values.CardData) -> ModelCardData:
@@ -114,7 +113,7 @@ def eval_results(results: Results) -> list[EvalResult]:
     for task in results.tasks.values():
         for label, mode in task.modes.items():
             metric, _, filtered = task.metric.partition(",")
-            named = f"{NOTABLE[label]}, {label}" if label in NOTABLE else label
+            named = f"{MODE_WORDS[label].name}, {label}" if label in MODE_WORDS else label
             found.append(
                 EvalResult(
                     task_type="text-generation",
@@ -145,7 +144,10 @@ def _shared(card: Any) -> dict[str, Any]:
                 f"'{code}' is no code of a language.",
                 "Give ISO 639 codes such as 'en', or 'multilingual'.",
             )
-    fields: dict[str, Any] = {name: plain(value) for name, value in card.license_fields.items()}
+    fields: dict[str, Any] = {
+        name: [plain(one) for one in value] if isinstance(value, list | tuple) else plain(value)
+        for name, value in card.license_fields.items()
+    }
     if card.language:
         fields["language"] = list(dict.fromkeys(card.language))
     return fields

@@ -15,6 +15,7 @@ import yaml
 from taia_hub.cards import escaping, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
+from taia_hub.cards.words import MODE_WORDS
 from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError, closest
 from taia_hub.policy import MODES
@@ -103,6 +104,8 @@ def _context(data: Any) -> dict[str, Any]:
         "members": None,
         "differences": None,
         "choice": None,
+        "choice_literal": None,
+        "mode_words": MODE_WORDS,
         "facts": _evaluation_facts(results) if summary else {},
         "mode_name": tables.mode_name,
     }
@@ -117,12 +120,18 @@ def _context(data: Any) -> dict[str, Any]:
             "scores": tables.scores_table(top, shown) if shown else None,
             "members": tables.scores_table(below, shown) if below and shown else None,
             "differences": tables.differences_table(top) if not isinstance(data, MergedCardData) else None,
-            "choice": tables.choice(summary),
+            "choice": (choice := tables.choice(summary)),
+            "choice_literal": snippets.literal(_setting(results, choice.mode)) if choice else None,
         }
     if not isinstance(data, (MergedCardData, MixtureCardData, SpaceCardData)):
         context["engines"] = snippets.engines(data)
         context["evaluated"] = tuple(mode for mode in MODES if summary and mode in summary.modes)
     return context
+
+
+def _setting(results: Any, label: str) -> Any:
+    """Finds what a user writes for the setting of a label."""
+    return next(task.modes[label].setting for task in results.tasks.values() if label in task.modes)
 
 
 def _evaluation_facts(results: Any) -> dict[str, Any]:

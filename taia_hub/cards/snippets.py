@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from taia_hub.cards.data import CardData
+from taia_hub.cards.escaping import python
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
@@ -50,8 +52,9 @@ class Engines:
 def engines(card: CardData) -> Engines:
     """Tells which engines serve the update.
 
-    vLLM and llama.cpp read one rank and one scale for all modules and nothing but LoRA's own two matrices; what is
-    beyond that they refuse, or scale wrongly without a word.
+    vLLM and llama.cpp read one rank and one scale for all modules and nothing but LoRA's own two matrices, on the
+    layers' linear modules; what is beyond that, such as embeddings and heads, they refuse, or treat wrongly without a
+    word.
 
     Args:
         card: What the card says.
@@ -62,7 +65,8 @@ def engines(card: CardData) -> Engines:
     config = card.adapter_config
     repo = card.adapter_repo or card.repo_id
     plain = bool(card.base_model) and str(config.get("peft_type")) == "LORA" and config.get("bias", "none") == "none"
-    simple = plain and not any(config.get(name) for name in _BEYOND_PLAIN_LORA)
+    other = card.parts.get("other")
+    simple = plain and not any(config.get(name) for name in _BEYOND_PLAIN_LORA) and not (other and other.modules)
     rank = config.get("r")
     fits = [limit for limit in _VLLM_RANKS if isinstance(rank, int) and rank <= limit]
     return Engines(
@@ -74,3 +78,21 @@ def engines(card: CardData) -> Engines:
         folder=repo.rpartition("/")[2],
         path=card.adapter_path,
     )
+
+
+def literal(setting: str | Mapping[str, float]) -> str:
+    """Writes a setting as Python that can be assigned to `inference_modules`.
+
+    Args:
+        setting: A name, or a mapping of selectors to weights.
+
+    Returns:
+        The literal.
+
+    Example:
+        >>> literal({"attention": 1.0, "ffn@0-7": 0.5})
+        '{"attention": 1.0, "ffn@0-7": 0.5}'
+    """
+    if isinstance(setting, str):
+        return python(setting)
+    return "{" + ", ".join(f"{python(key)}: {float(weight)!r}" for key, weight in setting.items()) + "}"

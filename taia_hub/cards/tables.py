@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taia_hub.cards.escaping import code, text
-from taia_hub.cards.metadata import NOTABLE
+from taia_hub.cards.words import MODE_WORDS
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
 
@@ -100,7 +100,7 @@ def choice(summary: Summary) -> Choice | None:
 
 def mode_name(mode: str) -> str:
     """Names a mode as the paper does, with its setting: ``TAIA `attention` ``."""
-    return f"{NOTABLE[mode]} {code(mode)}" if mode in NOTABLE else code(mode)
+    return f"{MODE_WORDS[mode].name} {code(mode)}" if mode in MODE_WORDS else code(mode)
 
 
 def pair_name(pair: tuple[str, str]) -> str:

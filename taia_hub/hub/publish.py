@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,7 +24,7 @@ _PRIVATE = ("__pycache__", "runs")
 
 
 def publish(
-    files: Mapping[str, Path],
+    files: Mapping[str, Path | None],
     repo_id: str,
     *,
     commit_message: str,
@@ -38,7 +38,7 @@ def publish(
     """Publishes files in one commit: all of them, or nothing.
 
     Args:
-        files: Path in the repository to path on this disk.
+        files: Path in the repository to path on this disk, or to None where the file is deleted.
         repo_id: The model repository with its namespace; made if need be, and deleted again if the commit fails.
         commit_message: First line of the commit.
         commit_description: The rest of its message.
@@ -65,7 +65,7 @@ def publish(
             undo.callback(_undone, api, repo_id, revision, head)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, path) for name, path in files.items()],
+            [CommitOperationAdd(name, path) if path else CommitOperationDelete(name) for name, path in files.items()],
             commit_message=commit_message,
             commit_description=commit_description,
             revision=revision,
