@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all; what was there stays until the new text is on the disk.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all; what was there stays until the new content is on the disk.
 
     Args:
-        path: The file; its folder is made if need be.
-        text: Its new content, written as UTF-8.
+        path: The file, or a link to it; its folder is made if need be.
+        content: Its new content; text is written as UTF-8.
 
     Raises:
         OSError: If the folder or the file cannot be written.
@@ -24,11 +24,12 @@ def write_atomically(path: Path, text: str) -> None:
         >>> path.read_text()
         'content'
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():

@@ -133,6 +133,26 @@ class Measures:
     notes: tuple[str, ...]
 
 
+def read_card(path: Path) -> str | None:
+    """Reads a card.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text, or None where there is none.
+
+    Raises:
+        ConfigError: If it is a folder, or no UTF-8.
+    """
+    if path.is_dir():
+        raise ConfigError(f"'{path}' is a folder, where the card belongs.", "Rename or delete it.")
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is no UTF-8: {error}.", "Save it as UTF-8 in your editor.") from error
+
+
 def read_analysis(path: Path, expected: ModelIdentity) -> Measures:
     """Reads an analysis file that must be of a certain model.
 

@@ -18,6 +18,7 @@ from taia_hub.card_files import (
     SideFiles,
     eval_results_there,
     read_analysis,
+    read_card,
     read_results,
     read_training,
     true_figures,
@@ -287,7 +288,7 @@ def render_over(
 def card_files(
     data: cards.CardData, before: Iterable[Path | None], folder: Path, *, given: Collection[str] = ()
 ) -> dict[str, Path]:
-    """Writes the card of a repository and what else of its results the Hub reads; a damaged card stays as it is.
+    """Writes the card of a repository and what else of its results the Hub reads; a damaged card is left alone.
 
     Args:
         data: What the card says.
@@ -296,17 +297,16 @@ def card_files(
         given: Metadata keys that were asked for just now.
 
     Returns:
-        Path in the repository to path on this disk.
+        Path in the repository to path on this disk; without the card where one that is there is damaged.
     """
-    old = [path.read_text(encoding="utf-8") for path in before if path is not None and path.is_file()]
+    there = [path for path in before if path is not None and path.exists()]
     texts = cards.eval_results_files(data.results)
     try:
-        texts[hub.CARD] = render_over(data, old, given=given).text
+        texts[hub.CARD] = render_over(data, map(read_card, there), given=given).text
     except ConfigError as error:  # a card must not cost anybody a trained model
-        if not old:
+        if not there:
             raise
         logger.warning("The model card stays as it is: %s", error.message)
-        texts[hub.CARD] = old[0]
     files = {}
     for name, text in texts.items():
         files[name] = folder / name

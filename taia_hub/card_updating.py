@@ -21,9 +21,11 @@ from taia_hub.card_files import (
     TRAINING_FILE,
     SideFiles,
     eval_results_there,
+    read_card,
     stale_eval_results,
 )
 from taia_hub.card_making import card_facts, describe_files, render_over, with_side_files
+from taia_hub.cards.escaping import is_repo_id
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.loading import read_taia_config
@@ -189,8 +191,7 @@ def write_card(made: MadeCard) -> str:
     with hub.disk_errors(folder):
         for name, path in made.files.items():
             if not hub.same_bytes(path, folder / name):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(path.read_bytes())
+                write_atomically(folder / name, path.read_bytes())
         for name, text in {**made.texts, hub.CARD: made.text}.items():
             write_atomically(folder / name, text)
         for name in made.stale:
@@ -278,7 +279,7 @@ def _read_repository(
     if not (source.folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
     config = read_taia_config(source.folder / hub.CONFIG, name)
-    return source, config, _read(source.folder / hub.CARD)
+    return source, config, read_card(source.folder / hub.CARD)
 
 
 def _described(
@@ -289,6 +290,9 @@ def _described(
     token: str | bool | None,
     trust_remote_code: bool,
 ) -> cards.CardData:
+    wrong = [dataset for dataset in request.datasets if not is_repo_id(dataset)]
+    if wrong:
+        raise ConfigError(f"The data set {wrong[0]!r} is no Hub id.", "As in tatsu-lab/alpaca.")
     fields = base_license(config, token) if config.base_model_revision else {}
     asked = {name: getattr(request, name) for name in ("license", "license_name", "license_link")}
     if request.license:

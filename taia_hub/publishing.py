@@ -229,7 +229,10 @@ def _publish(
         full = with_side_files(data, config, beside, strict=False)
         stale = stale_eval_results(scores, full.results)
         if not is_own:
-            files |= card_files(full, [folder / hub.CARD, present], Path(written), given=("tags",) if data.tags else ())
+            made = card_files(full, [folder / hub.CARD, present], Path(written), given=("tags",) if data.tags else ())
+            if hub.CARD not in made and present is not None:
+                files.pop(hub.CARD, None)
+            files |= made
         kept = "tokenizer_config.json" in there and (before is None or _same_base(before, config))
         if not kept and "tokenizer_config.json" not in files:
             save_tokenizer(config, Path(extra), token)
@@ -387,4 +390,4 @@ def _is_resume_index(path: Path) -> bool:
 
 
 def _has_own_card(path: Path) -> bool:
-    return path.is_file() and not cards.is_generated(path.read_text(encoding="utf-8"))
+    return path.is_file() and not cards.is_generated(path.read_text(encoding="utf-8", errors="replace"))

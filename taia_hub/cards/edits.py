@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from taia_hub.cards.sections import (
     is_generated,
     key_hashes,
     parse_card,
+    read_metadata,
     without_yours,
 )
 from taia_hub.errors import ConfigError
@@ -63,7 +65,7 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     now = parse_card(new)
     if old is None:
         keys = {key: value for key, value in now.keys.items() if key not in given}
-        return Merged(_put_together(now.metadata, keys, now.sections) if given else new, ())
+        return Merged(_put_together(now.metadata, keys, now.sections, "") if given else new, ())
     if not is_generated(old):
         raise ConfigError(
             "The card was not written by taia-hub, or its mark was removed: nothing in it can be told apart.",
@@ -72,11 +74,17 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     before = parse_card(old)
     sections, kept = _merged_sections(before.sections, now.sections)
     metadata, keys, kept_keys = _merged_metadata(before, now, given)
-    return Merged(_put_together(metadata, keys, sections), (*kept_keys, *kept))
+    return Merged(_put_together(metadata, keys, sections, before.block), (*kept_keys, *kept))
 
 
-def _put_together(metadata: Mapping[str, Any], keys: Mapping[str, str], sections: tuple[Section, ...]) -> str:
-    return assemble(yaml_dump(dict(metadata), sort_keys=False), keys, sections)
+def _put_together(
+    metadata: Mapping[str, Any], keys: Mapping[str, str], sections: tuple[Section, ...], before: str
+) -> str:
+    """Writes a card; YAML that says what it said before stays to the letter, and its comments stay in any case."""
+    if before and list(read_metadata(before).items()) == list(metadata.items()):
+        return assemble(before, keys, sections)
+    comments = [line for line in before.split("\n") if line.startswith("#")]
+    return assemble("\n".join([yaml_dump(dict(metadata), sort_keys=False).strip(), *comments]), keys, sections)
 
 
 def _merged_metadata(
@@ -88,7 +96,7 @@ def _merged_metadata(
     counts as a person's from then on.
     """
     hashes, ours_now = key_hashes(before.metadata), key_hashes(now.metadata)
-    theirs = {key for key in before.metadata if before.keys.get(key) != hashes.get(key)}
+    theirs = {key for key in before.metadata if key not in before.keys or before.keys[key] != hashes.get(key)}
     removed = {key for key in before.keys if key not in before.metadata}
     decided = {key for key in now.metadata if now.keys.get(key) != ours_now.get(key)}  # by a merge before
     generated = dict(now.metadata)
@@ -127,6 +135,8 @@ _OF_LICENSE = {"license_name", "license_link"}
 
 def _merged_sections(before: Sequence[Section], now: Sequence[Section]) -> tuple[tuple[Section, ...], tuple[str, ...]]:
     kept: list[str] = []
+    before = _copies_are_theirs(before)
+    now = _in_the_order_of(before, now)
     old = {section.name: section for section in before if section.name}
     own = {section.title: section for section in before if section.name is None and section.title}
     result: list[Section] = []
@@ -158,7 +168,7 @@ def _merged_sections(before: Sequence[Section], now: Sequence[Section]) -> tuple
             after.setdefault(anchor, []).append(section)
             kept.append(f"section '{section.title}' stays as you changed it, though it is no longer generated")
         elif gone and _regions(section):
-            lines = [line for _, region in _regions(section) for line in ("", *region)]
+            lines = [line for *_, region in _regions(section) for line in ("", *region)]
             after.setdefault(anchor, []).append(Section(section.line, tuple(lines)))
             kept.append(f"your text in '{section.title}' stays, though the section is no longer generated")
         if section.name in present:
@@ -171,31 +181,56 @@ def _merged_sections(before: Sequence[Section], now: Sequence[Section]) -> tuple
     return tuple(placed), tuple(kept)
 
 
+def _copies_are_theirs(sections: Sequence[Section]) -> list[Section]:
+    """A second section with the mark of a generated one was copied by a person, whose it is."""
+    seen: set[str] = set()
+    found = []
+    for section in sections:
+        if section.name in seen:
+            section = dataclasses.replace(section, name=None, written=None)
+        found.append(section)
+        seen |= {section.name} if section.name else set()
+    return found
+
+
+def _in_the_order_of(before: Sequence[Section], now: Sequence[Section]) -> list[Section]:
+    """Puts the generated sections into the order in which a person left them."""
+    by_name = {section.name: section for section in now if section.name}
+    order = iter([by_name[section.name] for section in before if section.name in by_name])
+    there = {section.name for section in before if section.name}
+    return [next(order) if section.name and section.name in there else section for section in now]
+
+
 def _with_regions(section: Section, old: Section) -> Section:
     """Puts the user's regions of an old section into the new one: after the same line, else at its end."""
     found = _regions(old)
     if not found or _regions(section):
         return section
+    if old.written == section.written:
+        return old
     lines = list(section.text.split("\n"))
-    for before, region in reversed(found):
+    same = [line.rstrip() for line in without_yours(old.lines)]
+    for before, occurrence, region in reversed(found):
         hits = [index for index, line in enumerate(lines) if before and line.rstrip() == before]
-        at = hits[0] + 1 if len(hits) == 1 else len(lines)
+        at = hits[occurrence] + 1 if len(hits) == same.count(before) > 0 else len(lines)
         blank = ("",) if at and lines[at - 1].strip() else ()
         lines[at:at] = [*blank, *region, *(("",) if at < len(lines) and lines[at].strip() else ())]
     return dataclasses.replace(section, lines=tuple(lines))
 
 
-def _regions(section: Section) -> list[tuple[str, list[str]]]:
-    """Lists the user's regions with the last line that stands before each and is not blank."""
-    found: list[tuple[str, list[str]]] = []
+def _regions(section: Section) -> list[tuple[str, int, list[str]]]:
+    """Lists the user's regions with the last line before each that is not blank, and how many like it came before."""
+    found: list[tuple[str, int, list[str]]] = []
     before, inside = "", False
+    seen: Counter[str] = Counter()
     for line in section.lines:
         if not inside and line.strip() == YOURS:
-            found.append((before, []))
+            found.append((before, seen[before] - 1, []))
             inside = True
         if inside:
-            found[-1][1].append(line)
+            found[-1][2].append(line)
             inside = line.strip() != END_OF_YOURS
         elif line.strip():
             before = line.rstrip()
+            seen[before] += 1
     return found

@@ -41,7 +41,8 @@ def text(value: Any) -> str:
         value: Anything.
 
     Returns:
-        Markdown that shows the text: no link, emphasis, code, cell, heading, list or HTML can come of it.
+        Markdown that shows the text: no link with words of its own, emphasis, code, cell, heading, list or HTML can
+        come of it. A bare address stays one, and some pages make it a link to itself.
 
     Example:
         >>> text('"]: x | <b>')

@@ -46,7 +46,8 @@ def model_metadata(card: values.CardData) -> ModelCardData:
         emissions = card.training.co2_eq_emissions
         metadata["co2_eq_emissions"] = _plain_values(emissions) if isinstance(emissions, Mapping) else emissions
     if card.widget:
-        metadata["widget"] = [{"text": plain(prompt)} for prompt in card.widget]
+        lines = [[plain(line) for line in prompt.splitlines()] for prompt in card.widget]
+        metadata["widget"] = [{"text": "\n".join(prompt).strip("\n")} for prompt in lines]
     return _with_results(metadata, card.repo_id, eval_results(card.results) if card.results else [])
 
 

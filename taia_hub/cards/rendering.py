@@ -154,7 +154,16 @@ def _evaluation_facts(results: Any) -> dict[str, Any]:
 
 def _rendered(environment: jinja2.Environment, name: str, context: Mapping[str, Any], template_dir: Path | None) -> str:
     try:
-        return environment.get_template(name).render(context)
+        template = environment.get_template(name)
+        if template_dir is not None:
+            _refuse_unknown_blocks(environment, name)
+        return template.render(context)
+    except RecursionError as error:
+        raise ConfigError(
+            f"The template '{name}' extends itself.", f'Extend ours by {{% extends "{PREFIX}/{name}" %}}.'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"A template in '{template_dir}' is no UTF-8: {error}.", _AUTHOR) from error
     except jinja2.TemplateSyntaxError as error:
         where = f"{error.filename or error.name}:{error.lineno}"
         raise ConfigError(f"The template {where} is broken: {error.message}", _AUTHOR) from error
@@ -167,6 +176,23 @@ def _rendered(environment: jinja2.Environment, name: str, context: Mapping[str, 
             raise
         known = closest(match[1], context) if (match := re.match(r"'(\w+)' is undefined", str(error))) else ""
         raise ConfigError(f"The template {_where(error, environment)} fails: {error}.{known}", _AUTHOR) from error
+
+
+def _refuse_unknown_blocks(environment: jinja2.Environment, name: str) -> None:
+    """Refuses a block that ours does not have: it would replace nothing."""
+    loader: Any = environment.loader
+    source = loader.get_source(environment, name)[0]
+    extended = re.search(rf"{{%-?\s*extends\s+[\"']{PREFIX}/([^\"']+)[\"']", source)
+    if extended is None:
+        return
+    known = environment.get_template(f"{PREFIX}/{extended[1]}").blocks
+    unknown = [block for block in re.findall(r"{%-?\s*block\s+(\w+)", source) if block not in known]
+    if unknown:
+        raise ConfigError(
+            f"The template '{name}' has a block '{unknown[0]}', which {PREFIX}/{extended[1]} does not have."
+            f"{closest(unknown[0], known)}",
+            f"Its blocks are {', '.join(known)}.",
+        )
 
 
 _AUTHOR = "Mend the file, or leave --template-dir out; templates/ of taia-hub shows what a template may use."

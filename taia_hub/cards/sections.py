@@ -81,12 +81,14 @@ class ParsedCard:
         keys: Metadata key to the hash of the value that was generated for it.
         sections: The sections in order.
         ours: Whether the card bears our mark.
+        block: The YAML block as it stands there.
     """
 
     metadata: Mapping[str, Any]
     keys: Mapping[str, str]
     sections: tuple[Section, ...]
     ours: bool
+    block: str = ""
 
 
 def is_generated(text: str) -> bool:
@@ -124,11 +126,9 @@ def parse_card(text: str) -> ParsedCard:
     """
     block, body, first = front_matter(text)
     try:
-        metadata: Any = yaml.safe_load(block) or {}
-    except yaml.YAMLError as error:
+        metadata = read_metadata(block)
+    except (yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"The card's YAML cannot be read: {error}.", "Repair the block between the '---'.") from error
-    if not isinstance(metadata, dict):
-        raise ConfigError("The card's YAML is no mapping.", "Repair the block between the '---'.")
     keys: dict[str, str] = {}
     sections: list[Section] = []
     pending: list[str] = []
@@ -144,7 +144,43 @@ def parse_card(text: str) -> ParsedCard:
         elif not (kind == "text" and line.strip() == MARK):
             pending.append(line)
     sections.append(Section(start, tuple(pending), name, written))
-    return ParsedCard(metadata, keys, tuple(part for part in sections if part.text or part.name), MARK in text)
+    found = tuple(part for part in sections if part.text or part.name)
+    return ParsedCard(metadata, keys, found, MARK in text, block)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML as the Hub reads it: `no` is a text and no false, as in version 1.2."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+
+
+def read_metadata(block: str) -> dict[str, Any]:
+    """Reads a card's YAML.
+
+    Args:
+        block: The YAML.
+
+    Returns:
+        The metadata.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, or a key stands in it twice.
+        TypeError: If it is no mapping.
+    """
+    node = yaml.compose(block, Loader=_Yaml)
+    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+    repeated = [key for key in keys if keys.count(key) > 1]
+    if repeated:
+        raise yaml.YAMLError(f"the key '{repeated[0]}' stands there twice")
+    metadata = yaml.load(block, Loader=_Yaml) or {}
+    if not isinstance(metadata, dict):
+        raise TypeError("it is no mapping")
+    return metadata
 
 
 def front_matter(text: str) -> tuple[str, str, int]:
@@ -156,7 +192,7 @@ def front_matter(text: str) -> tuple[str, str, int]:
     Returns:
         The YAML block, the body, and the number of the body's first line, from 1.
     """
-    text = text.replace("\r\n", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # some editors begin a file with a mark of its encoding
     front = _FRONT.match(text)
     if front is None:
         return "", text, 1

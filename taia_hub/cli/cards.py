@@ -83,12 +83,12 @@ def card(
         return
     changed = made.difference()
     if not changed and not made.others:
-        typer.echo(f"The card of {repo} is up to date.")
+        echo_json({"where": None}) if as_json else typer.echo(f"The card of {repo} is up to date.")
         return
     if not yes:
-        typer.echo(changed, nl=False)
+        typer.echo(changed, nl=False, err=as_json)
         for name in made.others:
-            typer.echo(f"and {name}")
-        typer.confirm("Publish this?" if push else "Write this?", abort=True)
+            typer.echo(f"and {name}", err=as_json)
+        typer.confirm("Publish this?" if push else "Write this?", abort=True, err=as_json)
     where = card_updating.publish_card(made, message, token, revision) if push else card_updating.write_card(made)
     echo_json({"where": where}) if as_json else typer.echo(f"{'Published' if push else 'Written to'} {where}")

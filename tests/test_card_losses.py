@@ -1,0 +1,198 @@
+"""Nothing that a person wrote on a card is lost, whatever their editor or the disk did."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from card_samples import EVERYTHING, render
+from huggingface_hub import hf_hub_download
+
+from taia_hub import TAIAForCausalLM, cards, cli
+from taia_hub._files import write_atomically
+from taia_hub.card_updating import CardRequest, make_card, write_card
+from taia_hub.errors import ConfigError, RepositoryError
+
+MARK = "<!-- taia:yours -->"
+
+
+@pytest.fixture
+def folder(online, tmp_path):
+    """A TAIA repository in a folder."""
+    TAIAForCausalLM.from_pretrained(online.taia).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def card_of(text):
+    return text.split("---\n", 2)
+
+
+def test_a_damaged_card_on_the_hub_stays(online, repo_id, caplog):
+    model = TAIAForCausalLM.from_pretrained(online.taia)
+    model.push_to_hub(repo_id)
+    text = Path(hf_hub_download(repo_id, "README.md")).read_text()
+    damaged = text.replace("## Modes\n", "## Mine\n\nPRECIOUS\n\n## Modes\n") + f"\n{MARK}\nMore of mine\n"
+    online.api.upload_file(path_or_fileobj=damaged.encode(), path_in_repo="README.md", repo_id=repo_id)
+    model.inference_modules = "all"
+    model.push_to_hub(repo_id)
+    assert Path(hf_hub_download(repo_id, "README.md")).read_text() == damaged
+    assert "The model card stays as it is" in caplog.text
+
+
+def test_a_card_that_is_no_utf8_costs_nobody_a_model(folder, caplog, capsys):
+    path = folder / "README.md"
+    path.write_bytes(path.read_bytes() + "\n## Müller\n".encode("latin-1"))
+    before = path.read_bytes()
+    TAIAForCausalLM.from_pretrained(folder).save_pretrained(folder)
+    assert path.read_bytes() == before
+    assert "is no UTF-8" in caplog.text
+    for words in (["--write", "--yes"], ["--check"]):
+        with pytest.raises(SystemExit):
+            cli.main(["card", str(folder), *words])
+        assert "is no UTF-8" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_card_that_is_a_folder_is_said_so(folder):
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(ConfigError, match="is a folder, where the card belongs"):
+        make_card(str(folder), CardRequest())
+
+
+def test_the_mark_of_an_encoding_is_no_edit():
+    text = render("everything")
+    assert cards.merge_cards("\ufeff" + text, text) == cards.Merged(text, ())
+
+
+def test_comments_of_the_metadata_stay():
+    text = render("everything")
+    commented = text.replace("---\n", "---\n# mine: do not touch\n", 1).replace("\ntags:\n", "\ntags:  # these\n", 1)
+    assert cards.merge_cards(commented, text).text == commented
+    changed = cards.merge_cards(commented.replace("\ntags:", "\nmood: good\ntags:", 1), text).text
+    assert "\n# mine: do not touch\n" in card_of(changed)[1]
+    assert yaml.safe_load(card_of(changed)[1])["mood"] == "good"
+
+
+@pytest.mark.parametrize("key", ["my.key", "my key", "mine"])
+def test_any_key_of_a_person_stays(key):
+    text = render("everything")
+    edited = text.replace("---\n", f"---\n{key}: 3\n", 1)
+    merged = cards.merge_cards(edited, cards.render_card(EVERYTHING, "short"))
+    assert yaml.safe_load(card_of(merged.text)[1])[key] == 3
+    assert f"metadata '{key}' stays as you set it" in merged.kept
+
+
+def test_norwegian_stays_norwegian():
+    edited = render("nothing").replace("---\n", "---\nlanguage: no\n", 1)
+    merged = cards.merge_cards(edited, render("everything")).text
+    assert yaml.load(card_of(merged)[1], Loader=yaml.BaseLoader)["language"] == "no"
+    assert "language: false" not in merged
+
+
+def test_a_key_that_stands_twice_is_refused():
+    edited = render("everything").replace("---\n", "---\nmood: good\nmood: bad\n", 1)
+    with pytest.raises(ConfigError, match="the key 'mood' stands there twice"):
+        cards.merge_cards(edited, render("everything"))
+
+
+def test_a_region_between_like_lines_stays_where_it_is():
+    text = render("everything")
+    lines = text.split("\n")
+    closing = next(number for number, line in enumerate(lines) if line == "```")
+    edited = "\n".join(
+        [*lines[: closing + 1], "", MARK, "After the first.", "<!-- /taia:yours -->", *lines[closing + 1 :]]
+    )
+    assert cards.merge_cards(edited, text).text == edited
+    renewed = cards.merge_cards(edited, cards.render_card(dataclasses.replace(EVERYTHING, repo_id="org/other"))).text
+    above = renewed[: renewed.index("After the first.")].split("\n")
+    assert "org/other" in renewed
+    assert above.count("```") == 1
+
+
+def test_both_copies_of_a_section_stay():
+    text = render("everything")
+    start = text.index("## Limits\n")
+    end = text.index("\n## ", start + 3)
+    section = text[start:end]
+    edited = text.replace(section, section + "\n\nFIRST EDIT\n") + "\n" + section + "\n\nSECOND EDIT\n"
+    merged = cards.merge_cards(edited, text)
+    assert "FIRST EDIT" in merged.text
+    assert "SECOND EDIT" in merged.text
+    assert cards.merge_cards(merged.text, text).text == merged.text
+
+
+def test_the_order_of_a_person_stays():
+    text = render("everything")
+    start = text.index("## Limits\n")
+    end = text.index("\n## ", start + 3) + 1
+    section = text[start:end]
+    moved = text.replace(section, "")
+    at = moved.index("## Modes\n")
+    moved = moved[:at] + section + moved[at:]
+    assert cards.merge_cards(moved, text).text == moved
+
+
+def test_a_full_disk_keeps_the_old_results(folder, tmp_path, monkeypatch):
+    new = tmp_path / "new.json"
+    made = make_card(str(folder), CardRequest())
+    (folder / "taia_results.json").write_text('{"old": true}')
+    new.write_text('{"new": true}')
+    made = type(made)(made.source, made.text, made.before, (), {}, {"taia_results.json": new})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RepositoryError, match="No space left"):
+        write_card(made)
+    assert (folder / "taia_results.json").read_text() == '{"old": true}'
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_atomically(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+
+
+def test_json_is_json(folder, capsys, monkeypatch):
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: True)
+    cli_main = cli.main
+
+    def run(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli_main(["card", str(folder), "--write", "--json", *words])
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)
+
+    assert run("--tag", "mine")["where"].endswith("README.md")
+    assert run()["where"] is None
+
+
+def test_a_data_set_that_is_no_id_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["card", str(folder), "--dataset", "my data"])
+    assert "'my data' is no Hub id" in capsys.readouterr().err
+
+
+def test_prompts_keep_their_lines():
+    text = cards.render_card(dataclasses.replace(EVERYTHING, widget=("two\nlines", "one")))
+    assert yaml.safe_load(card_of(text)[1])["widget"] == [{"text": "two\nlines"}, {"text": "one"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ('{% extends "model_card.md.j2" %}', "extends itself"),
+        ('{% extends "taia/model_card.md.j2" %}{% block titel %}x{% endblock %}', "Did you mean 'title'"),
+        (b"\xff\xfe", "is no UTF-8"),
+    ],
+)
+def test_a_template_that_cannot_work_is_said_so(tmp_path, source, message):
+    (tmp_path / "model_card.md.j2").write_bytes(source if isinstance(source, bytes) else source.encode())
+    with pytest.raises(ConfigError, match=message):
+        cards.render_card(EVERYTHING, template_dir=tmp_path)
