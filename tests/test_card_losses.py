@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_old_results(folder, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RepositoryError, match="No space left"):
+    with pytest.raises(RepositoryError, match="no space is left"):
         write_card(made)
     assert (folder / "taia_results.json").read_text() == '{"old": true}'
 
