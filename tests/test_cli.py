@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import cli
+from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
 
 
@@ -218,3 +219,18 @@ def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
                 process.kill()
                 raise
         assert status in (0, 130)
+
+
+def test_the_demo_needs_no_option(taia, monkeypatch, tmp_path):
+    asked = []
+
+    def run(folder, **keywords):
+        asked.append((folder, keywords["steps"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taia_hub.demo.run_demo", run)
+    status, _, _ = taia("demo")
+    assert status == 130
+    assert asked == [(Path("taia-demo"), DEFAULT_STEPS)]
+    taia("demo", "--dir", tmp_path)
+    assert asked[-1][0] == tmp_path

@@ -19,9 +19,9 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the base m
 Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
 
 
-def parse_folder(text: str) -> Path:
-    """Reads the path of a folder; an unset shell variable must not mean the working folder."""
-    if not text.strip():
+def parse_folder(text: str | Path) -> Path:
+    """Reads the path of a folder, or a default; an unset shell variable must not mean the working folder."""
+    if not str(text).strip():
         raise ConfigError("The folder's name is empty.", "Name a folder; '.' is this one.")
     return Path(text)
 
