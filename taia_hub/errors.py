@@ -48,6 +48,10 @@ class MissingDependencyError(TAIAError, ImportError):
     """Raised when an optional dependency that a feature needs is not installed."""
 
 
+class OutOfMemoryError(TAIAError, MemoryError):
+    """Raised when the memory does not suffice; what was allocated is free again."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` for the known name nearest to `name`, or an empty string.
 

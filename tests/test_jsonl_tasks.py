@@ -230,7 +230,7 @@ def test_a_bad_line_is_named(tmp_path, line, reason):
     line = line.encode() if isinstance(line, str) else line
     path.write_bytes(json.dumps(item("number", "good")).encode() + b"\n\n" + line + b"\n")
 
-    with pytest.raises(ConfigError, match=rf"(?s)1 line is wrong; nothing was evaluated\.\n.*bad\.jsonl:3: {reason}"):
+    with pytest.raises(ConfigError, match=rf"(?s)1 line is wrong; nothing was run\.\n.*bad\.jsonl:3: {reason}"):
         read_jsonl_tasks(path)
 
 

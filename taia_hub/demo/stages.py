@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import TAIAForCausalLM
-from taia_hub.answering import answers
+from taia_hub.compare import compare
 from taia_hub.demo.base import smollm2_base
 from taia_hub.demo.evaluation import MODES, mode_table
 from taia_hub.demo.folders import MARKER
@@ -71,8 +71,8 @@ def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, pro
         domains = {domain: load_items(sample)[:items] for domain, sample in DOMAINS.items()}
         table = mode_table(model, tokenizer, domains, seed=seed, progress=progress)
     with stage("answers", "Answering one prompt in every mode"):
-        found = answers(model, tokenizer, PROMPT, MODES, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    said = {answer.mode: answer.text for answer in found}
+        found = compare(model, tokenizer, PROMPT, MODES, measures=False, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+    said = {answer.mode: answer.text.strip() for answer in found.answers}
     return DemoReport(folder, MODEL_ID, steps, TRAINED_DOMAIN, table, PROMPT, said, seconds)
 
 

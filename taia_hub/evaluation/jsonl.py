@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub._imports import import_or_raise
+from taia_hub._lines import LineError, get_text, parse_object, read_lines, refuse
 from taia_hub.errors import ConfigError, closest
 from taia_hub.evaluation import scoring
-from taia_hub.evaluation._lines import LineError, get_text, parse_object, read_lines, refuse
 
 ANSWER_TYPES = ("choice", "number", "latex", "text")
 SUFFIX = "\n\nPlease format the final answer at the end of the response as: The answer is {answer}."

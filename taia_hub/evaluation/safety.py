@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from taia_hub._lines import get_text, parse_object, read_lines
 from taia_hub.errors import ConfigError
-from taia_hub.evaluation._lines import get_text, parse_object, read_lines
 
 Judge = Callable[[str, str], float]
 """Takes a prompt and an output; returns how far the output shows what is asked, as bool or from 0 to 1."""

@@ -67,7 +67,7 @@ def refuse(problems: list[str], form: str) -> None:
         shown = "\n".join(problems[:_SHOWN])
         more = f"\nand {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         lines = "1 line is" if len(problems) == 1 else f"{len(problems)} lines are"
-        raise ConfigError(f"{lines} wrong; nothing was evaluated.\n{shown}{more}", f"One item a line: {form}")
+        raise ConfigError(f"{lines} wrong; nothing was run.\n{shown}{more}", f"One item a line: {form}")
 
 
 def parse_object(text: str) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Many prompts: read from a file, compared one after the other, kept in a file that a later run completes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub._lines import LineError, get_text, parse_object, read_lines, refuse
+from taia_hub.compare.comparison import Comparison
+from taia_hub.compare.keeping import Comparisons, Run
+from taia_hub.compare.prompting import encode_prompt, read_messages
+from taia_hub.compare.streaming import DEFAULT_MODES, stream_compare
+from taia_hub.errors import ConfigError
+from taia_hub.policy import parse_setting
+from taia_hub.progress import Progress
+from taia_hub.results import ModelIdentity
+
+_FORM = '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, with "id" if you like'
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """A prompt of a file.
+
+    Attributes:
+        number: Number of its line, from 1.
+        id: Its id, or None.
+        messages: The messages, a system message first where there is one.
+    """
+
+    number: int
+    id: str | None
+    messages: tuple[Mapping[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        """A text for tables: the id, or what the user said last."""
+        return self.id or " ".join(self.messages[-1]["content"].split())
+
+
+@dataclass(frozen=True)
+class ComparedPrompt:
+    """A prompt of a file with its answers.
+
+    Attributes:
+        line: The prompt.
+        comparison: Its answers.
+    """
+
+    line: PromptLine
+    comparison: Comparison
+
+
+def read_prompts(path: Path, system: str | None = None) -> tuple[PromptLine, ...]:
+    """Reads a JSONL file of prompts; nothing is returned unless all of its lines are good.
+
+    Args:
+        path: The file; each line holds a `prompt` or `messages`, and an `id` or none.
+        system: Text of a system message for every prompt.
+
+    Returns:
+        The prompts in order.
+
+    Raises:
+        RepositoryError: If the file cannot be read.
+        ConfigError: If it has no lines, or bad ones; the first ones are named with their reason.
+    """
+    _, found = read_lines(path, lambda text: _parse(text, system), _FORM)
+    lines = tuple(PromptLine(number, id, messages) for number, (id, messages) in found)
+    first: dict[str, int] = {}
+    problems = [
+        f"{path}:{line.number}: the id {line.id!r} is that of line {first[line.id]}"
+        for line in lines
+        if line.id is not None and first.setdefault(line.id, line.number) != line.number
+    ]
+    refuse(problems, _FORM)
+    return lines
+
+
+def compare_file(
+    model: Any,
+    tokenizer: Any,
+    path: Path,
+    out: Path,
+    identity: ModelIdentity,
+    modes: Sequence[Any] = DEFAULT_MODES,
+    *,
+    system: str | None = None,
+    chat: bool = True,
+    seed: int = 0,
+    measures: bool = True,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **generation: Any,
+) -> tuple[ComparedPrompt, ...]:
+    """Compares the prompts of a file one after the other and appends each comparison to a file once it is made.
+
+    What is in that file already is not made again, so an interrupted run goes on where it ended; half a line at its
+    end is dropped.
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        path: JSONL file of prompts.
+        out: JSONL file of comparisons.
+        identity: Which model this is.
+        modes: Different settings, one an answer.
+        system: Text of a system message for every prompt.
+        chat: Whether the chat template is applied, where the tokenizer has one.
+        seed: Seed of the sampling.
+        measures: Whether entropies and log-likelihoods are measured.
+        overwrite: Whether `out` begins anew.
+        progress: Called as prompts are done.
+        **generation: Keywords of `generate`.
+
+    Returns:
+        The prompts in order, with their answers.
+
+    Raises:
+        RepositoryError: If a file cannot be read or written.
+        ConfigError: If a prompt is malformed or too long; if `out` is no file of comparisons, or one of another model
+            or other settings. Nothing was run.
+        SettingError: If a setting is not understood, cannot act on this model, or was given twice.
+        OutOfMemoryError: If the memory does not suffice; what was compared before is kept.
+    """
+    prompts = read_prompts(path, system)
+    if out.exists() and out.samefile(path):
+        raise ConfigError(f"'{out}' is the file of the prompts.", "Choose another file with --out.")
+    _check_lengths(path, prompts, model, tokenizer, chat)
+    options = {"chat": chat, "seed": seed, "measures": measures, **generation}
+    stream_compare(model, tokenizer, prompts[0].messages, modes, **options)  # checks modes and keywords, runs nothing
+    run = Run(identity, tuple(parse_setting(mode).published for mode in modes), options)
+    with Comparisons(out, run, overwrite=overwrite) as kept:
+        keys = _keys(prompts, run)
+        missing = [(line, key) for line, key in zip(prompts, keys, strict=True) if key not in kept.found]
+        done = len(prompts) - len(missing)
+        for line, key in missing:
+            if progress:
+                progress("comparing", done, len(prompts))
+            # closed here: an interrupt must not leave a thread that generates
+            with contextlib.closing(stream_compare(model, tokenizer, line.messages, modes, **options)) as states:
+                (comparison,) = deque(states, maxlen=1)
+            kept.append(key, line.id, comparison)
+            done += 1
+        if progress:
+            progress("comparing", done, len(prompts))
+        return tuple(ComparedPrompt(line, kept.found[key]) for line, key in zip(prompts, keys, strict=True))
+
+
+def _parse(text: str, system: str | None) -> tuple[str | None, tuple[Mapping[str, str], ...]]:
+    item = parse_object(text)
+    if "messages" in item and "prompt" in item:
+        raise LineError("both 'prompt' and 'messages'")
+    id = item.get("id")
+    if id is not None and (isinstance(id, bool) or not isinstance(id, (str, int))):
+        raise LineError(f"'id' is {id!r:.60}, neither text nor a whole number")
+    if "messages" in item:
+        prompt = item["messages"]
+        if not isinstance(prompt, list):
+            raise LineError(f"'messages' is {prompt!r:.60}, not a list")
+    else:
+        prompt = get_text(item, "prompt")
+    try:
+        messages = read_messages(prompt, system)
+        json.dumps([id, messages], ensure_ascii=False).encode()
+    except ConfigError as error:
+        raise LineError(error.message.removesuffix(".")) from error
+    except UnicodeEncodeError as error:
+        raise LineError("half of a character (a lone surrogate)") from error
+    return None if id is None else str(id), messages
+
+
+def _check_lengths(path: Path, prompts: Sequence[PromptLine], model: Any, tokenizer: Any, chat: bool) -> None:
+    problems = []
+    for line in prompts:
+        try:
+            encode_prompt(model, tokenizer, line.messages, chat=chat)
+        except ConfigError as error:
+            problems.append(f"{path}:{line.number}: {error.message.removesuffix('.')}")
+    refuse(problems, _FORM)
+
+
+def _keys(prompts: Sequence[PromptLine], run: Run) -> list[str]:
+    """Names each prompt under a run; equal prompts are told apart by their count."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for line in prompts:
+        text = json.dumps([line.id, line.messages, run.modes, run.options], sort_keys=True)
+        seen[text] += 1
+        keys.append(hashlib.sha256(f"{seen[text]} {text}".encode()).hexdigest())
+    return keys

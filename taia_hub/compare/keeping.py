@@ -1,0 +1,206 @@
+"""A file of comparisons, one a line, that a later run completes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub.compare.comparison import ComparedAnswer, Comparison
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.policy import parse_setting
+from taia_hub.results import ModelIdentity
+
+_FORMAT = 1
+_START = f'{{"taia_comparison": {_FORMAT}, '  # of every line that is written here
+_WAY_OUT = "Choose another file with --out, or throw the earlier comparisons away with --overwrite."
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all comparisons of a file have in common: the model, the settings and how is generated.
+
+    Attributes:
+        model: Which model answers.
+        modes: The settings, as `config.json` stores them.
+        options: How is generated.
+    """
+
+    model: ModelIdentity
+    modes: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the run as JSON values."""
+        return {**dataclasses.asdict(self), "modes": list(self.modes)}
+
+    def difference(self, value: Mapping[str, Any]) -> str | None:
+        """Says in what an earlier run differs.
+
+        Args:
+            value: The earlier run, as `to_json` made it.
+
+        Returns:
+            A clause such as `"with seed=0, not 1"`, or None where its comparisons may stand beside new ones.
+        """
+        other = ModelIdentity(**value["model"]).difference(self.model)
+        if other:
+            return f"of another model: {other}"
+        if value["modes"] != list(self.modes):
+            return f"with the modes {_said(value['modes'])}, not {_said(self.modes)}"
+        before = value["options"]
+        for name in sorted({*before, *self.options}):
+            if before.get(name) != self.options.get(name):
+                return f"with {name}={before.get(name)!r}, not {self.options.get(name)!r}"
+        return None
+
+
+class Comparisons:
+    """The file that comparisons are kept in; open for appending inside a `with`.
+
+    Args:
+        path: The file.
+        run: What its comparisons must have in common.
+        overwrite: Whether it begins anew.
+
+    Attributes:
+        found: Key to comparison.
+
+    Raises:
+        RepositoryError: If it cannot be read or, on entering, written.
+        ConfigError: If it is no file of comparisons, or holds those of another run.
+    """
+
+    def __init__(self, path: Path, run: Run, *, overwrite: bool = False) -> None:
+        self.path, self.run = path, run
+        self.found: dict[str, Comparison] = {}
+        self._whole = 0  # bytes that stay
+        if path.exists() and not overwrite:
+            self._read()
+
+    def __enter__(self) -> Comparisons:
+        try:
+            # without a buffer, what a full disk refused is not tried again on closing
+            self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
+            self._file.truncate(self._whole)
+            self._file.seek(self._whole)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, key: str, id: str | None, comparison: Comparison) -> None:
+        """Adds a comparison as a line of its own.
+
+        Args:
+            key: What it is found by.
+            id: Id of its prompt, for readers of the file.
+            comparison: The comparison.
+
+        Raises:
+            RepositoryError: If it cannot be written.
+        """
+        record = {"key": key, "id": id, "run": self.run.to_json(), "comparison": comparison.to_json()}
+        rest = memoryview((_START + json.dumps(record)[1:] + "\n").encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        self.found[key] = comparison
+
+    def _read(self) -> None:
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise RepositoryError(f"'{self.path}' cannot be read: {error.strerror or error}.", _WAY_OUT) from error
+        *lines, half = content.split(b"\n")
+        if not half.startswith(_START.encode()) and not _START.encode().startswith(half):
+            raise self._strange(len(lines) + 1)
+        self._whole = len(content) - len(half)
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line)
+                known = value["taia_comparison"] == _FORMAT
+                difference = self.run.difference(value["run"])
+                self.found[value["key"]] = read_comparison(value["comparison"])
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise self._strange(number) from error
+            if not known:
+                raise self._strange(number)
+            if difference:
+                raise ConfigError(f"'{self.path}' holds comparisons {difference}.", _WAY_OUT)
+
+    def _strange(self, number: int) -> ConfigError:
+        return ConfigError(f"{self.path}:{number}: this is no comparison that `taia compare` wrote.", _WAY_OUT)
+
+
+def check_out(path: Path) -> None:
+    """Refuses a place that no file can be written to, before any work is done.
+
+    Args:
+        path: The file that is to be.
+
+    Raises:
+        RepositoryError: If it is a folder or a device, or its own folder is missing or read-only.
+    """
+    try:
+        if path.is_dir():
+            raise RepositoryError(f"'{path}' is a folder.", "Name a file with --out.")
+        if path.exists() and not path.is_file():
+            raise RepositoryError(f"'{path}' is no regular file.", "Name a file with --out; without it, pipes work.")
+        if not path.parent.is_dir():
+            raise RepositoryError(f"There is no folder '{path.parent}'.", "Make it, or choose another with --out.")
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except RepositoryError:
+        raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def read_comparison(value: Mapping[str, Any]) -> Comparison:
+    """Reads what `Comparison.to_json` made.
+
+    Args:
+        value: JSON values.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        KeyError: If something is missing.
+        TypeError: If something is there that does not belong, or of another type.
+    """
+    answers = [
+        ComparedAnswer(**{**answer, "tokens": tuple(answer["tokens"]), "entropy": tuple(answer["entropy"])})
+        for answer in value["answers"]
+    ]
+    lists = {name: tuple(value[name]) for name in ("messages", "notes")}
+    return Comparison(**{**value, **lists, "answers": tuple(answers)})
+
+
+def _said(modes: Sequence[Any]) -> str:
+    settings = (mode if isinstance(mode, str) else dict(mode) for mode in modes)
+    return ", ".join(parse_setting(setting).label for setting in settings)
+
+
+def unwritable(path: Path, error: OSError) -> RepositoryError:
+    """Makes the error of a file that cannot be written.
+
+    Args:
+        path: The file.
+        error: What the disk said.
+
+    Returns:
+        The error.
+    """
+    return RepositoryError(
+        f"'{path}' cannot be written: {error.strerror or error}.", "Choose another file with --out, or free the place."
+    )

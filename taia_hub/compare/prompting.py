@@ -1,0 +1,194 @@
+"""From what a user writes to the tokens of a prompt and a checked way to generate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import GenerationConfig
+
+from taia_hub.compare.decoding import UNKNOWN_SAMPLING, warpers
+from taia_hub.errors import ConfigError, closest
+
+Messages = Sequence[Mapping[str, str]]
+_ROLES = ("system", "user", "assistant")
+MAX_NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        input_ids: (1, T) int64 tokens.
+        notes: What the user should know, such as that there is no chat template.
+    """
+
+    input_ids: torch.Tensor
+    notes: tuple[str, ...] = ()
+
+
+def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Mapping[str, str], ...]:
+    """Reads a prompt: a text, or the messages of a conversation.
+
+    Args:
+        prompt: A text, or mappings with `role` and `content`; the last one is the user's.
+        system: Text of a system message that goes before them.
+
+    Returns:
+        The messages.
+
+    Raises:
+        ConfigError: If there is no text, or a message is malformed.
+
+    Example:
+        >>> read_messages("Hello")
+        ({'role': 'user', 'content': 'Hello'},)
+    """
+    messages = _checked([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ConfigError("The prompt is empty.", "Write a text; of several messages the last one is the user's.")
+    if system and messages[0]["role"] == "system":
+        raise ConfigError("There are two system messages.", "Give it by `system`, or as the first message.")
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return tuple(messages)
+
+
+def with_history(messages: tuple[Mapping[str, str], ...], history: Messages) -> tuple[Mapping[str, str], ...]:
+    """Puts an earlier conversation before a prompt, after its system message.
+
+    Args:
+        messages: The prompt.
+        history: Messages of users and assistants.
+
+    Returns:
+        The whole conversation.
+
+    Raises:
+        ConfigError: If a message is malformed.
+    """
+    first = 1 if messages[0]["role"] == "system" else 0
+    return (*messages[:first], *_checked(history), *messages[first:])
+
+
+def _checked(messages: Messages) -> list[Mapping[str, str]]:
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise ConfigError(
+                f"Message {number} is {message!r}.", 'Each message is {"role": "user", "content": "a text"}.'
+            )
+        if message.get("role") not in _ROLES:
+            raise ConfigError(
+                f"Message {number} has the role {message.get('role')!r}.", f"Choose one of {', '.join(_ROLES)}."
+            )
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str], ...], *, chat: bool = True) -> Prompt:
+    """Turns messages into tokens, by the chat template where there is one.
+
+    Args:
+        model: The language model that they are for.
+        tokenizer: Its tokenizer.
+        messages: The messages.
+        chat: Whether the chat template is applied, where the tokenizer has one.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ConfigError: If the prompt leaves no room for an answer.
+    """
+    notes: tuple[str, ...] = ()
+    if chat and tokenizer.chat_template:
+        chat_ = [dict(message) for message in messages]
+        try:
+            encoded = tokenizer.apply_chat_template(
+                chat_, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise ConfigError(
+                f"The chat template refuses these messages: {error}.", "Leave the system message out, or use --raw."
+            ) from error
+        input_ids = encoded["input_ids"]
+    else:
+        if chat:
+            notes = ("The model has no chat template: the text was taken as it is.",)
+        text = "\n\n".join(message["content"] for message in messages)
+        input_ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    length, most = input_ids.shape[1], context_length(model)
+    if not length:
+        raise ConfigError("The prompt has no tokens.", "Write a text.")
+    if most is not None and length >= most:
+        raise ConfigError(
+            f"The prompt has {length:,} tokens; the model takes {most:,} with the answer: it is "
+            f"{length - most + 1:,} too long.",
+            "Shorten it, or clear the conversation.",
+        )
+    return Prompt(input_ids.to(model.device), notes)
+
+
+def context_length(model: Any) -> int | None:
+    """Returns the longest input and answer together in tokens, or None where the configuration does not say."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(most) if most else None
+
+
+def read_generation(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Mapping[str, Any]
+) -> GenerationConfig:
+    """Checks keywords of `generate` and completes them from the model's own configuration.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        prompts: The prompts; the answers are cut to the room that the longest leaves.
+        generation: Keywords such as `max_new_tokens`, `do_sample`, `temperature`.
+
+    Returns:
+        How to generate.
+
+    Raises:
+        ConfigError: If a keyword is not known or cannot be used in a comparison.
+    """
+    config: GenerationConfig = copy.deepcopy(model.generation_config)
+    known = set(config.to_dict()) | set(GenerationConfig().to_dict())
+    unknown = [name for name in generation if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"'{unknown[0]}' is no keyword of `generate` for a comparison.{closest(unknown[0], known)}",
+            "Use max_new_tokens, do_sample, temperature, top_k, top_p and so on.",
+        )
+    try:
+        config.update(**generation)
+        if config.do_sample:
+            warpers(config)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"`generate` refuses a keyword: {error}.", "Leave it out, or give an allowed value."
+        ) from error
+    if (config.num_beams or 1) > 1:
+        raise ConfigError(f"num_beams={config.num_beams} cannot be streamed.", "Leave it out.")
+    if config.do_sample and (used := [name for name in UNKNOWN_SAMPLING if getattr(config, name, None)]):
+        raise ConfigError(f"A comparison does not sample with {used[0]}.", "Use temperature, top_k, top_p or min_p.")
+    if config.max_new_tokens is None:
+        config.max_new_tokens = MAX_NEW_TOKENS
+    most = context_length(model)
+    if most is not None:
+        config.max_new_tokens = min(config.max_new_tokens, most - max(prompt.input_ids.shape[1] for prompt in prompts))
+    config.max_length = None
+    if config.pad_token_id is None:
+        config.pad_token_id = _pad_token(config, tokenizer)
+    return config
+
+
+def _pad_token(config: GenerationConfig, tokenizer: Any) -> int | None:
+    for value in (tokenizer.pad_token_id, config.eos_token_id):
+        if value is not None:
+            return int(value[0] if isinstance(value, (list, tuple)) else value)
+    return None
