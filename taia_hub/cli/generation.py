@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, check_dtype, echo_json, parse_mode
-from taia_hub.errors import ConfigError
+from taia_hub.cli.shared import (
+    DeviceMap,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    Raw,
+    Repository,
+    Revision,
+    Seed,
+    System,
+    Temperature,
+    Token,
+    Trust,
+    echo_json,
+    load_model,
+    parse_mode,
+    read_prompt,
+    read_sampling,
+)
 
 
 def generate(
@@ -18,48 +33,46 @@ def generate(
     mode: Annotated[
         list[str] | None, typer.Option(help="A mode, or a JSON mapping; repeat it to see several side by side.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    dtype: Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.")] = None,
+    system: System = None,
+    raw: Raw = False,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     revision: Revision = None,
     token: Token = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt under one mode or several."""
-    from transformers import set_seed
-
-    from taia_hub import TAIAForCausalLM
-    from taia_hub._tokenizer import load_tokenizer
-    from taia_hub.answering import answers
+    from taia_hub.compare import compare
 
     modes = [parse_mode(text) for text in mode] if mode else None
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text:
-        raise ConfigError("The prompt is empty.", "Give a text with --prompt, or '-' and text on standard input.")
-    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    model = TAIAForCausalLM.from_pretrained(repo, dtype=check_dtype(dtype), device_map=device_map, **loading)
-    tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
-    set_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    found = answers(
+    text = read_prompt(prompt)
+    model, tokenizer = load_model(
+        repo,
+        dtype=dtype,
+        device_map=device_map,
+        revision=revision,
+        token=token,
+        trust_remote_code=trust_remote_code,
+    )
+    found = compare(
         model,
         tokenizer,
         text,
         modes or [model.inference_modules],
         system=system,
         chat=not raw,
+        seed=seed,
+        measures=False,
         max_new_tokens=max_new_tokens,
-        **sampling,
-    )
+        **read_sampling(temperature),
+    ).answers
     if as_json:
-        echo_json([dataclasses.asdict(answer) for answer in found])
+        echo_json([{"mode": answer.mode, "text": answer.text.strip()} for answer in found])
         return
     for answer in found:
-        typer.echo(f"[{answer.mode}]\n{answer.text}\n" if len(found) > 1 else answer.text)
+        said = answer.text.strip()
+        typer.echo(f"[{answer.mode}]\n{said}\n" if len(found) > 1 else said)

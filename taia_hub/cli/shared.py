@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,13 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Private = Annotated[bool | None, typer.Option("--private/--public", help="Visibility of a new repository.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the base model's own code run.")]
+System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Dtype = Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")]
+DeviceMap = Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.", show_default=False)]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
 
 
@@ -45,6 +53,50 @@ def parse_mode(text: str) -> Any:
             f"--mode {text!r} is no JSON: {error}.",
             """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
         ) from error
+
+
+def read_prompt(text: str) -> str:
+    """Reads a prompt from the command line: a text, or '-' for standard input."""
+    try:
+        if text == "-":
+            if sys.stdin.isatty():
+                typer.echo("Type the prompt; Ctrl-D on a line of its own ends it.", err=True)
+            text = sys.stdin.read()
+        text.encode()
+    except UnicodeError as error:
+        raise ConfigError("The prompt is not UTF-8.", "Convert it, as with iconv.") from error
+    if not text.strip():
+        raise ConfigError("The prompt is empty.", "Give a text with --prompt, or '-' and text on standard input.")
+    return text
+
+
+def load_model(
+    repo: str,
+    *,
+    dtype: str,
+    device_map: str | None,
+    revision: str | None,
+    token: str | None,
+    trust_remote_code: bool,
+) -> tuple[Any, Any]:
+    """Loads a TAIA repository that is to answer, and its tokenizer."""
+    from taia_hub import TAIAForCausalLM
+    from taia_hub._tokenizer import load_tokenizer
+
+    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    model = TAIAForCausalLM.from_pretrained(repo, dtype=check_dtype(dtype), device_map=device_map, **loading)
+    return model, load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
+
+
+def read_sampling(temperature: float, **narrowing: float | None) -> dict[str, Any]:
+    """Makes keywords of `generate`; what narrows the choice (top_p, top_k) has no meaning where it is greedy."""
+    given = {name: value for name, value in narrowing.items() if value is not None}
+    if temperature:
+        return {"do_sample": True, "temperature": temperature, **given}
+    if given:
+        name = next(iter(given)).replace("_", "-")
+        raise ConfigError(f"--{name} has no meaning without sampling.", "Add a --temperature above 0.")
+    return {"do_sample": False}
 
 
 def echo_json(value: Any) -> None:

@@ -1,0 +1,181 @@
+"""`taia compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taia_hub.cli.compared import Output, compare_prompt, compare_prompts
+from taia_hub.cli.shared import (
+    DeviceMap,
+    Dtype,
+    Json,
+    MaxNewTokens,
+    Raw,
+    Repository,
+    Revision,
+    Seed,
+    System,
+    Temperature,
+    Token,
+    Trust,
+    check_dtype,
+    load_model,
+    parse_mode,
+    read_prompt,
+    read_sampling,
+)
+from taia_hub.errors import ConfigError, SettingError, closest
+
+_FORMATS = ("text", "json", "markdown", "html")
+_SUFFIXES = {".json": "json", ".md": "markdown", ".html": "html", ".htm": "html"}
+_PAGE_OPTIONS = {"repo", "ui", "mode", "port", "share", "revision", "token", "trust_remote_code"}
+_NOT_WITH = {"--prompt": {"port", "share", "overwrite"}, "--file": {"port", "share"}}
+_FLAGS = {"as_json": "--json", "output_format": "--format"}
+
+
+def compare(
+    context: typer.Context,
+    repo: Repository,
+    prompt: Annotated[
+        str | None, typer.Option(help="The prompt; '-' reads it from standard input.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="JSONL", help='Prompts, one a line: {"prompt": …} or {"messages": […]}.')
+    ] = None,
+    ui: Annotated[bool, typer.Option("--ui", help="Open a page in the browser.")] = False,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="A mode, or a JSON mapping; repeat it. By default none, attention and all."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Mark what differs from this one, word by word.")
+    ] = None,
+    system: System = None,
+    raw: Raw = False,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share of the probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.")] = None,
+    seed: Seed = 0,
+    measures: Annotated[
+        bool, typer.Option("--measures/--no-measures", help="Entropies, and each answer's likelihood by each mode.")
+    ] = True,
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="text, json, markdown or html; by default what the name of --out says, or text."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File for the result; with --file one that is completed, by default NAME.compared.jsonl."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --file: throw earlier results away.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --ui: port of the page.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="With --ui: a public link, made by Gradio.")] = False,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compare what the modes of a repository answer: one prompt, a file of prompts, or on a page in the browser."""
+    from taia_hub.compare import DEFAULT_MODES
+
+    _check_task(context, prompt=prompt, file=file, ui=ui)
+    modes = [parse_mode(text) for text in mode] if mode else list(DEFAULT_MODES)
+    labels = _labels(modes)
+    if ui:
+        _open_page(
+            repo,
+            modes=labels,
+            port=port,
+            share=share,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
+        )
+        return
+    against = _find(against, labels) if against is not None else None
+    wanted = _format(output_format, as_json, out if file is None else None)
+    loading: dict[str, Any] = {
+        "dtype": check_dtype(dtype),
+        "device_map": device_map,
+        "revision": revision,
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+    }
+    how: dict[str, Any] = {
+        "system": system,
+        "chat": not raw,
+        "seed": seed,
+        "measures": measures,
+        "max_new_tokens": max_new_tokens,
+        **read_sampling(temperature, top_p=top_p, top_k=top_k),
+    }
+    load = partial(load_model, repo, **loading)
+    if file is None:
+        compare_prompt(load, read_prompt(prompt or ""), modes, how, Output(wanted, out, against))
+        return
+    if wanted not in ("text", "json"):
+        raise ConfigError(f"--format {wanted} has no meaning with --file: results are JSONL.", "Leave it out.")
+    how["overwrite"] = overwrite
+    compare_prompts(load, file, out, modes, how, reference=against or labels[0], as_json=wanted == "json")
+
+
+def _check_task(context: typer.Context, **tasks: Any) -> None:
+    """Checks that one thing is asked for, with options that mean something to it."""
+    given = [f"--{name}" for name, value in tasks.items() if value is not None and value is not False]
+    hint = "Give --prompt TEXT, --file prompts.jsonl, or --ui for a page in the browser."
+    if not given:
+        raise ConfigError("There is no prompt.", hint)
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} do not go together.", hint)
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        idle = name not in _PAGE_OPTIONS if given[0] == "--ui" else name in _NOT_WITH[given[0]]
+        if idle and source is not None and source.name == "COMMANDLINE":
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+            raise ConfigError(f"{flag} has no meaning with {given[0]}.", "Leave it out.")
+
+
+def _labels(modes: Sequence[Any]) -> list[str]:
+    from taia_hub.policy import parse_setting
+
+    return [parse_setting(mode).label for mode in modes]
+
+
+def _find(against: str, labels: Sequence[str]) -> str:
+    """Finds the mode that the others are compared with, by its label or as it was given."""
+    label = against if against in labels else _labels([parse_mode(against)])[0]
+    if label not in labels:
+        raise SettingError(
+            f"--against '{against}' is none of the modes.{closest(against, labels)}", f"Choose {', '.join(labels)}."
+        )
+    return label
+
+
+def _format(name: str | None, as_json: bool, out: Path | None) -> str:
+    if as_json and name not in (None, "json"):
+        raise ConfigError(f"--json and --format {name} do not go together.", "Leave one out.")
+    if as_json:
+        return "json"
+    if name is None:
+        return _SUFFIXES.get(out.suffix.lower(), "text") if out else "text"
+    if name not in _FORMATS:
+        raise ConfigError(f"--format '{name}' is not known.{closest(name, _FORMATS)}", f"Choose {', '.join(_FORMATS)}.")
+    return name
+
+
+def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
+    from taia_hub.page import launch_page
+    from taia_hub.policy import MODES
+
+    other = [mode for mode in modes if mode not in MODES]
+    if other:
+        raise SettingError(f"The page cannot begin with the mode '{other[0]}'.", f"Choose {', '.join(MODES)}.")
+    launch_page(repo, modes=modes, **options)
