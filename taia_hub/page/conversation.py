@@ -1,0 +1,100 @@
+"""A user's conversation: turns that grow, as values that come in and go out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+
+from taia_hub.errors import ConfigError
+from taia_hub.page.answering import Answer
+from taia_hub.page.board import Turn
+from taia_hub.page.questions import Question
+
+Turns = tuple[Turn, ...]
+
+
+def histories_of(turns: Turns, modes: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Returns what each mode's conversation was so far.
+
+    A mode that had no column in an earlier turn goes on with the answer of that turn's first column.
+
+    Args:
+        turns: The turns.
+        modes: Labels of the modes.
+
+    Returns:
+        Label to messages of user and assistant.
+    """
+    found: dict[str, list[dict[str, str]]] = {mode: [] for mode in modes}
+    for turn in turns:
+        texts = {answer.mode: answer.text for answer in turn.comparison.answers}
+        prompt = turn.comparison.messages[-1]["content"]
+        for mode, messages in found.items():
+            answer = texts.get(mode, turn.comparison.answers[0].text)
+            messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return found
+
+
+def ask(
+    answer: Answer, name: str, revision: str | None, turns: Turns, question: Question, *, blind: bool = False
+) -> Iterator[Turns]:
+    """Answers a question and yields the conversation as it grows.
+
+    Args:
+        answer: Makes answers.
+        name: Hub id or folder of the TAIA repository.
+        revision: Its revision.
+        turns: The conversation so far.
+        question: The question.
+        blind: Whether the columns are shuffled and their names hidden until the vote.
+
+    Yields:
+        The conversation with one more turn; in the last state its answers come no more.
+    """
+    order = list(range(len(question.modes)))
+    if blind:
+        random.SystemRandom().shuffle(order)
+    turn = None
+    states = answer(name, revision, question)
+    with contextlib.closing(states):
+        for comparison in states:
+            turn = Turn(comparison, tuple(order), blind=blind, running=True)
+            yield (*turns, turn)
+    if turn is not None:
+        yield (*turns, dataclasses.replace(turn, running=False))
+
+
+def stop(turns: Turns) -> Turns:
+    """Ends the latest turn where it stands.
+
+    Args:
+        turns: The conversation.
+
+    Returns:
+        The same, with no answers coming.
+    """
+    return (*turns[:-1], dataclasses.replace(turns[-1], running=False)) if turns else turns
+
+
+def vote(turns: Turns, choice: int | None) -> Turns:
+    """Votes for a column of the latest turn, which shows its names.
+
+    Args:
+        turns: The conversation.
+        choice: The column, -1 for all alike, None where nothing was chosen.
+
+    Returns:
+        The conversation with the vote.
+
+    Raises:
+        ConfigError: If there is nothing to vote for, or a vote was given.
+    """
+    if not turns or turns[-1].running:
+        raise ConfigError("There are no answers to vote for yet.", "Wait until they are complete.")
+    if turns[-1].vote is not None:
+        raise ConfigError("You have voted for these answers.", "Ask something else to vote again.")
+    if choice is None or not -1 <= choice < len(turns[-1].order):
+        raise ConfigError("No answer was chosen.", "Choose the better one, or that they are alike.")
+    return (*turns[:-1], dataclasses.replace(turns[-1], vote=choice))

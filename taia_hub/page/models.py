@@ -1,0 +1,76 @@
+"""The model behind the page: loaded once, shared by all requests, never changed by one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from taia_hub._tokenizer import load_tokenizer
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.page.devices import choose_device, choose_dtype
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to answer.
+
+    Attributes:
+        name: Hub id or folder, as it was asked for.
+        revision: Revision, as it was asked for.
+        model: The TAIA model, in evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    revision: str | None
+    model: Any
+    tokenizer: Any
+
+
+class Models:
+    """Loads models and keeps the latest one; a request that runs on an earlier one keeps that as long as it lasts.
+
+    Args:
+        token: Access token.
+        dtype: Name of the base models' dtype, or None to choose by device.
+        trust_remote_code: Whether a base model's own code may run.
+    """
+
+    def __init__(self, *, token: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> None:
+        self.token, self.dtype, self.trust_remote_code = token, dtype, trust_remote_code
+        self._lock = threading.Lock()
+        self._latest: LoadedModel | None = None
+
+    def get(self, name: str, revision: str | None = None) -> LoadedModel:
+        """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once.
+
+        Args:
+            name: Hub id or folder of a TAIA repository.
+            revision: Its revision.
+
+        Returns:
+            The model.
+
+        Raises:
+            TAIAError: If it cannot be loaded.
+        """
+        with self._lock:
+            if self._latest is None or (self._latest.name, self._latest.revision) != (name, revision):
+                device = choose_device()
+                dtype = self.dtype or choose_dtype(device)
+                logger.info("Loading %s on %s in %s.", name, device, dtype)
+                model = TAIAForCausalLM.from_pretrained(
+                    name,
+                    revision=revision,
+                    dtype=dtype,
+                    device_map=device if device != "cpu" else None,
+                    token=self.token,
+                    trust_remote_code=self.trust_remote_code,
+                ).eval()
+                tokenizer = load_tokenizer(model, token=self.token, trust_remote_code=self.trust_remote_code)
+                self._latest = LoadedModel(name, revision, model, tokenizer)
+            return self._latest

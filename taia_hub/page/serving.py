@@ -1,0 +1,102 @@
+"""Starting the page: in a Space, on a server, on a laptop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from taia_hub._imports import import_or_raise
+from taia_hub.page.blocks import FEATURE, build_page
+from taia_hub.page.examples import card_examples
+from taia_hub.page.models import Models
+from taia_hub.page.settings import PageSettings
+
+_STYLE = Path(__file__).with_name("style.css")
+
+
+def launch_page(
+    repo: str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    settings: PageSettings | None = None,
+    modes: Sequence[str] | None = None,
+    examples: Sequence[str] | None = None,
+    port: int | None = None,
+    share: bool = False,
+    block: bool = True,
+    page: Any = None,
+    **options: Any,
+) -> Any:
+    """Starts the page on which one prompt is answered by several modes at once.
+
+    Args:
+        repo: Hub id or folder of the TAIA repository; None for that of the environment, or a box on the page.
+        revision: Its revision.
+        token: Access token.
+        trust_remote_code: Whether a base model's own code may run.
+        settings: Limits; those of the environment by default.
+        modes: Mode names that are chosen at first.
+        examples: Prompts to try; by default those of the model's card.
+        port: Port; a free one from 7860 by default.
+        share: Whether Gradio makes a public link.
+        block: Whether the call returns only when the page ends.
+        page: A page of `build_page` to start instead of a new one.
+        **options: More keywords of Gradio's `launch`.
+
+    Returns:
+        The running `gradio.Blocks`; `local_url` says where, `close()` ends it.
+
+    Raises:
+        TAIAError: As of `build_page`, or if the model cannot be loaded.
+
+    Example:
+        ```python
+        page = launch_page("org/model-taia", block=False)
+        print(page.local_url)
+        ```
+    """
+    gr = import_or_raise("gradio", "space", FEATURE)
+    if page is None:
+        settings = settings or PageSettings.from_environment()
+        if repo is not None:
+            settings = dataclasses.replace(settings, model_id=repo, revision=revision)
+        models = Models(token=token, dtype=settings.dtype, trust_remote_code=trust_remote_code)
+        if settings.model_id:  # what is wrong with it is said before the page opens
+            models.get(settings.model_id, settings.revision)
+            examples = examples or card_examples(settings.model_id, settings.revision, token)
+        keywords: dict[str, Any] = {name: value for name, value in (("modes", modes), ("examples", examples)) if value}
+        page = build_page(settings, token=token, models=models, **keywords)
+    page.launch(
+        server_port=port,
+        share=share,
+        prevent_thread_lock=not block,
+        css_paths=[_STYLE],
+        theme=_theme(gr),
+        footer_links=["api", "settings"],
+        show_error=True,
+        **options,
+    )
+    return page
+
+
+def _theme(gr: Any) -> Any:
+    """Gradio's theme with colours that can be read: at least 4.5 to 1 for small text, in light and dark."""
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate").set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_cancel_background_fill="*neutral_200",
+        button_cancel_background_fill_dark="*neutral_700",
+        button_cancel_text_color="*neutral_900",
+        button_cancel_text_color_dark="*neutral_50",
+    )
