@@ -277,8 +277,10 @@ def render_over(
     Raises:
         ConfigError: If a card was not written by taia-hub or is damaged, or the template is.
     """
-    text, kept = cards.render_card(data, **template), list[str]()
     there: list[str | None] = [one for one in before if one is not None]
+    if data.space is None:  # only the card knows it
+        data = dataclasses.replace(data, space=next(filter(None, (cards.space_of(one or "") for one in there)), None))
+    text, kept = cards.render_card(data, **template), list[str]()
     for old in there or [None]:
         merged = cards.merge_cards(old, text, given=given)
         text, kept = merged.text, [*kept, *merged.kept]

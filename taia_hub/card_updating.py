@@ -230,6 +230,30 @@ def publish_card(made: MadeCard, message: str | None, token: str | bool | None, 
     return str(commit.commit_url)
 
 
+def link_space(name: str, space_id: str, token: str | bool | None) -> str | None:
+    """Links the card of a repository on the Hub to the Space that compares its modes, and changes nothing else of it.
+
+    Args:
+        name: Hub id of the TAIA repository.
+        space_id: Hub id of the Space.
+        token: Access token.
+
+    Returns:
+        Address of the commit; None where the card links to the Space already, or a person decided otherwise.
+
+    Raises:
+        TAIAError: If there is no card, it is somebody else's, or it cannot be published.
+    """
+    source = hub.fetch(name, [hub.CARD], access=hub.HubAccess(token=token), what="TAIA repository", local=False)
+    before = _read(source.folder / hub.CARD)
+    if before is None:
+        raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
+    text = cards.with_space(before, space_id)
+    if text == before:
+        return None
+    return publish_card(MadeCard(source, text, before, ()), "Link to the Space that compares the modes", token)
+
+
 def check_repository_card(
     name: str,
     request: CardRequest,
@@ -257,6 +281,7 @@ def check_repository_card(
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
     data = _described(source, config, request, before, token, trust_remote_code)
+    data = dataclasses.replace(data, space=cards.space_of(before))
     beside = _given_files(request).over(SideFiles.of(source.folder))
     data, problems = _with_true_files(data, config, beside)
     if source.revision is None:

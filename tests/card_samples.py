@@ -79,6 +79,7 @@ EVERYTHING = cards.CardData(
         cards.Figure("figures/scores.png", "Chart of the score of each mode by task."),
         cards.Figure("figures/update_norms.png", "Line chart. Norm of the update by layer and role."),
     ),
+    space="org/model-taia-compare",
 )
 NOTHING = cards.CardData("model-taia", None, None, "LORA", {}, "attention")
 MERGED = cards.MergedCardData(
@@ -112,7 +113,10 @@ SPACE = cards.SpaceCardData(
     title="TAIA side by side",
     sdk_version="6.31.0",
     models=("org/model-taia", "org/base"),
-    revisions={"org/base": BASE_SHA},
+    revisions={"org/model-taia": SHA, "org/base": BASE_SHA},
+    preload={"org/model-taia": ("config.json",), "org/base": ("config.json", "model.safetensors")},
+    licenses={"org/base": "pico-1.0"},
+    python_version="3.11",
     hardware="zero-a10g",
     short_description="Four modes of one fine-tune answer the same prompt",
     license="apache-2.0",

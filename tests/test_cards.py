@@ -157,6 +157,7 @@ def test_the_metadata_is_what_the_hub_reads():
         "pipeline_tag": "text-generation",
         "tags": ["taia", "peft", "lora", "medical", "base_model:adapter:org/base"],
         "widget": [{"text": "What helps against a cold?"}],
+        "taia_space": "org/model-taia-compare",
     }
 
 

@@ -38,7 +38,11 @@ def test_the_console_script_is_this_module():
 
 
 @pytest.mark.parametrize(
-    "command", ["", "create", "push", "info", "generate", "eval", "analyze", "card", "demo", "hub", "hub serve"]
+    "command",
+    [
+        *("", "create", "push", "info", "generate", "eval", "analyze", "card", "compare"),
+        *("space", "space create", "demo", "hub", "hub serve"),
+    ],
 )
 def test_every_command_has_help(taia, command):
     status, out, _ = taia(*command.split(), "--help")

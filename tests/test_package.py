@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel, unpacked):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"taia_hub", f"taia_hub-{taia_hub.__version__}.dist-info"}
-    assert not [name for name in names if "test" in name.lower() or "__pycache__" in name or "spaces" in name]
+    assert not [name for name in names if "test" in name.lower() or "__pycache__" in name]
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_the_templates(wheel):
@@ -67,6 +67,10 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_templates(wheel):
     assert package <= names
     assert [name for name in package if name.startswith("taia_hub/demo/data/")]
     source = ROOT / "templates"
+    spaces = ROOT / "spaces" / "compare"
+    app = {f"taia_hub/_spaces/compare/{path.name}" for path in spaces.iterdir() if path.is_file()}
+    assert {Path(name).name for name in app} >= {"app.py", "requirements.txt"}
+    assert app <= names
     templates = {f"taia_hub/_templates/{path.relative_to(source)}" for path in source.rglob("*") if path.is_file()}
     assert {"taia_hub/_templates/model_card.md.j2", "taia_hub/_templates/sections/use.md.j2"} <= templates
     assert templates <= names

@@ -15,6 +15,7 @@ from taia_hub.cards.data import (
     Training,
 )
 from taia_hub.cards.edits import Merged, merge_cards
+from taia_hub.cards.linking import space_of, try_it, with_space
 from taia_hub.cards.rendering import VARIANTS, render_card, templates_dir
 from taia_hub.cards.sections import END_OF_YOURS, MARK, YOURS, is_generated, title_of
 from taia_hub.cards.training import training_from_json
@@ -43,7 +44,10 @@ __all__ = [
     "is_generated",
     "merge_cards",
     "render_card",
+    "space_of",
     "templates_dir",
     "title_of",
     "training_from_json",
+    "try_it",
+    "with_space",
 ]

@@ -118,6 +118,7 @@ class CardData:
         training: How the update was trained.
         results: What was evaluated.
         figures: Figures in the repository.
+        space: Hub id of the Space that compares the modes.
         update_notes: What to know of the measures of the update, a sentence each.
     """
 
@@ -144,6 +145,8 @@ class CardData:
     training: Training | None = None
     results: Results | None = None
     figures: tuple[Figure, ...] = ()
+    # The card that is there
+    space: str | None = None
     update_notes: tuple[str, ...] = ()
 
 
@@ -216,14 +219,16 @@ class SpaceCardData:
     Attributes:
         title: Title of the Space.
         sdk_version: Version of Gradio.
-        models: Hub ids of the TAIA repositories and their base models.
-        revisions: Hub id to the commit sha that the build loads beforehand.
+        models: Hub ids of the TAIA repositories, their base models and adapters.
+        revisions: Hub id to the commit sha that is shown, and that the build loads beforehand.
+        preload: Hub id to the files of it that the build loads beforehand, at the commit in `revisions`.
+        licenses: Hub id to the licence of that model.
         app_file: The file that is run.
         emoji: An emoji.
         python_version: Version of Python.
         hardware: Suggested hardware, as in `"zero-a10g"`.
-        short_description: One line for search results.
-        license: Licence of the Space.
+        short_description: One line for search results; cut at the Hub's limit of 60 characters.
+        license: Licence of the Space's own files.
         tags: More tags.
     """
 
@@ -231,6 +236,8 @@ class SpaceCardData:
     sdk_version: str
     models: tuple[str, ...] = ()
     revisions: Mapping[str, str] = field(default_factory=dict)
+    preload: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    licenses: Mapping[str, str] = field(default_factory=dict)
     app_file: str = "app.py"
     emoji: str = "🔀"
     python_version: str | None = None

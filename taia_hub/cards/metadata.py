@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCar
 
 from taia_hub.cards import data as values
 from taia_hub.cards.escaping import is_repo_id, plain
+from taia_hub.cards.linking import SPACE_KEY
 from taia_hub.cards.words import MODE_WORDS
 from taia_hub.errors import ConfigError
 from taia_hub.results import Results
 
+_SHA = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 
 
@@ -45,6 +48,8 @@ def model_metadata(card: values.CardData) -> ModelCardData:
     if card.training and card.training.co2_eq_emissions is not None:
         emissions = card.training.co2_eq_emissions
         metadata["co2_eq_emissions"] = _plain_values(emissions) if isinstance(emissions, Mapping) else emissions
+    if is_repo_id(card.space):
+        metadata[SPACE_KEY] = card.space
     if card.widget:
         lines = [[plain(line) for line in prompt.splitlines()] for prompt in card.widget]
         metadata["widget"] = [{"text": "\n".join(prompt).strip("\n")} for prompt in lines]
@@ -82,7 +87,12 @@ def mixture_metadata(card: values.MixtureCardData) -> DatasetCardData:
 
 def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
     """Makes the metadata of a Space's README."""
-    pinned = [f"{name} config.json {sha}" for name, sha in card.revisions.items() if is_repo_id(name)]
+    pinned = []
+    for name, files in card.preload.items():
+        # The Hub splits an entry at spaces and its files at commas; without files it would take the sha for one.
+        written = ",".join(file for file in files if not re.search(r"[\s,]", file))
+        if is_repo_id(name) and written and _SHA.fullmatch(card.revisions.get(name, "")):
+            pinned.append(f"{name} {written} {card.revisions[name]}")
     return SpaceCardData(
         title=plain(card.title),
         emoji=plain(card.emoji),
@@ -95,7 +105,7 @@ def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
         license=plain(card.license) if card.license else None,
         models=[name for name in dict.fromkeys(card.models) if is_repo_id(name)] or None,
         tags=list(dict.fromkeys(["taia", *map(plain, card.tags)])),
-        short_description=plain(card.short_description) if card.short_description else None,
+        short_description=textwrap.shorten(plain(card.short_description or ""), 60, placeholder="…") or None,
         suggested_hardware=plain(card.hardware) if card.hardware else None,
         preload_from_hub=pinned or None,
     )

@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from taia_hub.cards import escaping, metadata, snippets, tables
+from taia_hub._shipped import shipped
+from taia_hub.cards import escaping, linking, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.words import MODE_WORDS
@@ -67,9 +68,7 @@ def render_card(data: AnyCardData, template: str | None = None, template_dir: Pa
 
 def templates_dir() -> Path:
     """Returns the folder of the templates: `taia_hub/_templates` in a wheel, `templates/` in a checkout."""
-    package = Path(__file__).parents[1]
-    packaged = package / "_templates"
-    return packaged if packaged.is_dir() else package.parent / "templates"
+    return shipped("templates", Path(__file__).parents[1])
 
 
 def _environment(template_dir: Path | None) -> jinja2.Environment:
@@ -88,6 +87,7 @@ def _environment(template_dir: Path | None) -> jinja2.Environment:
     for name in ("text", "code", "link", "hub_link", "python", "shell", "number"):
         environment.filters["md" if name == "text" else name] = getattr(escaping, name)
     environment.filters["path"] = escaping.relative_path
+    environment.filters["try_it"] = linking.try_it
     environment.filters["table"] = tables.name_table
     return environment
 

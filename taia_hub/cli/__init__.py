@@ -12,10 +12,12 @@ import typer
 from taia_hub import __version__
 from taia_hub.cli.analysis import analyze
 from taia_hub.cli.cards import card
+from taia_hub.cli.comparing import compare
 from taia_hub.cli.demonstration import demo, serve
 from taia_hub.cli.evaluation import evaluate
 from taia_hub.cli.generation import generate
 from taia_hub.cli.repositories import create, info, push
+from taia_hub.cli.spaces import space_create
 from taia_hub.errors import TAIAError
 
 __all__ = ["app", "main"]
@@ -28,17 +30,21 @@ app = typer.Typer(
     add_completion=False,
 )
 hub_app = typer.Typer(help="A loopback Hub in a folder, for work offline and for tests.", no_args_is_help=True)
+space_app = typer.Typer(help="Spaces on the Hub that compare the modes of a model.", no_args_is_help=True)
 
 app.command()(create)
 app.command()(push)
 app.command()(info)
 app.command()(generate)
+app.command()(compare)
 app.command("eval")(evaluate)
 app.command()(analyze)
 app.command()(card)
 app.command()(demo)
 app.add_typer(hub_app, name="hub")
 hub_app.command()(serve)
+app.add_typer(space_app, name="space")
+space_app.command("create")(space_create)
 
 
 def print_version(wanted: bool) -> None:

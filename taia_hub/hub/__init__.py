@@ -17,6 +17,7 @@ from taia_hub.hub.files import (
     written_whole,
 )
 from taia_hub.hub.publish import CARD, RESUME_INDEX, full_repo_id, publish, published_files
+from taia_hub.hub.spaces import SpaceSettings, set_space
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -28,6 +29,7 @@ __all__ = [
     "RESUME_INDEX",
     "HubAccess",
     "Source",
+    "SpaceSettings",
     "adapter_weights",
     "convert_pickled_adapter",
     "disk_errors",
@@ -39,6 +41,7 @@ __all__ = [
     "read_json",
     "resolve_base",
     "same_bytes",
+    "set_space",
     "sha256",
     "verify_manifest",
     "write_manifest",

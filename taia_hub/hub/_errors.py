@@ -25,7 +25,17 @@ from taia_hub.errors import RepositoryError
 # Transport errors derive from the HTTP client's own base class, which huggingface_hub may exchange for another.
 TransportError: type[Exception] = next(cls for cls in HfHubHTTPError.__bases__ if cls is not OSError)
 _TOKEN = "Check the token (HF_TOKEN, or `hf auth login`) and what it may do."
-_NEXT_STEP = {401: _TOKEN, 403: _TOKEN, 409: "Look at what is there, then try again."}
+_PAID = (
+    "It asks for a subscription or credit: a Gradio Space needs PRO (or a Team organisation) on free hardware and on "
+    "ZeroGPU, and a payment method on any other."
+)
+_NEXT_STEP = {
+    401: _TOKEN,
+    402: _PAID,
+    403: _TOKEN,
+    404: "Check the name and its owner.",
+    409: "Look at what is there, then try again.",
+}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from taia_hub.hub._errors import TransportError, hub_errors
+from taia_hub.hub.spaces import SpaceSettings, change_space
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,13 @@ def publish(
     revision: str | None = None,
     create_pr: bool = False,
     parent_commit: str | None = None,
+    space: SpaceSettings | None = None,
 ) -> CommitInfo:
     """Publishes files in one commit: all of them, or nothing.
 
     Args:
         files: Path in the repository to path on this disk, or to None where the file is deleted.
-        repo_id: The model repository with its namespace; made if need be, and deleted again if the commit fails.
+        repo_id: The repository with its namespace; made if need be, and deleted again if the commit fails.
         commit_message: First line of the commit.
         commit_description: The rest of its message.
         private: Whether a new repository is private.
@@ -47,6 +49,7 @@ def publish(
         revision: Branch to commit to, made from main if need be; None for main.
         create_pr: Whether the commit becomes a pull request.
         parent_commit: The commit that the files were made for; any other head refuses them. None for a new repository.
+        space: The settings of a Space; None for a model repository.
 
     Returns:
         The commit.
@@ -55,22 +58,30 @@ def publish(
         RepositoryError: If any request fails; the repository is as it was before.
     """
     api = HfApi(token=token, library_name="taia-hub")
-    with hub_errors(repo_id, what="repository", revision=revision), contextlib.ExitStack() as undo:
-        if not api.repo_exists(repo_id):
-            api.create_repo(repo_id, private=private)
-            undo.callback(_undone, api, repo_id, None, None)
+    kind, what = ("space", "Space") if space else ("model", "repository")
+    with hub_errors(repo_id, what=what, revision=revision), contextlib.ExitStack() as undo:
+        # A Space that somebody makes meanwhile refuses ours: nobody looked at what is in it.
+        if parent_commit is None if space else not api.repo_exists(repo_id):
+            api.create_repo(repo_id, private=private, repo_type=kind, **(space.creation() if space else {}))
+            undo.callback(_undone, api, repo_id, None, None, kind)
+        elif space:
+            change_space(api, repo_id, space, undo)
         if revision and not create_pr and not api.revision_exists(repo_id, revision):
             head = api.model_info(repo_id).sha
             api.create_branch(repo_id, branch=revision, revision=head)
-            undo.callback(_undone, api, repo_id, revision, head)
+            undo.callback(_undone, api, repo_id, revision, head, kind)
         commit = api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, path) if path else CommitOperationDelete(name) for name, path in files.items()],
+            [
+                CommitOperationAdd(name, path) if path else CommitOperationDelete(name, is_folder=False)
+                for name, path in files.items()
+            ],
+            repo_type=kind,
             commit_message=commit_message,
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
-            parent_commit=parent_commit or api.model_info(repo_id, revision=revision).sha,
+            parent_commit=parent_commit or api.repo_info(repo_id, revision=revision, repo_type=kind).sha,
         )
         undo.pop_all()
     return commit
@@ -94,7 +105,7 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
         return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
-def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None) -> None:
+def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None, kind: str) -> None:
     """Takes back what was made for a commit that failed, unless somebody else has published there meanwhile.
 
     The commit's own error is the one to raise, so nothing is raised here.
@@ -102,8 +113,8 @@ def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None) -> N
     what = f"The branch '{branch}' of '{repo_id}'" if branch else f"The repository '{repo_id}'"
     try:
         if branch is None:
-            if set(api.list_repo_files(repo_id)) <= {".gitattributes"}:  # as the Hub makes it
-                api.delete_repo(repo_id)
+            if len(api.list_repo_commits(repo_id, repo_type=kind)) <= 1:  # as the Hub makes it
+                api.delete_repo(repo_id, repo_type=kind)
         elif api.model_info(repo_id, revision=branch).sha == head:
             api.delete_branch(repo_id, branch=branch)
     except (HfHubHTTPError, TransportError) as error:

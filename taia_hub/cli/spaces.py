@@ -1,0 +1,89 @@
+"""`taia space create`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taia_hub.cli.shared import Json, Private, Revision, Token, echo_json, parse_folder
+from taia_hub.errors import ConfigError
+
+
+def space_create(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id of a TAIA repository.")],
+    space: Annotated[
+        str | None, typer.Option(metavar="ID", help="Hub id of the Space; REPO-compare by default.", show_default=False)
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Hardware to ask for, such as zero-a10g; the Hub's default otherwise.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the Space.", show_default=False)] = None,
+    link: Annotated[bool, typer.Option("--link/--no-link", help="Link the model's card to the Space.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the Space to a folder; publish nothing.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=parse_folder, metavar="DIR", help="That folder; named as the Space by default."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Make a public Space without asking.")] = False,
+    private: Private = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Make a Space that compares the modes of a model, or bring it up to date.
+
+    What you changed in the Space, and your own files there, stay.
+    """
+    from taia_hub import space_making
+
+    if out is not None and not dry_run:
+        raise ConfigError("--out is the folder of --dry-run.", "Add --dry-run, or leave --out out.")
+    if dry_run:
+        out = out or Path((space or f"{repo}-compare").rpartition("/")[2])
+    plan = space_making.plan_space(
+        repo,
+        space_id=space,
+        revision=revision,
+        hardware=hardware,
+        private=private,
+        title=title,
+        out=out,
+        token=token,
+    )
+    if plan.makes_public and not yes:
+        _ask(plan.space_id, plan.model.closed)
+    done = space_making.write_space(plan) if dry_run else space_making.publish_space(plan, token=token, link=link)
+    if as_json:
+        echo_json(dataclasses.asdict(done))
+        return
+    for sentence in done.kept:
+        typer.echo(f"Kept: {sentence}.", err=True)
+    for sentence in done.warnings:
+        typer.echo(f"Warning: {sentence}", err=True)
+    if not done.files and not done.deleted:
+        typer.echo(f"{done.url} is up to date.")
+    else:
+        typer.echo(f"{'Written to' if dry_run else 'Published'} {done.url}")
+    if done.card_commit:
+        typer.echo(f"Linked from the model's card: {done.card_commit}")
+
+
+def _ask(space_id: str, closed: tuple[str, ...]) -> None:
+    """Asks before a Space is made that everybody sees."""
+    if not is_terminal():
+        raise ConfigError(
+            f"'{space_id}' would be a public Space, and nobody is there to be asked.",
+            "Give --yes to make it public, or --private.",
+        )
+    names = " and ".join(f"'{name}'" for name in closed)
+    shown = f" It would show the name of {names}, which not everybody may read." if closed else ""
+    typer.confirm(f"Make the public Space '{space_id}'?{shown}", abort=True, err=True)
+
+
+def is_terminal() -> bool:
+    """Tells whether somebody can be asked."""
+    return sys.stdin.isatty()
