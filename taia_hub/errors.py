@@ -23,6 +23,9 @@ class TAIAError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[TAIAError], tuple[str, str | None]]:
+        return type(self), (self.message, self.hint)  # what a GPU worker says reaches the page whole
+
 
 class SettingError(TAIAError, ValueError):
     """Raised when a setting of the inference modules cannot be understood or cannot act on this model."""

@@ -161,6 +161,36 @@ def test_out_of_memory_says_what_to_do(model, tokenizer, monkeypatch):
         compare(model, tokenizer, "the", MODES)
 
 
+def test_out_of_memory_in_the_middle_frees_what_was_allocated(model, tokenizer, monkeypatch):
+    caches, forward = [], type(model).forward
+
+    def bursting(self, *args, **keywords):
+        if keywords.get("past_key_values") is not None:
+            caches.append(weakref.ref(keywords["past_key_values"]))
+        if len(caches) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args, **keywords)
+
+    monkeypatch.setattr(type(model), "forward", bursting)
+    gc.disable()
+    try:
+        with pytest.raises(OutOfMemoryError):
+            compare(model, tokenizer, "the", MODES, max_new_tokens=20, do_sample=False)
+        assert all(cache() is None for cache in caches)
+    finally:
+        gc.enable()
+
+
+def test_answers_stay_when_the_measures_need_too_much(model, tokenizer, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("taia_hub.compare.streaming.measure", full)
+    found = compare(model, tokenizer, "the", MODES, max_new_tokens=3, do_sample=False)
+    assert found.finished
+    assert found.notes[-1] == "The memory did not suffice for the measures."
+
+
 def test_measures_are_those_of_a_forward_pass(model, tokenizer):
     found = compare(model, tokenizer, "the sea", MODES, max_new_tokens=6, do_sample=False)
     prompt = tokenizer("the sea", return_tensors="pt")["input_ids"]
@@ -230,6 +260,15 @@ def test_each_mode_goes_on_with_its_own_conversation(model, tokenizer):
         ("the", [], {}, SettingError, "Give a list of settings"),
         ("the", ["all", "all"], {}, SettingError, "'all' was given twice"),
         ("the", MODES, {"max_new_token": 3}, ConfigError, "Did you mean 'max_new_tokens'"),
+        (None, MODES, {}, ConfigError, "The prompt is NoneType"),
+        (b"hi", MODES, {}, ConfigError, "The prompt is bytes"),
+        ("the", MODES, {"system": 5}, ConfigError, "The system message is 5"),
+        ("the", MODES, {"max_new_tokens": 2.5}, ConfigError, "max_new_tokens=2.5"),
+        ("the", MODES, {"max_length": 50}, ConfigError, "Give max_new_tokens"),
+        ("the", MODES, {"stop_strings": ["a"]}, ConfigError, "'stop_strings' cannot be used"),
+        ("the", MODES, {"temperature": 0.5}, ConfigError, "temperature has no meaning without sampling"),
+        ("the", MODES, {"do_sample": True, "temperature": 1e-40}, ConfigError, "too small to sample"),
+        ("the", MODES, {"seed": -1}, ConfigError, "seed=-1"),
         ("the", MODES, {"max_new_tokens": 0}, ConfigError, "must be greater than 0"),
         ("the", MODES, {"do_sample": True, "temperature": -1.0}, ConfigError, "strictly positive float"),
         ("the", MODES, {"do_sample": True, "top_p": 2.0}, ConfigError, "top_p"),

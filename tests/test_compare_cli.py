@@ -20,6 +20,7 @@ from taia_hub import cli
 from taia_hub.compare import Comparison, compare, stream_compare
 from taia_hub.compare.comparison import ComparedAnswer
 from taia_hub.compare.terminal import plain_answers, safe_text
+from taia_hub.errors import RepositoryError
 
 MODES = ["none", "attention", "all"]
 EVIL = "[bold red]x[/] :smile: \x1b[31mred\x1b]0;title\x07 \x1b[2J\x9b5m\x08\u202e <script>alert(1)</script>\nend"
@@ -562,3 +563,15 @@ def test_help(taia):
     status, out, _ = taia("--help")
     assert status == 0
     assert "--against" in out
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path):
+    from taia_hub.compare.keeping import Comparisons, Run
+    from taia_hub.results import ModelIdentity
+
+    run = Run(ModelIdentity("m", None, "b", None, None, "float32"), ("none",), {})
+    with Comparisons(tmp_path / "out.jsonl", run), pytest.raises(RepositoryError, match="Another run writes to"):
+        Comparisons(tmp_path / "out.jsonl", run).__enter__()
+    with Comparisons(tmp_path / "out.jsonl", run):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,11 @@ from taia_hub import TAIAForCausalLM
 from taia_hub._tokenizer import load_tokenizer
 from taia_hub.compare import Comparison, compare
 from taia_hub.compare.comparison import ComparedAnswer
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError, SettingError
 from taia_hub.page import PageSettings, launch_page
 from taia_hub.page.answering import expected_seconds
 from taia_hub.page.board import Turn, board_html, status_text
-from taia_hub.page.conversation import histories_of, stop, vote
+from taia_hub.page.conversation import ask, histories_of, stop, vote
 from taia_hub.page.devices import choose_dtype, zero_gpu
 from taia_hub.page.models import Models
 from taia_hub.page.questions import Question, column_name, read_question
@@ -83,7 +84,10 @@ def test_programs_can_call_compare(page, online):
     ("values", "message"),
     [
         ({"prompt": " "}, "The prompt is empty"),
-        ({"modes": ["atention"]}, "Did you mean"),
+        ({"modes": ["atention"]}, "Did you mean 'attention'"),
+        ({"modes": 5}, "The modes are 5"),
+        ({"system": 5}, "system is 5"),
+        ({"model": "other/model"}, "This page answers by"),
         ({"modes": []}, "0 columns were chosen"),
         ({"modes": ["none", "attention", "ffn", "all"], "ffn_weight": 0.5}, "5 columns were chosen"),
         ({"ffn_weight": 2}, "ffn_weight is 2"),
@@ -297,12 +301,124 @@ def test_votes_are_kept_line_by_line(tmp_path):
 
     turns = vote((Turn(side_by_side("none", "all"), (1, 0), blind=True),), 0)
     votes = Votes(tmp_path / "deep" / "votes.jsonl")
-    votes.add(turns[-1], 0)
-    votes.add(turns[-1], -1)
+    votes.add(turns)
+    votes.add((*turns, *vote((Turn(side_by_side("none", "all"), (0, 1)),), -1)))
     rows = [json.loads(line) for line in (tmp_path / "deep" / "votes.jsonl").read_text().splitlines()]
     assert [row["choice"] for row in rows] == ["all", None]
     assert [answer["mode"] for answer in rows[0]["answers"]] == ["all", "none"]
     assert rows[0]["blind"]
+    assert rows[0]["answers"][0]["history"] == []
+    before = {answer["mode"]: answer["history"][-1]["content"] for answer in rows[1]["answers"]}
+    assert before == {"none": "an answer of none", "all": "an answer of all"}
+
+
+def test_a_vote_that_cannot_be_written_tells_no_path(tmp_path):
+    from taia_hub.page.votes import Votes
+
+    with pytest.raises(RepositoryError) as caught:
+        Votes(tmp_path).add(vote((Turn(side_by_side("none", "all"), (0, 1)),), 0))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def made(*states):
+    """An answer function that gives these states, or raises one of them."""
+
+    def answer(name, revision, question):
+        for state in states:
+            if isinstance(state, Exception):
+                raise state
+            yield state
+
+    return answer
+
+
+def test_an_error_in_the_middle_leaves_no_answer_running():
+    answer = made(side_by_side("none", "all", finished=None), OutOfMemoryError("too much", "use less"))
+    seen = []
+    states = ask(answer, "m", None, (), Question("a", ("none", "all")))
+    with pytest.raises(OutOfMemoryError):
+        seen.extend(turns[-1].running for turns in states)
+    assert seen == [True, False]
+
+
+def test_blind_questions_are_shuffled_and_older_ones_revealed():
+    orders = set()
+    for _ in range(40):
+        asked = []
+
+        def answer(name, revision, question, asked=asked):
+            asked.append(question.modes)
+            yield side_by_side(*question.modes)
+
+        question = Question("a", ("none", "attention", "all"), histories=((1,), (2,), (3,)))
+        (*_, turns) = ask(answer, "m", None, (), question, blind=True)
+        assert turns[-1].hidden
+        assert [column.mode for column in turns[-1].columns] == list(asked[0])
+        orders.add(asked[0])
+    assert len(orders) > 3
+    (*_, later) = ask(made(side_by_side("none", "all")), "m", None, turns, Question("b", ("none", "all")), blind=True)
+    assert not later[0].hidden
+    assert later[1].hidden
+
+
+def test_an_error_of_a_gpu_worker_arrives_whole(monkeypatch):
+    """ZeroGPU runs the function in a fork and passes on values by pickle, and of exceptions the name alone."""
+    import taia_hub.page.answering as answering
+
+    def fork(function):
+        def run(*values):
+            for state in function(*pickle.loads(pickle.dumps(values))):
+                yield pickle.loads(pickle.dumps(state))
+
+        return run
+
+    monkeypatch.setattr(answering, "on_gpu", lambda duration: fork)
+    answer = answering.make_answer(Models(), SETTINGS)
+    with pytest.raises(RepositoryError, match="nothing") as caught:
+        list(answer("org/nothing", None, Question("a", ("none",))))
+    assert caught.value.hint
+
+
+def test_finished_answers_are_shown_although_the_time_is_up(monkeypatch):
+    from taia_hub.page.answering import _paced
+
+    done = side_by_side("none")
+    assert list(_paced(iter([done, done]), time.monotonic() - 1, 1.0)) == [done]
+    cut = list(_paced(iter([side_by_side("none", finished=None)] * 3), time.monotonic() - 1, 1.0))
+    assert "Cut after 1 seconds" in cut[0].notes[-1]
+
+
+def test_a_link_sets_only_what_the_page_allows():
+    gr = pytest.importorskip("gradio")
+    from taia_hub.page.blocks import _Layout
+
+    with gr.Blocks():
+        layout = _Layout(gr, SETTINGS, ["none"], ["a"])
+    hostile = {
+        "prompt": "hi",
+        "temperature": "inf",
+        "max_new_tokens": "99999",
+        "seed": "1.5",
+        "modes": "none,none,x,all",
+    }
+    prompt, modes, _, *numbers = layout.linked(hostile)
+    assert (prompt, modes) == ("hi", ["none", "all"])
+    assert all(isinstance(number, dict) for number in numbers)  # gr.skip()
+    assert layout.linked({"temperature": "0.5", "max_new_tokens": "64", "seed": "3"})[3:] == [0.5, 64, 3]
+
+
+def test_visitors_cannot_name_folders_of_the_server(tmp_path):
+    from taia_hub.page.reactions import Reactions
+    from taia_hub.page.votes import Votes
+
+    open_page = Reactions(made(), PageSettings(), Votes(tmp_path / "v"), "secret")
+    for name in (str(tmp_path), "/etc", "gpt2", "a b"):
+        with pytest.raises(ConfigError, match="is no Hub id"):
+            open_page.repository(name)
+    assert open_page.repository("org/model@main") == ("org/model", "main")
+    own = Reactions(made(), SETTINGS, Votes(tmp_path / "v"), None)
+    with pytest.raises(ConfigError, match="answers by 'org/model' only"):
+        own.repository("other/model")
 
 
 def test_a_vote_needs_answers_and_counts_once():

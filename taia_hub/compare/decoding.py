@@ -88,7 +88,10 @@ def decode(
         worker.start()
         while (step := steps.get()) is not None:
             if isinstance(step, BaseException):
-                raise step
+                try:
+                    raise step
+                finally:
+                    del step  # its traceback holds this frame and, through it, the memory of `generate`
             yield step
     finally:
         stop.asked = True

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.policy import parse_setting
@@ -76,24 +78,42 @@ class Comparisons:
     """
 
     def __init__(self, path: Path, run: Run, *, overwrite: bool = False) -> None:
-        self.path, self.run = path, run
+        self.path, self.run, self._overwrite = path, run, overwrite
         self.found: dict[str, Comparison] = {}
         self._whole = 0  # bytes that stay
         if path.exists() and not overwrite:
             self._read()
 
     def __enter__(self) -> Comparisons:
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RepositoryError(
+                f"Another run writes to '{self.path}'.", "Wait until it has ended, or choose another file with --out."
+            ) from error
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        try:
+            self.found, self._whole = {}, 0  # another run may have written since it was read
+            if self.path.exists() and not self._overwrite:
+                self._read()
             # without a buffer, what a full disk refused is not tried again on closing
             self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
             self._file.truncate(self._whole)
             self._file.seek(self._whole)
         except OSError as error:
+            self._lock.release()
             raise unwritable(self.path, error) from error
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def append(self, key: str, id: str | None, comparison: Comparison) -> None:
         """Adds a comparison as a line of its own.

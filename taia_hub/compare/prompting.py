@@ -16,7 +16,15 @@ from taia_hub.errors import ConfigError, closest
 
 Messages = Sequence[Mapping[str, str]]
 _ROLES = ("system", "user", "assistant")
+_REFUSED = {
+    *("prompt_lookup_num_tokens", "stop_strings", "penalty_alpha", "dola_layers", "force_words_ids", "constraints"),
+    *("watermarking_config", "max_time", "num_return_sequences", "num_beam_groups", "return_dict_in_generate"),
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "assistant_early_exit"),
+}
+"""Keywords that `generate` takes and that make no sense, or no stream, of rows side by side."""
 MAX_NEW_TOKENS = 256
+LEAST_TEMPERATURE = 1e-4
+"""Below it the probabilities overflow, and the answer is the greedy one."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Ma
         >>> read_messages("Hello")
         ({'role': 'user', 'content': 'Hello'},)
     """
+    if not isinstance(prompt, (str, list, tuple)):
+        raise ConfigError(f"The prompt is {type(prompt).__name__}.", "Give a text, or a list of messages.")
+    if system is not None and not isinstance(system, str):
+        raise ConfigError(f"The system message is {system!r}.", "Give a text.")
     messages = _checked([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ConfigError("The prompt is empty.", "Write a text; of several messages the last one is the user's.")
@@ -136,7 +148,7 @@ def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str],
 def context_length(model: Any) -> int | None:
     """Returns the longest input and answer together in tokens, or None where the configuration does not say."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(most) if most else None
+    return int(most) if most and most > 0 else None
 
 
 def read_generation(
@@ -164,6 +176,14 @@ def read_generation(
             f"'{unknown[0]}' is no keyword of `generate` for a comparison.{closest(unknown[0], known)}",
             "Use max_new_tokens, do_sample, temperature, top_k, top_p and so on.",
         )
+    refused = [name for name in generation if name in _REFUSED]
+    if refused:
+        raise ConfigError(f"'{refused[0]}' cannot be used in a comparison.", "Leave it out.")
+    if "max_length" in generation:
+        raise ConfigError("max_length counts the prompt too.", "Give max_new_tokens instead.")
+    length = generation.get("max_new_tokens", 1)
+    if not isinstance(length, int) or isinstance(length, bool):
+        raise ConfigError(f"max_new_tokens={length!r} is no whole number.", "Give 1 or more.")
     try:
         config.update(**generation)
         if config.do_sample:
@@ -172,6 +192,11 @@ def read_generation(
         raise ConfigError(
             f"`generate` refuses a keyword: {error}.", "Leave it out, or give an allowed value."
         ) from error
+    narrowing = [name for name in ("temperature", "top_k", "top_p", "min_p") if generation.get(name) is not None]
+    if narrowing and not config.do_sample:
+        raise ConfigError(f"{narrowing[0]} has no meaning without sampling.", "Add do_sample=True.")
+    if config.do_sample and config.temperature is not None and 0 < config.temperature < LEAST_TEMPERATURE:
+        raise ConfigError(f"temperature={config.temperature:g} is too small to sample with.", "Give do_sample=False.")
     if (config.num_beams or 1) > 1:
         raise ConfigError(f"num_beams={config.num_beams} cannot be streamed.", "Leave it out.")
     if config.do_sample and (used := [name for name in UNKNOWN_SAMPLING if getattr(config, name, None)]):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import time
+import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -124,6 +126,8 @@ def stream_compare(
     prompts = [
         encode_prompt(model, tokenizer, with_history(messages, history), chat=chat) for history in histories or [()]
     ]
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed={seed!r} is no whole number from 0 to 2^63 - 1.", "0 is the default.")
     config = read_generation(model, tokenizer, prompts, generation)
     prompts = prompts if histories else prompts * len(settings)
     return _Run(model, tokenizer, messages, prompts, settings, config, seed, measures).states()
@@ -164,13 +168,30 @@ class _Run:
         self.first: float | None = None
 
     def states(self) -> Generator[Comparison, None, None]:
+        full = False
         try:
             for rows in self.batches():
                 yield from self.decoded(rows)
-            if self.measures:
-                yield self.measured()
         except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _out_of_memory(len(self.rows)) from error
+            traceback.clear_frames(error.__traceback__)  # they hold what was allocated
+            full = True
+        if full:
+            _free()
+            raise OutOfMemoryError(
+                f"The memory does not suffice for {len(self.rows)} answers at once; what was allocated is free again.",
+                "Compare fewer modes, or give a smaller max_new_tokens or a shorter prompt.",
+            )
+        if not self.measures:
+            return
+        try:
+            yield self.measured()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            traceback.clear_frames(error.__traceback__)
+            full = True
+        if full:  # the answers are complete all the same
+            _free()
+            state = self.state()
+            yield dataclasses.replace(state, notes=(*state.notes, "The memory did not suffice for the measures."))
 
     def batches(self) -> list[list[_Row]]:
         """Returns the rows that can be decoded together: all of them, or each by itself."""
@@ -275,10 +296,8 @@ def _ends(config: GenerationConfig) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
 
 
-def _out_of_memory(rows: int) -> OutOfMemoryError:
+def _free() -> None:
+    """Gives back what failed work had allocated."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return OutOfMemoryError(
-        f"The memory does not suffice for {rows} answers at once; what was allocated is free again.",
-        "Compare fewer modes, or give a smaller max_new_tokens or a shorter prompt.",
-    )

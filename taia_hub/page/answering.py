@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 
 from taia_hub.compare import Comparison, stream_compare
+from taia_hub.errors import TAIAError
 from taia_hub.page.devices import on_gpu
 from taia_hub.page.models import Models
 from taia_hub.page.questions import Question
@@ -34,19 +35,30 @@ def make_answer(models: Models, settings: PageSettings) -> Answer:
         return min(settings.max_seconds, expected_seconds(question))
 
     @on_gpu(duration)
+    def lent(name: str, revision: str | None, question: Question) -> Generator[Comparison | TAIAError, None, None]:
+        end = time.monotonic() + settings.max_seconds
+        try:
+            loaded = models.get(name, revision)
+            states = stream_compare(
+                loaded.model,
+                loaded.tokenizer,
+                question.prompt,
+                question.modes,
+                system=question.system or None,
+                histories=question.histories,
+                **question.generation,
+            )
+            with contextlib.closing(states):
+                yield from _paced(states, end, settings.max_seconds)
+        except TAIAError as error:  # of an exception ZeroGPU passes on the name alone; a value comes whole
+            yield error
+
     def answer(name: str, revision: str | None, question: Question) -> Generator[Comparison, None, None]:
-        loaded = models.get(name, revision)
-        states = stream_compare(
-            loaded.model,
-            loaded.tokenizer,
-            question.prompt,
-            question.modes,
-            system=question.system or None,
-            histories=question.histories,
-            **question.generation,
-        )
-        with contextlib.closing(states):
-            yield from _paced(states, settings.max_seconds)
+        with contextlib.closing(lent(name, revision, question)) as states:
+            for state in states:
+                if isinstance(state, TAIAError):
+                    raise state
+                yield state
 
     return answer
 
@@ -67,18 +79,24 @@ def expected_seconds(question: Question) -> float:
     return 10.0 + question.max_new_tokens * (0.03 + 0.01 * len(question.modes))
 
 
-def _paced(states: Iterator[Comparison], most: float) -> Iterator[Comparison]:
-    """Passes states on at the pace of a page, the first and the last one always, and ends when the time is up."""
-    start = shown = time.monotonic()
+def _paced(states: Iterator[Comparison], end: float, most: float) -> Iterator[Comparison]:
+    """Passes states on at the pace of a page, the first and finished ones always, and ends when the time is up."""
+    shown = time.monotonic()
     waiting: Comparison | None = None
     for state in states:
         now = time.monotonic()
         waiting = state
-        if now - start > most:
+        if state.finished:
+            yield state
+            waiting = None
+            if now > end:
+                return  # without the measures
+            continue
+        if now > end:
             note = f"Cut after {most:g} seconds, which is the limit here."
             yield dataclasses.replace(state, notes=(*state.notes, note))
             return
-        if now - shown >= _PAUSE or len(state.answers[0].tokens) <= 1:
+        if now - shown >= _PAUSE or max(len(answer.tokens) for answer in state.answers) <= 1:
             yield state
             shown, waiting = now, None
     if waiting is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from taia_hub.page.votes import Votes
 
 FEATURE = "The page"
 _MODES = ("none", "attention", "all")
+_ON_ITS_WAY = 0.3  # seconds in which the last state of a run that was ended arrives
 _LINKED = ("prompt", "modes", "system", "temperature", "max_new_tokens", "seed")
 _SAVE = """(text) => {
   if (!text) return;
@@ -67,7 +70,8 @@ def build_page(
     """
     gr = import_or_raise("gradio", "space", FEATURE)
     settings = settings or PageSettings.from_environment()
-    models = models or Models(token=token, dtype=settings.dtype, trust_remote_code=trust_remote_code)
+    lent = token if settings.model_id else False  # visitors who name a model see what everybody may see
+    models = models or Models(token=lent, dtype=settings.dtype, trust_remote_code=trust_remote_code)
     votes = Votes(settings.votes, settings.votes_dataset, token)
     reactions = Reactions(make_answer(models, settings), settings, votes, token)
     with gr.Blocks(title="TAIA, side by side", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -81,12 +85,13 @@ class _Layout:
     """The controls of the page, and which reaction each one has."""
 
     def __init__(self, gr: Any, settings: PageSettings, modes: Sequence[str], examples: Sequence[str]) -> None:
-        self.gr = gr
+        self.gr, self.settings = gr, settings
         where = f"Model: `{settings.model_id}`." if settings.model_id else "Name a TAIA repository below."
         gr.Markdown(
             f"# What fine-tuning changed, side by side\nOne prompt, an answer by each part of the update. {where}"
         )
         self.turns = gr.State((), time_to_live=3600)
+        self.latest = gr.State([0], time_to_live=3600)  # number of the run that may still change the page
         self.model = gr.Textbox(
             label="Model",
             info="Hub id of a TAIA repository; @ and a revision may follow.",
@@ -184,30 +189,41 @@ class _Layout:
 
         @shown
         def ask(*values: Any) -> Iterator[list[Any]]:
-            *question, against = values
-            begun = False
+            latest, *question, against = values
+            latest[0] += 1
+            number, begun = latest[0], False
             for turns in reactions.ask(*question):
+                if latest[0] != number:
+                    return
                 yield [*self.view(turns, against), gr.skip() if begun else ""]
                 begun = True
 
         running = gr.on(
             [self.run.click, self.prompt.submit],
             ask,
-            [*asked, self.against],
+            [self.latest, *asked, self.against],
             [*views, self.prompt],
             concurrency_limit=1,
             concurrency_id="model",
             **private,
         )
-        self.stop.click(
-            lambda turns, against: self.view(conversation.stop(turns), against),
-            [self.turns, self.against],
-            views,
-            cancels=[running],
-            queue=False,
-            **private,
+
+        def halt(latest: list[int]) -> None:
+            latest[0] += 1
+
+        def stopped(turns: Turns, against: str | None) -> list[Any]:
+            time.sleep(_ON_ITS_WAY)
+            return self.view(conversation.stop(turns), against)
+
+        def cleared() -> list[Any]:
+            time.sleep(_ON_ITS_WAY)
+            return self.view((), None)
+
+        quick = {"queue": False, **private}
+        self.stop.click(halt, self.latest, None, cancels=[running], **quick).then(
+            stopped, [self.turns, self.against], views, **quick
         )
-        self.clear.click(lambda: self.view((), None), None, views, cancels=[running], queue=False, **private)
+        self.clear.click(halt, self.latest, None, cancels=[running], **quick).then(cleared, None, views, **quick)
         self.against.change(
             lambda turns, against: board_html(turns, against or None), [self.turns, self.against], self.board, **private
         )
@@ -233,7 +249,7 @@ class _Layout:
 
         from_link.__annotations__["request"] = gr.Request  # Gradio goes by it
         page.load(from_link, None, linked, **private)
-        gr.api(shown(reactions.compare), api_name="compare", concurrency_limit=1, concurrency_id="model")
+        gr.api(shown(reactions.compare, as_html=False), api_name="compare", concurrency_limit=1, concurrency_id="model")
 
     def view(self, turns: Turns, against: str | None) -> list[Any]:
         """Returns what the page shows of a conversation, in the order of the outputs."""
@@ -252,13 +268,16 @@ class _Layout:
     def linked(self, values: Mapping[str, str]) -> list[Any]:
         """Reads what a link carries: the prompt and the settings of the page that it was copied from."""
         gr = self.gr
-        modes = [mode for mode in values.get("modes", "").split(",") if mode in NAMES]
+        modes = [mode for mode in dict.fromkeys(values.get("modes", "").split(",")) if mode in NAMES]
+        ranges = {"temperature": (0, 2), "max_new_tokens": (1, self.settings.max_new_tokens), "seed": (0, 2**53)}
         numbers = []
-        for name in ("temperature", "max_new_tokens", "seed"):
+        for name, (low, high) in ranges.items():
             try:
-                numbers.append(float(values[name]))
+                number = float(values[name])
             except (KeyError, ValueError):
-                numbers.append(gr.skip())
+                number = math.nan
+            whole = name == "temperature" or number.is_integer()
+            numbers.append(number if low <= number <= high and whole else gr.skip())
         texts = [values.get(name) or gr.skip() for name in ("prompt", "system")]
         return [texts[0], modes or gr.skip(), texts[1], *numbers]
 

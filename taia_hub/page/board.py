@@ -24,6 +24,7 @@ class Turn:
         blind: Whether the columns' names are hidden until the vote.
         vote: Column that was voted for, -1 for all alike, or None.
         running: Whether answers are still coming.
+        passed: Whether the conversation went on, so that it can no longer be voted on.
     """
 
     comparison: Comparison
@@ -31,11 +32,12 @@ class Turn:
     blind: bool = False
     vote: int | None = None
     running: bool = False
+    passed: bool = False
 
     @property
     def hidden(self) -> bool:
         """Whether the columns' names are hidden now."""
-        return self.blind and self.vote is None
+        return self.blind and self.vote is None and not self.passed
 
     @property
     def columns(self) -> tuple[ComparedAnswer, ...]:
@@ -78,14 +80,13 @@ def status_text(turns: Sequence[Turn]) -> str:
         return "Ready."
     turn = turns[-1]
     tokens = sum(len(answer.tokens) for answer in turn.comparison.answers)
-    notes = " ".join(turn.comparison.notes)
+    notes = " ".join([*(["Thank you for your vote."] if turn.vote is not None else []), *turn.comparison.notes])
     if turn.running:
         return f"Answering: {tokens} tokens so far. {notes}".strip()
     if not turn.comparison.finished:
         return f"Stopped after {tokens} tokens. {notes}".strip()
-    vote = "" if turn.vote is None else " Thank you for your vote."
     columns = "1 column" if len(turn.order) == 1 else f"{len(turn.order)} columns"
-    return f"Done: {tokens} tokens in {columns}.{vote} {notes}".strip()
+    return f"Done: {tokens} tokens in {columns}. {notes}".strip()
 
 
 def _turn(turn: Turn, against: str | None) -> str:
@@ -101,7 +102,7 @@ def _turn(turn: Turn, against: str | None) -> str:
 
 def _column(turn: Turn, index: int, name: str, against: str | None) -> str:
     answer = turn.columns[index]
-    if against is not None and answer.mode != against:
+    if against is not None and answer.mode != against and not turn.running:
         body = diff_html(turn.comparison.diff(answer.mode, against))
     else:
         body = html.escape(answer.text)
@@ -117,12 +118,14 @@ def _column(turn: Turn, index: int, name: str, against: str | None) -> str:
 
 def _figures(turn: Turn, answer: ComparedAnswer) -> str:
     found = [f"{len(answer.tokens)} tokens"]
+    if turn.hidden:
+        return found[0]
     if answer.tokens_per_second:
         found.append(f"{answer.tokens_per_second:.1f} tokens/s")
     if answer.entropy:
         found.append(f"entropy {sum(answer.entropy) / len(answer.entropy):.2f} nats")
     reference = turn.comparison.modes[0]
-    if not turn.hidden and not turn.running and answer.mode != reference:
+    if not turn.running and answer.mode != reference:
         parting = turn.comparison.parting(answer.mode, reference)
         other = html.escape(column_name(reference))
         found.append(f"the same as {other}" if parting.same else f"parts from {other} at token {parting.token + 1}")

@@ -53,15 +53,27 @@ def ask(
     Yields:
         The conversation with one more turn; in the last state its answers come no more.
     """
+    turns = tuple(dataclasses.replace(turn, passed=True) for turn in turns)
     order = list(range(len(question.modes)))
-    if blind:
+    if blind:  # the question itself is shuffled: where modes run one after the other, the first would tell
         random.SystemRandom().shuffle(order)
+        question = dataclasses.replace(
+            question,
+            modes=tuple(question.modes[index] for index in order),
+            histories=tuple(question.histories[index] for index in order) if question.histories else (),
+        )
+    columns = tuple(range(len(order)))
     turn = None
     states = answer(name, revision, question)
-    with contextlib.closing(states):
-        for comparison in states:
-            turn = Turn(comparison, tuple(order), blind=blind, running=True)
-            yield (*turns, turn)
+    try:
+        with contextlib.closing(states):
+            for comparison in states:
+                turn = Turn(comparison, columns, blind=blind, running=True)
+                yield (*turns, turn)
+    except Exception:
+        if turn is not None:
+            yield (*turns, dataclasses.replace(turn, running=False))
+        raise
     if turn is not None:
         yield (*turns, dataclasses.replace(turn, running=False))
 

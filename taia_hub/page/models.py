@@ -35,12 +35,14 @@ class Models:
     """Loads models and keeps the latest one; a request that runs on an earlier one keeps that as long as it lasts.
 
     Args:
-        token: Access token.
+        token: Access token; False for none, not even the stored one.
         dtype: Name of the base models' dtype, or None to choose by device.
         trust_remote_code: Whether a base model's own code may run.
     """
 
-    def __init__(self, *, token: str | None = None, dtype: str | None = None, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, *, token: str | bool | None = None, dtype: str | None = None, trust_remote_code: bool = False
+    ) -> None:
         self.token, self.dtype, self.trust_remote_code = token, dtype, trust_remote_code
         self._lock = threading.Lock()
         self._latest: LoadedModel | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taia_hub.compare.prompting import Messages
+from taia_hub.compare.prompting import LEAST_TEMPERATURE, Messages
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
 from taia_hub.policy import parse_setting
@@ -46,7 +46,8 @@ class Question:
     @property
     def generation(self) -> dict[str, Any]:
         """Keywords of `stream_compare`."""
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        sampled = self.temperature >= LEAST_TEMPERATURE
+        sampling = {"do_sample": True, "temperature": self.temperature} if sampled else {"do_sample": False}
         return {"max_new_tokens": self.max_new_tokens, "seed": self.seed, **sampling}
 
 
@@ -84,6 +85,11 @@ def read_question(
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError("The prompt is empty.", "Write a text.")
+    if system is not None and not isinstance(system, str):
+        raise ConfigError(f"system is {system!r}.", "Give a text.")
+    modes = [modes] if isinstance(modes, (str, Mapping)) else modes
+    if not isinstance(modes, (list, tuple)):
+        raise SettingError(f"The modes are {modes!r}.", "Give a list of modes.")
     texts = prompt + (system or "")
     if len(texts) > settings.max_prompt_characters:
         raise ConfigError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taia_hub._imports import import_or_raise
+from taia_hub.cards.escaping import is_repo_id
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.page import conversation
 from taia_hub.page.answering import Answer
@@ -24,13 +25,13 @@ from taia_hub.policy import parse_setting
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def shown(function: F) -> F:
-    """Makes our own errors messages on the page; a bug stays a bug, and its text stays in the log."""
+def shown(function: F, *, as_html: bool = True) -> F:
+    """Makes our own errors messages on the page, which reads HTML; a bug stays a bug, and its text stays in the log."""
 
     def message(error: TAIAError) -> Exception:
         gradio = import_or_raise("gradio", "space", "The page")
-        lines = [error.message, *([error.hint] if error.hint else [])]
-        made: Exception = gradio.Error(html.escape(" ".join(lines)), print_exception=False, duration=15)
+        text = " ".join([error.message, *([error.hint] if error.hint else [])])
+        made: Exception = gradio.Error(html.escape(text) if as_html else text, print_exception=False, duration=15)
         return made
 
     if inspect.isgeneratorfunction(function):
@@ -77,13 +78,19 @@ class Reactions:
             Hub id or folder, and the revision or None.
 
         Raises:
-            ConfigError: If neither names one.
+            ConfigError: If neither names one, or another than the page's own is named.
         """
         if self.settings.model_id:
+            if name and name != self.settings.model_id:
+                raise ConfigError(f"This page answers by '{self.settings.model_id}' only.", "Leave the model out.")
             return self.settings.model_id, self.settings.revision
         if not name or not name.strip():
             raise ConfigError("No model was named.", "Write the Hub id of a TAIA repository, as in org/model-taia.")
         found, _, revision = name.strip().partition("@")
+        if not is_repo_id(found) or "/" not in found or Path(found).exists():  # visitors see nothing of this disk
+            raise ConfigError(
+                f"'{found}' is no Hub id.", "Write the Hub id of a TAIA repository, as in org/model-taia."
+            )
         return found, revision or None
 
     def ask(
@@ -118,7 +125,7 @@ class Reactions:
     def vote(self, turns: Turns, choice: int | None) -> Turns:
         """Keeps a vote, and shows the columns' names."""
         voted = conversation.vote(turns, choice)
-        self.votes.add(voted[-1], voted[-1].vote or 0)
+        self.votes.add(voted)
         return voted
 
     def download(self, turns: Turns, form: str) -> str:
@@ -155,7 +162,7 @@ class Reactions:
         Raises:
             TAIAError: If the repository cannot be read.
         """
-        return _figure(*self.repository(name), self.token)
+        return _figure(*self.repository(name), self.token if self.settings.model_id else False)
 
     def compare(
         self,
@@ -188,7 +195,7 @@ class Reactions:
         question = read_question(
             self.settings,
             prompt=prompt,
-            modes=modes if modes is not None else ["none", "attention", "all"],
+            modes=["none", "attention", "all"] if modes is None else modes,
             ffn_weight=ffn_weight,
             system=system,
             temperature=temperature,
@@ -200,7 +207,7 @@ class Reactions:
 
 
 @functools.lru_cache(maxsize=8)
-def _figure(name: str, revision: str | None, token: str | None) -> tuple[str, str]:
+def _figure(name: str, revision: str | None, token: str | bool | None) -> tuple[str, str]:
     from taia_hub.analysis.examining import examine
     from taia_hub.analysis.figures import draw_figures
 

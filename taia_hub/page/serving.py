@@ -64,7 +64,9 @@ def launch_page(
         settings = settings or PageSettings.from_environment()
         if repo is not None:
             settings = dataclasses.replace(settings, model_id=repo, revision=revision)
-        models = Models(token=token, dtype=settings.dtype, trust_remote_code=trust_remote_code)
+        models = Models(
+            token=token if settings.model_id else False, dtype=settings.dtype, trust_remote_code=trust_remote_code
+        )
         if settings.model_id:  # what is wrong with it is said before the page opens
             models.get(settings.model_id, settings.revision)
             examples = examples or card_examples(settings.model_id, settings.revision, token)
@@ -77,7 +79,6 @@ def launch_page(
         css_paths=[_STYLE],
         theme=_theme(gr),
         footer_links=["api", "settings"],
-        show_error=True,
         **options,
     )
     return page

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
 from taia_hub.errors import RepositoryError
-from taia_hub.page.board import Turn
+from taia_hub.page.conversation import Turns, histories_of
+
+logger = logging.getLogger(__name__)
 
 
 class Votes:
@@ -52,24 +55,31 @@ class Votes:
                 ) from error
             self._lock = scheduler.lock
 
-    def add(self, turn: Turn, choice: int) -> None:
-        """Appends a vote.
+    def add(self, turns: Turns) -> None:
+        """Appends the vote of the latest turn, with the conversation that each mode had before.
 
         Args:
-            turn: The turn that was voted on.
-            choice: The column, or -1 for all alike.
+            turns: The conversation.
 
         Raises:
             RepositoryError: If the file cannot be written.
         """
-        comparison = turn.comparison
+        turn = turns[-1]
+        choice, comparison = -1 if turn.vote is None else turn.vote, turn.comparison
+        histories = histories_of(turns[:-1], comparison.modes)
         record = {
             "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "model": comparison.model,
             "revision": comparison.revision,
             "messages": [dict(message) for message in comparison.messages],
             "answers": [
-                {"mode": answer.mode, "setting": answer.setting, "text": answer.text} for answer in turn.columns
+                {
+                    "mode": answer.mode,
+                    "setting": answer.setting,
+                    "history": histories[answer.mode],
+                    "text": answer.text,
+                }
+                for answer in turn.columns
             ],
             "choice": turn.columns[choice].mode if choice >= 0 else None,
             "blind": turn.blind,
@@ -81,4 +91,5 @@ class Votes:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise RepositoryError(f"The vote could not be written: {error}.", "Tell who runs this page.") from error
+            logger.error("A vote could not be written to %s: %s", self.path, error)
+            raise RepositoryError("The vote could not be written.", "Tell who runs this page.") from error
