@@ -104,7 +104,7 @@ class MadeCard:
     def others(self) -> tuple[str, ...]:
         """Paths of what goes with the card and is not there already, and of what is deleted with it."""
         folder = self.source.folder
-        changed = [name for name, text in self.texts.items() if _read(folder / name) != text]
+        changed = [name for name, text in self.texts.items() if _read(folder / name) != text.encode()]
         given = (name for name, path in self.files.items() if not hub.same_bytes(path, folder / name))
         return (*changed, *given, *self.stale)
 
@@ -245,7 +245,7 @@ def link_space(name: str, space_id: str, token: str | bool | None) -> str | None
         TAIAError: If there is no card, it is somebody else's, or it cannot be published.
     """
     source = hub.fetch(name, [hub.CARD], access=hub.HubAccess(token=token), what="TAIA repository", local=False)
-    before = _read(source.folder / hub.CARD)
+    before = read_card(source.folder / hub.CARD)
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
     text = cards.with_space(before, space_id)
@@ -376,5 +376,5 @@ def _given_files(request: CardRequest) -> SideFiles:
     )
 
 
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

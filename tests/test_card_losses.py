@@ -1,6 +1,7 @@
 """Nothing that a person wrote on a card is lost, whatever their editor or the disk did."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import yaml
 from card_samples import EVERYTHING, render
 from huggingface_hub import hf_hub_download
 
-from taia_hub import TAIAForCausalLM, cards, cli
+from taia_hub import TAIAForCausalLM, cards, cli, hub
 from taia_hub._files import write_atomically
-from taia_hub.card_updating import CardRequest, make_card, write_card
+from taia_hub.card_updating import CardRequest, link_space, make_card, write_card
+from taia_hub.cards._yaml import rewrite
 from taia_hub.errors import ConfigError, RepositoryError
 
 MARK = "<!-- taia:yours -->"
@@ -71,8 +73,68 @@ def test_comments_of_the_metadata_stay():
     commented = text.replace("---\n", "---\n# mine: do not touch\n", 1).replace("\ntags:\n", "\ntags:  # these\n", 1)
     assert cards.merge_cards(commented, text).text == commented
     changed = cards.merge_cards(commented.replace("\ntags:", "\nmood: good\ntags:", 1), text).text
-    assert "\n# mine: do not touch\n" in card_of(changed)[1]
+    assert card_of(changed)[1].startswith("# mine: do not touch\nbase_model:")
     assert yaml.safe_load(card_of(changed)[1])["mood"] == "good"
+
+
+def test_comments_stay_beside_values_that_change():
+    text = render("everything")
+    commented = (
+        text.replace("library_name: peft", "# above\nlibrary_name: peft  # beside")
+        .replace("\ntags:\n", "\ntags:  # of the tags\n  # among them\n")
+        .replace("---\n", "---\nmood: |\n  # no comment\n  'nor #this'\n", 1)
+    )
+    commented = commented.replace("\nwidget:\n", "\nwidget:  # gone\n")
+    commented = commented.replace("\n---\n", "\n# at the end\n---\n", 1)
+    new = cards.render_card(dataclasses.replace(EVERYTHING, tags=("new",), widget=()))
+    merged = cards.merge_cards(commented, new).text
+    block = card_of(merged)[1]
+    assert "# above\nlibrary_name: peft  # beside\n" in block
+    assert yaml.safe_load(block)["mood"] == "# no comment\n'nor #this'\n"
+    for comment in ("# of the tags", "# among them", "# gone", "# at the end", "# no comment", "#this"):
+        assert block.count(comment) == 1, comment
+    assert cards.merge_cards(merged, new).text == merged
+
+
+@pytest.mark.parametrize(
+    ("block", "comments"),
+    [
+        ("a: 'x #1'  # y # z", "# y # z\n"),
+        ("a: |  # head\n  # text\n  more #text", "# head\n"),
+        ("a: x#1", ""),
+        ("{a: 1}  # flow", None),
+    ],
+)
+def test_only_comments_are_comments(block, comments):
+    expected = "a: 2\n# flow" if comments is None else f"{comments}a: 2"
+    assert rewrite({"a": 2}, block) == expected
+
+
+def test_comments_of_a_key_that_is_gone_stay():
+    text = render("everything").replace("\nco2_eq_emissions:", "\n# weighed\nco2_eq_emissions:  # in grams\n ", 1)
+    quiet = dataclasses.replace(EVERYTHING, training=None)
+    assert "co2_eq_emissions" not in card_of(cards.render_card(quiet))[1]
+    block = card_of(cards.merge_cards(render("everything"), cards.render_card(quiet)).text)[1]
+    assert "co2_eq_emissions" not in block
+    block = card_of(cards.merge_cards(text, cards.render_card(quiet)).text)[1]
+    assert "\n# weighed\n# in grams\n" in block
+
+
+def test_comments_of_the_folder_reach_the_hub():
+    text = render("everything")
+    mine = text.replace("library_name: peft", "library_name: peft  # mine")
+    assert cards.merge_cards(text, cards.merge_cards(mine, text).text).text == mine
+
+
+def test_an_alias_does_not_lose_its_anchor():
+    text = render("everything")
+    edited = text.replace("\nlanguage:\n", "\nlanguage: &them\n", 1)
+    edited = edited.replace("\ntags:\n", "\nmine: *them # alias\ntags:\n", 1)
+    new = cards.render_card(dataclasses.replace(EVERYTHING, language=("de",)))
+    block = card_of(cards.merge_cards(edited, new).text)[1]
+    assert yaml.safe_load(block)["mine"] == ["en", "zh"]
+    assert yaml.safe_load(block)["language"] == ["de"]
+    assert "# alias" in block
 
 
 @pytest.mark.parametrize("key", ["my.key", "my key", "mine"])
@@ -109,6 +171,13 @@ def test_a_region_between_like_lines_stays_where_it_is():
     above = renewed[: renewed.index("After the first.")].split("\n")
     assert "org/other" in renewed
     assert above.count("```") == 1
+
+
+def test_a_region_without_blank_lines_around_it_stays_as_it_is():
+    text = render("everything")
+    edited = text.replace("\n```\n", f"\n```\n{MARK}\nMine.\n<!-- /taia:yours -->\n", 1)
+    edited = edited.replace("\n<!-- /taia:yours -->\n\n", "\n<!-- /taia:yours -->\n\n\n", 1)
+    assert cards.merge_cards(edited, text).text == edited
 
 
 def test_both_copies_of_a_section_stay():
@@ -150,6 +219,39 @@ def test_a_full_disk_keeps_the_old_results(folder, tmp_path, monkeypatch):
     assert (folder / "taia_results.json").read_text() == '{"old": true}'
 
 
+def test_the_card_is_written_after_what_it_speaks_of(folder, tmp_path, monkeypatch):
+    (tmp_path / "new.json").write_text("{}")
+    made = make_card(str(folder), CardRequest())
+    files, texts = {"taia_results.json": tmp_path / "new.json"}, {".eval_results/gsm8k.yaml": "new"}
+    made = dataclasses.replace(made, files=files, texts=texts)
+    written = []
+    monkeypatch.setattr("taia_hub.card_updating.write_atomically", lambda path, _: written.append(path.name))
+    write_card(made)
+    assert written == ["taia_results.json", "gsm8k.yaml", "README.md"]
+
+
+def test_a_side_file_that_is_no_utf8_is_replaced(folder):
+    made = dataclasses.replace(make_card(str(folder), CardRequest()), texts={".eval_results/gsm8k.yaml": "new"})
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "gsm8k.yaml").write_bytes(b"caf\xe9")
+    assert made.others == (".eval_results/gsm8k.yaml",)
+    write_card(made)
+    assert made.others == ()
+
+
+def test_a_card_that_is_no_utf8_is_not_linked_to_a_space(folder, monkeypatch):
+    (folder / "README.md").write_bytes(b"caf\xe9")
+    monkeypatch.setattr("taia_hub.hub.fetch", lambda name, *_, **__: hub.Source(name, folder, "a" * 40))
+    with pytest.raises(ConfigError, match="is no UTF-8"):
+        link_space("org/model", "org/space", None)
+
+
+def test_a_difference_is_a_line_each_also_where_the_last_newline_is_missing(folder):
+    path = folder / "README.md"
+    path.write_text(path.read_text().rstrip("\n"))
+    assert make_card(str(folder), CardRequest()).difference().endswith("\n }\n-```\n+```\n")
+
+
 def test_a_link_is_written_through(tmp_path):
     (tmp_path / "real.json").write_text("old")
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
@@ -173,6 +275,18 @@ def test_json_is_json(folder, capsys, monkeypatch):
     assert run()["where"] is None
 
 
+def test_the_question_does_not_stand_in_the_json(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["card", str(folder), "--write", "--json", "--tag", "mine"])
+    assert not ended.value.code
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)) == ["where"]
+    assert "Write this?" in err
+    assert "+- mine" in err
+
+
 def test_a_data_set_that_is_no_id_is_refused(folder, capsys):
     with pytest.raises(SystemExit):
         cli.main(["card", str(folder), "--dataset", "my data"])
@@ -182,6 +296,31 @@ def test_a_data_set_that_is_no_id_is_refused(folder, capsys):
 def test_prompts_keep_their_lines():
     text = cards.render_card(dataclasses.replace(EVERYTHING, widget=("two\nlines", "one")))
     assert yaml.safe_load(card_of(text)[1])["widget"] == [{"text": "two\nlines"}, {"text": "one"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "markdown"),
+    [
+        ("see https://evil.example/a_b*c.", "see `https://evil.example/a_b*c`."),
+        ("(HTTP://evil.example)", "(`HTTP://evil.example`)"),
+        ("ftp://evil.example|www.evil.example", "`ftp://evil.example`\\|`www.evil.example`"),
+        ("https://evil.example/?a=1&b=<2>", "`https://evil.example/?a=1`&amp;b=&lt;2&gt;"),
+        ("`www.evil.example`", "\\``www.evil.example`\\`"),
+        ("mailto:me.too+x@evil.example!", "mailto:`me.too+x@evil.example`!"),
+        ("ffn@0-7 and @you, a://b", "ffn@0-7 and @you, a://b"),
+    ],
+)
+def test_no_address_of_a_text_becomes_a_link(words, markdown):
+    assert cards.escaping.text(words) == markdown
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark")
+    inline = parser.parseInline(markdown)[0].children
+    assert "".join(token.content for token in inline) == words
+
+
+def test_a_model_whose_name_is_an_address_is_known_by_its_card():
+    assert (
+        cards.title_of(cards.render_card(dataclasses.replace(EVERYTHING, repo_id="www.org/model"))) == "www.org/model"
+    )
 
 
 @pytest.mark.parametrize(

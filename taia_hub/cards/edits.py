@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub.utils import yaml_dump
-
+from taia_hub.cards._yaml import rewrite
 from taia_hub.cards.sections import (
     END_OF_YOURS,
     YOURS,
@@ -19,7 +18,6 @@ from taia_hub.cards.sections import (
     is_generated,
     key_hashes,
     parse_card,
-    read_metadata,
     without_yours,
 )
 from taia_hub.errors import ConfigError
@@ -46,7 +44,7 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     - A section that a person added stays, after the same section as before.
     - Text between `<!-- taia:yours -->` and `<!-- /taia:yours -->` stays in its section, or after it where that
       is gone.
-    - A metadata key that a person set, changed or removed stays so.
+    - A metadata key that a person set, changed or removed stays so, and so do the comments beside it.
 
     What stands in `new` already, from a merge before, wins over the same in `old`.
 
@@ -65,7 +63,7 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     now = parse_card(new)
     if old is None:
         keys = {key: value for key, value in now.keys.items() if key not in given}
-        return Merged(_put_together(now.metadata, keys, now.sections, "") if given else new, ())
+        return Merged(assemble(now.block, keys, now.sections) if given else new, ())
     if not is_generated(old):
         raise ConfigError(
             "The card was not written by taia-hub, or its mark was removed: nothing in it can be told apart.",
@@ -74,17 +72,7 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     before = parse_card(old)
     sections, kept = _merged_sections(before.sections, now.sections)
     metadata, keys, kept_keys = _merged_metadata(before, now, given)
-    return Merged(_put_together(metadata, keys, sections, before.block), (*kept_keys, *kept))
-
-
-def _put_together(
-    metadata: Mapping[str, Any], keys: Mapping[str, str], sections: tuple[Section, ...], before: str
-) -> str:
-    """Writes a card; YAML that says what it said before stays to the letter, and its comments stay in any case."""
-    if before and list(read_metadata(before).items()) == list(metadata.items()):
-        return assemble(before, keys, sections)
-    comments = [line for line in before.split("\n") if line.startswith("#")]
-    return assemble("\n".join([yaml_dump(dict(metadata), sort_keys=False).strip(), *comments]), keys, sections)
+    return Merged(assemble(rewrite(metadata, before.block, now.block), keys, sections), (*kept_keys, *kept))
 
 
 def _merged_metadata(

@@ -14,6 +14,10 @@ from huggingface_hub.utils import validate_repo_id
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]+")
 _INLINE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|(?:(?<=\s)|^)#")
 _LEADING = re.compile(r"^(?:[-+=:#]|\d{1,9}(?=[.)](?:\s|$)))")
+_ADDRESS = re.compile(
+    r"((?:(?:https?|ftp)://|www\.)[^\s`|<>&]*[^\s`|<>&.,;:!?)'\"\\]|(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+)",
+    re.IGNORECASE,
+)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _NOT_CODE = re.compile(r"[`|<>&]")
 
@@ -41,15 +45,15 @@ def text(value: Any) -> str:
         value: Anything.
 
     Returns:
-        Markdown that shows the text: no link with words of its own, emphasis, code, cell, heading, list or HTML can
-        come of it. A bare address stays one, and some pages make it a link to itself.
+        Markdown that shows the text: no link, emphasis, cell, heading, list or HTML can come of it. An address of a
+        page or of a mailbox is written as code, the one form that no page makes a link of.
 
     Example:
-        >>> text('"]: x | <b>')
-        '"\\]: x \\| &lt;b&gt;'
+        >>> text('"]: x | <b>'), text("see www.example.org.")
+        ('"\\]: x \\| &lt;b&gt;', 'see `www.example.org`.')
     """
-    line = _INLINE.sub(lambda match: f"\\{match[0]}", plain(value))
-    line = re.sub("[&<>]", lambda match: _ENTITIES[match[0]], line)
+    parts = _ADDRESS.split(plain(value))  # what is no address, an address, what is none, ...
+    line = "".join(f"`{part}`" if number % 2 else _escaped_words(part) for number, part in enumerate(parts))
     if match := _LEADING.match(line):
         at = match.end() if match[0].isdigit() else 0
         line = f"{line[:at]}\\{line[at:]}"
@@ -194,6 +198,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return text(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _escaped_words(words: str) -> str:
+    words = _INLINE.sub(lambda match: f"\\{match[0]}", words)
+    return re.sub("[&<>]", lambda match: _ENTITIES[match[0]], words)
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from taia_hub.cards._yaml import read_metadata
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.errors import ConfigError
 
@@ -108,7 +109,7 @@ def title_of(text: str) -> str | None:
     if not is_generated(text):
         return None
     match = re.search(r"^# (.+)\n<!-- taia:section card ", text.replace("\r\n", "\n"), re.MULTILINE)
-    name = re.sub(r"\\(.)", r"\1", match[1].strip()) if match else ""
+    name = re.sub(r"\\(.)|`", r"\1", match[1].strip()) if match else ""
     return name if is_repo_id(name) else None
 
 
@@ -146,41 +147,6 @@ def parse_card(text: str) -> ParsedCard:
     sections.append(Section(start, tuple(pending), name, written))
     found = tuple(part for part in sections if part.text or part.name)
     return ParsedCard(metadata, keys, found, MARK in text, block)
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML as the Hub reads it: `no` is a text and no false, as in version 1.2."""
-
-
-_Yaml.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
-
-
-def read_metadata(block: str) -> dict[str, Any]:
-    """Reads a card's YAML.
-
-    Args:
-        block: The YAML.
-
-    Returns:
-        The metadata.
-
-    Raises:
-        yaml.YAMLError: If it is no YAML, or a key stands in it twice.
-        TypeError: If it is no mapping.
-    """
-    node = yaml.compose(block, Loader=_Yaml)
-    keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-    repeated = [key for key in keys if keys.count(key) > 1]
-    if repeated:
-        raise yaml.YAMLError(f"the key '{repeated[0]}' stands there twice")
-    metadata = yaml.load(block, Loader=_Yaml) or {}
-    if not isinstance(metadata, dict):
-        raise TypeError("it is no mapping")
-    return metadata
 
 
 def front_matter(text: str) -> tuple[str, str, int]:
