@@ -335,3 +335,10 @@ def test_a_template_that_cannot_work_is_said_so(tmp_path, source, message):
     (tmp_path / "model_card.md.j2").write_bytes(source if isinstance(source, bytes) else source.encode())
     with pytest.raises(ConfigError, match=message):
         cards.render_card(EVERYTHING, template_dir=tmp_path)
+
+
+def test_a_link_to_a_space_keeps_the_comments():
+    text = render("everything").replace("---\n", "---\n# mine: do not touch\n", 1)
+    linked = cards.with_space(text, "own/space")
+    assert "# mine: do not touch\n" in card_of(linked)[1]
+    assert yaml.safe_load(card_of(linked)[1])["taia_space"] == "own/space"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from huggingface_hub.utils import yaml_dump
-
+from taia_hub.cards._yaml import rewrite
 from taia_hub.cards.escaping import is_repo_id, link
 from taia_hub.cards.sections import (
     Section,
@@ -82,7 +81,7 @@ def with_space(card: str, space_id: str) -> str:
     metadata = {**parsed.metadata, SPACE_KEY: space_id}
     keys = {**parsed.keys, SPACE_KEY: str(_hashed(metadata))}
     sections = tuple(_linked(part, space_id) if part.name == "card" else part for part in parsed.sections)
-    return assemble(yaml_dump(metadata, sort_keys=False), keys, sections)
+    return assemble(rewrite(metadata, parsed.block), keys, sections)
 
 
 def _hashed(metadata: Mapping[str, object]) -> str | None:
