@@ -10,7 +10,7 @@ from taia_hub import hub
 from taia_hub.errors import RepositoryError
 
 _CONFIG = "tokenizer_config.json"
-_FILES = (_CONFIG, hub.CONFIG, "*token*", "*vocab*", "merges.txt", "*.model", "chat_template*", "bpe.codes", "*.py")
+_FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
 
 
 def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:

@@ -25,10 +25,12 @@ from taia_hub.card_files import (
 )
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
-from taia_hub.info import repository_info
-from taia_hub.loading import base_name, manifest_name
+from taia_hub.info import RepositoryInfo, repository_info
+from taia_hub.loading import base_name
 from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
 from taia_hub.sublayers import ROLES
+from taia_hub.updates.kinds import MOLORA, PEFT, UpdateKind
+from taia_hub.updates.molora import read_molora_config
 from taia_hub.updates.peft import read_config
 
 logger = logging.getLogger(__name__)
@@ -62,8 +64,7 @@ def describe(
     """
     from taia_hub import __version__  # the package is still being imported when this module is
 
-    weights = manifest_name(config)
-    path = weights.rpartition("/")[0]
+    place = config.place
     return cards.CardData(
         repo_id=repo_id,
         base_model=config.base_model_name_or_path if config.base_model_revision else None,
@@ -73,8 +74,9 @@ def describe(
         parts=parts,
         adapter_repo=config.update.get("repo"),
         adapter_revision=config.update.get("revision"),
-        adapter_path=path,
-        adapter_sha256=manifest_sha256(folder, weights),
+        update_kind=place.kind.name,
+        adapter_path=place.path,
+        adapter_sha256=manifest_sha256(folder, place.weights),
         adapter_config=dict(adapter_config),
         taia_version=__version__,
         license_fields=license_fields,
@@ -169,7 +171,7 @@ def card_facts(
         The facts.
     """
     found, hashes = list(problems), {}
-    weights = f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
+    weights = data.weights_path
     if not data.adapter_repo and (source.folder / weights).is_file():
         hashes[weights] = hub.sha256(source.folder / weights)
     true, listed = hashes.get(weights, data.adapter_sha256), manifest_sha256(source.folder, weights)
@@ -210,30 +212,41 @@ def describe_files(
     """
     found = repository_info(source.name, revision=source.revision, token=token, trust_remote_code=trust_remote_code)
     access = hub.HubAccess(token=token)
-    holder, weights = source, manifest_name(config)
+    holder, place = source, config.place
     if config.update.get("repo"):
         name, sha = config.update["repo"], config.update["revision"]
-        wanted = f"{config.update.get('path', '')}/{hub.ADAPTER_CONFIG}".lstrip("/")
-        holder = hub.fetch(name, [wanted], revision=sha, access=access, what="adapter repository", local=False)
-    folder = (holder.folder / weights).parent
+        holder = hub.fetch(name, [place.config], revision=sha, access=access, what="adapter repository", local=False)
+    folder = holder.folder / place.path
     base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
-    files = AdapterFiles(source.name, source.revision, folder, read_config(folder), base)
-    known = lora_parts(files, access, trust_remote_code)
+    known = None
+    if place.kind is PEFT:
+        files = AdapterFiles(source.name, source.revision, folder, read_config(folder), base)
+        known = lora_parts(files, access, trust_remote_code)
     data = describe(
         config,
         source.folder,
         repo_id=repo_id,
         method=found.method,
-        parts=role_parts(known)
-        if known is not None
-        else {role: cards.RolePart(part.modules, part.parameters) for role, part in found.roles.items()},
-        adapter_config=hub.read_json(folder / hub.ADAPTER_CONFIG),
+        parts=role_parts(known if known is not None else _parts_by_size(found, place.kind, folder)),
+        adapter_config=hub.read_json(folder / place.kind.config),
         license_fields=license_fields,
     )
     if data.adapter_repo:  # the manifest is here, the weights are elsewhere
-        sha256 = _sha256_on_the_hub(data.adapter_repo, weights, data.adapter_revision, access)
+        sha256 = _sha256_on_the_hub(data.adapter_repo, place.weights, data.adapter_revision, access)
         data = dataclasses.replace(data, adapter_sha256=sha256)
     return data
+
+
+def _parts_by_size(found: RepositoryInfo, kind: UpdateKind, folder: Path) -> dict[str, AdaptedPart]:
+    """Says what an update adapts by role from the sizes of its tensors and its configuration."""
+    ranks: dict[str, frozenset[int]] = {}
+    if kind is MOLORA:
+        settings = read_molora_config(folder).settings
+        ranks = {role: frozenset({settings.rank_of(role)}) for role in ("attention", "ffn")}
+    return {
+        role: AdaptedPart(part.modules, part.parameters, ranks.get(role, frozenset()) if part.modules else frozenset())
+        for role, part in found.roles.items()
+    }
 
 
 def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:

@@ -290,8 +290,8 @@ def check_repository_card(
         with hub.hub_errors(name, what="repository", revision=revision):
             files = HfApi(token=token).list_repo_files(name, revision=source.revision)
             if not data.adapter_repo:  # its weights, to hash them
-                weights = [f"{data.adapter_path}/{hub.ADAPTER_WEIGHTS}".lstrip("/")]
-                source = hub.fetch(name, [*_FETCHED, *weights], revision=source.revision, access=hub.HubAccess(token))
+                wanted = [*_FETCHED, data.weights_path]
+                source = hub.fetch(name, wanted, revision=source.revision, access=hub.HubAccess(token))
     facts = card_facts(data, source, files, problems, template=request.template, template_dir=request.template_dir)
     return cards.check_card(before, facts)
 

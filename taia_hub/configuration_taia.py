@@ -12,12 +12,10 @@ from transformers import PreTrainedConfig
 
 from taia_hub.errors import ConfigError, SettingError, TAIAError
 from taia_hub.policy import Setting, parse_published, parse_setting
+from taia_hub.updates.kinds import KINDS, UpdatePlace
 
 PAPER = "https://arxiv.org/abs/2405.20192"
 """Where TAIA comes from."""
-
-UPDATE_KINDS = ("peft",)
-"""The kinds of update that this version reads."""
 
 AUTO_MAP = {
     "AutoConfig": "configuration_taia.TAIAConfig",
@@ -37,8 +35,8 @@ class TAIAConfig(PreTrainedConfig):
         base_model_revision: Commit sha of the base model, or None for a folder.
         inference_modules: The published default: a mode name, roles joined by `+`, or a mapping or list of pairs of
             selectors and weights.
-        update: Where the update is: `kind` ("peft"), `path` of its folder, and, when it lies in another repository,
-            `repo` and `revision` (a commit sha).
+        update: Where the update is: `kind` ("peft", "molora" or "dense"), `path` of its folder, and, when it lies in
+            another repository, `repo` and `revision` (a commit sha).
 
     Raises:
         ConfigError: If a value has the wrong type or range.
@@ -90,6 +88,11 @@ class TAIAConfig(PreTrainedConfig):
             return parse_setting(self.inference_modules)
         return parse_published(self.inference_modules)
 
+    @property
+    def place(self) -> UpdatePlace:
+        """Where the update lies, in this repository or in the one that `update` names."""
+        return UpdatePlace.of(self.update)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds the configuration; a loading keyword `inference_modules` is passed on, not published.
@@ -133,9 +136,9 @@ def _check_update(update: Any) -> None:
         raise ConfigError(f"update is {update!r}; it must be a mapping with 'kind' and 'path'.", _REPAIR)
     if unknown := sorted(set(update) - set(_UPDATE_KEYS)):
         raise ConfigError(f"update has unknown keys {unknown}; allowed are {list(_UPDATE_KEYS)}.", _REPAIR)
-    if update.get("kind") not in UPDATE_KINDS:
+    if update.get("kind") not in tuple(KINDS):
         raise ConfigError(
-            f"update.kind is {update.get('kind')!r}; this version of taia_hub reads {', '.join(UPDATE_KINDS)}.",
+            f"update.kind is {update.get('kind')!r}; this version of taia_hub reads {', '.join(KINDS)}.",
             "Upgrade with `pip install -U taia-hub`, or repair config.json.",
         )
     path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
@@ -143,7 +146,7 @@ def _check_update(update: Any) -> None:
         raise ConfigError(f"update.path is {path!r}; it must be a folder inside the repository.", _REPAIR)
     if repo is None:
         if not path:
-            raise ConfigError("update.path is missing; it names the folder of the adapter.", _REPAIR)
+            raise ConfigError("update.path is missing; it names the folder of the update.", _REPAIR)
         return
     try:
         validate_repo_id(repo)

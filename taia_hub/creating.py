@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from huggingface_hub import CommitInfo
 
 from taia_hub import hub, publishing
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.loading import LoadOptions, load_adapter
+from taia_hub.loading import LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.policy import parse_setting
 from taia_hub.switch import SwitchStatus
+from taia_hub.updates.compressing import CompressionReport, compress
+from taia_hub.updates.dense import DenseReport
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Created:
         folder: The folder that it was written to, or None when it was published only.
         commit: The commit that it was published in, or None.
         status: The switch's status under the published setting.
+        report: How a fine-tune differs from its base, or what compressing it lost; None for an adapter.
     """
 
     folder: Path | None
     commit: CommitInfo | None
     status: SwitchStatus
+    report: DenseReport | CompressionReport | None = None
 
 
 def create_repository(
@@ -72,26 +77,14 @@ def create_repository(
     Raises:
         TAIAError: If something is missing or does not fit; nothing is written or published then.
     """
-    if bool(out) == bool(push):
-        raise ConfigError(
-            "Give either a folder to write to or a repository to push to.", "Use --out DIR or --push REPO."
-        )
+    _check_targets(out, push)
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
         parse_setting(inference_modules)
     with tempfile.TemporaryDirectory() as scratch:
         source, revision = adapter, adapter_revision
         if convert_pickle:
             source, revision = str(_converted(adapter, adapter_revision, token, Path(scratch))), None
-        options = LoadOptions(
-            head=True,
-            inference_modules=None,
-            verify=True,
-            is_trainable=False,
-            autocast_adapter_dtype=False,
-            access=hub.HubAccess(token=token),
-            base_keywords={"trust_remote_code": trust_remote_code},
-            skeleton=True,
-        )
+        options = _skeleton_options(token, trust_remote_code)
         model = TAIAForCausalLM.from_loaded(
             load_adapter(base, source, base_revision, revision, inference_modules, options)
         )
@@ -101,10 +94,121 @@ def create_repository(
             return Created(None, model.push_to_hub(str(push), private=private, token=token), model.status())
         tokenizer = Path(scratch) / "tokenizer"
         publishing.save_tokenizer(model.taia_config, tokenizer, token)  # first, because the Hub may not answer
-        model.save_pretrained(out)
+        _save(model, out, token)
         if tokenizer.is_dir():
             shutil.copytree(tokenizer, out, dirs_exist_ok=True)
         return Created(out, None, model.status())
+
+
+def create_from_finetuned(
+    base: str,
+    finetuned: str,
+    *,
+    out: Path | None = None,
+    push: str | None = None,
+    inference_modules: Any = None,
+    base_revision: str | None = None,
+    finetuned_revision: str | None = None,
+    compress_rank: int | Mapping[str, int] | None = None,
+    compress_energy: float | Mapping[str, float] | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> Created:
+    """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
+
+    Args:
+        base: Hub id of the base model, or a folder (then it cannot be published).
+        finetuned: Hub id or folder of a checkpoint of the same architecture.
+        out: Folder to write to.
+        push: Hub id to publish to.
+        inference_modules: The published default; `"attention+other"` for the tuned tensors themselves and
+            `"attention"` where they are compressed.
+        base_revision: Revision of the base model.
+        finetuned_revision: Revision of the fine-tune.
+        compress_rank: Rank, or ranks by role, of a LoRA that the difference is compressed to.
+        compress_energy: Share of the difference's squared norm that the LoRA keeps, or shares by role.
+        private: Whether a new repository is private.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+
+    Returns:
+        What was made, and how the two differ or what compressing lost.
+
+    Raises:
+        TAIAError: If something is missing or does not fit; nothing is written or published then.
+    """
+    _check_targets(out, push)
+    compressed = compress_rank is not None or compress_energy is not None
+    published = inference_modules or ("attention" if compressed else "attention+other")
+    if not isinstance(published, list):
+        parse_setting(published)
+    options = _skeleton_options(token, trust_remote_code)
+    with tempfile.TemporaryDirectory(dir=_beside(out), prefix=".taia-dense-") as scratch:
+        folder = Path(scratch) / "update"
+        report: DenseReport | CompressionReport
+        if compressed:
+            one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+            report = compress(
+                one.folder,
+                other.folder,
+                folder,
+                rank=compress_rank,
+                energy=compress_energy,
+                base_name=base,
+                trust_remote_code=trust_remote_code,
+            )
+            loaded = load_adapter(base, str(folder), one.revision, None, published, options)
+        else:
+            loaded, report = load_finetuned(
+                base, finetuned, base_revision, finetuned_revision, published, options, folder
+            )
+            one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+        model = TAIAForCausalLM.from_loaded(loaded)
+        tokenizer = Path(scratch) / "tokenizer"
+        publishing.save_tokenizer(model.taia_config, tokenizer, token, source=other.folder)
+        target = out or Path(scratch) / str(push).rpartition("/")[2]
+        _save(model, target, token)
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, target, dirs_exist_ok=True)
+        commit = None
+        if push:
+            commit = publishing.push_folder(
+                target, push, private=private, token=token, trust_remote_code=trust_remote_code
+            )
+        return Created(out, commit, model.status(), report)
+
+
+def _save(model: Any, folder: Path, token: str | bool | None) -> None:
+    config = model.taia_config
+    fields = publishing.base_license(config, token) if config.base_model_revision else {}
+    publishing.save(model, folder, license_fields=fields)
+
+
+def _check_targets(out: Path | None, push: str | None) -> None:
+    if bool(out) == bool(push):
+        raise ConfigError(
+            "Give either a folder to write to or a repository to push to.", "Use --out DIR or --push REPO."
+        )
+
+
+def _beside(out: Path | None) -> Path | None:
+    """Returns the folder that `out` will lie in, where it is there: so that nothing is copied between disks."""
+    parent = out.resolve().parent if out else None
+    return parent if parent is not None and parent.is_dir() else None
+
+
+def _skeleton_options(token: str | bool | None, trust_remote_code: bool) -> LoadOptions:
+    return LoadOptions(
+        head=True,
+        inference_modules=None,
+        verify=True,
+        is_trainable=False,
+        autocast_adapter_dtype=False,
+        access=hub.HubAccess(token=token),
+        base_keywords={"trust_remote_code": trust_remote_code},
+        skeleton=True,
+    )
 
 
 def _converted(adapter: str, revision: str | None, token: str | bool | None, scratch: Path) -> Path:

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.loading import base_name, manifest_name, read_taia_config
+from taia_hub.loading import base_name, read_taia_config
 from taia_hub.policy import MODES
 from taia_hub.sublayers import ROLES, find_sublayers
+from taia_hub.updates.kinds import PEFT
 from taia_hub.updates.peft import PREFIX
 
 
@@ -131,31 +132,35 @@ def _read_update(
     source: hub.Source, config: TAIAConfig, access: hub.HubAccess
 ) -> tuple[str, str, dict[str, tuple[str, int, int]]]:
     """Returns where the update is, its method, and for each tensor its dtype, number of elements and bytes."""
-    weights = manifest_name(config)
-    configuration = str(Path(weights).with_name(hub.ADAPTER_CONFIG))
-    repo, revision, location = source.name, source.revision, str(Path(weights).parent)
-    if config.update.get("repo"):
-        repo, revision = config.update["repo"], config.update["revision"]
-        location = f"{repo}@{revision[:8]}/{location}".removesuffix("/.")
+    place = config.place
+    kind = place.kind
+    repo, revision, location = source.name, source.revision, place.path or "."
     elsewhere = bool(config.update.get("repo"))
-    pointed = hub.fetch(
-        repo, [configuration], revision=revision, access=access, what="adapter repository", local=not elsewhere
-    )
-    if not (pointed.folder / configuration).is_file():
-        hub.adapter_weights((pointed.folder / configuration).parent)
-    method = str(hub.read_json(pointed.folder / configuration).get("peft_type"))
+    if elsewhere:
+        repo, revision = config.update["repo"], config.update["revision"]
+        location = f"{repo}@{revision[:8]}/{place.path}".removesuffix("/")
+    wanted = [place.config, place.weights] if kind.shards else [place.config]  # an index is small
+    pointed = hub.fetch(repo, wanted, revision=revision, access=access, what="adapter repository", local=not elsewhere)
+    folder = pointed.folder / place.path
+    if not (folder / kind.config).is_file():
+        hub.update_weights(folder, kind)
+    method = kind.name.upper()
+    if kind is PEFT:
+        method = str(hub.read_json(folder / kind.config).get("peft_type"))
     if pointed.revision is None:
-        return location, method, _local_header(hub.adapter_weights((pointed.folder / weights).parent))
+        weights = hub.update_weights(folder, kind)
+        headers = [_local_header(path) for path in weights.values() if path.suffix == ".safetensors"]
+        return location, method, {key: value for header in headers for key, value in header.items()}
+    names = hub.index_shards(folder / kind.weights) if kind.shards else (kind.weights,)
+    tensors: dict[str, tuple[str, int, int]] = {}
     with hub.hub_errors(repo, what="adapter repository", revision=revision):
-        header = HfApi(token=access.token).parse_safetensors_file_metadata(repo, weights, revision=revision)
-    return (
-        location,
-        method,
-        {
-            key: (tensor.dtype, math.prod(tensor.shape), tensor.data_offsets[1] - tensor.data_offsets[0])
-            for key, tensor in header.tensors.items()
-        },
-    )
+        api = HfApi(token=access.token)
+        for name in names:
+            header = api.parse_safetensors_file_metadata(repo, place.named(name), revision=revision)
+            for key, tensor in header.tensors.items():
+                begin, end = tensor.data_offsets
+                tensors[key] = (tensor.dtype, math.prod(tensor.shape), end - begin)
+    return location, method, tensors
 
 
 def _local_header(path: Path) -> dict[str, tuple[str, int, int]]:

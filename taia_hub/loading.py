@@ -18,12 +18,23 @@ from taia_hub import hub, sublayers
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 from taia_hub.switch import Switch
-from taia_hub.updates.peft import PeftUpdate, attach_update, read_config
+from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
+from taia_hub.updates.dense import DenseReport, write_dense
+from taia_hub.updates.kinds import KINDS, PEFT, UpdatePlace
+from taia_hub.updates.peft import read_config
 
 logger = logging.getLogger(__name__)
 
 _GENERATION = "generation_config.json"
 _ROOT_FILES = (hub.CONFIG, hub.MANIFEST, _GENERATION, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
+_CHECKPOINT = (
+    hub.CONFIG,
+    _GENERATION,
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
+)
 _HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
 _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
 
@@ -41,7 +52,7 @@ class Loaded:
 
     model: PreTrainedModel
     config: TAIAConfig
-    update: PeftUpdate
+    update: Update
     switch: Switch
 
 
@@ -101,7 +112,11 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         UnsupportedUpdateError: If the update cannot be switched.
     """
     source = hub.fetch(
-        name, [*_ROOT_FILES, "adapter/*"], revision=revision, access=options.access, what="TAIA repository"
+        name,
+        [*_ROOT_FILES, *(f"{kind.folder}/*" for kind in KINDS.values())],
+        revision=revision,
+        access=options.access,
+        what="TAIA repository",
     )
     if config is not None and not isinstance(config, TAIAConfig):
         raise ConfigError(
@@ -122,10 +137,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         if (value := getattr(config, name_)) != default:  # put these keywords into the configuration that they read
             options.base_keywords.setdefault(name_, value)
     folder = update_folder(source, config, options.access)
-    weights = hub.adapter_weights(folder)
-    if options.verify:
-        pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
-        hub.verify_manifest(source.folder, weights, manifest_name(config), required=not pointer)
+    verify_update(source.folder, folder, config, verify=options.verify)
     if config.base_model_revision and os.path.isdir(base_id):
         raise RepositoryError(
             f"The base model '{base_id}' is fixed at a commit on the Hub, but a folder here has "
@@ -147,7 +159,7 @@ def load_adapter(
     published: Any,
     options: LoadOptions,
 ) -> Loaded:
-    """Loads a base model and any PEFT adapter.
+    """Loads a base model and any PEFT adapter, or the folder of an update of another kind.
 
     Args:
         base: Folder or Hub id of the base model.
@@ -167,12 +179,78 @@ def load_adapter(
     """
     source = hub.fetch(
         adapter,
-        [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS],
+        [name for kind in KINDS.values() for name in kind.files],
         revision=adapter_revision,
         access=options.access,
         what="adapter",
     )
     return _load_adapter_source(base, base_revision, source, published, options)
+
+
+def load_finetuned(
+    base: str,
+    finetuned: str,
+    base_revision: str | None,
+    finetuned_revision: str | None,
+    published: Any,
+    options: LoadOptions,
+    scratch: Path,
+) -> tuple[Loaded, DenseReport]:
+    """Loads a base model with a full fine-tune of it as its update.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        finetuned: Folder or Hub id of the fine-tune, a checkpoint of the same architecture.
+        base_revision: Revision of the base; its main branch by default.
+        finetuned_revision: Revision of the fine-tune.
+        published: The setting that the configuration publishes.
+        options: How to load.
+        scratch: Folder for the update's files, which the loaded model reads as long as it lives.
+
+    Returns:
+        The loaded model, and how the two checkpoints differ.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        UpdateMismatchError: If the two are not of one family, or do not differ.
+    """
+    one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+    trusted = bool(options.base_keywords.get("trust_remote_code"))
+    report = write_dense(one.folder, other.folder, scratch, trust_remote_code=trusted)
+    loaded = _load_adapter_source(base, one.revision, hub.Source(finetuned, scratch, None), published, options)
+    if loaded.model.can_generate() and (other.folder / _GENERATION).is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(other.folder))
+    return loaded, report
+
+
+def fetch_checkpoints(
+    base: str, finetuned: str, base_revision: str | None, finetuned_revision: str | None, access: hub.HubAccess
+) -> tuple[hub.Source, hub.Source]:
+    """Brings the weights of a base model and of its fine-tune to this disk.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        finetuned: Folder or Hub id of the fine-tune.
+        base_revision: Revision of the base.
+        finetuned_revision: Revision of the fine-tune.
+        access: How to reach the Hub.
+
+    Returns:
+        Both, at fixed commits where they come from the Hub.
+
+    Raises:
+        RepositoryError: If one is missing or out of reach.
+    """
+    return (
+        hub.fetch(base, _CHECKPOINT, revision=base_revision, access=access, what="base model"),
+        hub.fetch(
+            finetuned,
+            [*_CHECKPOINT, *hub.TOKENIZER_FILES],
+            revision=finetuned_revision,
+            access=access,
+            what="fine-tune",
+        ),
+    )
 
 
 def read_taia_config(path: Path, name: str) -> TAIAConfig:
@@ -229,21 +307,34 @@ def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess)
     Returns:
         Folder of the adapter.
     """
-    path = config.update.get("path", "")
+    place = config.place
     repo = config.update.get("repo")
-    files = [f"{path}/{file}".lstrip("/") for file in (hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)]
     if repo:
         sha = config.update["revision"]
-        pointed = hub.fetch(repo, files, revision=sha, access=access, what="adapter repository", local=False)
-        return _with_safetensors(pointed, path, access)
-    if source.revision and path != "adapter":  # 'adapter/*' came with the first download
-        source = hub.fetch(source.name, files, revision=source.revision, access=access, what="TAIA repository")
-    return _with_safetensors(source, path, access)
+        pointed = hub.fetch(repo, place.files, revision=sha, access=access, what="adapter repository", local=False)
+        return _with_safetensors(pointed, place, access)
+    if source.revision and place.path != place.kind.folder:  # the usual folders came with the first download
+        source = hub.fetch(source.name, place.files, revision=source.revision, access=access, what="TAIA repository")
+    return _with_safetensors(source, place, access)
 
 
-def manifest_name(config: TAIAConfig) -> str:
-    """Returns the path that the update's weights have in the manifest."""
-    return f"{config.update.get('path', '')}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
+def verify_update(root: Path, folder: Path, config: TAIAConfig, *, verify: bool = True) -> None:
+    """Checks that the files of an update are whole, and against the manifest.
+
+    Args:
+        root: Folder of the TAIA repository.
+        folder: Folder of the update, as `update_folder` gives it.
+        config: The configuration.
+        verify: Whether the hashes are checked as well.
+
+    Raises:
+        RepositoryError: If a file is missing or damaged.
+        ConfigError: If the manifest or an index is malformed.
+    """
+    weights = hub.update_weights(folder, config.place.kind)
+    pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
+    for name, path in weights.items() if verify else ():
+        hub.verify_manifest(root, path, config.place.named(name), required=not pointer)
 
 
 def check_folder(folder: Path) -> TAIAConfig:
@@ -263,9 +354,8 @@ def check_folder(folder: Path) -> TAIAConfig:
         raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
     config = read_taia_config(folder / hub.CONFIG, str(folder))
     if not config.update.get("repo"):
-        name = manifest_name(config)
-        hub.verify_manifest(folder, hub.adapter_weights((folder / name).parent), name, required=True)
-        read_config((folder / name).parent)
+        verify_update(folder, folder / config.place.path, config)
+        read_update_config(folder / config.place.path, config.place.kind)
     for file, path in hub.published_files(folder).items():
         if file.endswith(".json") and "/" not in file:
             hub.read_json(path)
@@ -297,14 +387,14 @@ def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
 def _load_adapter_source(
     base: str, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
 ) -> Loaded:
-    folder = _with_safetensors(source, "", options.access)
-    hub.adapter_weights(folder)
-    peft_config = read_config(folder)
-    resolved = hub.resolve_base(base, base_revision or peft_config.revision, options.access)
-    made_for = peft_config.base_model_name_or_path
+    kind = find_kind(source.folder)
+    folder = _with_safetensors(source, UpdatePlace(kind, ""), options.access)
+    hub.update_weights(folder, kind)
+    made_for, made_at = base_of(read_update_config(folder, kind))
+    resolved = hub.resolve_base(base, base_revision or made_at, options.access)
     if made_for and made_for != base:
         logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", source.name, made_for, base)
-    update: dict[str, Any] = {"kind": "peft", "path": "adapter"}
+    update: dict[str, Any] = {"kind": kind.name, "path": kind.folder}
     config = TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
         architectures=["TAIAForCausalLM"],
         auto_map=dict(AUTO_MAP),
@@ -320,7 +410,8 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
     setting: Any = options.inference_modules
     if setting is None:
         setting = "all" if options.is_trainable else config.setting
-    features_only = read_config(folder).task_type == TaskType.FEATURE_EXTRACTION
+    kind = config.place.kind
+    features_only = kind is PEFT and read_config(folder).task_type == TaskType.FEATURE_EXTRACTION
     if features_only and options.head:
         raise UnsupportedUpdateError(
             "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
@@ -336,9 +427,10 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
             f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
         )
     placed = sublayers.find_sublayers(model)
-    update, switch = attach_update(
+    update, switch = attach(
         model,
         folder,
+        kind,
         roles=placed.roles,
         unplaced=placed.unplaced,
         inference_modules=setting,
@@ -379,11 +471,11 @@ def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
     return model
 
 
-def _with_safetensors(source: hub.Source, path: str, access: hub.HubAccess) -> Path:
-    """Returns the adapter's folder; names pickled weights that were left on the Hub as the reason if need be."""
-    folder = source.folder / path
-    pickled = f"{path}/{hub.PICKLED_WEIGHTS}".lstrip("/")
-    if source.revision and not access.local_files_only and not (folder / hub.ADAPTER_WEIGHTS).is_file():
+def _with_safetensors(source: hub.Source, place: UpdatePlace, access: hub.HubAccess) -> Path:
+    """Returns the update's folder; names pickled weights that were left on the Hub as the reason if need be."""
+    folder = source.folder / place.path
+    pickled = place.named(hub.PICKLED_WEIGHTS)
+    if source.revision and not access.local_files_only and not (source.folder / place.weights).is_file():
         with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
             if HfApi(token=access.token).file_exists(source.name, pickled, revision=source.revision):
                 raise RepositoryError(

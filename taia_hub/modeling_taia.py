@@ -7,8 +7,11 @@ with the base (generation, Trainer, pipelines, evaluation) works with it unchang
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,9 @@ from taia_hub._calls import with_setting
 from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, UpdateMismatchError
-from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_repository
+from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_finetuned, load_repository
 from taia_hub.switch import KeepSetting, Switch, SwitchStatus
+from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft import PREFIX, PeftUpdate
 
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
@@ -39,7 +43,7 @@ class TAIAMixin(Rebuildable):
     taia_config: TAIAConfig
     # ^ what config.json publishes; `config` is the base model's own
     _taia_switch: Switch
-    _taia_update: PeftUpdate
+    _taia_update: Update
     _taia_head: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -155,6 +159,58 @@ class TAIAMixin(Rebuildable):
         return cls.from_loaded(loaded)
 
     @classmethod
+    def from_finetuned(
+        cls,
+        base: str | os.PathLike[str],
+        finetuned: str | os.PathLike[str],
+        *,
+        base_revision: str | None = None,
+        finetuned_revision: str | None = None,
+        inference_modules: Any = "attention+other",
+        **kwargs: Any,
+    ) -> Any:
+        """Puts a full fine-tune on its base model, with a switch.
+
+        The tensors that differ are written to a temporary folder, which is removed when the process ends; use
+        `taia create BASE FINETUNED --dense --out DIR` for a repository that stays.
+
+        Args:
+            base: Folder or Hub id of the base model.
+            finetuned: Folder or Hub id of a checkpoint of the same architecture that was trained from it.
+            base_revision: Revision of the base; the main branch by default. The commit that it points to goes into
+                `config.json`.
+            finetuned_revision: Revision of the fine-tune.
+            inference_modules: The published default, and the setting to begin with. By default only the FFN goes back
+                to the base: norms, embeddings and head stay tuned, as in the authors' code.
+            **kwargs: As in `from_pretrained`.
+
+        Returns:
+            The model, of a subclass of its base model's class. In mode `"none"` it is the base, in mode `"all"` the
+            fine-tune, bit for bit.
+
+        Raises:
+            TAIAError: If one is missing or damaged, they are not of one family, or they do not differ.
+
+        Example:
+            ```python
+            model = TAIAForCausalLM.from_finetuned("org/base", "org/base-instruct")
+            ```
+        """
+        options = LoadOptions.split(
+            kwargs,
+            head=cls._taia_head,
+            inference_modules=None,
+            verify=True,
+            is_trainable=False,
+            autocast_adapter_dtype=False,
+        )
+        scratch = tempfile.mkdtemp(prefix="taia-dense-")
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        names = os.fspath(base), os.fspath(finetuned)
+        loaded, _ = load_finetuned(*names, base_revision, finetuned_revision, inference_modules, options, Path(scratch))
+        return cls.from_loaded(loaded)
+
+    @classmethod
     def from_loaded(cls, loaded: Loaded) -> Any:
         """Gives a base model with an attached update its generated class.
 
@@ -169,8 +225,9 @@ class TAIAMixin(Rebuildable):
         model.taia_config = loaded.config
         model._taia_switch = loaded.switch
         model._taia_update = loaded.update
-        model.peft_config = loaded.update.peft_model.peft_config
-        model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained
+        if isinstance(loaded.update, PeftUpdate):
+            model.peft_config = loaded.update.peft_model.peft_config
+            model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained
         model.__class__ = subclass(mixin, type(model))
         return model
 

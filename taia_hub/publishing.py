@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -22,10 +23,10 @@ from taia_hub.card_making import card_files, describe, describe_files, role_part
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.loading import check_folder
+from taia_hub.updates.kinds import DENSE, KINDS
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
 STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAForCausalLM", "TAIAModel")}
 _OTHER_MODELS = {
     hub.ADAPTER_CONFIG,
@@ -34,16 +35,6 @@ _OTHER_MODELS = {
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 }
-_TOKENIZER = (
-    "*token*",
-    "*vocab*",
-    "merges.txt",
-    "*.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "tekken.json",
-    "bpe.codes",
-)
 _STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remote_code=True`."""\n\n'
 
 
@@ -89,6 +80,8 @@ def save(
         if not _has_own_card(folder / hub.CARD):
             card_files(full, [folder / hub.CARD], scratch, given=("tags",) if tags else ())
     for name in stale_eval_results(eval_results_there(folder), full.results):
+        (folder / name).unlink()
+    for name in _stale_shards(folder, hub.published_files(folder)):
         (folder / name).unlink()
     return data
 
@@ -204,7 +197,9 @@ def _publish(
     """
     files = hub.published_files(folder)
     if config.update.get("repo"):  # what an earlier copy left in the folder
-        files = {name: path for name, path in files.items() if not name.startswith(f"{ADAPTER_FOLDER}/")}
+        files = {name: path for name, path in files.items() if not _is_update(name)}
+    for name in _stale_shards(folder, files):
+        del files[name]
     _refuse_other_model(str(folder), files, None)
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository", revision=revision):
@@ -239,7 +234,7 @@ def _publish(
             files |= hub.published_files(Path(extra))
         message = commit.pop("commit_message") or "Upload TAIA model"
         return hub.publish(
-            {**files, **dict.fromkeys(stale)},
+            {**files, **dict.fromkeys([*stale, *_stale_shards(folder, there)])},
             repo_id,
             commit_message=message,
             token=token,
@@ -280,14 +275,14 @@ def _described(
     """Collects what the card says of a loaded model that was just saved into a folder."""
     update = model._taia_update
     parts = role_parts(parts_by_role(update.head_model, model._taia_switch.sites))
-    saved = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else update.source
+    saved = update.source if config.update.get("repo") else folder / config.place.path
     return describe(
         config,
         folder,
         repo_id=repo_id,
-        method=str(getattr(update.config.peft_type, "value", "PEFT")),
+        method=update.method,
         parts=parts,
-        adapter_config=hub.read_json(saved / hub.ADAPTER_CONFIG),
+        adapter_config=hub.read_json(saved / update.kind.config),
         license_fields=license_fields,
         tags=tags,
     )
@@ -331,25 +326,31 @@ def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str 
     return {name: value for name, value in values.items() if value}
 
 
-def save_tokenizer(config: TAIAConfig, folder: Path, token: str | bool | None = None) -> None:
+def save_tokenizer(
+    config: TAIAConfig, folder: Path, token: str | bool | None = None, *, source: Path | None = None
+) -> None:
     """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
 
     Args:
         config: Configuration that names the base.
         folder: Where the files go; nothing is written when the base has no tokenizer.
         token: Access token.
+        source: Folder of a checkpoint whose tokenizer is taken instead, where it has one.
 
     Raises:
         RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
     """
     name, revision = config.base_model_name_or_path or "", config.base_model_revision
-    source = Path(name)
+    if source is not None and (source / "tokenizer_config.json").is_file():
+        revision = None
+    else:
+        source = Path(name)
     if revision is not None:
         # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
         api = HfApi(token=token, library_name="taia-hub")
         with hub.hub_errors(name, what="base model", revision=revision):
             files = api.list_repo_files(name, revision=revision)
-            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _TOKENIZER)]
+            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
             for file in [*wanted, hub.CONFIG]:
                 downloaded = Path(api.hf_hub_download(name, file, revision=revision))
         source = downloaded.parent
@@ -364,29 +365,36 @@ def save_tokenizer(config: TAIAConfig, folder: Path, token: str | bool | None = 
 def _save_update(model: Any, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> TAIAConfig:
     """Writes the update and its manifest; a pointer to another repository stays one while nothing was changed."""
     update, config = model._taia_update, copy.deepcopy(model.taia_config)
-    name = f"{ADAPTER_FOLDER}/{hub.ADAPTER_WEIGHTS}"
-    update.save(folder / ADAPTER_FOLDER, state_dict)
-    pointer = config.update.get("repo")
-    if pointer and hub.same_bytes(folder / name, update.source / hub.ADAPTER_WEIGHTS):
-        path = f"{config.update.get('path', '')}/{hub.ADAPTER_WEIGHTS}".lstrip("/")
-        hub.write_manifest(folder, {path: folder / name})
-        for file in (folder / ADAPTER_FOLDER).iterdir():
-            file.unlink()
-        (folder / ADAPTER_FOLDER).rmdir()
+    kind = update.kind
+    update.save(folder / kind.folder, state_dict)
+    written = hub.update_weights(folder / kind.folder, kind)
+    if config.update.get("repo") and hub.same_bytes(written[kind.weights], update.source / kind.weights):
+        hub.write_manifest(folder, {config.place.named(name): path for name, path in written.items()})
+        shutil.rmtree(folder / kind.folder)
         return config
-    config.update = {"kind": "peft", "path": ADAPTER_FOLDER}
-    hub.write_manifest(folder, {name: folder / name})
-    if any(parameter.requires_grad for parameter in update.peft_model.parameters()):
-        index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), name)}
+    config.update = {"kind": kind.name, "path": kind.folder}
+    hub.write_manifest(folder, {config.place.named(name): path for name, path in written.items()})
+    if kind is not DENSE and any(parameter.requires_grad for parameter in update.head_model.parameters()):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), config.place.weights)}
         (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
     return config
 
 
+def _is_update(name: str) -> bool:
+    """Tells whether a file of a repository lies in one of the folders of updates."""
+    return name.partition("/")[0] in {kind.folder for kind in KINDS.values()} and "/" in name
+
+
+def _stale_shards(folder: Path, names: Iterable[str]) -> list[str]:
+    """Finds shards of an earlier update among files, which the manifest of a folder does not name."""
+    named = (hub.read_json(folder / hub.MANIFEST).get("files") or {}) if (folder / hub.MANIFEST).is_file() else {}
+    patterns = [f"{kind.folder}/{kind.shards}" for kind in KINDS.values() if kind.shards]
+    return [name for name in names if name not in named and any(fnmatch(name, pattern) for pattern in patterns)]
+
+
 def _is_resume_index(path: Path) -> bool:
     """Tells an index that `save` wrote for Trainer from that of a sharded model."""
-    return all(
-        str(file).startswith(f"{ADAPTER_FOLDER}/") for file in hub.read_json(path).get("weight_map", {}).values()
-    )
+    return all(_is_update(str(file)) for file in hub.read_json(path).get("weight_map", {}).values())
 
 
 def _has_own_card(path: Path) -> bool:

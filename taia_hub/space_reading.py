@@ -6,14 +6,13 @@ import importlib.metadata
 import logging
 import os
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
-from taia_hub.loading import manifest_name, read_taia_config
+from taia_hub.loading import read_taia_config
 from taia_hub.publishing import check_publishable
 from taia_hub.space_rendering import CARD, SpaceModel, required_packages
 
@@ -53,8 +52,7 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
     config = read_taia_config(source.folder / hub.CONFIG, repo)
     check_publishable(config)
     base = hub.resolve_base(str(config.base_model_name_or_path), config.base_model_revision, access)
-    weights = manifest_name(config)
-    update = (weights, str(Path(weights).with_name(hub.ADAPTER_CONFIG).as_posix()))
+    update = config.place.files
     adapter = config.update.get("repo")
     parts = {
         repo: (source.revision, "TAIA repository", _OURS if adapter else (*_OURS, *update)),

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
-from taia_hub.loading import manifest_name, read_taia_config, update_folder
+from taia_hub.loading import read_taia_config, update_folder, verify_update
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site
+from taia_hub.updates.kinds import PEFT
 from taia_hub.updates.peft import ADAPTER, PREFIX, PeftUpdate, attach_switch, attach_update, read_config
 
 ADDITIVE = (
@@ -130,10 +131,13 @@ def open_adapter(
         named, fixed = config.base_model_name_or_path, config.revision
     elif (source.folder / hub.CONFIG).is_file():
         repository = read_taia_config(source.folder / hub.CONFIG, name)
+        if repository.place.kind is not PEFT:
+            raise UnsupportedUpdateError(
+                f"The update of '{name}' is a {repository.place.kind.noun}; only PEFT adapters are measured.",
+                "`taia info` shows what it holds, by role.",
+            )
         folder = update_folder(source, repository, access)
-        pointer = bool(repository.update.get("repo"))
-        weights = hub.adapter_weights(folder)
-        hub.verify_manifest(source.folder, weights, manifest_name(repository), required=not pointer)
+        verify_update(source.folder, folder, repository)
         config = read_config(folder)
         named, fixed = repository.base_model_name_or_path, repository.base_model_revision
     else:
@@ -245,7 +249,10 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
         Role to what is adapted.
     """
     found: dict[str, AdaptedPart] = {}
-    for _, site, layer in _listed(model, sites):
+    # A module of a full fine-tune is no layer of PEFT, so that only its site is known.
+    layers = {id(site): layer for _, site, layer in _listed(model, sites)}
+    for site in sites:
+        layer: Any = layers.get(id(site))
         before = found.get(site.role, AdaptedPart(0, 0, frozenset()))
         is_lora = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
         # AdaLoRA keeps a number beside its factors that it never saves

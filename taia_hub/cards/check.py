@@ -83,7 +83,7 @@ def check_card(text: str, facts: CardFacts) -> list[Finding]:
 def _true_card(text: str, parsed: ParsedCard, facts: CardFacts) -> str:
     """Renders the card that the files give, by the template whose sections are most like those of the card."""
     data = facts.data
-    weights = f"{data.adapter_path}/adapter_model.safetensors".lstrip("/")
+    weights = data.weights_path
     version = _WRITTEN_BY.search(text.replace("\r\n", "\n"))
     data = dataclasses.replace(
         data,

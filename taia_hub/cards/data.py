@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taia_hub.results import Results
+from taia_hub.updates.kinds import KINDS, UpdatePlace
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,15 @@ class CardData:
         repo_id: The Hub id, or the folder's name.
         base_model: Hub id of the base model, or None while it is a local folder.
         base_revision: Commit sha of the base model, or None.
-        method: PEFT's name of the update's method, as in `"LORA"`.
+        method: PEFT's name of the update's method, as in `"LORA"`, or `"MOLORA"` or `"DENSE"`.
         parts: Role to the update's part of it.
         default: Label of the published setting.
         adapter_repo: Hub id of the repository that the update lies in, when it is another one.
         adapter_revision: Commit sha of that repository.
+        update_kind: Kind of the update, one of `taia_hub.updates.kinds.KINDS`.
         adapter_path: Folder of the update in its repository.
-        adapter_sha256: Hash of the update's weights.
-        adapter_config: Contents of the update's `adapter_config.json`.
+        adapter_sha256: Hash of the update's weights, or of the index of its shards.
+        adapter_config: Contents of the update's configuration.
         taia_version: The version of taia-hub that wrote the repository.
         license_fields: `license`, `license_name`, `license_link`, as far as they are known.
         language: Codes of languages, as in `"en"`.
@@ -131,6 +133,7 @@ class CardData:
     default: str
     adapter_repo: str | None = None
     adapter_revision: str | None = None
+    update_kind: str = "peft"
     adapter_path: str = "adapter"
     adapter_sha256: str | None = None
     adapter_config: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +151,16 @@ class CardData:
     # The card that is there
     space: str | None = None
     update_notes: tuple[str, ...] = ()
+
+    @property
+    def weights_path(self) -> str:
+        """Path in its repository of the file whose sha256 names the update."""
+        return UpdatePlace(KINDS[self.update_kind], self.adapter_path).weights
+
+    @property
+    def method_word(self) -> str:
+        """The method as a word before "fine-tune"."""
+        return {"LORA": "LoRA", "MOLORA": "MoLoRA", "DENSE": "full"}.get(self.method, self.method)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from taia_hub.cards.linking import SPACE_KEY
 from taia_hub.cards.words import MODE_WORDS
 from taia_hub.errors import ConfigError
 from taia_hub.results import Results
+from taia_hub.updates.kinds import DENSE, PEFT
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
@@ -33,14 +34,15 @@ def model_metadata(card: values.CardData) -> ModelCardData:
         ConfigError: If a language is no code.
     """
     metadata: dict[str, Any] = {
-        "library_name": "peft",
+        "library_name": "peft" if card.update_kind == PEFT.name else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["taia", "peft", card.method.lower(), *map(plain, card.tags)],
+        "tags": [*dict.fromkeys(["taia", card.update_kind, card.method.lower(), *map(plain, card.tags)])],
         **_shared(card),
     }
     if card.base_model:
-        metadata |= {"base_model": card.base_model, "base_model_relation": "adapter"}
-        metadata["tags"].append(f"base_model:adapter:{card.base_model}")
+        relation = "finetune" if card.update_kind == DENSE.name else "adapter"
+        metadata |= {"base_model": card.base_model, "base_model_relation": relation}
+        metadata["tags"].append(f"base_model:{relation}:{card.base_model}")
     trained = card.training.datasets if card.training else ()
     ids = [name for name in (*card.datasets, *(one.id for one in trained)) if name and is_repo_id(name)]
     if ids:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from taia_hub.cards.data import CardData
 from taia_hub.cards.escaping import python
+from taia_hub.updates.kinds import PEFT
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""
@@ -70,7 +71,7 @@ def engines(card: CardData) -> Engines:
     rank = config.get("r")
     fits = [limit for limit in _VLLM_RANKS if isinstance(rank, int) and rank <= limit]
     return Engines(
-        peft=bool(card.base_model),
+        peft=bool(card.base_model) and card.update_kind == PEFT.name,
         vllm_rank=fits[0] if simple and fits else None,
         llama_cpp=simple and not config.get("use_rslora"),
         repo=repo,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,18 +21,28 @@ from taia_hub.cli.shared import (
     parse_folder,
     parse_mode,
 )
+from taia_hub.errors import ConfigError
 
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
 
 
 def create(
     base: Annotated[str, typer.Argument(help="Hub id (or folder) of the base model.")],
-    adapter: Annotated[str, typer.Argument(help="Hub id or folder of a PEFT adapter.")],
+    adapter: Annotated[
+        str, typer.Argument(help="Hub id or folder of a PEFT adapter, or with --dense of a full fine-tune.")
+    ],
     out: Annotated[
         Path | None, typer.Option(parser=parse_folder, metavar="DIR", help="Folder to write the repository to.")
     ] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
-    mode: Annotated[str, typer.Option(help="The published default: a mode, or a JSON mapping.")] = "attention",
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="The published default: a mode, or a JSON mapping.  "
+            "[default: attention; attention+other with --dense]",
+            show_default=False,
+        ),
+    ] = None,
     base_revision: Annotated[str | None, typer.Option(help="Revision of the base model.")] = None,
     adapter_revision: Annotated[str | None, typer.Option(help="Revision of the adapter.")] = None,
     link: Annotated[
@@ -40,34 +51,78 @@ def create(
     convert_pickle: Annotated[
         bool, typer.Option("--convert-pickle", help="Convert adapter_model.bin to safetensors; nothing in it is run.")
     ] = False,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="The second argument is a full fine-tune: keep the tensors that differ.")
+    ] = False,
+    compress_rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|JSON",
+            help="With --dense: make a LoRA of this rank of the difference, or of ranks by role, as in "
+            '\'{"attention": 32, "ffn": 16}\'.',
+        ),
+    ] = None,
+    compress_energy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE|JSON",
+            help="With --dense: make a LoRA that keeps this share of the difference's squared norm, also by role.",
+        ),
+    ] = None,
     private: Private = None,
     token: Token = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Make a TAIA repository from a base model and any PEFT adapter."""
-    from taia_hub.creating import create_repository
+    """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune."""
+    from taia_hub.creating import create_from_finetuned, create_repository
 
-    created = create_repository(
-        base,
-        adapter,
-        out=out,
-        push=push,
-        inference_modules=parse_mode(mode),
-        base_revision=base_revision,
-        adapter_revision=adapter_revision,
-        link=link,
-        convert_pickle=convert_pickle,
-        private=private,
-        token=token,
-        trust_remote_code=trust_remote_code,
-    )
+    shared: dict[str, Any] = {
+        "out": out,
+        "push": push,
+        "base_revision": base_revision,
+        "private": private,
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+    }
+    if dense:
+        if link or convert_pickle:
+            raise ConfigError(
+                f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
+                "Leave one of the two out.",
+            )
+        created = create_from_finetuned(
+            base,
+            adapter,
+            inference_modules=parse_mode(mode) if mode is not None else None,
+            finetuned_revision=adapter_revision,
+            compress_rank=_by_role(compress_rank, "--compress-rank", int),
+            compress_energy=_by_role(compress_energy, "--compress-energy", float),
+            **shared,
+        )
+    else:
+        if compress_rank is not None or compress_energy is not None:
+            raise ConfigError(
+                "--compress-rank and --compress-energy compress a full fine-tune.", "Give --dense as well."
+            )
+        created = create_repository(
+            base,
+            adapter,
+            inference_modules=parse_mode("attention" if mode is None else mode),
+            adapter_revision=adapter_revision,
+            link=link,
+            convert_pickle=convert_pickle,
+            **shared,
+        )
     where = str(created.folder) if created.commit is None else created.commit.commit_url
     if as_json:
-        echo_json({"where": where, "status": dataclasses.asdict(created.status)})
+        report = dataclasses.asdict(created.report) if created.report else None
+        echo_json({"where": where, "status": dataclasses.asdict(created.status), "report": report})
         return
     for role, status in created.status.roles.items():
         typer.echo(f"{role:<12}{status.adapted:>6} modules{status.parameters:>16,} parameters")
+    if created.report:
+        typer.echo(created.report.to_text())
     typer.echo(f"{'Published' if created.commit else 'Written to'} {where}")
 
 
@@ -126,6 +181,20 @@ def info(
         typer.echo(_ROW.format(mode, "", f"{acting:,}", "").rstrip())
     if found.unplaced:
         typer.echo(f"\nCounted as other because their role could not be told: {', '.join(found.unplaced)}")
+
+
+def _by_role(text: str | None, option: str, number: type) -> Any:
+    """Reads a number, or a JSON object of numbers by role; what they may be is checked where they are used."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+        return {role: number(one) for role, one in value.items()} if isinstance(value, dict) else number(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{option} {text!r} is neither a number nor a JSON object of numbers by role.",
+            f"""Write {option} 16, or {option} '{{"attention": 32, "ffn": 16}}'.""",
+        ) from error
 
 
 def _at(revision: str | None) -> str:

@@ -30,12 +30,12 @@ def identify(model: Any) -> ModelIdentity:
     """
     config, update = model.taia_config, model._taia_update
     if update.is_unchanged():
-        sha256 = hub.sha256(update.source / hub.ADAPTER_WEIGHTS)
-        adapter_config = hub.read_json(update.source / hub.ADAPTER_CONFIG)
+        sha256 = hub.sha256(update.source / update.kind.weights)
+        adapter_config = hub.read_json(update.source / update.kind.config)
     else:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.parameters().items())}
         sha256 = hashlib.sha256(save(tensors)).hexdigest()
-        adapter_config = update.config.to_dict()
+        adapter_config = update.settings
     return ModelIdentity(
         name=config._name_or_path or config.base_model_name_or_path,
         revision=getattr(config, "_commit_hash", None),

@@ -9,11 +9,12 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
 from taia_hub.loading import read_taia_config, update_folder
 from taia_hub.policy import parse_setting
+from taia_hub.updates.kinds import PEFT
 
 
 def vllm_commands(
@@ -73,8 +74,12 @@ def vllm_commands(
     common += ["--system_instruction", system_instruction] if system_instruction else []
     common += ["--gen_kwargs", f"max_gen_toks={max_gen_toks}"] if max_gen_toks else []
     access = hub.HubAccess(token=token)
-    source = hub.fetch(repo, [hub.CONFIG, "adapter/*"], revision=revision, access=access, what="TAIA repository")
+    source = hub.fetch(repo, [hub.CONFIG, f"{PEFT.folder}/*"], revision=revision, access=access, what="TAIA repository")
     config = read_taia_config(source.folder / hub.CONFIG, repo)
+    if config.place.kind is not PEFT:
+        raise UnsupportedUpdateError(
+            f"vLLM serves no {config.place.kind.noun} as an adapter.", "Evaluate it without --backend vllm."
+        )
     adapter_folder = update_folder(source, config, access)
     rank = hub.read_json(adapter_folder / hub.ADAPTER_CONFIG).get("r", 16)
     lines: list[str] = []

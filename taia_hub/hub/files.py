@@ -19,11 +19,23 @@ from safetensors.torch import save_file
 
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
+from taia_hub.updates.kinds import PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = PEFT.config
+ADAPTER_WEIGHTS = PEFT.weights
 PICKLED_WEIGHTS = "adapter_model.bin"
+TOKENIZER_FILES = (
+    "*token*",
+    "*vocab*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "tekken.json",
+    "bpe.codes",
+)
+"""Globs on the files that a tokenizer may have."""
 
 
 def adapter_weights(folder: Path) -> Path:
@@ -51,14 +63,72 @@ def adapter_weights(folder: Path) -> Path:
                 "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
             )
         raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}.", "Download or save the adapter again.")
+    _check_header(weights)
+    return weights
+
+
+def update_weights(folder: Path, kind: UpdateKind) -> dict[str, Path]:
+    """Finds the weights of an update of any kind and checks that the files are whole.
+
+    Args:
+        folder: Folder of the update.
+        kind: Its kind.
+
+    Returns:
+        Name in the folder to path, of every file that the manifest names; the one that names the update comes first.
+
+    Raises:
+        RepositoryError: If a file is missing, pickled, truncated or damaged.
+        ConfigError: If an index is malformed.
+    """
+    if kind is PEFT:
+        return {kind.weights: adapter_weights(folder)}
+    for name in (kind.config, kind.weights):
+        if not (folder / name).is_file():
+            raise RepositoryError(f"'{folder}' has no {name}.", f"Download or save the {kind.noun} again.")
+    files = {kind.weights: folder / kind.weights}
+    if not kind.shards:
+        _check_header(folder / kind.weights)
+        return files
+    for name in index_shards(folder / kind.weights):
+        if not (folder / name).is_file():
+            raise RepositoryError(
+                f"'{folder}' has no '{name}', which {kind.weights} names.", f"Download or save the {kind.noun} again."
+            )
+        _check_header(folder / name)
+        files[name] = folder / name
+    return files
+
+
+def index_shards(index: Path) -> tuple[str, ...]:
+    """Reads the names of the shards in an index of sharded weights.
+
+    Args:
+        index: The JSON file.
+
+    Returns:
+        The names, each once, in order.
+
+    Raises:
+        ConfigError: If the index is malformed, or a name leads out of its folder.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"'{index}' maps no tensors to shards.", "Download or write it again.")
+    found = tuple(sorted(set(names.values())))
+    if bad := [name for name in found if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise ConfigError(f"'{index}' names {bad[0]!r}, which is no safetensors file beside it.", "Write it again.")
+    return found
+
+
+def _check_header(weights: Path) -> None:
     try:
         with safe_open(weights, framework="pt") as file:
             file.keys()
     except SafetensorError as error:
         raise RepositoryError(
-            f"'{weights}' is truncated or no safetensors file: {error}.", "Download or save the adapter again."
+            f"'{weights}' is truncated or no safetensors file: {error}.", "Download or save it again."
         ) from error
-    return weights
 
 
 def convert_pickled_adapter(folder: Path, out: Path) -> None:

@@ -1,7 +1,8 @@
 """Makes PEFT's layers obey the switch, by swapping each layer's class for a subclass of it.
 
-Plain LoRA on Linear and Conv1D gets our own lean forward; MoE parameters get one that leaves the shared module alone;
-every other layer keeps PEFT's forward and takes its base path while its update is masked.
+Plain LoRA on Linear and Conv1D gets our own lean forward, and so do MoLoRA's experts; MoE parameters get one that
+leaves the shared module alone; every other layer keeps PEFT's forward and takes its base path while its update is
+masked.
 Patching the instance instead would be lost on a copy, and accelerate keeps an instance's old forward.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -31,6 +32,7 @@ from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.switch import RowWeights, Switch, Weight
 from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
+from taia_hub.updates.molora_layers import MoLoraLinear
 
 # LoRA layers whose PEFT forward takes `adapter_names`, by class name: the quantised ones import only with their backend
 _ROWS_BY_NAME = (Embedding.__name__, Conv1d.__name__, Conv2d.__name__, Conv3d.__name__, "Linear8bitLt", "Linear4bit")
@@ -164,6 +166,22 @@ class SwitchedParameters(SwitchedLayer):
         return parameter + (delta if weight == 1 else delta * weight)
 
 
+class SwitchedExperts(SwitchedLayer):
+    """A linear layer with routed LoRA experts (MoLoRA): weights between 0 and 1, and rows."""
+
+    @torch.compiler.disable  # the sizes of the groups of tokens depend on the data
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Adds the chosen experts' updates under the setting in force. Arguments as in `SwitchedLinear.forward`."""
+        layer: Any = self
+        name, weight = self._taia_adapter, self._acting()
+        if weight == 0 or "adapter_names" in kwargs or layer._disable_adapters or layer.active_adapters != [name]:
+            return cast(Tensor, super().forward(x, *args, **kwargs))
+        base = layer.base_layer
+        y = base(x, *args, **kwargs)
+        in_place = not (torch.is_grad_enabled() or base._forward_hooks)  # a hook may have kept the base's output
+        return cast(Tensor, layer.add_update(y, x, name, weight, in_place))
+
+
 def switched_class(layer: nn.Module, adapter: str) -> type:
     """Chooses the subclass that makes a tuner layer obey the switch.
 
@@ -191,7 +209,7 @@ def same_rows(layer: Any, adapter: str, path: str) -> str | None:
         return "the experts' parameters are shared by all rows of the batch"
     if any("expert" in part and "shared" not in part for part in path.split(".")):
         return "a routed expert sees the tokens of all rows mixed"
-    if mixin is SwitchedLinear or isinstance(layer, AuxiliaryTrainingWrapper):
+    if mixin in (SwitchedLinear, SwitchedExperts) or isinstance(layer, AuxiliaryTrainingWrapper):
         return None
     if isinstance(layer, LoraLayer) and type(layer).__name__ in _ROWS_BY_NAME and adapter not in layer.lora_variant:
         return None
@@ -233,6 +251,8 @@ def _mixin(layer: Any, adapter: str) -> type[SwitchedLayer]:
     base = _peft_class(layer)
     if base is ParamWrapper:
         return SwitchedParameters
+    if base is MoLoraLinear:
+        return SwitchedExperts
     # Exactly PEFT's class: quantised layers derive from it or replace it, and have forwards of their own.
     if base is Linear and adapter not in layer.lora_variant and layer.cast_input_dtype_enabled:
         return SwitchedLinear

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import (
@@ -26,6 +26,7 @@ from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.switch import Site, Switch
+from taia_hub.updates.kinds import PEFT, UpdateKind
 from taia_hub.updates.layers import describe, refusal, same_rows, switched_class, whole_only
 from taia_hub.updates.strict import (
     ADAPTER,
@@ -58,9 +59,21 @@ class PeftUpdate:
         prefix: What precedes the held model's parameter names in those of the head model.
     """
 
+    kind: ClassVar[UpdateKind] = PEFT
+
     peft_model: PeftModel
     source: Path
     prefix: str = ""
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method, as in `"LORA"`."""
+        return str(getattr(self.config.peft_type, "value", "PEFT"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Contents of the update's configuration file."""
+        return dict(self.config.to_dict())
 
     @property
     def config(self) -> PeftConfig:
@@ -116,12 +129,12 @@ class PeftUpdate:
 
     def is_unchanged(self) -> bool:
         """Tells whether the tensors are still those of the file that they were read from."""
-        if not all((self.source / name).is_file() for name in (CONFIG_NAME, WEIGHTS_NAME)):
+        if not all((self.source / name).is_file() for name in (self.kind.config, self.kind.weights)):
             return False
         now = self.parameters()
         if any(tensor.is_meta for tensor in now.values()):
             return True  # a skeleton never had the weights, so it cannot have changed them
-        with safe_open(self.source / WEIGHTS_NAME, framework="pt") as file:
+        with safe_open(self.source / self.kind.weights, framework="pt") as file:
             if not now.keys() <= set(file.keys()):
                 return False
             return all(torch.equal(file.get_tensor(key).to(tensor.dtype), tensor.cpu()) for key, tensor in now.items())

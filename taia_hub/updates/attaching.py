@@ -1,0 +1,127 @@
+"""Attaching an update of any kind to its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from taia_hub.switch import Switch
+from taia_hub.updates.dense import attach_dense, read_dense_config
+from taia_hub.updates.kinds import DENSE, MOLORA, PEFT, UpdateKind
+from taia_hub.updates.molora import attach_molora, read_molora_config
+from taia_hub.updates.peft import attach_update, read_config
+
+
+class Update(Protocol):
+    """An update that is attached to a loaded model.
+
+    Attributes:
+        kind: What kind it is.
+        source: Folder that it was read from; its bytes are kept while the weights are unchanged.
+        prefix: What precedes the held model's parameter names in those of the head model.
+    """
+
+    kind: UpdateKind
+    source: Path
+    prefix: str
+
+    @property
+    def method(self) -> str:
+        """Name of the method, as in `"LORA"`."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Contents of the update's configuration file."""
+
+    @property
+    def head_model(self) -> nn.Module:
+        """The base model with its head."""
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Returns the update's tensors by the names that they have in its files."""
+
+    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes the update; an unchanged one keeps the bytes of its files."""
+
+    def load(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
+        """Puts tensors with the names of the update's files into it."""
+
+    def is_unchanged(self) -> bool:
+        """Tells whether the tensors are still those of the files."""
+
+
+_ATTACH: Mapping[UpdateKind, Callable[..., tuple[Any, Switch]]] = {
+    PEFT: attach_update,
+    MOLORA: attach_molora,
+    DENSE: attach_dense,
+}
+_READ: Mapping[UpdateKind, Callable[[Path], Any]] = {
+    PEFT: read_config,
+    MOLORA: read_molora_config,
+    DENSE: read_dense_config,
+}
+
+
+def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> tuple[Update, Switch]:
+    """Puts an update on a base model and makes the model obey a new switch.
+
+    Args:
+        base: The base model, changed in place.
+        folder: Folder of the update.
+        kind: Its kind.
+        **options: Keywords of `taia_hub.updates.peft.attach_update`.
+
+    Returns:
+        The attached update, and its switch.
+
+    Raises:
+        UpdateMismatchError: If the update does not fit the base.
+        UnsupportedUpdateError: If the update cannot be switched, or not be trained when that is asked for.
+        ConfigError: If its configuration is malformed.
+        SettingError: If the setting cannot act on this update.
+    """
+    return _ATTACH[kind](base, folder, **options)
+
+
+def read_update_config(folder: Path, kind: UpdateKind) -> Any:
+    """Reads and checks the configuration of an update.
+
+    Args:
+        folder: Folder of the update.
+        kind: Its kind.
+
+    Returns:
+        The configuration, of a class that the kind has.
+
+    Raises:
+        ConfigError: If it is missing or malformed.
+    """
+    return _READ[kind](folder)
+
+
+def base_of(config: Any) -> tuple[str | None, str | None]:
+    """Says which base model an update's configuration names; that of a full fine-tune names none.
+
+    Args:
+        config: What `read_update_config` returned.
+
+    Returns:
+        Name and revision of the base model, each None where nothing is said.
+    """
+    return getattr(config, "base_model_name_or_path", None), getattr(config, "revision", None)
+
+
+def find_kind(folder: Path) -> UpdateKind:
+    """Tells the kind of an update by the configuration in its folder.
+
+    Args:
+        folder: Folder of an update.
+
+    Returns:
+        The kind; that of PEFT's adapters where nothing says otherwise.
+    """
+    return next((kind for kind in (MOLORA, DENSE) if (folder / kind.config).is_file()), PEFT)

@@ -1,0 +1,97 @@
+"""The kinds of update that a repository can hold, and the files of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class UpdateKind:
+    """How updates of one kind lie in a folder.
+
+    Attributes:
+        name: The kind, as in `config.json`.
+        folder: The folder that such an update is written to.
+        config: Name of its configuration.
+        weights: The file whose sha256 names the update: its weights or, where they are sharded, the index that holds
+            the shards' hashes.
+        shards: Glob on the names of its shards; empty where there are none.
+        noun: What messages call it.
+    """
+
+    name: str
+    folder: str
+    config: str
+    weights: str
+    shards: str = ""
+    noun: str = "update"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names, or globs on them, of all its files."""
+        return tuple(filter(None, (self.config, self.weights, self.shards)))
+
+
+PEFT = UpdateKind("peft", "adapter", "adapter_config.json", "adapter_model.safetensors", noun="adapter")
+MOLORA = UpdateKind("molora", "molora", "molora_config.json", "molora_model.safetensors", noun="MoLoRA update")
+DENSE = UpdateKind(
+    "dense",
+    "dense",
+    "dense_config.json",
+    "dense.safetensors.index.json",
+    shards="dense-*-of-*.safetensors",
+    noun="full fine-tune",
+)
+
+KINDS: Mapping[str, UpdateKind] = {kind.name: kind for kind in (PEFT, MOLORA, DENSE)}
+"""The kinds of update that this version reads, by name."""
+
+
+@dataclass(frozen=True)
+class UpdatePlace:
+    """Where a repository keeps its update.
+
+    Attributes:
+        kind: The kind of update.
+        path: Folder of the update; empty for the root.
+    """
+
+    kind: UpdateKind
+    path: str
+
+    @classmethod
+    def of(cls, update: Mapping[str, Any]) -> UpdatePlace:
+        """Reads `update` of a checked `config.json`.
+
+        Args:
+            update: With `kind` and `path`.
+
+        Returns:
+            The place.
+
+        Example:
+            >>> UpdatePlace.of({"kind": "peft", "path": "adapter"}).weights
+            'adapter/adapter_model.safetensors'
+        """
+        return cls(KINDS[update["kind"]], update.get("path", ""))
+
+    @property
+    def config(self) -> str:
+        """Path of the update's configuration in the repository."""
+        return self.named(self.kind.config)
+
+    @property
+    def weights(self) -> str:
+        """Path of the file whose sha256 names the update."""
+        return self.named(self.kind.weights)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths, or globs on them, of all files of the update."""
+        return tuple(self.named(name) for name in self.kind.files)
+
+    def named(self, name: str) -> str:
+        """Returns the path in the repository of a file of the update."""
+        return f"{self.path}/{name}".lstrip("/")
