@@ -7,10 +7,21 @@ from taia_hub.errors import TAIAError
 from taia_hub.evaluation import evaluate
 from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
 from taia_hub.sublayers import register_roles, sublayer_roles
+from taia_hub.training import TrainingRecipe, train
 
 __version__ = "0.1.0"
 
-__all__ = ["TAIAConfig", "TAIAError", "TAIAForCausalLM", "TAIAModel", "evaluate", "register_roles", "sublayer_roles"]
+__all__ = [
+    "TAIAConfig",
+    "TAIAError",
+    "TAIAForCausalLM",
+    "TAIAModel",
+    "TrainingRecipe",
+    "evaluate",
+    "register_roles",
+    "sublayer_roles",
+    "train",
+]
 
 AutoConfig.register("taia", TAIAConfig)
 AutoModel.register(TAIAConfig, TAIAModel)

@@ -150,9 +150,11 @@ def test_the_public_names_are_few_and_documented():
         "TAIAError",
         "TAIAForCausalLM",
         "TAIAModel",
+        "TrainingRecipe",
         "evaluate",
         "register_roles",
         "sublayer_roles",
+        "train",
     }
     assert all(getattr(taia_hub, name).__doc__ for name in taia_hub.__all__)
 

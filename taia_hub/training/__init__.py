@@ -1,0 +1,12 @@
+"""From a recipe to a TAIA repository: data, training with TRL's SFTTrainer over PEFT and accelerate, and the record.
+
+`recipe.py` holds the values; `data.py` makes the items and `encoding.py` tokens of them; `selection.py` says what is
+trained and `planning.py` what fits; `job.py` finds this out before weights are loaded; `modelling.py`, `trainer.py` and
+`running.py` train, with checkpoints in `workspace.py`; `record.py` and `finishing.py` write down what was done.
+"""
+
+from taia_hub.training.planning import Plan
+from taia_hub.training.recipe import TrainingRecipe, shipped_recipes
+from taia_hub.training.running import Trained, plan_training, train
+
+__all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "shipped_recipes", "train"]

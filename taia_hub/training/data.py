@@ -1,0 +1,148 @@
+"""The items of a training run, checked, mixed and in order, with the record of what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taia_hub._imports import import_or_raise
+from taia_hub.errors import ConfigError
+from taia_hub.training import mixing
+from taia_hub.training.composition import Composition, compose, record_noise
+from taia_hub.training.noise import Noise, draw_noise, noisy_rows
+from taia_hub.training.sources import Progress, Source, cached_dataset, fingerprint_of, read_sources
+
+if TYPE_CHECKING:
+    from taia_hub.training.recipe import TrainingRecipe
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The items of a training run.
+
+    Attributes:
+        train: `datasets.Dataset` of `messages` and `source`, in the order of training, all epochs included: read it
+            from the first to the last item, once. It is a list of indices into memory-mapped files.
+        datasets: For each source an object with the fields of `cards.data.DatasetFacts`; `items` counts the different
+            items that are trained on.
+        composition: How many items of each source, when.
+    """
+
+    train: Any
+    datasets: tuple[dict[str, Any], ...]
+    composition: Composition
+
+
+def prepare_data(
+    recipe: TrainingRecipe, *, token: str | bool | None = None, progress: Progress | None = None
+) -> PreparedData:
+    """Reads, checks, mixes and orders the items of a recipe; nothing is returned if one of them is wrong.
+
+    Which items there are depends on `data`, `in_domain`, `ood`, `ood_ratio`, `mixing` and `total`; their order on
+    `schedule`, `epochs` and, as far as they end it earlier, `max_steps` and `batch_size`. With `packing` a step takes
+    more items than `batch_size`, so the items of all epochs are there. The same recipe and files give the same items
+    in the same order.
+
+    Args:
+        recipe: The recipe.
+        token: Access token of the Hub, True for the stored one, False for none, None for the default.
+        progress: Called with the name of a stage, steps done and steps in all.
+
+    Returns:
+        The items.
+
+    Raises:
+        RepositoryError: If a file or data set is not there or cannot be read.
+        ConfigError: If items are wrong or too few, naming each place and reason.
+        MissingDependencyError: If `datasets` is not installed.
+
+    Example:
+        >>> data = prepare_data(TrainingRecipe(base="org/base", data=("items.jsonl",)))  # doctest: +SKIP
+        >>> data.train[0]["messages"]  # doctest: +SKIP
+        [{'role': 'user', 'content': '…'}, {'role': 'assistant', 'content': '…'}]
+    """
+    datasets = import_or_raise("datasets", "train", "Training")
+    names = (*recipe.data, *recipe.in_domain, *recipe.ood)
+    groups = ["data"] * len(recipe.data) + ["in_domain"] * len(recipe.in_domain) + ["ood"] * len(recipe.ood)
+    _check(recipe)
+    sources = read_sources(names, token=token, progress=progress)
+    sizes = np.array([len(one) for one in sources])
+    numbers = np.repeat(np.arange(len(sources)), sizes)
+    answers, questions = (np.concatenate([getattr(one.checked, key) for one in sources]) for key in _HASHES)
+    outside = np.array([group == "ood" for group in groups])[numbers]
+
+    inside, ood = _choose(recipe, np.flatnonzero(~outside), np.flatnonzero(outside))
+    chosen = np.concatenate([inside, ood])
+    order = _order(recipe, inside, ood)
+    noise = draw_noise(chosen, numbers, answers, ratio=recipe.noise_ratio, seed=recipe.seed)
+
+    composition = dataclasses.replace(
+        compose(order, numbers, [one.label for one in sources], groups, np.isin(np.arange(len(numbers)), noise.items)),
+        duplicates=len(chosen) - len(np.unique(questions[chosen])),
+        noise=_noise_record(recipe, noise, numbers, sources, sizes) if recipe.noise_ratio else None,
+    )
+    used = np.bincount(numbers[np.unique(order)], minlength=len(sources)).tolist()
+    facts = (dataclasses.replace(one.facts, items=count) for one, count in zip(sources, used, strict=True))
+    train = _pool(datasets, sources, noise).select(_pointed(order, noise, len(numbers)))
+    return PreparedData(train, tuple(dataclasses.asdict(one) for one in facts), composition)
+
+
+_HASHES = ("answers", "questions")
+
+
+def _check(recipe: TrainingRecipe) -> None:
+    if not recipe.data and not recipe.in_domain:
+        raise ConfigError("The recipe names no data.", "Give data, or in_domain and ood to be mixed.")
+    if recipe.data and (recipe.in_domain or recipe.ood):
+        raise ConfigError("The recipe has data beside in_domain and ood.", "Give either of them.")
+    if recipe.ood and recipe.ood_ratio is None:
+        raise ConfigError("The recipe has ood without ood_ratio.", "Say which share of the items shall be of ood.")
+    if recipe.schedule == "linear" and not recipe.ood:
+        raise ConfigError(
+            "The schedule 'linear' changes the share of ood, and there is none.", "Give in_domain and ood."
+        )
+
+
+def _choose(recipe: TrainingRecipe, inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shares = mixing.plan_shares(
+        len(inside), len(outside), ood_ratio=recipe.ood_ratio or 0.0, mixing=recipe.mixing, total=recipe.total
+    )
+    return (
+        inside[mixing.choose(len(inside), shares.in_domain, recipe.seed, 0)],
+        outside[mixing.choose(len(outside), shares.ood, recipe.seed, 1)],
+    )
+
+
+def _order(recipe: TrainingRecipe, inside: np.ndarray, ood: np.ndarray) -> np.ndarray:
+    most = recipe.max_steps * recipe.batch_size if recipe.max_steps and not recipe.packing else None
+    length = mixing.training_length(len(inside) + len(ood), recipe.epochs, most)
+    if recipe.schedule == "linear":
+        return mixing.order_annealed(inside, ood, length, recipe.seed)
+    return mixing.order_uniform(np.concatenate([inside, ood]), length, recipe.seed)
+
+
+def _noise_record(
+    recipe: TrainingRecipe, noise: Noise, numbers: np.ndarray, sources: tuple[Source, ...], sizes: np.ndarray
+) -> Any:
+    starts = np.cumsum(sizes) - sizes
+    return record_noise(noise, recipe.noise_ratio, numbers, [one.label for one in sources], starts)
+
+
+def _pool(datasets: Any, sources: tuple[Source, ...], noise: Noise) -> Any:
+    """Joins the sources, and behind them the items with wrong answers."""
+    pool = datasets.concatenate_datasets([one.dataset for one in sources])
+    if not len(noise.items):
+        return pool
+    content = [one.fingerprint for one in sources]
+    name = fingerprint_of("noise", *content, noise.items.tobytes().hex(), noise.donors.tobytes().hex())
+    return datasets.concatenate_datasets([pool, cached_dataset(datasets, lambda: noisy_rows(pool, noise), name)])
+
+
+def _pointed(order: np.ndarray, noise: Noise, items: int) -> np.ndarray:
+    """Makes the indices of items with wrong answers point behind the sources, where `_pool` has them."""
+    places = np.arange(items)
+    places[noise.items] = items + np.arange(len(noise.items))
+    return places[order]

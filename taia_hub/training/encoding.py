@@ -1,0 +1,281 @@
+"""From messages to tokens and labels: which tokens the loss covers, by the chat template."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from taia_hub._imports import import_or_raise
+from taia_hub.errors import ConfigError
+from taia_hub.progress import Progress
+
+IGNORED_LABEL = -100
+"""The label that the models of transformers leave out of the loss."""
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as the model reads it.
+
+    Attributes:
+        input_ids: T token ids.
+        labels: T token ids, or `IGNORED_LABEL` where the loss does not look.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Encoder:
+    """Makes tokens of conversations.
+
+    The answers are found in one of three ways, the first that the tokenizer allows: by the generation marks of the
+    chat template, or of the one that TRL knows for it; by rendering the conversation up to each answer, which must be
+    the beginning of the whole; and, without a chat template, in the plain form: the messages joined by empty lines,
+    each answer ended by the end-of-sequence token.
+
+    Args:
+        tokenizer: The base model's tokenizer.
+        assistant_only: Whether the labels cover the assistant's messages only.
+
+    Attributes:
+        notes: What the user should know, a sentence each.
+
+    Raises:
+        ConfigError: If the tokenizer has neither a chat template nor an end-of-sequence token.
+
+    Example:
+        >>> Encoder(tokenizer).encode([{"role": "user", "content": "Hi"}])  # doctest: +SKIP
+    """
+
+    def __init__(self, tokenizer: Any, *, assistant_only: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.assistant_only = assistant_only
+        self.notes: tuple[str, ...] = ()
+        self._template: str | None = None
+        self._spans: Callable[[Messages], Encoded]
+        if not tokenizer.chat_template:
+            if tokenizer.eos_token_id is None:
+                raise ConfigError(
+                    "The tokenizer has no chat template and no end-of-sequence token, so no answer would ever end.",
+                    "Give the base model one: tokenizer.eos_token = '</s>', and save it.",
+                )
+            self.notes = (
+                "The tokenizer has no chat template: messages are joined by empty lines, and each answer ends with "
+                f"{tokenizer.eos_token}.",
+            )
+            self._spans = self._plain
+        elif not assistant_only:
+            self._spans = self._whole
+        else:
+            self._template = _marked_template(tokenizer)
+            self._spans = self._marked if self._template else self._by_prefixes
+
+    def encode(self, messages: Messages) -> Encoded:
+        """Makes tokens of one conversation.
+
+        Args:
+            messages: Mappings with `role` and `content`.
+
+        Returns:
+            Its tokens and labels.
+
+        Raises:
+            ConfigError: If the chat template refuses the messages, or does not let the answers be told.
+        """
+        try:
+            encoded = self._spans(messages)
+        except TemplateError as error:
+            raise ConfigError(
+                f"The chat template refuses a conversation that begins with {messages[0]['content'][:60]!r}: {error}.",
+                "Leave out what it does not know, such as a system message, or mend the template.",
+            ) from error
+        return encoded if self.assistant_only else Encoded(encoded.input_ids, list(encoded.input_ids))
+
+    def _whole(self, messages: Messages) -> Encoded:
+        ids = self.tokenizer.apply_chat_template(_plain_messages(messages), return_dict=True)["input_ids"]
+        return Encoded(list(ids), list(ids))
+
+    def _marked(self, messages: Messages) -> Encoded:
+        found = self.tokenizer.apply_chat_template(
+            _plain_messages(messages),
+            chat_template=self._template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ids, mask = list(found["input_ids"]), found["assistant_masks"]
+        return Encoded(ids, [one if trained else IGNORED_LABEL for one, trained in zip(ids, mask, strict=True)])
+
+    def _by_prefixes(self, messages: Messages) -> Encoded:
+        def render(count: int, *, ask: bool = False) -> str:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    _plain_messages(messages[:count]), tokenize=False, add_generation_prompt=ask
+                )
+            )
+
+        whole, pieces, end = render(len(messages)), list[tuple[str, bool]](), 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = render(index, ask=True), render(index + 1)
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise ConfigError(
+                    "The chat template writes a conversation in another way once it goes on, so the assistant's "
+                    "tokens cannot be told from the others.",
+                    "Put {% generation %} … {% endgeneration %} around the answers in the template, or give "
+                    "assistant_only_loss: false.",
+                )
+            pieces += [(whole[end : len(before)], False), (whole[len(before) : len(after)], True)]
+            end = len(after)
+        pieces.append((whole[end:], False))
+        return self._join(pieces)
+
+    def _plain(self, messages: Messages) -> Encoded:
+        pieces = list[tuple[str, bool]]()
+        for index, message in enumerate(messages):
+            if index:
+                pieces.append(("\n\n", False))
+            answer = message["role"] == "assistant"
+            pieces.append((message["content"] + (self.tokenizer.eos_token if answer else ""), answer))
+        encoded = self._join(pieces)
+        begin = self.tokenizer("")["input_ids"][:1]  # what this tokenizer puts before every text
+        if begin and begin[0] == self.tokenizer.bos_token_id:
+            return Encoded([*begin, *encoded.input_ids], [IGNORED_LABEL, *encoded.labels])
+        return encoded
+
+    def _join(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
+        """Makes tokens of each piece for itself, as a prompt and what is generated after it are."""
+        ids, labels = list[int](), list[int]()
+        for trained, text in _merged(pieces):
+            new = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            ids += new
+            labels += new if trained else [IGNORED_LABEL] * len(new)
+        return Encoded(ids, labels)
+
+
+def _merged(pieces: Sequence[tuple[str, bool]]) -> list[tuple[bool, str]]:
+    """Joins neighbours that are both trained or both not, so that tokens may reach across them."""
+    merged = list[tuple[bool, str]]()
+    for text, trained in pieces:
+        if merged and merged[-1][0] == trained:
+            merged[-1] = (trained, merged[-1][1] + text)
+        else:
+            merged.append((trained, text))
+    return merged
+
+
+def _plain_messages(messages: Messages) -> list[dict[str, str]]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _marked_template(tokenizer: Any) -> str | None:
+    """Returns a template with generation marks around answers and the token that ends them, or None."""
+    utils = import_or_raise("trl.chat_template_utils", extra="train", feature="`taia train`")
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    if not utils.has_generation_markers(template):
+        try:
+            template = utils.get_training_chat_template(tokenizer)
+        except ValueError:  # a template that TRL does not know
+            return None
+    if template is None or not tokenizer.is_fast:
+        return None
+    return str(template) if utils.is_chat_template_stop_token_trained(tokenizer, chat_template=template) else None
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """The items of a training as the trainer reads them.
+
+    Attributes:
+        dataset: `datasets.Dataset` of `input_ids` and `labels` (and, packed, `seq_lengths`), in the order of training.
+        lengths: (N,) tokens of each row.
+        notes: What the user should know, a sentence each.
+    """
+
+    dataset: Any
+    lengths: list[int]
+    notes: tuple[str, ...]
+
+
+def encode_items(
+    rows: Any,
+    encoder: Encoder,
+    *,
+    max_length: int,
+    packing: bool,
+    cache: Path,
+    progress: Progress | None = None,
+) -> EncodedItems:
+    """Makes tokens of all items; the order stays. Packing sorts by length inside windows of 1,000 items.
+
+    Args:
+        rows: `datasets.Dataset` with `messages`.
+        encoder: Makes tokens of one.
+        max_length: Longest row in tokens; what is longer is cut off.
+        packing: Whether several items share a row.
+        cache: Folder for the tokens, which may be more than fits into memory.
+        progress: Called with stage, items done and items in all.
+
+    Returns:
+        The rows; items of which the loss would see nothing are left out.
+
+    Raises:
+        ConfigError: If the chat template refuses an item.
+    """
+    total, done = len(rows), [0]
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        encoded = encoder.encode(row["messages"])
+        done[0] += 1
+        if progress and (done[0] % 256 == 0 or done[0] == total):
+            progress("tokens", done[0], total)
+        length, labels = len(encoded.input_ids), encoded.labels[:max_length]
+        # The first label has no token before it, so the loss never sees it.
+        seen = any(label != IGNORED_LABEL for label in labels[1:])
+        return {"input_ids": encoded.input_ids[:max_length], "labels": labels, "length": length, "seen": seen}
+
+    datasets = import_or_raise("datasets", extra="train", feature="`taia train`")
+    bars = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.utils.logging.disable_progress_bar()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        encoded = rows.map(
+            encode,
+            remove_columns=rows.column_names,
+            cache_file_name=str(cache / f"tokens-{os.getpid()}.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint=uuid.uuid4().hex[:16],
+        )
+        lengths, seen = list(encoded["length"]), list(encoded["seen"])
+        kept = [index for index, one in enumerate(seen) if one]
+        cut = sum(lengths[index] > max_length for index in kept)
+        notes = list(encoder.notes)
+        if cut:
+            notes.append(f"{cut} of {total} items are longer than {max_length} tokens and were cut off.")
+        if len(kept) < total:
+            notes.append(
+                f"{total - len(kept)} of {total} items were left out: no token of an answer is within {max_length} "
+                "tokens."
+            )
+        dataset = encoded.select(kept).select_columns(["input_ids", "labels"])
+        lengths = [min(lengths[index], max_length) for index in kept]
+        if packing and kept:
+            trl = import_or_raise("trl", extra="train", feature="`taia train`")
+            dataset = trl.pack_dataset(
+                dataset, max_length, "bfd", {"cache_file_name": str(cache / f"packed-{os.getpid()}.arrow")}
+            )
+            lengths = [len(ids) for ids in dataset["input_ids"]]
+    finally:
+        if bars:
+            datasets.utils.logging.enable_progress_bar()
+    return EncodedItems(dataset, lengths, tuple(notes))

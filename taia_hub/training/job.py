@@ -1,0 +1,136 @@
+"""A training before and after: what was found out before weights are loaded, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from taia_hub import hub
+from taia_hub._imports import import_or_raise
+from taia_hub.errors import RepositoryError
+from taia_hub.progress import Progress
+from taia_hub.training import modelling, record
+from taia_hub.training.planning import Plan, make_plan, process_rank
+from taia_hub.training.recipe import TrainingRecipe
+from taia_hub.training.selection import Selection, select, trained_parameters
+from taia_hub.training.trainer import check_trackers
+from taia_hub.training.workspace import fingerprint
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that was found out before weights are loaded.
+
+    Attributes:
+        recipe: The recipe.
+        base: The resolved base model.
+        data: The items, a `PreparedData`.
+        tokenizer: The base model's tokenizer.
+        config: The base model's configuration.
+        selection: What is trained.
+        parameters: Parameters of the base model.
+        fingerprint: Hash of what the weights depend on.
+        token: Access token.
+    """
+
+    recipe: TrainingRecipe
+    base: hub.Source
+    data: Any
+    tokenizer: Any
+    config: Any
+    selection: Selection
+    parameters: int
+    fingerprint: str
+    token: str | bool | None = field(repr=False)
+
+    def plan(
+        self, lengths: list[int], items: int, tokens: int, notes: tuple[str, ...], micro_batch_size: int | None
+    ) -> Plan:
+        """Decides how it is run here. Arguments as of `make_plan`."""
+        return make_plan(
+            self.recipe,
+            self.config,
+            lengths=lengths,
+            items=items,
+            tokens=tokens,
+            base_parameters=self.parameters,
+            trained=trained_parameters(self.selection, self.recipe),
+            micro_batch_size=self.recipe.micro_batch_size or micro_batch_size,
+            notes=(*self.selection.notes, *notes),
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and what is known of its training.
+
+    Attributes:
+        job: What was to be trained.
+        plan: How it was run.
+        model: The trained model, outside every wrapper of the trainer.
+        state_dict: The gathered tensors where the model is sharded, else None.
+        losses: As of `record.loss_log`.
+        seconds: Time in the training loop, over all parts of the run.
+    """
+
+    job: Job
+    plan: Plan
+    model: Any
+    state_dict: Any
+    losses: list[dict[str, float]]
+    seconds: float
+
+    def record(self, adapter_sha256: str | None) -> dict[str, Any]:
+        """Makes the contents of `taia_training.json`."""
+        return record.training_record(
+            self.job.recipe,
+            self.plan,
+            fingerprint=self.job.fingerprint,
+            datasets=self.job.data.datasets,
+            composition=self.job.data.composition.to_json(),
+            losses=self.losses,
+            seconds=self.seconds,
+            adapter_sha256=adapter_sha256,
+        )
+
+
+def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Progress | None, push: str | None) -> Job:
+    """Checks trackers, base, data, tokenizer and selection, in this order; no weights are loaded.
+
+    Args:
+        recipe: The recipe.
+        token: Access token.
+        progress: Called with stage, steps done and steps in all.
+        push: Hub id that the result is published to, or None.
+
+    Returns:
+        What was found out.
+
+    Raises:
+        TAIAError: If something is missing or wrong.
+    """
+    import_or_raise("trl", extra="train", feature="`taia train`")
+    from taia_hub.training.data import prepare_data
+
+    check_trackers(recipe.report_to)
+    base = hub.resolve_base(recipe.base, recipe.base_revision, hub.HubAccess(token=token))
+    if push and base.revision is None:
+        raise RepositoryError(
+            f"The base model '{recipe.base}' is a folder on this machine; whoever loads the published model could "
+            "not find it.",
+            "Push the base first and give its Hub id, or train with --out alone.",
+        )
+    data = prepare_data(recipe, token=token, progress=progress if process_rank() == 0 else None)
+    tokenizer = modelling.load_tokenizer(base, recipe, token)
+    skeleton = modelling.build_skeleton(base, recipe, token)
+    return Job(
+        recipe=recipe,
+        base=base,
+        data=data,
+        tokenizer=tokenizer,
+        config=skeleton.config,
+        selection=select(skeleton, recipe),
+        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        fingerprint=fingerprint(recipe, base, data.datasets),
+        token=token,
+    )

@@ -1,0 +1,196 @@
+"""Which items are trained on and in which order: pure functions of counts, shares and a seed.
+
+The paper mixes items out of the domain (OOD) into those in the domain in two ways (its Figure 1): in the place of
+others, with a fixed total, or on top of all in-domain items; and with two schedules, a uniform share and one that is
+annealed linearly. `datasets.interleave_datasets` draws with probabilities that never change; what is made here are
+indices for `Dataset.select`, which copies no item.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from taia_hub.errors import ConfigError
+
+_CHOICE, _ORDER = 0, 1  # what random numbers are for, so that one use does not shift another
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many items of each group an epoch has.
+
+    Attributes:
+        in_domain: Items in the domain, or of `data`.
+        ood: Items out of the domain.
+    """
+
+    in_domain: int
+    ood: int = 0
+
+    @property
+    def total(self) -> int:
+        """Items of an epoch."""
+        return self.in_domain + self.ood
+
+
+def plan_shares(
+    in_domain: int, ood: int, *, ood_ratio: float = 0.0, mixing: str = "replace", total: int | None = None
+) -> Shares:
+    """Says how many items of each group an epoch has.
+
+    `"replace"`: `total` items, by default as many as there are in the domain, and `ood_ratio` of them from out of the
+    domain. `"add"`: all items in the domain, and as many others that these are `ood_ratio` of all.
+
+    Args:
+        in_domain: Items in the domain that there are.
+        ood: Items out of the domain that there are.
+        ood_ratio: Share of items out of the domain, 0 to 1.
+        mixing: `"replace"` or `"add"`.
+        total: Items of an epoch, with `"replace"`.
+
+    Returns:
+        The numbers, rounded to the nearest item.
+
+    Raises:
+        ConfigError: If there are too few items, or `"add"` is asked for with `total` or a share of 1.
+
+    Example:
+        >>> plan_shares(100, 50, ood_ratio=0.2), plan_shares(100, 50, ood_ratio=0.2, mixing="add")
+        (Shares(in_domain=80, ood=20), Shares(in_domain=100, ood=25))
+    """
+    if mixing == "add":
+        if total is not None:
+            raise ConfigError(
+                f"total is {total} with mixing 'add', where all {in_domain} in-domain items are kept.",
+                "Leave total out, or choose mixing 'replace'.",
+            )
+        if ood_ratio >= 1:
+            raise ConfigError("ood_ratio is 1 with mixing 'add', which keeps all in-domain items.", "Give less than 1.")
+        shares = Shares(in_domain, _nearest(in_domain * ood_ratio / (1 - ood_ratio)))
+    else:
+        total = in_domain if total is None else total
+        outside = _nearest(total * ood_ratio)
+        shares = Shares(total - outside, outside)
+    kind = "in-domain items" if ood else "items"
+    for name, wanted, there in ((kind, shares.in_domain, in_domain), ("out-of-domain items", shares.ood, ood)):
+        if wanted > there:
+            share = f", {ood_ratio:g} of them out of the domain," if ood else ""
+            raise ConfigError(
+                f"There are {there} {name}; {shares.total} items{share} need {wanted}.",
+                "Bring more of them, or ask for a smaller total or another ood_ratio.",
+            )
+    if shares.total == 0:
+        raise ConfigError("An epoch would have no items.", "Bring items, or ask for another total or ood_ratio.")
+    return shares
+
+
+def choose(count: int, wanted: int, seed: int, group: int = 0) -> np.ndarray:
+    """Draws items of a group; with the same seed, fewer items are always among more.
+
+    Args:
+        count: Items there are.
+        wanted: Items to draw.
+        seed: Seed.
+        group: Number of the group.
+
+    Returns:
+        (wanted,) int64 indices, each at most once, in a random order.
+
+    Example:
+        >>> set(choose(100, 5, seed=0)) <= set(choose(100, 20, seed=0))
+        True
+    """
+    return np.random.default_rng([seed, _CHOICE, group]).permutation(count)[:wanted]
+
+
+def training_length(items: int, epochs: float, max_items: int | None = None) -> int:
+    """Says how many items are trained on in all epochs together.
+
+    Args:
+        items: Items of an epoch.
+        epochs: Epochs; parts of one are allowed.
+        max_items: Most items, or None.
+
+    Returns:
+        The number, at least 1.
+
+    Example:
+        >>> training_length(100, 1.5), training_length(100, 1.5, max_items=64)
+        (150, 64)
+    """
+    length = max(1, _nearest(items * epochs))
+    return length if max_items is None else min(length, max_items)
+
+
+def order_uniform(items: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """Puts items in order: one shuffle after the other, each item once in each.
+
+    Args:
+        items: (T,) indices of an epoch's items.
+        length: Items in all, L.
+        seed: Seed.
+
+    Returns:
+        (L,) indices; where L is no multiple of T, the last shuffle is cut off.
+
+    Example:
+        >>> sorted(order_uniform(np.array([7, 8, 9]), 6, seed=0).tolist())
+        [7, 7, 8, 8, 9, 9]
+    """
+    return _shuffles(items, length, np.random.default_rng([seed, _ORDER]))
+
+
+def order_annealed(in_domain: np.ndarray, ood: np.ndarray, length: int, seed: int) -> np.ndarray:
+    """Puts items in order so that the share of those out of the domain falls linearly to 0 over the whole training.
+
+    With R the share in the mean, it falls from 2R to 0 where R is at most 1/2. Above, no share can be 2R: it stays at
+    1 for the first 2R - 1 of the training and falls from 1 to 0 in what is left. So the mean is R in both cases, and
+    the training always ends in the domain (but for R = 1). At every position, the number of OOD items so far is the
+    integral of the share, rounded. Within each group, items come as in `order_uniform`: over E whole epochs each one
+    is seen E times, the OOD ones mostly early.
+
+    Args:
+        in_domain: (I,) indices of an epoch's in-domain items.
+        ood: (O,) indices of an epoch's items out of the domain.
+        length: Items in all, L.
+        seed: Seed.
+
+    Returns:
+        (L,) indices.
+
+    Example:
+        >>> order_annealed(np.arange(8), np.full(8, -1), 16, seed=0).clip(-1, 0).tolist()
+        [-1, -1, -1, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, 0, 0, 0]
+    """
+    rng = np.random.default_rng([seed, _ORDER])
+    outside = np.diff(np.floor(_annealed(length, len(ood) / (len(in_domain) + len(ood))) + 0.5)).astype(bool)
+    order = np.empty(length, dtype=np.int64)
+    order[~outside] = _shuffles(in_domain, length - int(outside.sum()), rng)
+    order[outside] = _shuffles(ood, int(outside.sum()), rng)
+    return order
+
+
+def _annealed(length: int, ratio: float) -> np.ndarray:
+    """Returns the (length + 1,) items out of the domain that shall have come before each position."""
+    place = np.arange(length + 1) / length
+    if ratio <= 0.5:
+        return length * ratio * place * (2 - place)
+    flat = 2 * ratio - 1
+    if flat >= 1:
+        return length * place
+    left = ((place - flat) / (1 - flat)).clip(min=0)
+    return length * (np.minimum(place, flat) + (1 - flat) * left * (1 - left / 2))
+
+
+def _shuffles(items: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    if not length:
+        return np.empty(0, dtype=np.int64)
+    rounds = math.ceil(length / len(items))
+    return np.concatenate([rng.permutation(items) for _ in range(rounds)])[:length].astype(np.int64)
+
+
+def _nearest(value: float) -> int:
+    return math.floor(value + 0.5 + 1e-9)  # 0.29 * 50 is 14.499…

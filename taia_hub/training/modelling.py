@@ -1,0 +1,214 @@
+"""The model that is trained: the base with a LoRA, MoLoRA or its own parameters, and how what was trained is saved."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from taia_hub import hub
+from taia_hub.errors import RepositoryError, UnsupportedUpdateError
+from taia_hub.training.planning import Plan
+from taia_hub.training.recipe import TrainingRecipe
+from taia_hub.training.selection import Selection, check_trainable, freeze_others, lora_arguments
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, token: str | bool | None) -> Any:
+    """Loads the base model's tokenizer.
+
+    Args:
+        base: The resolved base model.
+        recipe: The recipe.
+        token: Access token.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        RepositoryError: If the base has none.
+    """
+    try:
+        with hub.hub_errors(base.name, what="base model", revision=base.revision):
+            return AutoTokenizer.from_pretrained(
+                base.name, revision=base.revision, token=token, trust_remote_code=recipe.trust_remote_code
+            )
+    except (ValueError, RepositoryError) as error:
+        raise RepositoryError(
+            f"The tokenizer of the base model '{base.name}' cannot be loaded: {' '.join(str(error).split())[:300]}",
+            "Save one into the base model's folder or repository: tokenizer.save_pretrained(...).",
+        ) from error
+
+
+def build_skeleton(base: hub.Source, recipe: TrainingRecipe, token: str | bool | None) -> Any:
+    """Builds the base model without weights, to choose what is trained before gigabytes are read.
+
+    Args:
+        base: The resolved base model.
+        recipe: The recipe.
+        token: Access token.
+
+    Returns:
+        The model, on the meta device.
+
+    Raises:
+        RepositoryError: If its configuration is missing or no language model's.
+        UnsupportedUpdateError: If the base is a TAIA repository.
+    """
+    keywords = {"revision": base.revision, "token": token, "trust_remote_code": recipe.trust_remote_code}
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        try:
+            config = AutoConfig.from_pretrained(base.name, **keywords)
+            if config.model_type == "taia":
+                raise UnsupportedUpdateError(
+                    f"The base model '{base.name}' is itself a TAIA repository.",
+                    "Merge it first, and name the merged model.",
+                )
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trust_remote_code)
+        except UnsupportedUpdateError:
+            raise
+        except ValueError as error:
+            raise RepositoryError(
+                f"'{base.name}' is no language model that transformers knows: {' '.join(str(error).split())[:300]}",
+                "Give the Hub id or folder of one; --trust-remote-code lets its own code run.",
+            ) from error
+
+
+def build_model(
+    base: hub.Source,
+    recipe: TrainingRecipe,
+    plan: Plan,
+    selection: Selection,
+    token: str | bool | None,
+    *,
+    uniform_dtype: bool = False,
+) -> Any:
+    """Loads the base model and makes trainable what the recipe trains; the same seed gives the same weights.
+
+    LoRA pairs are float32 on a base in the dtype of the plan. Full fine-tuning keeps all weights in float32 and
+    computes in the dtype of the plan.
+
+    Args:
+        base: The resolved base model.
+        recipe: The recipe.
+        plan: How it is run.
+        selection: What is trained.
+        token: Access token.
+        uniform_dtype: Whether LoRA pairs have the base's dtype, as sharding needs it.
+
+    Returns:
+        A `PeftModel`, or the base model itself in full fine-tuning.
+
+    Raises:
+        RepositoryError: If the base cannot be loaded.
+    """
+    set_seed(recipe.seed)
+    dtype = torch.float32 if recipe.method == "full" else _DTYPES[plan.dtype]
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base.name,
+            revision=base.revision,
+            dtype=dtype,
+            token=token,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+    if recipe.method == "full":
+        freeze_others(model, selection)
+    elif recipe.method == "molora":
+        from taia_hub.updates.molora import MoLoraSettings, add_molora
+
+        model = add_molora(
+            model,
+            MoLoraSettings(
+                experts=recipe.experts,
+                top_k=recipe.top_k,
+                rank=recipe.rank,
+                alpha=recipe.alpha,
+                dropout=recipe.dropout,
+                balance_loss=recipe.balance_loss,
+            ),
+            targets=[target.path for target in selection.targets],
+            revision=base.revision,
+            autocast_adapter_dtype=not uniform_dtype,
+        )
+    else:
+        config = LoraConfig(revision=base.revision, **lora_arguments(selection, recipe, model))
+        with warnings.catch_warnings():
+            # PEFT looks for the names of adapted parameters among the modules; it applies their ranks all the same.
+            warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
+            model = get_peft_model(model, config, autocast_adapter_dtype=not uniform_dtype)
+    check_trainable(model)
+    return model
+
+
+def needs_uniform_dtype(arguments: Any) -> bool:
+    """Tells whether the parameters of a model must have one dtype, because they are sharded in flat pieces.
+
+    Args:
+        arguments: The trainer's arguments.
+    """
+    zero = getattr(arguments, "deepspeed_plugin", None)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+    return sharded or (zero is not None and zero.zero_stage == 3)
+
+
+def save_update(
+    model: Any, recipe: TrainingRecipe, base: hub.Source, folder: Path, state_dict: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Saves what was trained: an adapter, or a whole checkpoint in the dtypes that the base is stored in.
+
+    Args:
+        model: The trained model, outside every wrapper of the trainer.
+        recipe: The recipe.
+        base: The base model.
+        folder: A new folder.
+        state_dict: The gathered tensors where the model is sharded, else None.
+    """
+    folder.mkdir(parents=True)
+    if recipe.method == "molora":
+        from taia_hub.updates.molora import save_molora
+
+        save_molora(model, folder)
+    elif recipe.method == "lora":
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        usual, stored = stored_dtypes(base)
+        tensors = model.state_dict() if state_dict is None else state_dict
+        cast = {
+            name: tensor.to(stored.get(name, usual)) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+        model.save_pretrained(str(folder), state_dict=cast)
+        load_tokenizer(base, recipe, None).save_pretrained(str(folder))
+
+
+def stored_dtypes(base: hub.Source) -> tuple[torch.dtype, dict[str, torch.dtype]]:
+    """Reads in which dtypes the base model's tensors are stored.
+
+    Args:
+        base: The base model, whose weights lie on this disk or in the cache.
+
+    Returns:
+        The most usual floating-point dtype, and that of each tensor by name; float32 where there are no safetensors.
+    """
+    source = hub.fetch(base.name, ["*.safetensors"], revision=base.revision, what="base model")
+    found: dict[str, torch.dtype] = {}
+    for path in sorted(source.folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
+                if dtype := _STORED.get(file.get_slice(name).get_dtype()):
+                    found[name] = dtype
+    usual = Counter(found.values()).most_common(1)
+    return (usual[0][0] if usual else torch.float32), found

@@ -1,0 +1,165 @@
+"""What is written down of a training, into the repository that came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taia_hub import cards
+from taia_hub._files import write_atomically
+from taia_hub.card_files import TRAINING_FILE
+from taia_hub.training.planning import Plan
+from taia_hub.training.recipe import TrainingRecipe
+
+RECIPE_FILE = "taia_recipe.yaml"
+LOSSES_FILE = "taia_losses.jsonl"
+
+_PACKAGES = ("taia-hub", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+_FIGURES = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
+
+
+def loss_log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Picks the losses out of what the trainer logged.
+
+    Args:
+        history: `trainer.state.log_history`.
+
+    Returns:
+        A mapping with `step`, `loss` and more for each time that was logged; the loss is the mean since the last time,
+        in nats a token.
+    """
+    return [
+        {"step": entry["step"], **{name: entry[name] for name in _FIGURES if _is_number(entry.get(name))}}
+        for entry in history
+        if _is_number(entry.get("loss"))
+    ]
+
+
+def training_record(
+    recipe: TrainingRecipe,
+    plan: Plan,
+    *,
+    fingerprint: str,
+    datasets: Sequence[Mapping[str, Any]],
+    composition: Mapping[str, Any],
+    losses: Sequence[Mapping[str, float]],
+    seconds: float,
+    adapter_sha256: str | None,
+) -> dict[str, Any]:
+    """Makes the contents of `taia_training.json`; its first fields are those of `cards.Training`.
+
+    Args:
+        recipe: The recipe.
+        plan: How it was run.
+        fingerprint: Hash of what the weights depend on.
+        datasets: Objects with the fields of `cards.DatasetFacts`.
+        composition: What was trained on, when, as JSON.
+        losses: As of `loss_log`.
+        seconds: Time in the training loop, over all parts of the run.
+        adapter_sha256: Hash of the update.
+
+    Returns:
+        JSON values.
+    """
+    return {
+        "datasets": [dict(one) for one in datasets],
+        "hyperparameters": _hyperparameters(recipe, plan),
+        "hardware": hardware(plan),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "seconds": round(seconds, 3),
+        "adapter_sha256": adapter_sha256,
+        "fingerprint": fingerprint,
+        "steps": plan.steps,
+        "items": plan.items,
+        "tokens": plan.tokens,
+        "trained_parameters": dict(plan.trained),
+        "first_loss": losses[0]["loss"] if losses else None,
+        "last_loss": losses[-1]["loss"] if losses else None,
+        "composition": dict(composition),
+        "notes": list(plan.notes),
+    }
+
+
+def write_record(
+    folder: Path, record: Mapping[str, Any], recipe: TrainingRecipe, losses: Sequence[Mapping[str, float]]
+) -> None:
+    """Writes `taia_training.json`, the recipe and the losses into the folder of a repository.
+
+    Args:
+        folder: The folder.
+        record: As of `training_record`.
+        recipe: The recipe.
+        losses: As of `loss_log`.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    write_atomically(folder / TRAINING_FILE, json.dumps(record, indent=2) + "\n")
+    write_atomically(folder / RECIPE_FILE, recipe.to_yaml())
+    write_atomically(folder / LOSSES_FILE, "".join(json.dumps(one) + "\n" for one in losses))
+
+
+def hardware(plan: Plan) -> dict[str, Any]:
+    """Says what a training runs on.
+
+    Args:
+        plan: How it is run.
+
+    Returns:
+        Name to value.
+    """
+    name = torch.cuda.get_device_name() if plan.device == "cuda" else platform.processor() or platform.machine()
+    return {"device": plan.device, "name": name, "processes": plan.processes, "threads": torch.get_num_threads()}
+
+
+def _hyperparameters(recipe: TrainingRecipe, plan: Plan) -> dict[str, Any]:
+    """Lists what a card shows, with what was chosen here instead of what was left to choose."""
+    left_out = {
+        *("base", "base_revision", "data", "in_domain", "ood", "name", "description", "reference", "report_to"),
+        *("save_steps", "inference_modules", "trust_remote_code"),
+        *(() if recipe.method == "molora" else ("experts", "top_k", "balance_loss")),
+        *(("rank", "alpha", "dropout") if recipe.method == "full" else ()),
+        *(() if recipe.ood else ("ood_ratio", "schedule", "mixing")),
+    }
+    values = {name: value for name, value in recipe.to_mapping().items() if name not in left_out and value is not None}
+    values |= {
+        "micro_batch_size": plan.micro_batch_size,
+        "dtype": plan.dtype,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+        "optimizer": "AdamW",
+        "steps": plan.steps,
+    }
+    for name in ("rank", "alpha"):
+        if isinstance(value := values.get(name), dict):
+            values[name] = ", ".join(f"{role} {one}" for role, one in value.items())
+    return values
+
+
+def check_readable(record: Mapping[str, Any]) -> None:
+    """Checks that a card can be made of the record, before hours of training and not after.
+
+    Args:
+        record: As of `training_record`.
+
+    Raises:
+        ValueError: If a value is one that a card cannot show.
+    """
+    cards.training_from_json(record)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

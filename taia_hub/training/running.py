@@ -1,0 +1,294 @@
+"""From a recipe to a TAIA repository: check, train, write down, publish; a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo, constants
+from transformers.utils import logging as transformers_logging
+
+from taia_hub import hub
+from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
+from taia_hub.progress import Progress
+from taia_hub.training import modelling, record
+from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
+from taia_hub.training.finishing import push_repository, write_repository
+from taia_hub.training.job import Fitted, Job, prepare_job
+from taia_hub.training.planning import Plan, process_count, process_rank, smaller
+from taia_hub.training.recipe import TrainingRecipe
+from taia_hub.training.trainer import Watch, make_trainer, ran_out_of_memory, trainer_arguments
+from taia_hub.training.workspace import Workspace, check_out
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = 256
+"""Items that a dry run makes tokens of, to estimate those of all."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave.
+
+    Attributes:
+        folder: Folder of the repository, or None when it was published only.
+        commit: The commit that it was published in, or None.
+        steps: Optimizer steps.
+        first_loss: Loss of the first step, in nats a trained token.
+        last_loss: Mean loss of the last steps that were logged together.
+        seconds: Time in the training loop, over all parts of the run.
+        tokens: Tokens that were trained on, prompts included, padding not.
+        tokens_per_second: Their ratio.
+        composition: What was trained on, when, as JSON.
+        trained_parameters: Role to number of trained parameters.
+        notes: What the user should know, a sentence each.
+        is_new: Whether anything was trained just now; False where the folder held this very training already.
+    """
+
+    folder: Path | None
+    commit: CommitInfo | None
+    steps: int
+    first_loss: float | None
+    last_loss: float | None
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    composition: Mapping[str, Any]
+    trained_parameters: Mapping[str, int]
+    notes: tuple[str, ...]
+    is_new: bool = True
+
+
+def train(
+    recipe: TrainingRecipe,
+    *,
+    out: Path | None = None,
+    push: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+) -> Trained:
+    """Trains what a recipe says and makes a TAIA repository of it.
+
+    Checkpoints lie in `OUT/.training` until the repository is written. The same recipe, base and data go on from the
+    last whole one; on a CPU the weights are then, bit for bit, those of a run that was never stopped. A folder that
+    holds the finished training already is left as it is.
+
+    Args:
+        recipe: The recipe.
+        out: Folder of the repository.
+        push: Hub id to publish it to; with or without a folder.
+        private: Whether a new repository on the Hub is private.
+        token: Access token.
+        resume: Whether checkpoints are used; False begins anew, also where the folder holds another TAIA repository.
+        progress: Called with stage, steps done and steps in all.
+
+    Returns:
+        What was trained.
+
+    Raises:
+        TAIAError: If base, data, folder or a value is wrong: before anything is trained. If memory or disk do not
+            suffice, or the loss is no number: then the checkpoints stay.
+
+    Example:
+        ```python
+        train(TrainingRecipe(base="org/base", data=("items.jsonl",)), out=Path("model-taia"))
+        ```
+    """
+    check_target(recipe, out, push)
+    job = prepare_job(recipe, token, progress, push)
+    if push:
+        push = hub.full_repo_id(push, token)
+    is_main = process_rank() == 0
+    work = Workspace(out.resolve() if out else _hidden(job.fingerprint, str(push)), job.fingerprint)
+    if resume and (done := work.finished()):
+        commit = push_repository(work.out, push, private, token, recipe) if push and is_main else None
+        work.clear()
+        return _trained(done, work.out if out else None, commit, is_new=False)
+    if resume:
+        work.refuse_another(recipe)
+    elif is_main:
+        work.clear()
+    if work.state().get("processes", process_count()) != process_count():
+        raise ConfigError(
+            f"The run in '{work.out}' was begun with {work.state()['processes']} processes, not {process_count()}.",
+            "Launch as many, or give --restart.",
+        )
+    with _disk_errors(work), _quiet():
+        items = encode_items(
+            job.data.train,
+            Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss),
+            max_length=recipe.max_length,
+            packing=recipe.packing,
+            cache=work.folder / "tokens",
+            progress=progress if is_main else None,
+        )
+        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, work.state().get("micro"))
+        fitted = _fit(job, plan, items, work, progress if is_main else None)
+        written = fitted.record(None) if not is_main else write_repository(fitted, work, progress)
+    if not is_main:  # the first process writes and publishes
+        return _trained(written, work.out if out else None, None)
+    commit = push_repository(work.out, push, private, token, recipe) if push else None
+    work.clear()
+    if not out:
+        shutil.rmtree(work.out.parent, ignore_errors=True)
+    return _trained(written, work.out if out else None, commit)
+
+
+def plan_training(recipe: TrainingRecipe, *, token: str | bool | None = None, progress: Progress | None = None) -> Plan:
+    """Says what `train` would do, without loading weights: the number of tokens is an estimate.
+
+    Args:
+        recipe: The recipe.
+        token: Access token.
+        progress: Called with stage, steps done and steps in all.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TAIAError: As `train` does before it trains.
+    """
+    recipe.check_complete()
+    job = prepare_job(recipe, token, progress, None)
+    rows, encoder = job.data.train, Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss)
+    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
+    lengths = [min(len(encoder.encode(rows[index]["messages"]).input_ids), recipe.max_length) for index in sample]
+    tokens = round(sum(lengths) / max(1, len(lengths)) * len(rows))
+    count = len(rows)
+    if recipe.packing:
+        count, lengths = max(1, -(-tokens // recipe.max_length)), [recipe.max_length]
+    return job.plan(lengths, count, tokens, encoder.notes, None)
+
+
+def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> None:
+    """Checks what can be checked without the network.
+
+    Args:
+        recipe: The recipe.
+        out: Folder of the repository.
+        push: Hub id of the repository.
+
+    Raises:
+        ConfigError: If there is no target, or base or data are missing.
+        RepositoryError: If the folder holds something else.
+    """
+    recipe.check_complete()
+    if not out and not push:
+        raise ConfigError("Say where the trained model shall go.", "Use --out DIR or --push REPO, or both.")
+    if out:
+        check_out(out)
+
+
+def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: Progress | None) -> Fitted:
+    """Trains; when memory runs out, with half the items of a forward pass and the same batch."""
+    is_main = process_rank() == 0
+    while True:
+        if is_main:
+            work.begin(job.recipe, micro=plan.micro_batch_size, processes=plan.processes)
+        checkpoint = work.latest()
+        if is_main:
+            work.drop_halves()
+        watch = Watch(work, checkpoint.seconds if checkpoint else 0.0, progress, is_main)
+        arguments = trainer_arguments(job.recipe, plan, work.folder)
+        model = trainer = None
+        try:
+            model = modelling.build_model(
+                job.base,
+                job.recipe,
+                plan,
+                job.selection,
+                job.token,
+                uniform_dtype=modelling.needs_uniform_dtype(arguments),
+            )
+            trainer = make_trainer(model, arguments, items.dataset, job.tokenizer, job.recipe, watch)
+            trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            return Fitted(
+                job=job,
+                plan=plan,
+                model=trainer.accelerator.unwrap_model(trainer.model),
+                # every process takes part in gathering what is sharded
+                state_dict=trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None,
+                losses=record.loss_log(trainer.state.log_history),
+                seconds=watch.seconds,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            fewer = smaller(plan)
+            if fewer is None or plan.processes > 1:
+                raise OutOfMemoryError(
+                    f"The memory does not suffice for {plan.micro_batch_size} items of up to {plan.longest} tokens.",
+                    "Give a smaller --micro-batch-size or --max-length, or --gradient-checkpointing.",
+                ) from error
+        logger.warning("Out of memory with %d items a forward pass: on with %d.", plan.micro_batch_size, fewer)
+        del trainer, model
+        gc.collect()
+        if plan.device == "cuda":
+            torch.cuda.empty_cache()
+        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+
+
+def _hidden(run: str, push: str) -> Path:
+    """Returns where a training lies that is only published."""
+    return Path(constants.HF_HOME) / "taia-training" / run[:16] / push.rpartition("/")[2]
+
+
+def _trained(
+    values: Mapping[str, Any], folder: Path | None, commit: CommitInfo | None, *, is_new: bool = True
+) -> Trained:
+    return Trained(
+        folder=folder,
+        commit=commit,
+        steps=values["steps"],
+        first_loss=values["first_loss"],
+        last_loss=values["last_loss"],
+        seconds=values["seconds"],
+        tokens=values["tokens"],
+        tokens_per_second=round(values["tokens"] / max(values["seconds"], 1e-3), 1),
+        composition=values["composition"],
+        trained_parameters=values["trained_parameters"],
+        notes=tuple(values["notes"]),
+        is_new=is_new,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides transformers' own bars (of loading and saving), which would come between ours."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _disk_errors(work: Workspace) -> Iterator[None]:
+    """Says of a full disk what is left and how to go on; torch's writer raises no OSError for it."""
+    try:
+        with hub.disk_errors(work.out):
+            yield
+    except RepositoryError as error:
+        if work.latest() is None:
+            raise
+        raise RepositoryError(error.message, f"{error.hint} The checkpoints stay: the same call goes on.") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise RepositoryError(
+            f"A checkpoint in '{work.folder}' was not written: {str(error).splitlines()[0]}.",
+            "Free space; the same call goes on from the last whole checkpoint.",
+        ) from error

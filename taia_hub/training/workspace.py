@@ -1,0 +1,183 @@
+"""`OUT/.training`: checkpoints that survive a kill, and what tells whether they are of this very run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub._files import write_atomically
+from taia_hub.card_files import TRAINING_FILE
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.training.recipe import TrainingRecipe
+
+WORK = ".training"
+STATE = "run.json"
+MARK = "taia_checkpoint.json"
+"""Written into a checkpoint last, so that half of one is never taken for a whole."""
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_FREE = ("report_to", "save_steps", "micro_batch_size", "name", "description", "reference", "inference_modules")
+"""Fields that may change between two parts of a run: the weights do not depend on them, but for rounding."""
+
+
+def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> str:
+    """Returns a hash of everything that the trained weights depend on.
+
+    Args:
+        recipe: The recipe.
+        base: The resolved base model; a folder counts by the sizes and times of its files.
+        datasets: The data, with their hashes.
+
+    Returns:
+        64 hex digits.
+    """
+    fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
+    files = [] if base.revision else [*sorted(base.folder.glob("*.safetensors")), base.folder / hub.CONFIG]
+    contents = {
+        "version": 1,
+        "recipe": {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)},
+        "base": base.revision or [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "data": [[one.get("sha256"), one.get("items")] for one in datasets],
+    }
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        folder: Where it is.
+        step: Optimizer steps until it.
+        seconds: Training time until it.
+    """
+
+    folder: Path
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a run keeps what it needs to go on.
+
+    Attributes:
+        out: The folder of the repository that is made.
+        fingerprint: Of the run.
+    """
+
+    out: Path
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of checkpoints and half-made files."""
+        return self.out / WORK
+
+    def finished(self) -> dict[str, Any] | None:
+        """Returns the record of this very run where it is finished, or None."""
+        path = self.out / TRAINING_FILE
+        if not path.is_file() or not (self.out / hub.MANIFEST).is_file():
+            return None
+        record = hub.read_json(path)
+        return record if record.get("fingerprint") == self.fingerprint else None
+
+    def refuse_another(self, recipe: TrainingRecipe) -> None:
+        """Refuses a folder in which another run was begun or finished.
+
+        Args:
+            recipe: The recipe of this run, to say what differs.
+
+        Raises:
+            ConfigError: If the folder is another run's.
+        """
+        if (self.folder / STATE).is_file():
+            state = hub.read_json(self.folder / STATE)
+            if state.get("fingerprint") == self.fingerprint:
+                return
+            now, before = recipe.to_mapping(), state.get("recipe", {})
+            differs = [name for name in now if name not in _FREE and now[name] != before.get(name)]
+            what = ", ".join(f"{name} {before.get(name)!r} instead of {now[name]!r}" for name in differs)
+            raise ConfigError(
+                f"'{self.out}' holds a training that was begun with {what or 'other data or another base model'}.",
+                "Give that recipe to go on, --restart to begin anew, or another folder.",
+            )
+        if (self.out / hub.CONFIG).is_file():
+            raise ConfigError(
+                f"'{self.out}' holds a model of another training already.",
+                "Choose another folder, or give --restart to replace it.",
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Returns what was written down when the run was begun; empty where it was not."""
+        path = self.folder / STATE
+        return hub.read_json(path) if path.is_file() else {}
+
+    def begin(self, recipe: TrainingRecipe, **facts: Any) -> None:
+        """Writes down what the run is.
+
+        Args:
+            recipe: Its recipe.
+            **facts: More to remember, as JSON values.
+        """
+        state = {"fingerprint": self.fingerprint, "recipe": recipe.to_mapping(), **facts}
+        write_atomically(self.folder / STATE, json.dumps(state, indent=2) + "\n")
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the newest whole checkpoint, or None."""
+        found = []
+        for path in self.folder.glob("checkpoint-*"):
+            match = _CHECKPOINT.fullmatch(path.name)
+            if match and (path / MARK).is_file():
+                found.append(Checkpoint(path, int(match[1]), float(hub.read_json(path / MARK)["seconds"])))
+        return max(found, key=lambda one: one.step, default=None)
+
+    def mark(self, step: int, seconds: float) -> None:
+        """Says that a checkpoint is whole.
+
+        Args:
+            step: Its optimizer step.
+            seconds: Training time until it.
+        """
+        path = self.folder / f"checkpoint-{step}" / MARK
+        write_atomically(path, json.dumps({"seconds": seconds}) + "\n")
+
+    def drop_halves(self) -> None:
+        """Deletes checkpoints that a kill or a full disk left unfinished."""
+        for path in self.folder.glob("checkpoint-*"):
+            if not (path / MARK).is_file():
+                shutil.rmtree(path)
+
+    def clear(self) -> None:
+        """Deletes everything that only a running training needs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_out(out: Path) -> None:
+    """Refuses a folder that holds something else than a TAIA repository or a begun training.
+
+    Args:
+        out: Where the repository shall be.
+
+    Raises:
+        RepositoryError: If it is a file, or holds other files.
+        ConfigError: If its `config.json` is damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
+    names = {path.name for path in out.iterdir()} - {WORK} if out.is_dir() else set()
+    if not names:
+        return
+    config = out / hub.CONFIG
+    if not config.is_file() or hub.read_json(config).get("model_type") != TAIAConfig.model_type:
+        raise RepositoryError(
+            f"'{out}' holds something else already ({', '.join(sorted(names)[:3])}).", "Give an empty or a new folder."
+        )
