@@ -17,7 +17,9 @@ from taia_hub.cli.demonstration import demo, serve
 from taia_hub.cli.evaluation import evaluate
 from taia_hub.cli.generation import generate
 from taia_hub.cli.repositories import create, info, push
+from taia_hub.cli.reproducing import reproduce
 from taia_hub.cli.spaces import space_create
+from taia_hub.cli.training import train
 from taia_hub.errors import TAIAError
 
 __all__ = ["app", "main"]
@@ -37,7 +39,9 @@ app.command()(push)
 app.command()(info)
 app.command()(generate)
 app.command()(compare)
+app.command()(train)
 app.command("eval")(evaluate)
+app.command()(reproduce)
 app.command()(analyze)
 app.command()(card)
 app.command()(demo)

@@ -1,0 +1,44 @@
+"""The paper's rows as recipes: `NAME.yaml` says how to train, `paper/NAME.yaml` how the row is evaluated.
+
+`NAME.yaml` holds fields of `taia_hub.training.TrainingRecipe` and nothing else, so that `taia train` takes it too.
+`paper/NAME.yaml` holds what `taia reproduce` needs beside it: `trained_on` (the paper's data, in words), `bring` (what
+the user must bring), `sweep` (label of a run to the fields in which it differs), `evaluation` (tasks and modes),
+`remarks` and `paper` (the paper's numbers, their source and how exactly they are known).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+PAPER = "paper"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Returns the names of the shipped recipes.
+
+    Returns:
+        Names in alphabetical order.
+
+    Example:
+        >>> "lora" in recipe_names()
+        True
+    """
+    files = resources.files(__package__).iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+def recipe_texts(name: str) -> tuple[str, str]:
+    """Returns what ships of a recipe.
+
+    Args:
+        name: One of `recipe_names()`.
+
+    Returns:
+        The YAML of its training, and that of its place in the paper.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+    """
+    here = resources.files(__package__)
+    training, paper = here / f"{name}.yaml", here / PAPER / f"{name}.yaml"
+    return training.read_text(encoding="utf-8"), paper.read_text(encoding="utf-8")
