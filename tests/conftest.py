@@ -4,6 +4,8 @@ import os
 import socket
 import tempfile
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 _SCRATCH = tempfile.mkdtemp(prefix="taia-tests-")
 os.environ.update({"HF_HOME": f"{_SCRATCH}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
