@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from taia_hub.loading import LoadOptions, fetch_checkpoints, load_adapter, load_
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.policy import parse_setting
 from taia_hub.switch import SwitchStatus
-from taia_hub.updates.compressing import CompressionReport, compress
+from taia_hub.updates.compressing import Compress, CompressionReport
 from taia_hub.updates.dense import DenseReport
+from taia_hub.updates.molora_import import AUTHORS_EXPERTS, convert_authors
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def create_repository(
         base_revision: Revision of the base model.
         adapter_revision: Revision of the adapter.
         link: Whether the repository points to the adapter's own repository instead of holding a copy.
-        convert_pickle: Whether pickled weights are converted to safetensors first; nothing in the pickle is run.
+        convert_pickle: Whether pickled weights, of PEFT or of the authors' MoLoRA code, are converted to safetensors
+            first; nothing in the pickle is run.
         private: Whether a new repository is private.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
@@ -83,7 +84,8 @@ def create_repository(
     with tempfile.TemporaryDirectory() as scratch:
         source, revision = adapter, adapter_revision
         if convert_pickle:
-            source, revision = str(_converted(adapter, adapter_revision, token, Path(scratch))), None
+            where = _converted(adapter, adapter_revision, base, base_revision, token, Path(scratch))
+            source, revision = str(where), None
         options = _skeleton_options(token, trust_remote_code)
         model = TAIAForCausalLM.from_loaded(
             load_adapter(base, source, base_revision, revision, inference_modules, options)
@@ -109,8 +111,7 @@ def create_from_finetuned(
     inference_modules: Any = None,
     base_revision: str | None = None,
     finetuned_revision: str | None = None,
-    compress_rank: int | Mapping[str, int] | None = None,
-    compress_energy: float | Mapping[str, float] | None = None,
+    compress: Compress = None,
     private: bool | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
@@ -126,8 +127,7 @@ def create_from_finetuned(
             `"attention"` where they are compressed.
         base_revision: Revision of the base model.
         finetuned_revision: Revision of the fine-tune.
-        compress_rank: Rank, or ranks by role, of a LoRA that the difference is compressed to.
-        compress_energy: Share of the difference's squared norm that the LoRA keeps, or shares by role.
+        compress: As for `TAIAForCausalLM.from_finetuned`.
         private: Whether a new repository is private.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
@@ -139,31 +139,15 @@ def create_from_finetuned(
         TAIAError: If something is missing or does not fit; nothing is written or published then.
     """
     _check_targets(out, push)
-    compressed = compress_rank is not None or compress_energy is not None
-    published = inference_modules or ("attention" if compressed else "attention+other")
-    if not isinstance(published, list):
-        parse_setting(published)
+    if inference_modules is not None and not isinstance(inference_modules, list):
+        parse_setting(inference_modules)
     options = _skeleton_options(token, trust_remote_code)
     with tempfile.TemporaryDirectory(dir=_beside(out), prefix=".taia-dense-") as scratch:
         folder = Path(scratch) / "update"
-        report: DenseReport | CompressionReport
-        if compressed:
-            one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
-            report = compress(
-                one.folder,
-                other.folder,
-                folder,
-                rank=compress_rank,
-                energy=compress_energy,
-                base_name=base,
-                trust_remote_code=trust_remote_code,
-            )
-            loaded = load_adapter(base, str(folder), one.revision, None, published, options)
-        else:
-            loaded, report = load_finetuned(
-                base, finetuned, base_revision, finetuned_revision, published, options, folder
-            )
-            one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+        loaded, report = load_finetuned(
+            base, finetuned, base_revision, finetuned_revision, inference_modules, options, folder, compress
+        )
+        _, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         model = TAIAForCausalLM.from_loaded(loaded)
         tokenizer = Path(scratch) / "tokenizer"
         publishing.save_tokenizer(model.taia_config, tokenizer, token, source=other.folder)
@@ -211,11 +195,20 @@ def _skeleton_options(token: str | bool | None, trust_remote_code: bool) -> Load
     )
 
 
-def _converted(adapter: str, revision: str | None, token: str | bool | None, scratch: Path) -> Path:
-    files = [hub.ADAPTER_CONFIG, hub.PICKLED_WEIGHTS]
+def _converted(
+    adapter: str, revision: str | None, base: str, base_revision: str | None, token: str | bool | None, scratch: Path
+) -> Path:
+    """Writes pickled weights anew as safetensors: PEFT's, or a MoLoRA of the authors' code."""
+    files = [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, hub.PICKLED_WEIGHTS, hub.CONFIG, AUTHORS_EXPERTS]
     source = hub.fetch(adapter, files, revision=revision, access=hub.HubAccess(token=token), what="adapter")
+    if (source.folder / AUTHORS_EXPERTS).is_file():
+        convert_authors(source.folder, scratch / "molora", base, base_revision=base_revision, token=token)
+        return scratch / "molora"
     if not (source.folder / hub.PICKLED_WEIGHTS).is_file():
-        raise RepositoryError(f"'{adapter}' has no {hub.PICKLED_WEIGHTS} to convert.", "Leave --convert-pickle out.")
+        raise RepositoryError(
+            f"'{adapter}' has neither {hub.PICKLED_WEIGHTS} nor {AUTHORS_EXPERTS} to convert.",
+            "Leave --convert-pickle out.",
+        )
     hub.convert_pickled_adapter(source.folder, scratch / "adapter")
     return scratch / "adapter"
 

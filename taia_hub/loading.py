@@ -19,7 +19,9 @@ from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 from taia_hub.switch import Switch
 from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
-from taia_hub.updates.dense import DenseReport, write_dense
+from taia_hub.updates.compressing import Compress, CompressionReport, compression_limits
+from taia_hub.updates.compressing import compress as compress_difference
+from taia_hub.updates.dense import DEFAULT_SETTING, DenseReport, write_dense
 from taia_hub.updates.kinds import KINDS, PEFT, UpdatePlace
 from taia_hub.updates.peft import read_config
 
@@ -195,7 +197,8 @@ def load_finetuned(
     published: Any,
     options: LoadOptions,
     scratch: Path,
-) -> tuple[Loaded, DenseReport]:
+    compress: Compress = None,
+) -> tuple[Loaded, DenseReport | CompressionReport]:
     """Loads a base model with a full fine-tune of it as its update.
 
     Args:
@@ -203,12 +206,14 @@ def load_finetuned(
         finetuned: Folder or Hub id of the fine-tune, a checkpoint of the same architecture.
         base_revision: Revision of the base; its main branch by default.
         finetuned_revision: Revision of the fine-tune.
-        published: The setting that the configuration publishes.
+        published: The setting that the configuration publishes; None for `"attention+other"`, or for `"attention"`
+            where the difference is compressed.
         options: How to load.
         scratch: Folder for the update's files, which the loaded model reads as long as it lives.
+        compress: As for `TAIAForCausalLM.from_finetuned`.
 
     Returns:
-        The loaded model, and how the two checkpoints differ.
+        The loaded model, and how the two checkpoints differ or what compressing lost.
 
     Raises:
         RepositoryError: If files are missing, damaged or out of reach.
@@ -216,7 +221,16 @@ def load_finetuned(
     """
     one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
     trusted = bool(options.base_keywords.get("trust_remote_code"))
-    report = write_dense(one.folder, other.folder, scratch, trust_remote_code=trusted)
+    report: DenseReport | CompressionReport
+    if compress is None:
+        report = write_dense(one.folder, other.folder, scratch, trust_remote_code=trusted)
+    else:
+        limits = compression_limits(compress)
+        report = compress_difference(
+            one.folder, other.folder, scratch, **limits, base_name=base, trust_remote_code=trusted
+        )
+    if published is None:
+        published = DEFAULT_SETTING if compress is None else "attention"
     loaded = _load_adapter_source(base, one.revision, hub.Source(finetuned, scratch, None), published, options)
     if loaded.model.can_generate() and (other.folder / _GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(other.folder))

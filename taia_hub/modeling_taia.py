@@ -30,6 +30,7 @@ from taia_hub.errors import ConfigError, UpdateMismatchError
 from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_finetuned, load_repository
 from taia_hub.switch import KeepSetting, Switch, SwitchStatus
 from taia_hub.updates.attaching import Update
+from taia_hub.updates.compressing import Compress
 from taia_hub.updates.peft import PREFIX, PeftUpdate
 
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
@@ -166,7 +167,8 @@ class TAIAMixin(Rebuildable):
         *,
         base_revision: str | None = None,
         finetuned_revision: str | None = None,
-        inference_modules: Any = "attention+other",
+        inference_modules: Any = None,
+        compress: Compress = None,
         **kwargs: Any,
     ) -> Any:
         """Puts a full fine-tune on its base model, with a switch.
@@ -180,13 +182,16 @@ class TAIAMixin(Rebuildable):
             base_revision: Revision of the base; the main branch by default. The commit that it points to goes into
                 `config.json`.
             finetuned_revision: Revision of the fine-tune.
-            inference_modules: The published default, and the setting to begin with. By default only the FFN goes back
-                to the base: norms, embeddings and head stay tuned, as in the authors' code.
+            inference_modules: The published default, and the setting to begin with. By default `"attention+other"`:
+                only the FFN goes back to the base; norms, embeddings and head stay tuned, as in the authors' code.
+            compress: Makes a plain LoRA of the difference by truncated SVD, which loses something: its rank, the share
+                of each difference's squared norm that it keeps (a float up to 1), or either by role, as in
+                `{"attention": 32, "ffn": 0.9}`. The default setting is then `"attention"`.
             **kwargs: As in `from_pretrained`.
 
         Returns:
-            The model, of a subclass of its base model's class. In mode `"none"` it is the base, in mode `"all"` the
-            fine-tune, bit for bit.
+            The model, of a subclass of its base model's class. In mode `"none"` it is the base and, unless compressed,
+            in mode `"all"` the fine-tune, bit for bit.
 
         Raises:
             TAIAError: If one is missing or damaged, they are not of one family, or they do not differ.
@@ -206,8 +211,16 @@ class TAIAMixin(Rebuildable):
         )
         scratch = tempfile.mkdtemp(prefix="taia-dense-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        names = os.fspath(base), os.fspath(finetuned)
-        loaded, _ = load_finetuned(*names, base_revision, finetuned_revision, inference_modules, options, Path(scratch))
+        loaded, _ = load_finetuned(
+            os.fspath(base),
+            os.fspath(finetuned),
+            base_revision,
+            finetuned_revision,
+            inference_modules,
+            options,
+            Path(scratch),
+            compress,
+        )
         return cls.from_loaded(loaded)
 
     @classmethod

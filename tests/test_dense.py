@@ -390,7 +390,7 @@ def test_saving_keeps_the_bytes(dense, tmp_path):
     found = update.parameters()
     assert found.keys() == tuned.keys()
     assert all(torch.equal(found[name], tuned[name]) for name in tuned)
-    assert update.method == "FULL"
+    assert update.method == "DENSE"
     assert update.settings["model_type"] == "llama"
 
 

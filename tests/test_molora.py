@@ -9,6 +9,7 @@ import re
 import shutil
 import threading
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from taia_hub import TAIAForCausalLM
+from taia_hub.creating import create_repository
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Switch
@@ -151,6 +153,18 @@ class TestLayer:
         layer(torch.randn(1, 6)).sum().backward()
         grads = layer.lora_B["default"].weight.grad
         assert [bool(one.any()) for one in grads].count(True) == 2
+
+    @pytest.mark.parametrize(("forward", "backward"), [(False, True), (True, True), (True, False)])
+    def test_backward_may_run_under_autocast(self, forward: bool, backward: bool) -> None:
+        layer, x = _linear(), torch.randn(3, 6, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            loss = layer(x).float().square().sum()
+        parameters = [x, *(one for one in layer.parameters() if one.requires_grad)]
+        expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            found = torch.autograd.grad(loss, parameters)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=0.1, rtol=0.1)
 
     def test_only_the_chosen_experts_are_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         layer = _linear(2, 4)
@@ -477,6 +491,18 @@ class TestFiles:
         assert torch.equal(again(pico.ids()).logits, base(pico.ids()).logits)
         assert (tmp_path / "changed" / MOLORA_CONFIG).read_bytes() == (saved() / MOLORA_CONFIG).read_bytes()
 
+    @pytest.mark.parametrize("path", ["weight_proj", "bias_mlp", "default", "lora_net"])
+    def test_paths_that_look_like_names_of_tensors(self, path: str, tmp_path: Path) -> None:
+        """PEFT renames keys by their text; nothing of the update may be lost."""
+        roles = {"attn": "attention", path: "ffn"}
+        base = nn.Sequential(OrderedDict({name: nn.Linear(8, 8) for name in roles}))
+        trained = _randomised(add_molora(copy.deepcopy(base), MoLoraSettings(rank=2), roles, [*roles])).eval()
+        save_molora(trained, tmp_path)
+        update, _ = attach_molora(base, tmp_path, roles=roles, inference_modules="all")
+        assert update.is_unchanged()
+        x = torch.randn(3, 8)
+        assert torch.equal(update.head_model.eval()(x), trained.base_model.model(x))
+
     def test_state_dict_of_a_trainer(self, pico: Any, saved: Any, tmp_path: Path) -> None:
         base, update, _ = _attached(pico, saved())
         state = {key: value + 1 if "lora_" in key else value for key, value in base.state_dict().items()}
@@ -659,6 +685,12 @@ def authors(pico: Any, tmp_path: Path) -> Path:
 
 
 class TestAuthors:
+    def test_one_command_makes_a_repository_of_it(self, pico: Any, authors: Path, tmp_path: Path) -> None:
+        create_repository(str(pico.base("llama")), str(authors), out=tmp_path / "made", convert_pickle=True)
+        convert_authors(authors, tmp_path / "out", str(pico.base("llama")))
+        for name in ("molora_config.json", "molora_model.safetensors"):
+            assert (tmp_path / "made" / "molora" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
     def test_converted_checkpoint_computes_what_their_code_computes(
         self, pico: Any, authors: Path, tmp_path: Path
     ) -> None:

@@ -21,8 +21,10 @@ from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.recipes import recipe_names
 from taia_hub.reproducing import load_recipe, reproduce
 from taia_hub.reproducing.measured import measure
+from taia_hub.reproducing.state import RunFolder
 from taia_hub.reproducing.table import make_table
 from taia_hub.results import Results
+from taia_hub.training import TrainingRecipe
 
 MODES = ("none", "attention", "ffn", "all")
 CHOICES = ["the sea", "a tree", "the sun"]
@@ -223,7 +225,7 @@ def test_the_base_is_measured_in_the_first_run_alone(options, tmp_path, evaluati
     assert alone.modes["none"].values == two["none"].values
 
 
-def test_a_sweep_is_one_table_with_a_row_a_run(options, tmp_path):
+def test_a_sweep_is_one_table_with_a_row_a_run(options, tmp_path, monkeypatch):
     seen = set()
     found = reproduce(
         "rank-sweep",
@@ -248,6 +250,13 @@ def test_a_sweep_is_one_table_with_a_row_a_run(options, tmp_path):
     again = reproduce("rank-sweep", out=tmp_path / "out", runs=["ar64_fr4"], modes=["all", "attention"], **options)
     assert [row.run for row in again.table.rows] == [label for label in again.recipe.labels for _ in range(2)]
     assert again.table.rows[:4] == found.table.rows
+
+    rows = [json.loads(line) for line in options["tasks"][0].read_text().splitlines()]
+    other = lines(tmp_path / "choices.jsonl", [{**row, "question": "changed ?"} for row in rows])
+    shutil.rmtree(tmp_path / "out" / "ar64_fr4")
+    monkeypatch.setattr(taia_hub.training, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(ConfigError, match="'ar4_fr4' was evaluated on another 'choices'"):
+        reproduce("rank-sweep", out=tmp_path / "out", runs=["ar64_fr4"], **{**options, "tasks": [other]})
 
 
 @pytest.mark.parametrize(
@@ -334,6 +343,33 @@ def test_the_folder_of_another_reproduction_is_refused(change, message, copied, 
     with pytest.raises(ConfigError, match=message):
         reproduce(given.pop("recipe", "lora"), out=copied, **given)
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_trust_that_is_set_as_a_field_holds_for_the_evaluation_too(options, tmp_path, monkeypatch):
+    seen = {}
+
+    def stopped(*_, **keywords):
+        seen.update(keywords)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("lora", out=tmp_path / "out", **{**options, "changes": {**SMALL, "trust_remote_code": True}})
+    assert seen["trust_remote_code"] is True
+
+
+def test_a_changed_base_model_is_refused(options, base, tmp_path, no_training):
+    other = shutil.copytree(base, tmp_path / "base")
+    run = TrainingRecipe(base=str(other), data=(options["data"],))
+    RunFolder.of(tmp_path / "run", run).begin()
+    (other / "README.md").write_text("new")
+    RunFolder.of(tmp_path / "run", run).check()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        before = (other / name).stat()
+        os.utime(other / name, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        with pytest.raises(ConfigError, match=f"other files of the base model: {name}"):
+            RunFolder.of(tmp_path / "run", run).check()
+        os.utime(other / name, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_several_processes_are_refused(options, tmp_path, no_training, monkeypatch):

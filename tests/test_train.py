@@ -4,6 +4,7 @@ import copy
 import errno
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -16,21 +17,31 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 from trl import SFTTrainer
 
 import taia_hub
+from taia_hub import hub
 from taia_hub.cards import training_from_json
-from taia_hub.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RepositoryError, SettingError
+from taia_hub.errors import (
+    ConfigError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    RepositoryError,
+    SettingError,
+    UnsupportedUpdateError,
+)
 from taia_hub.hub import sha256
 from taia_hub.sublayers import find_sublayers
 from taia_hub.training import TrainingRecipe, plan_training, train
+from taia_hub.training.data import prepare_data
 from taia_hub.training.encoding import IGNORED_LABEL, Encoder
-from taia_hub.training.modelling import build_skeleton
+from taia_hub.training.modelling import build_skeleton, check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
 from taia_hub.training.telling import TrainingBars
 from taia_hub.training.trainer import check_trackers
-from taia_hub.training.workspace import MARK, WORK
+from taia_hub.training.workspace import MARK, WORK, fingerprint
 
 CONFIGS = Path(taia_hub.__file__).parent / "training" / "configs"
 CHATML = (
@@ -124,6 +135,14 @@ def test_a_recipe_becomes_a_repository(recipe, tmp_path):
         assert text in card
 
 
+def test_data_sets_of_the_hub_are_told_apart_by_their_commits(tmp_path):
+    base = hub.Source("org/base", tmp_path, "f" * 40)
+    recipe = TrainingRecipe(base="org/base", data=("org/one",), total=8)
+    one = {"name": "org/one", "revision": "a" * 40, "items": 100}
+    others = [{**one, "name": "org/two"}, {**one, "revision": "b" * 40}, {**one, "sha256": "c" * 64}]
+    assert len({fingerprint(recipe, base, (facts,)) for facts in (one, *others)}) == 4
+
+
 def test_the_mixture_is_recorded_and_drawn(recipe, items, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(line(("a", "no")) + "".join(line((letter * 9, "no")) for letter in "bcdefghij"))
@@ -146,6 +165,8 @@ def test_a_finished_run_is_not_done_again(recipe, tmp_path):
 
     assert not again.is_new
     assert again.last_loss == first.last_loss
+    with pytest.raises(ConfigError, match="publishes 'attention' and not 'all'"):
+        train(recipe.replace(inference_modules="all"), out=tmp_path / "out")
     with pytest.raises(ConfigError, match="another training already"):
         train(recipe.replace(rank=2), out=tmp_path / "out")
     other = train(recipe.replace(rank=2), out=tmp_path / "out", resume=False)
@@ -193,6 +214,34 @@ def test_exactly_the_answers_of_two_turns_are_trained(own_tokenizer):
 
     assert trained_text(own_tokenizer, CHATML) == expected  # by the beginnings of the rendered conversation
     assert trained_text(own_tokenizer, MARKED) == expected  # by the template's own marks
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "pre_tokenizer"])
+def test_tokens_are_those_of_the_whole_conversation(kind):
+    """Tokenizers of SentencePiece's kind put a space before every text that they are given."""
+    pieces = ["<unk>", "<s>", "</s>", "▁", *"abcdehust\n", "▁a", "▁h", "▁▁"]
+    merges = [("▁", "a"), ("▁", "h"), ("▁", "▁")]
+    own = Tokenizer(models.BPE({one: index for index, one in enumerate(pieces)}, merges, unk_token="<unk>"))
+    if kind == "normalizer":
+        own.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        own.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<s>u\n{{ m.content }}\n{% else %}a\n{{ m.content }}</s>\n"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}a\n{% endif %}"
+    )
+
+    encoded = Encoder(tokenizer).encode(TURNS)
+
+    def whole(messages, **options):
+        return list(tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"])
+
+    assert encoded.input_ids == whole(TURNS)
+    prompt = whole(TURNS[:1], add_generation_prompt=True)
+    assert encoded.labels[: len(prompt)] == [IGNORED_LABEL] * len(prompt)
+    trained = [label for label in encoded.labels if label != IGNORED_LABEL]
+    assert tokenizer.convert_ids_to_tokens(trained) == ["a", "▁h", "a", "t", "</s>", "d", "</s>"]
 
 
 def test_without_a_chat_template_the_plain_form_is_used(own_tokenizer):
@@ -272,8 +321,25 @@ def test_all_parameters_are_trained(recipe, tmp_path, modules, pico):
     assert not torch.equal(tuned["attention"], none)
 
 
-@pytest.mark.parametrize("method", ["molora", "full"])
-def test_other_methods_go_on_where_they_stopped(recipe, tmp_path, method):
+def test_a_tied_head_is_stored_once_and_frozen_tensors_keep_their_bytes(pico, tokenizer, items, tmp_path):
+    config = AutoConfig.from_pretrained(pico.base("llama"), tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    one = TrainingRecipe(base=str(tmp_path / "base"), data=(items,), batch_size=8, method="full", max_steps=2)
+
+    train(one.replace(train_modules="other"), out=tmp_path / "out")
+
+    index = json.loads((tmp_path / "out" / "dense" / "dense.safetensors.index.json").read_text())
+    assert "model.embed_tokens.weight" in index["weight_map"]
+    assert all("norm" in name or "embed" in name for name in index["weight_map"])  # no head, and nothing frozen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": "molora"}, {"method": "full"}, {"packing": True, "max_length": 40, "batch_size": 2, "dropout": 0.3}],
+    ids=["molora", "full", "packing"],
+)
+def test_other_methods_go_on_where_they_stopped(recipe, tmp_path, changes):
     class Stop(Exception):
         pass
 
@@ -281,11 +347,11 @@ def test_other_methods_go_on_where_they_stopped(recipe, tmp_path, method):
         if stage == "training" and done == 7:
             raise Stop
 
-    one = recipe.replace(method=method, save_steps=5, max_steps=8)
+    one = recipe.replace(**changes, save_steps=5, max_steps=8)
     train(one, out=tmp_path / "straight")
     with pytest.raises(Stop):
         train(one, out=tmp_path / "stopped", progress=stop)
-    train(one, out=tmp_path / "stopped")
+    train(one.replace(gradient_checkpointing=True), out=tmp_path / "stopped")  # changes no weight
 
     for path in (tmp_path / "straight").rglob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "stopped" / path.relative_to(tmp_path / "straight")).read_bytes()
@@ -398,6 +464,8 @@ def test_bad_targets_and_bases_are_refused(recipe, tmp_path):
         train(recipe, out=tmp_path)
     with pytest.raises(RepositoryError, match="is a file"):
         train(recipe, out=tmp_path / "notes.txt")
+    with pytest.raises(RepositoryError, match="Nothing can be written beside"):
+        train(recipe, out=Path("/proc"))  # a mount
     with pytest.raises(ConfigError, match="where the trained model shall go"):
         train(recipe)
     with pytest.raises(RepositoryError, match="is no folder here"):
@@ -419,6 +487,40 @@ def test_trackers_are_looked_for_first():
         check_trackers(("comet_ml",))
 
 
+# --- Against a loop by hand -----------------------------------------------------------------------------------------
+def test_steps_loss_and_schedule_are_those_of_a_plain_loop(recipe, tmp_path, pico, tokenizer):
+    one = recipe.replace(method="full", learning_rate=1e-2, warmup_ratio=0.2, epochs=1.025, micro_batch_size=2)
+    done = train(one.replace(dtype="float32"), out=tmp_path / "out")
+
+    rows, encoder = prepare_data(one).train, Encoder(tokenizer)
+    encoded = [encoder.encode(messages) for messages in rows["messages"]]
+    model = pico.plain("llama", dtype=torch.float32).train()
+    steps, losses = math.ceil(len(encoded) / 8), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.2 * steps), steps)
+    for step in range(steps):
+        batch = encoded[8 * step : 8 * step + 8]
+        parts, count = [], sum(label != IGNORED_LABEL for item in batch for label in item.labels)
+        for item in batch:
+            logits = model(torch.tensor([item.input_ids])).logits[0, :-1]
+            labels = torch.tensor(item.labels[1:])
+            parts.append(torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / count)
+        loss = torch.stack(parts).sum()
+        loss.backward()
+        losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+    assert (len(encoded), done.steps) == (41, 6)
+    assert (done.first_loss, done.last_loss) == pytest.approx((losses[0], losses[-1]), rel=1e-5)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = trained(pico.ids(), inference_modules="all").logits
+        torch.testing.assert_close(found, model.eval()(pico.ids()).logits, atol=1e-4, rtol=1e-4)
+
+
 # --- Batches ----------------------------------------------------------------------------------------------------
 def test_the_batch_is_the_same_however_it_is_divided(recipe, tmp_path):
     one = recipe.replace(dropout=0.0, max_steps=3)
@@ -429,13 +531,15 @@ def test_the_batch_is_the_same_however_it_is_divided(recipe, tmp_path):
     assert all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole)
 
 
-def test_the_micro_batch_is_halved_when_memory_runs_out(recipe, tmp_path, monkeypatch):
-    recipe = recipe.replace(max_steps=2)
+@pytest.mark.parametrize("given", [None, 8])
+def test_the_micro_batch_is_halved_when_memory_runs_out(recipe, tmp_path, monkeypatch, given):
+    recipe = recipe.replace(max_steps=2, micro_batch_size=given)
     train(recipe.replace(micro_batch_size=2), out=tmp_path / "two")
     real, sizes = SFTTrainer.training_step, []
 
     def small(self, model, inputs, *args, **keywords):
         sizes.append(len(inputs["input_ids"]))
+        assert len(sizes) < 30
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(self, model, inputs, *args, **keywords)
@@ -465,6 +569,14 @@ def test_packed_items_do_not_see_each_other(recipe, tmp_path):
     assert packed.steps == apart.steps == 1
     assert packed.first_loss == pytest.approx(apart.first_loss, rel=1e-5)
     assert packed.tokens == apart.tokens
+
+
+@pytest.mark.parametrize("name", ["opt", "jamba", "qwen3_next"])
+def test_packing_is_refused_where_items_would_see_each_other(pico, tokenizer, items, tmp_path, name):
+    tokenizer.save_pretrained(pico.base(name))
+    one = TrainingRecipe(base=str(pico.base(name)), data=(items,), batch_size=1, packing=True, max_length=60)
+    with pytest.raises(ConfigError, match=f"packing cannot be used with a model of type '{name}'"):
+        train(one, out=tmp_path / "out")
 
 
 def test_bfloat16_computes_in_bfloat16(recipe, tmp_path):
@@ -588,7 +700,7 @@ def test_accelerate_reads_the_configurations(name):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(recipe, tmp_path):
-    one = recipe.replace(dropout=0.0, micro_batch_size=2)
+    one = recipe.replace(dropout=0.0, micro_batch_size=2, epochs=1.93)  # 77 items: the last step is not whole
     (tmp_path / "recipe.yaml").write_text(one.to_yaml())
     train(one.replace(micro_batch_size=4), out=tmp_path / "one")
     root = str(Path(taia_hub.__file__).parents[1])
@@ -609,6 +721,13 @@ def test_two_processes_train_what_one_does(recipe, tmp_path):
     single, double = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert all(torch.allclose(single[name], double[name], atol=1e-5) for name in single)
     assert json.loads((tmp_path / "two" / "taia_training.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_what_cannot_be_gathered_is_not_sharded():
+    check_sharding(TrainingRecipe(method="lora"), sharded=True)
+    check_sharding(TrainingRecipe(method="molora"), sharded=False)
+    with pytest.raises(UnsupportedUpdateError, match="MoLoRA cannot be trained on a model that is sharded"):
+        check_sharding(TrainingRecipe(method="molora"), sharded=True)
 
 
 def test_trl_missing_is_said_first(recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Training data: forms, what is refused and where, sources on this disk and on the Hub, noise, and the record."""
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -233,6 +234,9 @@ def test_faults_of_csv_name_the_line_where_the_item_begins(tmp_path):
         prepare(str(path))
     assert f"{path}:4: it has not the 2 fields" in caught.value.message
     assert f"{path}:5: 'completion' is empty" in caught.value.message
+    path.write_text("prompt,completion,prompt\n1,2,3\n")
+    with pytest.raises(ConfigError, match=r"data\.csv:1: no CSV: the header names a field twice"):
+        prepare(str(path))
 
 
 def anonymous_memory():
@@ -276,6 +280,23 @@ def test_what_was_converted_is_taken_from_the_cache_until_the_file_changes(tmp_p
         assert len(prepare(path).train) == 4
     write(tmp_path / "data.jsonl", map(alpaca, range(4, 9)))
     assert sorted(map(question, prepare(path).train)) == [f"Question {number}?" for number in range(4, 9)]
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_damaged_cache_is_said(tmp_path, monkeypatch, kept):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write(tmp_path / "data.jsonl", map(alpaca, range(20)))
+    prepare(path)
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    content = arrow.read_bytes()
+    arrow.unlink()  # it is mapped
+    arrow.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(RepositoryError, match="converted before cannot be read") as caught:
+        prepare(path)
+    shutil.rmtree(caught.value.hint.split("'")[1])
+    assert len(prepare(path).train) == 20
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
@@ -364,6 +385,7 @@ def test_a_data_set_of_the_hub_is_fixed_to_its_commit(questions):
     older = prepare(f"{repo_id}@{first}", f"{repo_id}:dev")
     assert set(map(question, older.train)) == {f"Question {number}?" for number in (0, 1, 10, 11, 12, 13)}
     assert [one["revision"] for one in older.datasets] == [first, second]
+    assert [one["name"] for one in older.datasets] == [repo_id, f"{repo_id}:dev"]
     assert older.composition.stretches.keys() == {f"{repo_id}@{first}", f"{repo_id}:dev"}
     assert sorted(map(question, prepare(f"{repo_id}:default/dev").train))[0] == "Question 10?"
 

@@ -172,29 +172,30 @@ def test_fewer_shards_than_before_leave_none_behind(online: Any, tuned: Path, re
     assert not stale.exists()
 
 
-def test_compressed_to_a_plain_adapter(online: Any, tuned: Path, tmp_path: Path, capsys: Any) -> None:
-    rank = ["--compress-rank", '{"attention": 8, "ffn": 16}']
-    taia("create", online.base, str(tuned), "--dense", *rank, "--out", str(tmp_path / "lora"), "--json")
+def test_compressed_to_a_plain_adapter(online: Any, tuned: Path, tmp_path: Path, capsys: Any, pico: Any) -> None:
+    asked = ["--compress", '{"attention": 8, "ffn": 0.9}']
+    taia("create", online.base, str(tuned), "--dense", *asked, "--out", str(tmp_path / "lora"), "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed["status"]["inference_modules"] == "attention"
     config = json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", online.base)
-    shapes = {
-        tensor.shape[0]
-        for name, tensor in load_file(tmp_path / "lora/adapter/adapter_model.safetensors").items()
-        if "lora_A" in name
-    }
-    assert shapes <= {8, 16}
+    kept = TAIAForCausalLM.from_pretrained(tmp_path / "lora").eval()
+    again = TAIAForCausalLM.from_finetuned(online.base, tuned, compress={"attention": 8, "ffn": 0.9}).eval()
+    ids = pico.ids()
+    assert torch.equal(kept(ids).logits, again(ids).logits)
+    tensors = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
+    assert {len(one) for name, one in tensors.items() if "self_attn" in name and "lora_A" in name} == {8}
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--dense", "--link"], "--link is for adapters"),
-        (["--compress-rank", "4"], "compress a full fine-tune"),
-        (["--dense", "--compress-rank", "many"], "neither a number nor a JSON object"),
-        (["--dense", "--compress-rank", "0"], "rank"),
-        (["--dense", "--compress-energy", "1.5"], "energy"),
+        (["--compress", "4"], "--compress is for full fine-tunes"),
+        (["--dense", "--compress", "many"], "no number and no JSON object"),
+        (["--dense", "--compress", "0"], "rank"),
+        (["--dense", "--compress", "[4]"], "neither a rank, a share"),
+        (["--dense", "--compress", "1.5"], "energy"),
         (["--dense", "--mode", "atention"], "Did you mean"),
     ],
 )

@@ -49,24 +49,21 @@ def create(
         bool, typer.Option("--link", help="Point to the adapter on the Hub instead of copying it.")
     ] = False,
     convert_pickle: Annotated[
-        bool, typer.Option("--convert-pickle", help="Convert adapter_model.bin to safetensors; nothing in it is run.")
+        bool,
+        typer.Option(
+            "--convert-pickle",
+            help="Convert adapter_model.bin, or the authors' MoLoRA files, to safetensors; nothing in them is run.",
+        ),
     ] = False,
     dense: Annotated[
         bool, typer.Option("--dense", help="The second argument is a full fine-tune: keep the tensors that differ.")
     ] = False,
-    compress_rank: Annotated[
+    compress: Annotated[
         str | None,
         typer.Option(
-            metavar="N|JSON",
-            help="With --dense: make a LoRA of this rank of the difference, or of ranks by role, as in "
-            '\'{"attention": 32, "ffn": 16}\'.',
-        ),
-    ] = None,
-    compress_energy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SHARE|JSON",
-            help="With --dense: make a LoRA that keeps this share of the difference's squared norm, also by role.",
+            metavar="RANK|SHARE|JSON",
+            help="With --dense: make a LoRA of the difference, of this rank (16), with this share of its squared norm "
+            """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'.""",
         ),
     ] = None,
     private: Private = None,
@@ -96,15 +93,12 @@ def create(
             adapter,
             inference_modules=parse_mode(mode) if mode is not None else None,
             finetuned_revision=adapter_revision,
-            compress_rank=_by_role(compress_rank, "--compress-rank", int),
-            compress_energy=_by_role(compress_energy, "--compress-energy", float),
+            compress=_parse_compress(compress),
             **shared,
         )
     else:
-        if compress_rank is not None or compress_energy is not None:
-            raise ConfigError(
-                "--compress-rank and --compress-energy compress a full fine-tune.", "Give --dense as well."
-            )
+        if compress is not None:
+            raise ConfigError("--compress is for full fine-tunes.", "Give --dense as well.")
         created = create_repository(
             base,
             adapter,
@@ -183,17 +177,16 @@ def info(
         typer.echo(f"\nCounted as other because their role could not be told: {', '.join(found.unplaced)}")
 
 
-def _by_role(text: str | None, option: str, number: type) -> Any:
-    """Reads a number, or a JSON object of numbers by role; what they may be is checked where they are used."""
+def _parse_compress(text: str | None) -> Any:
+    """Reads a rank, a share or a JSON object of either by role; what they may be is checked where they are used."""
     if text is None:
         return None
     try:
-        value = json.loads(text)
-        return {role: number(one) for role, one in value.items()} if isinstance(value, dict) else number(value)
-    except (ValueError, TypeError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise ConfigError(
-            f"{option} {text!r} is neither a number nor a JSON object of numbers by role.",
-            f"""Write {option} 16, or {option} '{{"attention": 32, "ffn": 16}}'.""",
+            f"--compress {text!r} is no number and no JSON object.",
+            """Write --compress 16, --compress 0.9 or --compress '{"attention": 32, "ffn": 0.9}'.""",
         ) from error
 
 

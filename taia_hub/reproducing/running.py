@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,10 @@ class _Evaluation:
     def units(self) -> list[Any]:
         return [safety_task(self.prompts, limit=self.limit)] if self.prompts else []
 
-    def check(self) -> None:
+    def load(self) -> list[Any]:
         """Loads the tasks, so that one that does not exist is found before anything is trained."""
         import_or_raise("lm_eval", "eval", "`taia reproduce`")
-        self.units()
-        if self.tasks:
-            load_tasks(self.tasks, limit=self.limit)
+        return [*self.units(), *(load_tasks(self.tasks, limit=self.limit)[0] if self.tasks else [])]
 
 
 def reproduce(
@@ -170,14 +169,15 @@ def reproduce(
         state.check()
     wanted = evaluation.identity()
     untrained = [label for label in plan if not states[label].is_trained]
+    earlier = [label for label in every if states[label].has_results]
+    results = {label: Results.load(states[label].results) for label in earlier}
     if untrained or not all(states[label].is_evaluated(wanted) for label in plan):
-        evaluation.check()
+        _check_tasks(evaluation.load(), results, states)
     if len(untrained) > 1:
         _check_training([plan[label] for label in untrained], token, progress)
     with hub.disk_errors(folder):
         write_atomically(folder / _MARK, json.dumps({"recipe": found.name, "limit": limit}) + "\n")
-    earlier = [label for label in every if label not in plan and states[label].has_results]
-    results = {label: Results.load(states[label].results) for label in earlier}
+    results = {label: one for label, one in results.items() if label not in plan}
     shown = {label: run for label, run in every.items() if label in plan or label in results}
     for label, run in plan.items():
         state = states[label]
@@ -187,7 +187,7 @@ def reproduce(
             state.mark_trained()
         if not state.is_evaluated(wanted):
             first = next(iter(results.values()), None)
-            _evaluate(state, evaluation, first, token, trust_remote_code, _named(progress, label, plan))
+            _evaluate(state, evaluation, first, token, run.trust_remote_code, _named(progress, label, plan))
             state.mark_evaluated(wanted)
         results[label] = Results.load(state.results)
         table = _table(found, shown, evaluation, results)
@@ -245,6 +245,18 @@ def _check_out(folder: Path, recipe: Recipe, evaluation: _Evaluation) -> None:
                 f"'{folder}' holds a reproduction with {name} {before.get(name)!r}, not {now!r}.",
                 "Give the same options as before, or choose another folder with --out.",
             )
+
+
+def _check_tasks(tasks: Sequence[Any], results: Mapping[str, Results], states: Mapping[str, RunFolder]) -> None:
+    """Refuses tasks that changed since a run was evaluated: its numbers may not stand beside new ones."""
+    for label, found in results.items():
+        for task in tasks:
+            now, before = task.blank, found.tasks.get(task.blank.key)
+            if before is not None and dataclasses.replace(before, modes={}) != dataclasses.replace(now, modes={}):
+                raise ConfigError(
+                    f"The run '{label}' was evaluated on another '{now.key}' than the one that is given now.",
+                    f"Give the same task as before, or delete '{states[label].results}' to evaluate that run again.",
+                )
 
 
 def _check_training(runs: Sequence[TrainingRecipe], token: str | None, progress: Progress | None) -> None:

@@ -22,6 +22,9 @@ _FORMAT = 1
 _IDLE = ("name", "description", "reference", "report_to", "save_steps", "micro_batch_size")
 """Fields of a training recipe that may change between two parts of a run."""
 _DATA = ("data", "in_domain", "ood")
+_BASE_FILES = "base_files"
+_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+"""Endings of what a training reads of a base model: weights, configurations, tokenizer, chat template, code."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class RunFolder:
         fields = {name: value for name, value in recipe.to_mapping().items() if name not in _IDLE}
         fields |= {name: [_content(source) for source in getattr(recipe, name)] for name in _DATA}
         base = Path(recipe.base)
-        files = [*base.glob("*.safetensors"), base / hub.CONFIG] if base.is_dir() else []
-        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
-        return cls(path, {**fields, "base_files": stats})
+        files = [file for file in sorted(base.iterdir()) if file.is_file()] if base.is_dir() else []
+        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.suffix in _READ}
+        return cls(path, {**fields, _BASE_FILES: stats})
 
     @property
     def model(self) -> Path:
@@ -85,11 +88,18 @@ class RunFolder:
             raise ConfigError(f"'{self.path / STATE}' is damaged.", "Delete the folder, or choose another with --out.")
         now = json.loads(json.dumps(self.identity))
         for name in [*now, *before]:
-            if before.get(name) != now.get(name):
-                raise ConfigError(
-                    f"'{self.path}' holds a run with another {name}: {before.get(name)!r}, not {now.get(name)!r}.",
-                    "Give the same options as before, or choose another folder with --out.",
-                )
+            was: Any = before.get(name)
+            given = now.get(name)
+            if was == given:
+                continue
+            what = f"another {name}: {was!r}, not {given!r}"
+            if name == _BASE_FILES:
+                changed = sorted(key for key in {*(was or {}), *given} if (was or {}).get(key) != given.get(key))
+                what = f"other files of the base model: {', '.join(changed)}"
+            raise ConfigError(
+                f"'{self.path}' holds a run with {what}.",
+                "Give the same options as before, or choose another folder with --out.",
+            )
 
     def begin(self) -> None:
         """Writes down which run the folder is for, before anything else is written there."""

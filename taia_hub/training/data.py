@@ -96,8 +96,6 @@ _HASHES = ("answers", "questions")
 def _check(recipe: TrainingRecipe) -> None:
     if not recipe.data and not recipe.in_domain:
         raise ConfigError("The recipe names no data.", "Give data, or in_domain and ood to be mixed.")
-    if recipe.data and (recipe.in_domain or recipe.ood):
-        raise ConfigError("The recipe has data beside in_domain and ood.", "Give either of them.")
     if recipe.ood and recipe.ood_ratio is None:
         raise ConfigError("The recipe has ood without ood_ratio.", "Say which share of the items shall be of ood.")
     if recipe.schedule == "linear" and not recipe.ood:

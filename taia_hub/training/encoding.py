@@ -134,8 +134,11 @@ class Encoder:
                     "Put {% generation %} … {% endgeneration %} around the answers in the template, or give "
                     "assistant_only_loss: false.",
                 )
-            pieces += [(whole[end : len(before)], False), (whole[len(before) : len(after)], True)]
-            end = len(after)
+            answer, ending = whole[len(before) : len(after)], self.tokenizer.eos_token
+            if ending and answer.rstrip().endswith(ending):
+                answer = answer.rstrip()  # nothing is generated after it
+            pieces += [(whole[end : len(before)], False), (answer, True)]
+            end = len(before) + len(answer)
         pieces.append((whole[end:], False))
         return self._join(pieces)
 
@@ -153,13 +156,27 @@ class Encoder:
         return encoded
 
     def _join(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
-        """Makes tokens of each piece for itself, as a prompt and what is generated after it are."""
-        ids, labels = list[int](), list[int]()
-        for trained, text in _merged(pieces):
-            new = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-            ids += new
-            labels += new if trained else [IGNORED_LABEL] * len(new)
-        return Encoded(ids, labels)
+        """Makes tokens of pieces so that each prompt has those that it has alone, as when an answer is generated."""
+        merged = _merged(pieces)
+        parts = [self._tokens(text) for _, text in merged]
+        whole = self._tokens("".join(text for _, text in merged))
+        ids = [one for part in parts for one in part]
+        if ids != whole:  # some tokenizers put a space before every text, or join what is apart
+            text, ends = "", list[int]()
+            for _, piece in merged:
+                text += piece
+                tokens = self._tokens(text)
+                if whole[: len(tokens)] != tokens:
+                    break
+                ends.append(len(tokens))
+            else:
+                parts = [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+        ids = [one for part in parts for one in part]
+        trained = [is_trained for part, (is_trained, _) in zip(parts, merged, strict=True) for _ in part]
+        return Encoded(ids, [one if seen else IGNORED_LABEL for one, seen in zip(ids, trained, strict=True)])
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def _merged(pieces: Sequence[tuple[str, bool]]) -> list[tuple[bool, str]]:

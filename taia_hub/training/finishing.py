@@ -43,7 +43,7 @@ def write_repository(fitted: Fitted, work: Workspace, progress: Progress | None)
     update, repository = work.folder / "update", work.folder / "repository" / work.out.name
     for folder in (update, repository):
         shutil.rmtree(folder, ignore_errors=True)
-    modelling.save_update(fitted.model, recipe, job.base, update, fitted.state_dict)
+    modelling.save_update(fitted.model, recipe, job.base, update, fitted.state_dict, job.token)
     make = creating.create_from_finetuned if recipe.method == "full" else creating.create_repository
     make(
         recipe.base,
@@ -65,7 +65,7 @@ def write_repository(fitted: Fitted, work: Workspace, progress: Progress | None)
         shutil.copytree(runs, repository / "runs", dirs_exist_ok=True)
     new = {path.relative_to(repository) for path in repository.rglob("*") if path.is_file()}
     with hub.written_whole(work.out) as scratch:
-        shutil.copytree(repository, scratch, dirs_exist_ok=True)
+        shutil.copytree(repository, scratch, dirs_exist_ok=True, copy_function=shutil.move)  # no room for two
     for path in _old_files(work.out):
         if path.relative_to(work.out) not in new:  # of another training, which this one replaces
             path.unlink()

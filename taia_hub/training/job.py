@@ -55,7 +55,7 @@ class Job:
             tokens=tokens,
             base_parameters=self.parameters,
             trained=trained_parameters(self.selection, self.recipe),
-            micro_batch_size=self.recipe.micro_batch_size or micro_batch_size,
+            micro_batch_size=micro_batch_size,
             notes=(*self.selection.notes, *notes),
         )
 

@@ -163,8 +163,30 @@ def needs_uniform_dtype(arguments: Any) -> bool:
     return sharded or (zero is not None and zero.zero_stage == 3)
 
 
+def check_sharding(recipe: TrainingRecipe, *, sharded: bool) -> None:
+    """Refuses what cannot be gathered again.
+
+    Args:
+        recipe: The recipe.
+        sharded: Whether the model is shared among the processes.
+
+    Raises:
+        UnsupportedUpdateError: If MoLoRA shall be sharded.
+    """
+    if sharded and recipe.method == "molora":
+        raise UnsupportedUpdateError(
+            "MoLoRA cannot be trained on a model that is sharded (FSDP, DeepSpeed ZeRO-3).",
+            "Use DDP (ddp.yaml), or method: lora.",
+        )
+
+
 def save_update(
-    model: Any, recipe: TrainingRecipe, base: hub.Source, folder: Path, state_dict: Mapping[str, torch.Tensor] | None
+    model: Any,
+    recipe: TrainingRecipe,
+    base: hub.Source,
+    folder: Path,
+    state_dict: Mapping[str, torch.Tensor] | None,
+    token: str | bool | None,
 ) -> None:
     """Saves what was trained: an adapter, or a whole checkpoint in the dtypes that the base is stored in.
 
@@ -174,6 +196,7 @@ def save_update(
         base: The base model.
         folder: A new folder.
         state_dict: The gathered tensors where the model is sharded, else None.
+        token: Access token.
     """
     folder.mkdir(parents=True)
     if recipe.method == "molora":
@@ -184,26 +207,31 @@ def save_update(
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        usual, stored = stored_dtypes(base)
-        tensors = model.state_dict() if state_dict is None else state_dict
+        usual, stored = stored_dtypes(base, token)
+        tensors = dict(model.state_dict() if state_dict is None else state_dict)
+        for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+            if name in tensors and source in tensors and torch.equal(tensors[name], tensors[source]):
+                del tensors[name]  # a cast would make two tensors of one
         cast = {
             name: tensor.to(stored.get(name, usual)) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()
         }
         model.save_pretrained(str(folder), state_dict=cast)
-        load_tokenizer(base, recipe, None).save_pretrained(str(folder))
+        load_tokenizer(base, recipe, token).save_pretrained(str(folder))
 
 
-def stored_dtypes(base: hub.Source) -> tuple[torch.dtype, dict[str, torch.dtype]]:
+def stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:
     """Reads in which dtypes the base model's tensors are stored.
 
     Args:
         base: The base model, whose weights lie on this disk or in the cache.
+        token: Access token.
 
     Returns:
         The most usual floating-point dtype, and that of each tensor by name; float32 where there are no safetensors.
     """
-    source = hub.fetch(base.name, ["*.safetensors"], revision=base.revision, what="base model")
+    access = hub.HubAccess(token=token)
+    source = hub.fetch(base.name, ["*.safetensors"], revision=base.revision, access=access, what="base model")
     found: dict[str, torch.dtype] = {}
     for path in sorted(source.folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

@@ -118,7 +118,8 @@ def find_dtype(asked: str, device: str) -> str:
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # Without such units bfloat16 is several times slower on a CPU than float32.
-    fast = device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    has_units = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # private: there is no public one
+    fast = device == "cpu" and has_units()
     return "bfloat16" if fast else "float32"
 
 
@@ -160,7 +161,8 @@ def make_plan(
         tokens: Tokens of all of them.
         base_parameters: Parameters of the base model.
         trained: Role to number of trained parameters.
-        micro_batch_size: What an earlier part of this run took, or what is left after memory ran out.
+        micro_batch_size: What an earlier part of this run took, or what is left after memory ran out; it goes before
+            the recipe's.
         notes: What the user should know so far.
 
     Returns:

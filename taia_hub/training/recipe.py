@@ -63,7 +63,8 @@ class TrainingRecipe:
         batch_size: Items of an optimizer step, over all devices. With `packing`, packed sequences.
         micro_batch_size: Items of a forward pass on one device; None for as many as fit.
         max_length: Longest item in tokens; what is longer is cut off.
-        packing: Whether several items share a sequence of `max_length` tokens, without seeing each other.
+        packing: Whether several items share a sequence of `max_length` tokens, without seeing each other; refused where
+            the architecture cannot keep them apart.
         assistant_only_loss: Whether the loss covers the assistant's messages only.
         dtype: dtype that is computed in; `"auto"` is bfloat16 where the device is fast at it, else float32.
         gradient_checkpointing: Whether activations are computed twice to save memory; None where they do not fit else.

@@ -227,6 +227,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
             while True:
                 # The header is read when the first row is asked for, and an item begins where the last one ended.
                 names = rows.fieldnames or ()
+                if len(set(names)) < len(names):
+                    raise csv.Error(f"the header names a field twice: {', '.join(names)}")
                 first = number + 1
                 if (item := next(rows, None)) is None:
                     return

@@ -17,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
+from taia_hub.loading import read_taia_config
+from taia_hub.policy import parse_setting
 from taia_hub.progress import Progress
 from taia_hub.training import modelling, record
 from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
@@ -24,8 +26,8 @@ from taia_hub.training.finishing import push_repository, write_repository
 from taia_hub.training.job import Fitted, Job, prepare_job
 from taia_hub.training.planning import Plan, process_count, process_rank, smaller
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.trainer import Watch, make_trainer, ran_out_of_memory, trainer_arguments
-from taia_hub.training.workspace import Workspace, check_out
+from taia_hub.training.trainer import Watch, check_packing, make_trainer, ran_out_of_memory, trainer_arguments
+from taia_hub.training.workspace import TOKENS, Workspace, check_out
 
 logger = logging.getLogger(__name__)
 
@@ -110,28 +112,33 @@ def train(
     is_main = process_rank() == 0
     work = Workspace(out.resolve() if out else _hidden(job.fingerprint, str(push)), job.fingerprint)
     if resume and (done := work.finished()):
+        _check_published(work.out, recipe)
         commit = push_repository(work.out, push, private, token, recipe) if push and is_main else None
         work.clear()
         return _trained(done, work.out if out else None, commit, is_new=False)
     if resume:
         work.refuse_another(recipe)
     elif is_main:
-        work.clear()
-    if work.state().get("processes", process_count()) != process_count():
+        work.forget()
+    if resume and work.state().get("processes", process_count()) != process_count():
         raise ConfigError(
             f"The run in '{work.out}' was begun with {work.state()['processes']} processes, not {process_count()}.",
             "Launch as many, or give --restart.",
         )
+    if process_count() == 1:  # else another process may be writing its own
+        shutil.rmtree(work.folder / TOKENS, ignore_errors=True)
     with _disk_errors(work), _quiet():
         items = encode_items(
             job.data.train,
             Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss),
             max_length=recipe.max_length,
             packing=recipe.packing,
-            cache=work.folder / "tokens",
+            cache=work.folder / TOKENS,
             progress=progress if is_main else None,
         )
-        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, work.state().get("micro"))
+        micro = work.micro_batch_size(recipe) if resume else None
+        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
+        record.check_readable(Fitted(job, plan, None, None, [], 0.0).record(None))
         fitted = _fit(job, plan, items, work, progress if is_main else None)
         written = fitted.record(None) if not is_main else write_repository(fitted, work, progress)
     if not is_main:  # the first process writes and publishes
@@ -192,32 +199,29 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
     """Trains; when memory runs out, with half the items of a forward pass and the same batch."""
     is_main = process_rank() == 0
     while True:
-        if is_main:
-            work.begin(job.recipe, micro=plan.micro_batch_size, processes=plan.processes)
-        checkpoint = work.latest()
-        if is_main:
-            work.drop_halves()
-        watch = Watch(work, checkpoint.seconds if checkpoint else 0.0, progress, is_main)
         arguments = trainer_arguments(job.recipe, plan, work.folder)
+        with arguments.main_process_first(local=False):  # the others look when what is stale is gone
+            if is_main:
+                work.begin(job.recipe, micro=plan.micro_batch_size, processes=plan.processes)
+                work.drop_halves()
+            checkpoint = work.latest()
+        sharded = modelling.needs_uniform_dtype(arguments)
+        modelling.check_sharding(job.recipe, sharded=sharded)
+        watch = Watch(work, checkpoint.seconds if checkpoint else 0.0, progress, is_main)
         model = trainer = None
         try:
-            model = modelling.build_model(
-                job.base,
-                job.recipe,
-                plan,
-                job.selection,
-                job.token,
-                uniform_dtype=modelling.needs_uniform_dtype(arguments),
-            )
+            model = modelling.build_model(job.base, job.recipe, plan, job.selection, job.token, uniform_dtype=sharded)
             trainer = make_trainer(model, arguments, items.dataset, job.tokenizer, job.recipe, watch)
+            if job.recipe.packing and not sharded:
+                check_packing(trainer)
             trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            gathers = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
             return Fitted(
                 job=job,
                 plan=plan,
                 model=trainer.accelerator.unwrap_model(trainer.model),
                 # every process takes part in gathering what is sharded
-                state_dict=trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None,
+                state_dict=trainer.accelerator.get_state_dict(trainer.model_wrapped) if gathers else None,
                 losses=record.loss_log(trainer.state.log_history),
                 seconds=watch.seconds,
             )
@@ -236,6 +240,16 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         if plan.device == "cuda":
             torch.cuda.empty_cache()
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+
+
+def _check_published(folder: Path, recipe: TrainingRecipe) -> None:
+    """Refuses to take a finished training for one that publishes another setting."""
+    setting = read_taia_config(folder / hub.CONFIG, str(folder)).setting
+    if setting.entries != parse_setting(recipe.published).entries:
+        raise ConfigError(
+            f"'{folder}' holds this very training, but publishes {setting.value!r} and not {recipe.published!r}.",
+            "Set model.taia_config.inference_modules of the loaded model and save it, or give --restart.",
+        )
 
 
 def _hidden(run: str, push: str) -> Path:

@@ -167,9 +167,10 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
         The data set, memory-mapped.
 
     Raises:
-        RepositoryError: If the disk is full or cannot be written.
+        RepositoryError: If the disk is full or cannot be written, or what lies in the cache is damaged.
         ConfigError: If `rows` raises it.
     """
+    pyarrow = import_or_raise("pyarrow", "train", "Training")
     text = datasets.Value("string")
     features = datasets.Features({"messages": [{"role": text, "content": text}], "source": text})
     try:
@@ -183,6 +184,17 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
                 f"The data could not be converted: {reason}.", "Free space, or check the disk."
             ) from e
         raise cause from None
+    except (pyarrow.ArrowException, OSError) as e:
+        if isinstance(e, RepositoryError):
+            raise
+        raise _damaged(datasets, " ".join(str(e).split())) from e
+
+
+def _damaged(datasets: Any, reason: str) -> RepositoryError:
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator"
+    return RepositoryError(
+        f"Data that was converted before cannot be read: {reason}.", f"Delete '{folder}'; it is made anew."
+    )
 
 
 def fingerprint_of(*parts: object) -> str:
@@ -204,6 +216,8 @@ def _convert(datasets: Any, label: str, opened: _Opened, checked: Checked, progr
         opened.verify()
 
     dataset = cached_dataset(datasets, rows, fingerprint)
+    if len(dataset) != total:
+        raise _damaged(datasets, f"it holds {len(dataset)} items of '{label}' instead of {total}")
     if progress:
         progress(f"converting {label}", total, total)
     return Source(label, dataset, opened.facts, checked, fingerprint)
@@ -248,8 +262,9 @@ def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None
             yield Row(number, item, number / total)
 
     license = info.card_data.get("license") if info.card_data else None
+    part = "" if (place.config, place.split) == (None, "train") else f":{place.config or ''}/{place.split}"
     facts = DatasetFacts(
-        name=place.id,
+        name=place.id + part.replace(":/", ":"),
         id=place.id,
         revision=sha,
         bytes=dataset.info.download_size,

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 from taia_hub._imports import import_or_raise
 from taia_hub.errors import ConfigError, MissingDependencyError, closest
 from taia_hub.progress import Progress
+from taia_hub.training.encoding import IGNORED_LABEL
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.telling import TrainingBars
@@ -20,6 +21,8 @@ from taia_hub.training.workspace import Workspace
 
 _CHECKPOINTS = 20
 _LOGS = 500
+_PROBE = 8  # tokens of the item whose logits must not depend on the one before it
+_PROBE_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative, by rounding alone
 
 
 def trainer_arguments(recipe: TrainingRecipe, plan: Plan, folder: Path) -> Any:
@@ -61,7 +64,10 @@ def trainer_arguments(recipe: TrainingRecipe, plan: Plan, folder: Path) -> Any:
         run_name=recipe.name,
         disable_tqdm=True,
         dataloader_pin_memory=plan.device == "cuda",
-        ddp_find_unused_parameters=recipe.method == "molora",  # experts that no token of a process chose
+        ddp_find_unused_parameters=False,  # experts that no token chose have gradients too: zeros
+        # Only full fine-tuning trains the routers of a mixture, which the base's own balance loss is for.
+        router_aux_loss_coef=None if recipe.method == "full" else 0.0,
+        dataset_kwargs={"skip_prepare_dataset": True},  # tokens and labels are there
     )
 
 
@@ -89,22 +95,82 @@ def make_trainer(
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """Writes nothing: checkpoints are no repositories."""
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             """Adds the balance loss, where the recipe has one."""
-            loss = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if recipe.method != "molora" or not recipe.balance_loss:
                 return loss
             from taia_hub.updates.molora import balance_loss
 
             whole = self.accelerator.unwrap_model(model)
-            extra = recipe.balance_loss * balance_loss(whole) / self.current_gradient_accumulation_steps
+            # Trainer divides by the forward passes of a step only what was not divided by its number of tokens.
+            passes = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            extra = recipe.balance_loss * balance_loss(whole) / passes
             return (loss[0] + extra, loss[1]) if return_outputs else loss + extra
 
     trainer = RecipeTrainer(
-        model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[callback]
+        model=model,
+        args=arguments,
+        train_dataset=_filled(dataset, arguments),
+        processing_class=tokenizer,
+        callbacks=[callback],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _filled(dataset: Any, arguments: Any) -> Any:
+    """Adds rows without labels until all processes have as many: accelerate would train on the first rows again."""
+    missing = -len(dataset) % (arguments.world_size * arguments.per_device_train_batch_size)
+    if arguments.world_size == 1 or not missing:
+        return dataset
+    datasets = import_or_raise("datasets", extra="train", feature="`taia train`")
+    blank = {**dataset[0], "labels": [IGNORED_LABEL] * len(dataset[0]["labels"])}
+    rows = datasets.Dataset.from_list([blank] * missing, features=dataset.features)
+    return datasets.concatenate_datasets([dataset, rows])
+
+
+def check_packing(trainer: Any) -> None:
+    """Tries whether the model keeps items apart that share a sequence: not every architecture does.
+
+    Args:
+        trainer: As of `make_trainer`, of a recipe with `packing`.
+
+    Raises:
+        ConfigError: If an item's logits change with the item before it.
+    """
+    size = min(trainer.model.get_input_embeddings().weight.shape[0], _PROBE)
+    first, second = list(range(size)) * 2, list(range(size))
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+
+    @torch.no_grad()
+    def logits(items: list[list[int]]) -> torch.Tensor:
+        ids = [one for item in items for one in item]
+        row = {"input_ids": ids, "labels": ids, "seq_lengths": [len(item) for item in items]}
+        inputs = trainer._prepare_inputs(trainer.data_collator([row]))
+        del inputs["labels"]
+        with trainer.compute_loss_context_manager():
+            return trainer.model(**inputs, use_cache=False).logits[0, -size:].float()
+
+    was_training = trainer.model.training
+    trainer.model.eval()
+    try:
+        alone, packed = logits([second]), logits([first, second])
+        reason = "the items that share a sequence see each other"
+        leaks = (packed - alone).norm() > _PROBE_ERROR[dtype] * (alone - alone.mean()).norm()
+    except ValueError as error:  # of models that tell it themselves
+        if "packed" not in str(error):
+            raise
+        leaks, reason = True, " ".join(str(error).split())[:300].rstrip(".")
+    finally:
+        trainer.model.train(was_training)
+    if leaks:
+        kind = trainer.model.config.model_type
+        raise ConfigError(
+            f"packing cannot be used with a model of type '{kind}': {reason}.", "Leave packing out, and give --restart."
+        )
 
 
 class Watch(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,11 +21,16 @@ from taia_hub.training.recipe import TrainingRecipe
 
 WORK = ".training"
 STATE = "run.json"
+TOKENS = "tokens"
 MARK = "taia_checkpoint.json"
 """Written into a checkpoint last, so that half of one is never taken for a whole."""
 
+_OF_A_BASE = ("*.safetensors", "*.json", "*.jinja", "*.model")  # weights, configuration, tokenizer
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_FREE = ("report_to", "save_steps", "micro_batch_size", "name", "description", "reference", "inference_modules")
+_FREE = (
+    *("report_to", "save_steps", "micro_batch_size", "gradient_checkpointing"),
+    *("name", "description", "reference", "inference_modules"),
+)
 """Fields that may change between two parts of a run: the weights do not depend on them, but for rounding."""
 
 
@@ -40,12 +46,13 @@ def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mappin
         64 hex digits.
     """
     fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
-    files = [] if base.revision else [*sorted(base.folder.glob("*.safetensors")), base.folder / hub.CONFIG]
+    files = [] if base.revision else sorted(path for pattern in _OF_A_BASE for path in base.folder.glob(pattern))
     contents = {
         "version": 1,
         "recipe": {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)},
         "base": base.revision or [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-        "data": [[one.get("sha256"), one.get("items")] for one in datasets],
+        # data sets of the Hub have no hash: a commit, which fixes them
+        "data": [[one.get("sha256") or [one["name"], one.get("revision")], one.get("items")] for one in datasets],
     }
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
@@ -88,7 +95,10 @@ class Workspace:
         if not path.is_file() or not (self.out / hub.MANIFEST).is_file():
             return None
         record = hub.read_json(path)
-        return record if record.get("fingerprint") == self.fingerprint else None
+        files = hub.read_json(self.out / hub.MANIFEST).get("files") or {}
+        weights = [one.get("sha256") for one in files.values()]  # others where a kill left two trainings mixed
+        is_this = record.get("fingerprint") == self.fingerprint and record.get("adapter_sha256") in weights
+        return record if is_this else None
 
     def refuse_another(self, recipe: TrainingRecipe) -> None:
         """Refuses a folder in which another run was begun or finished.
@@ -156,6 +166,27 @@ class Workspace:
             if not (path / MARK).is_file():
                 shutil.rmtree(path)
 
+    def micro_batch_size(self, recipe: TrainingRecipe) -> int | None:
+        """Returns the items of a forward pass of an earlier part, unless the recipe was given others since.
+
+        Args:
+            recipe: The recipe of this part.
+
+        Returns:
+            Their number, or None where there was no earlier part.
+        """
+        state = self.state()
+        asked = state.get("recipe", {}).get("micro_batch_size")
+        return recipe.micro_batch_size if recipe.micro_batch_size not in (None, asked) else state.get("micro")
+
+    def forget(self) -> None:
+        """Deletes what an earlier run left, but for tokens: another process of this run may be writing its own."""
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                path.unlink()
+            elif path.name != TOKENS:
+                shutil.rmtree(path)
+
     def clear(self) -> None:
         """Deletes everything that only a running training needs."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -168,11 +199,17 @@ def check_out(out: Path) -> None:
         out: Where the repository shall be.
 
     Raises:
-        RepositoryError: If it is a file, or holds other files.
+        RepositoryError: If it is a file, holds other files, or is a mount or in a folder that cannot be written.
         ConfigError: If its `config.json` is damaged.
     """
     if out.exists() and not out.is_dir():
         raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
+    parent = next(path for path in out.absolute().parents if path.exists())
+    if out.is_mount() or not os.access(parent, os.W_OK):  # known now, and not after hours
+        raise RepositoryError(
+            f"Nothing can be written beside '{out}', from where its files are moved into place whole.",
+            "Give a folder inside it, or another one.",
+        )
     names = {path.name for path in out.iterdir()} - {WORK} if out.is_dir() else set()
     if not names:
         return

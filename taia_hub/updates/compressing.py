@@ -26,6 +26,10 @@ _EXACT_SIDE = 1024  # above it, an exact SVD takes many times as long as the lea
 _OVERSAMPLED, _ITERATIONS = 16, 6  # of the randomised SVD (Halko, Martinsson & Tropp 2011)
 
 
+Compress = int | float | Mapping[str, int | float] | None
+"""What a difference is compressed to: a rank, a share of its squared norm, either by role, or None for not at all."""
+
+
 @dataclass(frozen=True)
 class CompressedModule:
     """One weight's difference as a low-rank product.
@@ -225,6 +229,35 @@ def compress(
         _config(done, modules, base_name).save_pretrained(str(scratch))
         save_file(tensors, scratch / PEFT.weights, metadata={"format": "pt"})
     return CompressionReport(tuple(done), tuple(left_out), difference.notes)
+
+
+def compression_limits(compress: Any) -> dict[str, Any]:
+    """Sorts what `compress=` may be into ranks and shares.
+
+    Args:
+        compress: A rank (an integer), a share of the squared norm (a float), or a mapping of roles to either.
+
+    Returns:
+        `rank` and `energy`, keywords of `compress`.
+
+    Raises:
+        ConfigError: If it is something else.
+
+    Example:
+        >>> compression_limits({"attention": 32, "ffn": 0.9})
+        {'rank': {'attention': 32}, 'energy': {'ffn': 0.9}}
+    """
+    by_role = compress if isinstance(compress, Mapping) else {"": compress}
+    if not by_role or any(isinstance(one, bool) or not isinstance(one, int | float) for one in by_role.values()):
+        raise ConfigError(
+            f"compress={compress!r} is neither a rank, a share nor a mapping of roles to either.",
+            'Give 16, 0.9 or {"attention": 32, "ffn": 0.9}.',
+        )
+    ranks = {role: one for role, one in by_role.items() if isinstance(one, int)}
+    shares = {role: one for role, one in by_role.items() if isinstance(one, float)}
+    if not isinstance(compress, Mapping):
+        return {"rank": ranks.get(""), "energy": shares.get("")}
+    return {"rank": ranks or None, "energy": shares or None}
 
 
 def truncate(delta: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ from taia_hub.updates.molora_config import (
 )
 from taia_hub.updates.molora_files import check_tensors, read_tensors, write_molora
 from taia_hub.updates.molora_layers import MoLoraConfig, MoLoraLinear, take_balance_losses
-from taia_hub.updates.molora_targets import check_modules, checked_targets, default_targets
+from taia_hub.updates.molora_targets import FITS, check_modules, checked_targets, default_targets
 from taia_hub.updates.peft import ADAPTER, PREFIX, PeftUpdate, attach_switch
 from taia_hub.updates.strict import check_base_untouched
 
@@ -248,8 +248,9 @@ def attach_molora(
     )
     update = MoLoraUpdate(peft_model, folder)
     check_tensors(update.parameters(), tensors)
-    if not skeleton:
-        update.load(tensors)
+    # PEFT renames keys by their text, and says only in what it returns that a tensor found no place.
+    if not skeleton and update.load(tensors).unexpected_keys:
+        raise UpdateMismatchError("PEFT did not find a place for every tensor of the update.", FITS)
     check_base_untouched(update.head_model, before)
     return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 

@@ -67,7 +67,7 @@ class MoLoraSettings:
         _number("dropout", self.dropout, 0 <= _real(self.dropout) < 1, "at least 0 and below 1")
         _number("balance_loss", self.balance_loss, 0 <= _real(self.balance_loss) < math.inf, "at least 0")
         if not isinstance(self.rslora, bool):
-            raise ConfigError(f"rslora is {self.rslora!r}; true or false is expected.", _AGAIN)
+            raise ConfigError(f"rslora is {self.rslora!r}; true or false is expected.", "The paper's code uses false.")
 
     def rank_of(self, role: str) -> int:
         """Returns the rank of a role's updates."""

@@ -22,12 +22,12 @@ from taia_hub.updates.molora import MoLoraDescription, MoLoraSettings, attach_mo
 from taia_hub.updates.molora_files import write_molora
 from taia_hub.updates.strict import CONFIG_NAME, PREFIX, WEIGHTS_NAME, read_config
 
-_EXPERTS = "non_lora_trainables.bin"
+AUTHORS_EXPERTS = "non_lora_trainables.bin"
 _PICKLED = "adapter_model.bin"
 _PAIR = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
 _EXPERT = re.compile(r"(?P<path>.+)\.experts\.(?P<i>\d+)\.lora_(?P<factor>[AB])_(?P<same>\d+)\.weight")
 _ROUTER = re.compile(r"(?P<path>.+)\.switch\.(?P<part>weight|bias)")
-_FILES = f"Give the folder of a finished run, with {CONFIG_NAME}, {WEIGHTS_NAME} or {_PICKLED}, and {_EXPERTS}."
+_FILES = f"Give the folder of a finished run, with {CONFIG_NAME}, {WEIGHTS_NAME} or {_PICKLED}, and {AUTHORS_EXPERTS}."
 
 
 def convert_authors(
@@ -37,7 +37,7 @@ def convert_authors(
     *,
     base_revision: str | None = None,
     top_k: int | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> MoLoraDescription:
     """Writes a checkpoint of the authors' MoLoRA code as this package's files.
 
@@ -65,7 +65,7 @@ def convert_authors(
     folder = folder.parent if folder.is_file() else folder
     run = _read_run(folder)
     pairs = _pairs(_tensors(folder, WEIGHTS_NAME, _PICKLED))
-    experts, routers = _experts(_tensors(folder, _EXPERTS))
+    experts, routers = _experts(_tensors(folder, AUTHORS_EXPERTS))
     total = {len(stack) for stack in experts.values()}
     if len(total) != 1:
         raise UpdateMismatchError(f"The layers in '{folder}' have {sorted(total)} experts.", _FILES)
@@ -185,11 +185,11 @@ def _experts(
             routers[match["path"], match["part"]] = tensor
         else:
             raise UpdateMismatchError(
-                f"{_EXPERTS} holds '{name}', which is neither an expert's factor nor a router's tensor.",
+                f"{AUTHORS_EXPERTS} holds '{name}', which is neither an expert's factor nor a router's tensor.",
                 "A checkpoint that carries the base model's own tensors would replace them and is not converted.",
             )
     if not found:
-        raise UpdateMismatchError(f"{_EXPERTS} holds no experts.", _FILES)
+        raise UpdateMismatchError(f"{AUTHORS_EXPERTS} holds no experts.", _FILES)
     for (path, factor), numbered in found.items():
         if sorted(numbered) != list(range(len(numbered))):
             raise UpdateMismatchError(f"'{path}' has lora_{factor} of the experts {sorted(numbered)} only.", _FILES)
@@ -203,7 +203,11 @@ def _stacked(path: str, tensors: list[Tensor]) -> Tensor:
 
 
 def _check_fit(
-    description: MoLoraDescription, tensors: Mapping[str, Tensor], base: str, revision: str | None, token: str | None
+    description: MoLoraDescription,
+    tensors: Mapping[str, Tensor],
+    base: str,
+    revision: str | None,
+    token: str | bool | None,
 ) -> None:
     """Attaches the update to a base without weights, which is as strict as a load."""
     try:

@@ -141,19 +141,22 @@ class _AddExperts(torch.autograd.Function):
             torch.zeros_like(one) if wanted else None for one, wanted in ((x, wants_x), (a, wants_a), (b, wants_b))
         )
         grad_gates = torch.zeros_like(gates)
-        for group in _groups(a, b, gates, Grouping(ctx.groups, order, ctx.slots)):
-            part = hidden[group.places]
-            grad_y = grad.index_select(0, group.tokens).to(x.dtype)
-            back = grad_y @ group.second
-            products = (back * part).view(*group.gate.shape, r).sum(2)
-            grad_gates.view(-1, products.shape[1]).index_copy_(0, group.entries, products)
-            back = group.gated(back)
-            if grad_b is not None:
-                for i, piece in zip(group.experts, (grad_y.T @ group.gated(part)).split(r, 1), strict=True):
-                    grad_b[i] += piece
-            if grad_a is not None:
-                for i, piece in zip(group.experts, (back.T @ x.index_select(0, group.tokens)).split(r), strict=True):
-                    grad_a[i] += piece
-            if grad_x is not None:
-                grad_x.index_add_(0, group.tokens, back @ group.first)
+        # Who calls `backward` under autocast must not get other dtypes than the forward had.
+        with torch.autocast(grad.device.type, enabled=False):
+            for group in _groups(a, b, gates, Grouping(ctx.groups, order, ctx.slots)):
+                part = hidden[group.places]
+                grad_y = grad.index_select(0, group.tokens).to(x.dtype)
+                back = grad_y @ group.second
+                products = (back * part).view(*group.gate.shape, r).sum(2)
+                grad_gates.view(-1, products.shape[1]).index_copy_(0, group.entries, products)
+                back = group.gated(back)
+                if grad_b is not None:
+                    for i, piece in zip(group.experts, (grad_y.T @ group.gated(part)).split(r, 1), strict=True):
+                        grad_b[i] += piece
+                if grad_a is not None:
+                    whole = back.T @ x.index_select(0, group.tokens)
+                    for i, piece in zip(group.experts, whole.split(r), strict=True):
+                        grad_a[i] += piece
+                if grad_x is not None:
+                    grad_x.index_add_(0, group.tokens, back @ group.first)
         return grad, grad_x, grad_a, grad_b, grad_gates, None
