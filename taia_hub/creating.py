@@ -142,7 +142,7 @@ def create_from_finetuned(
     if inference_modules is not None and not isinstance(inference_modules, list):
         parse_setting(inference_modules)
     options = _skeleton_options(token, trust_remote_code)
-    with tempfile.TemporaryDirectory(dir=_beside(out), prefix=".taia-dense-") as scratch:
+    with hub.disk_errors(out or Path(tempfile.gettempdir())), _scratch(out) as scratch:
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(
             base, finetuned, base_revision, finetuned_revision, inference_modules, options, folder, compress
@@ -174,6 +174,10 @@ def _check_targets(out: Path | None, push: str | None) -> None:
         raise ConfigError(
             "Give either a folder to write to or a repository to push to.", "Use --out DIR or --push REPO."
         )
+
+
+def _scratch(out: Path | None) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=_beside(out), prefix=".taia-dense-")
 
 
 def _beside(out: Path | None) -> Path | None:

@@ -37,11 +37,12 @@ from taia_hub.sublayers import find_sublayers
 from taia_hub.training import TrainingRecipe, plan_training, train
 from taia_hub.training.data import prepare_data
 from taia_hub.training.encoding import IGNORED_LABEL, Encoder
+from taia_hub.training.job import prepare_job
 from taia_hub.training.modelling import build_skeleton, check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
 from taia_hub.training.telling import TrainingBars
 from taia_hub.training.trainer import check_trackers
-from taia_hub.training.workspace import MARK, WORK, fingerprint
+from taia_hub.training.workspace import MARK, WORK, fingerprint, sole_run
 
 CONFIGS = Path(taia_hub.__file__).parent / "training" / "configs"
 CHATML = (
@@ -133,6 +134,41 @@ def test_a_recipe_becomes_a_repository(recipe, tmp_path):
     card = (out / "README.md").read_text()
     for text in ("items.jsonl", "| rank | `attention 2, ffn 4` |", "| learning_rate | `0.03` |", "cosine"):
         assert text in card
+
+
+def test_a_second_run_into_the_same_folder_waits_for_nobody(recipe, tmp_path):
+    with sole_run((tmp_path / "out").resolve()), pytest.raises(ConfigError, match="Another run is training into"):
+        train(recipe, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_step_learns_something(recipe, tmp_path):
+    folder = train(recipe.replace(max_steps=1), out=tmp_path / "out").folder
+    tensors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(one.any() for name, one in tensors.items() if "lora_B" in name)
+
+
+def test_items_are_cut_where_the_model_ends(recipe, items, tmp_path):
+    longest = plan_training(recipe.replace(max_length=100_000)).longest
+    job = prepare_job(recipe.replace(max_length=100_000), None, None, None)
+    assert job.max_length == job.config.max_position_embeddings
+    assert longest <= job.max_length
+
+
+def test_what_has_no_use_is_said(recipe):
+    notes = plan_training(recipe.replace(method="full", experts=8)).notes
+    assert {"experts", "rank", "alpha"} == {note.split()[0] for note in notes if "is not used" in note}
+    with pytest.raises(ConfigError, match="in_domain and ood instead of data"):
+        plan_training(recipe.replace(ood_ratio=0.4))
+
+
+def test_a_dry_run_checks_the_target(recipe, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(RepositoryError, match="holds something else"):
+        plan_training(recipe, out=tmp_path / "out")
+    with pytest.raises(RepositoryError, match="folder on this machine"):
+        plan_training(recipe, push="org/x")
 
 
 def test_data_sets_of_the_hub_are_told_apart_by_their_commits(tmp_path):
@@ -497,7 +533,7 @@ def test_steps_loss_and_schedule_are_those_of_a_plain_loop(recipe, tmp_path, pic
     model = pico.plain("llama", dtype=torch.float32).train()
     steps, losses = math.ceil(len(encoded) / 8), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.2 * steps), steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(0.2 * steps), steps)
     for step in range(steps):
         batch = encoded[8 * step : 8 * step + 8]
         parts, count = [], sum(label != IGNORED_LABEL for item in batch for label in item.labels)

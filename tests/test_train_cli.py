@@ -78,7 +78,7 @@ def test_flags_win_over_the_recipe(run, base, items, tmp_path):
 def test_a_dry_run_writes_nothing(run, base, items, tmp_path):
     out, _ = run("--base", base, "--data", items, "--out", tmp_path / "out", "--dry-run")
 
-    assert re.search(r"steps +1 of 64 items: 1 processes x", out)
+    assert re.search(r"steps +1 of 64 items: 1 process x", out)
     assert "memory" in out
     assert not (tmp_path / "out").exists()
 

@@ -87,6 +87,12 @@ def test_published_and_loaded_by_id(online: Any, made: Any, repo_id: str, pico: 
     assert len({tuple(one.flatten().tolist()) for one in here.values()}) == 4
 
 
+def test_a_loaded_model_is_in_evaluation_mode(made: Any) -> None:
+    _, folder = made
+    model = TAIAForCausalLM.from_pretrained(folder)
+    assert not [name for name, module in model.named_modules() if module.training]
+
+
 def test_saving_again_keeps_the_bytes(made: Any, tmp_path: Path) -> None:
     kind, folder = made
     TAIAForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")

@@ -180,7 +180,7 @@ def _run(
     bars = TrainingBars()
     if dry_run:
         try:
-            plan = plan_training(recipe, token=token, progress=bars)
+            plan = plan_training(recipe, out=out, push=push, token=token, progress=bars)
         finally:
             bars.close()
         echo_json(_plan_json(plan, recipe)) if as_json else _echo_plan(plan, recipe)
@@ -205,7 +205,7 @@ def _run(
         typer.echo(f"Note: {note}")
     if trained.is_new:
         typer.echo(
-            f"Trained {trained.steps} steps, {trained.tokens:,} tokens in {trained.seconds:,.0f} s "
+            f"Trained {_counted(trained.steps, 'step')}, {trained.tokens:,} tokens in {trained.seconds:,.0f} s "
             f"({trained.tokens_per_second:,.0f} tokens/s); loss {_loss(trained.first_loss)} -> "
             f"{_loss(trained.last_loss)}"
         )
@@ -230,8 +230,8 @@ def _echo_plan(plan: Any, recipe: Any) -> None:
         "base model": f"{recipe.base}, {plan.base_parameters:,} parameters",
         "trained": f"{recipe.method}, {recipe.train_modules}: {trained} parameters",
         "data": f"{plan.items:,} items, about {plan.tokens:,} tokens, the longest {plan.longest:,}",
-        "steps": f"{plan.steps:,} of {plan.batch_size} items: {plan.processes} processes x {plan.accumulation} "
-        f"forward passes x {plan.micro_batch_size} items",
+        "steps": f"{plan.steps:,} of {plan.batch_size} items: {_counted(plan.processes, 'process', 'es')} x "
+        f"{plan.accumulation} forward passes x {plan.micro_batch_size} items",
         "device": f"{plan.device}, {plan.dtype}"
         + (", activations computed twice" if plan.gradient_checkpointing else ""),
         "memory": f"about {memory.total / 2**30:.2f} GiB (weights {memory.weights / 2**30:.2f}, optimizer "
@@ -242,6 +242,10 @@ def _echo_plan(plan: Any, recipe: Any) -> None:
         typer.echo(f"{name:<12}{text}")
     for note in plan.notes:
         typer.echo(f"Note: {note}")
+
+
+def _counted(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count:,} {noun}{plural * (count != 1)}"
 
 
 def _loss(value: float | None) -> str:

@@ -113,8 +113,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, RepositoryError):
+    except Exception as error:
+        # the tokenizers package raises no OSError when the disk is full, but an Exception of no class of its own
+        known = isinstance(error, OSError | SafetensorError) or (type(error) is Exception and _is_full(error))
+        if isinstance(error, RepositoryError) or not known:
             raise
         reason, step = _reason(error)
         if not reason:
@@ -137,7 +139,7 @@ def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
     )
 
 
-def _reason(error: OSError | SafetensorError) -> tuple[str, str]:
+def _reason(error: Exception) -> tuple[str, str]:
     """Returns why nothing was written and what to do, or two empty texts where it is not the folder's fault."""
     if _is_full(error):
         return "no space is left", "Free space"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from taia_hub import hub
 from taia_hub._imports import import_or_raise
 from taia_hub.errors import RepositoryError
@@ -43,6 +45,27 @@ class Job:
     fingerprint: str
     token: str | bool | None = field(repr=False)
 
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens: that of the recipe, or of the model where it takes less.
+
+        In a packed row every item begins at position 0 again, so that the row may be longer.
+        """
+        if self.recipe.packing:
+            return self.recipe.max_length
+        limit = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return min(self.recipe.max_length, limit) if isinstance(limit, int) and limit > 0 else self.recipe.max_length
+
+    def _remarks(self) -> tuple[str, ...]:
+        remarks = [f"{name} is not used: method {self.recipe.method} has none." for name in self.recipe.unused()]
+        stored = getattr(self.config, "dtype", None)
+        if self.recipe.method == "full" and stored not in (None, torch.float32):
+            remarks.append(
+                f"The weights are trained in float32 and stored in {str(stored).removeprefix('torch.')} as the base's "
+                "are: changes below its precision are rounded away."
+            )
+        return tuple(remarks)
+
     def plan(
         self, lengths: list[int], items: int, tokens: int, notes: tuple[str, ...], micro_batch_size: int | None
     ) -> Plan:
@@ -56,7 +79,7 @@ class Job:
             base_parameters=self.parameters,
             trained=trained_parameters(self.selection, self.recipe),
             micro_batch_size=micro_batch_size,
-            notes=(*self.selection.notes, *notes),
+            notes=(*self.selection.notes, *self._remarks(), *notes),
         )
 
 

@@ -17,6 +17,8 @@ from taia_hub.policy import MODES, Setting, parse_setting
 METHODS = ("lora", "molora", "full")
 SCHEDULES = ("uniform", "linear")
 MIXINGS = ("replace", "add")
+_MOLORA_ONLY = ("experts", "top_k", "balance_loss")
+_LORA_ONLY = ("rank", "alpha", "dropout")
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 DTYPES = ("auto", "float32", "bfloat16")
 TRAINED_ROLES = ("attention", "ffn")
@@ -168,7 +170,7 @@ class TrainingRecipe:
         """Checks that the recipe names what a run needs: shipped recipes may leave base and data to the user.
 
         Raises:
-            ConfigError: If base or data is missing.
+            ConfigError: If base or data is missing, or a share is given of data that is not mixed.
         """
         if not self.base:
             raise ConfigError("The recipe names no base model.", "Give one: base in the YAML, or --base.")
@@ -177,6 +179,18 @@ class TrainingRecipe:
                 "The recipe names no data.",
                 "Give data (or in_domain and ood) in the YAML, or --data: a JSONL file or a data set on the Hub.",
             )
+
+        if self.data and self.ood_ratio:
+            raise ConfigError(
+                f"ood_ratio is {self.ood_ratio:g}, and data is one set that is not mixed.",
+                "Name the two parts with in_domain and ood instead of data.",
+            )
+
+    def unused(self) -> tuple[str, ...]:
+        """Names the fields that were given and that the method has no use for."""
+        names = (*(() if self.method == "molora" else _MOLORA_ONLY), *(() if self.method != "full" else _LORA_ONLY))
+        usual = {one.name: one.default for one in dataclasses.fields(self)}
+        return tuple(name for name in names if getattr(self, name) != usual[name])
 
     def to_mapping(self) -> dict[str, Any]:
         """Returns every field as a JSON value, in order; names that were not given are left out."""

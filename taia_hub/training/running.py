@@ -27,7 +27,7 @@ from taia_hub.training.job import Fitted, Job, prepare_job
 from taia_hub.training.planning import Plan, process_count, process_rank, smaller
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.trainer import Watch, check_packing, make_trainer, ran_out_of_memory, trainer_arguments
-from taia_hub.training.workspace import TOKENS, Workspace, check_out
+from taia_hub.training.workspace import TOKENS, Workspace, check_out, sole_run
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +109,21 @@ def train(
     job = prepare_job(recipe, token, progress, push)
     if push:
         push = hub.full_repo_id(push, token)
-    is_main = process_rank() == 0
     work = Workspace(out.resolve() if out else _hidden(job.fingerprint, str(push)), job.fingerprint)
+    with sole_run(work.out) if process_rank() == 0 else contextlib.nullcontext():
+        return _train(job, work, out, push, private, resume, progress)
+
+
+def _train(
+    job: Job,
+    work: Workspace,
+    out: Path | None,
+    push: str | None,
+    private: bool | None,
+    resume: bool,
+    progress: Progress | None,
+) -> Trained:
+    recipe, token, is_main = job.recipe, job.token, process_rank() == 0
     if resume and (done := work.finished()):
         _check_published(work.out, recipe)
         commit = push_repository(work.out, push, private, token, recipe) if push and is_main else None
@@ -131,7 +144,7 @@ def train(
         items = encode_items(
             job.data.train,
             Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss),
-            max_length=recipe.max_length,
+            max_length=job.max_length,
             packing=recipe.packing,
             cache=work.folder / TOKENS,
             progress=progress if is_main else None,
@@ -150,11 +163,20 @@ def train(
     return _trained(written, work.out if out else None, commit)
 
 
-def plan_training(recipe: TrainingRecipe, *, token: str | bool | None = None, progress: Progress | None = None) -> Plan:
+def plan_training(
+    recipe: TrainingRecipe,
+    *,
+    out: Path | None = None,
+    push: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Plan:
     """Says what `train` would do, without loading weights: the number of tokens is an estimate.
 
     Args:
         recipe: The recipe.
+        out: Folder that `train` would write to, to check it.
+        push: Hub id that it would publish to, to check it.
         token: Access token.
         progress: Called with stage, steps done and steps in all.
 
@@ -165,14 +187,18 @@ def plan_training(recipe: TrainingRecipe, *, token: str | bool | None = None, pr
         TAIAError: As `train` does before it trains.
     """
     recipe.check_complete()
-    job = prepare_job(recipe, token, progress, None)
+    if out:
+        check_out(out)
+    if push:
+        push = hub.full_repo_id(push, token)
+    job = prepare_job(recipe, token, progress, push)
     rows, encoder = job.data.train, Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss)
     sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
-    lengths = [min(len(encoder.encode(rows[index]["messages"]).input_ids), recipe.max_length) for index in sample]
+    lengths = [min(len(encoder.encode(rows[index]["messages"]).input_ids), job.max_length) for index in sample]
     tokens = round(sum(lengths) / max(1, len(lengths)) * len(rows))
     count = len(rows)
     if recipe.packing:
-        count, lengths = max(1, -(-tokens // recipe.max_length)), [recipe.max_length]
+        count, lengths = max(1, -(-tokens // job.max_length)), [job.max_length]
     return job.plan(lengths, count, tokens, encoder.notes, None)
 
 

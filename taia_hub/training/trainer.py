@@ -46,7 +46,8 @@ def trainer_arguments(recipe: TrainingRecipe, plan: Plan, folder: Path) -> Any:
         train_sampling_strategy="sequential",
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.scheduler,
-        warmup_steps=math.ceil(recipe.warmup_ratio * plan.steps),
+        # Rounded down: a warm-up begins at a rate of 0, and in a run of one step nothing would be learnt.
+        warmup_steps=int(recipe.warmup_ratio * plan.steps),
         weight_decay=recipe.weight_decay,
         bf16=plan.dtype == "bfloat16",
         use_cpu=plan.device == "cpu",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+from huggingface_hub import constants
 
 from taia_hub import hub
 from taia_hub._files import write_atomically
@@ -190,6 +194,30 @@ class Workspace:
     def clear(self) -> None:
         """Deletes everything that only a running training needs."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sole_run(out: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder as long as the block goes on; the lock ends with the process.
+
+    Args:
+        out: The resolved folder of the repository.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigError: If another process of this machine trains into the folder.
+    """
+    locks = Path(constants.HF_HOME) / "taia-locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(locks / f"{hashlib.sha256(os.fsencode(out)).hexdigest()[:32]}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ConfigError(
+            f"Another run is training into '{out}' now.", "Wait for it, or give another folder."
+        ) from error
 
 
 def check_out(out: Path) -> None:

@@ -252,6 +252,8 @@ def attach_molora(
     if not skeleton and update.load(tensors).unexpected_keys:
         raise UpdateMismatchError("PEFT did not find a place for every tensor of the update.", FITS)
     check_base_untouched(update.head_model, before)
+    if not is_trainable:
+        peft_model.eval()  # new layers begin in training mode, with dropout
     return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 
 
