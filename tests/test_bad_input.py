@@ -331,7 +331,7 @@ def test_a_repository_of_another_model(online, pico):
         ({"base_model_name_or_path": "./gone"}, RepositoryError, "base model './gone' is no folder here"),
         ({"base_model_revision": ["x"]}, ConfigError, "base_model_revision is"),
         ({"update": "adapter"}, ConfigError, "update is 'adapter'"),
-        ({"update": {"kind": "molora", "path": "molora"}}, ConfigError, "update.kind is 'molora'"),
+        ({"update": {"kind": "galore", "path": "galore"}}, ConfigError, "update.kind is 'galore'"),
         ({"update": {"kind": "peft", "path": "../adapter"}}, ConfigError, "update.path is '../adapter'"),
         ({"update": {"kind": "peft", "path": "elsewhere"}}, RepositoryError, "has no adapter_config"),
         ({"update": {"kind": "peft", "path": "", "repo": "a/b", "revision": "main"}}, ConfigError, "commit sha"),

@@ -28,8 +28,9 @@ SETTINGS = PageSettings("org/model")
 
 
 @pytest.fixture
-def page(online, tmp_path):
-    """The running page of a random model."""
+def page(online, tmp_path, monkeypatch):
+    """The running page of a random model, in the dtype that the answers are compared in."""
+    monkeypatch.setattr("taia_hub.page.models.choose_dtype", lambda device: torch.float32)
     running = []
 
     def start(**settings):

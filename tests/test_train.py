@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,8 +64,9 @@ TURNS = [
 
 
 @pytest.fixture(scope="session")
-def base(pico, tokenizer):
-    folder = pico.base("llama")
+def base(pico, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "llama"
+    shutil.copytree(pico.base("llama"), folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -609,8 +611,9 @@ def test_packed_items_do_not_see_each_other(recipe, tmp_path):
 
 @pytest.mark.parametrize("name", ["opt", "jamba", "qwen3_next"])
 def test_packing_is_refused_where_items_would_see_each_other(pico, tokenizer, items, tmp_path, name):
-    tokenizer.save_pretrained(pico.base(name))
-    one = TrainingRecipe(base=str(pico.base(name)), data=(items,), batch_size=1, packing=True, max_length=60)
+    base = shutil.copytree(pico.base(name), tmp_path / "base")
+    tokenizer.save_pretrained(base)
+    one = TrainingRecipe(base=str(base), data=(items,), batch_size=1, packing=True, max_length=60)
     with pytest.raises(ConfigError, match=f"packing cannot be used with a model of type '{name}'"):
         train(one, out=tmp_path / "out")
 

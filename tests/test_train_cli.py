@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from taia_hub.training import TrainingRecipe
 
 
 @pytest.fixture(scope="module")
-def base(pico, tokenizer):
-    folder = pico.base("llama")
+def base(pico, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "llama"
+    shutil.copytree(pico.base("llama"), folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
