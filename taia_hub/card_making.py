@@ -26,7 +26,7 @@ from taia_hub.card_files import (
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.info import RepositoryInfo, repository_info
-from taia_hub.loading import base_name
+from taia_hub.repository_reading import base_name
 from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
 from taia_hub.sublayers import ROLES
 from taia_hub.updates.kinds import MOLORA, PEFT, UpdateKind

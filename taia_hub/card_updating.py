@@ -28,8 +28,8 @@ from taia_hub.card_making import card_facts, describe_files, render_over, with_s
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.loading import read_taia_config
 from taia_hub.publishing import base_license
+from taia_hub.repository_reading import read_taia_config
 from taia_hub.results import RESULTS_FILE
 
 _FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)

@@ -143,11 +143,9 @@ def create_from_finetuned(
         parse_setting(inference_modules)
     options = _skeleton_options(token, trust_remote_code)
     with hub.disk_errors(out or Path(tempfile.gettempdir())), _scratch(out) as scratch:
+        one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         folder = Path(scratch) / "update"
-        loaded, report = load_finetuned(
-            base, finetuned, base_revision, finetuned_revision, inference_modules, options, folder, compress
-        )
-        _, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+        loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress)
         model = TAIAForCausalLM.from_loaded(loaded)
         tokenizer = Path(scratch) / "tokenizer"
         publishing.save_tokenizer(model.taia_config, tokenizer, token, source=other.folder)

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.loading import base_name, read_taia_config
 from taia_hub.policy import MODES
+from taia_hub.repository_reading import base_name, read_taia_config
 from taia_hub.sublayers import ROLES, find_sublayers
 from taia_hub.updates.kinds import PEFT
 from taia_hub.updates.peft import PREFIX

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi
 from peft import TaskType
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub, sublayers
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.repository_reading import base_name, read_taia_config, update_folder, verify_update, with_safetensors
 from taia_hub.switch import Switch
 from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
 from taia_hub.updates.compressing import Compress, CompressionReport, compression_limits
@@ -190,10 +190,8 @@ def load_adapter(
 
 
 def load_finetuned(
-    base: str,
-    finetuned: str,
-    base_revision: str | None,
-    finetuned_revision: str | None,
+    base: hub.Source,
+    finetuned: hub.Source,
     published: Any,
     options: LoadOptions,
     scratch: Path,
@@ -202,10 +200,8 @@ def load_finetuned(
     """Loads a base model with a full fine-tune of it as its update.
 
     Args:
-        base: Folder or Hub id of the base model.
-        finetuned: Folder or Hub id of the fine-tune, a checkpoint of the same architecture.
-        base_revision: Revision of the base; its main branch by default.
-        finetuned_revision: Revision of the fine-tune.
+        base: The base model, as `fetch_checkpoints` brought it.
+        finetuned: The fine-tune, a checkpoint of the same architecture.
         published: The setting that the configuration publishes; None for `"attention+other"`, or for `"attention"`
             where the difference is compressed.
         options: How to load.
@@ -219,21 +215,22 @@ def load_finetuned(
         RepositoryError: If files are missing, damaged or out of reach.
         UpdateMismatchError: If the two are not of one family, or do not differ.
     """
-    one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
     trusted = bool(options.base_keywords.get("trust_remote_code"))
     report: DenseReport | CompressionReport
     if compress is None:
-        report = write_dense(one.folder, other.folder, scratch, trust_remote_code=trusted)
+        report = write_dense(base.folder, finetuned.folder, scratch, trust_remote_code=trusted)
     else:
         limits = compression_limits(compress)
         report = compress_difference(
-            one.folder, other.folder, scratch, **limits, base_name=base, trust_remote_code=trusted
+            base.folder, finetuned.folder, scratch, **limits, base_name=base.name, trust_remote_code=trusted
         )
     if published is None:
         published = DEFAULT_SETTING if compress is None else "attention"
-    loaded = _load_adapter_source(base, one.revision, hub.Source(finetuned, scratch, None), published, options)
-    if loaded.model.can_generate() and (other.folder / _GENERATION).is_file():
-        loaded.model.generation_config = GenerationConfig.from_pretrained(str(other.folder))
+    loaded = _load_adapter_source(
+        base.name, base.revision, hub.Source(finetuned.name, scratch, None), published, options
+    )
+    if loaded.model.can_generate() and (finetuned.folder / _GENERATION).is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
     return loaded, report
 
 
@@ -267,115 +264,6 @@ def fetch_checkpoints(
     )
 
 
-def read_taia_config(path: Path, name: str) -> TAIAConfig:
-    """Reads `config.json` of a TAIA repository.
-
-    Args:
-        path: The file.
-        name: Name of the repository, for messages.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ConfigError: If it is malformed, or of another model type.
-    """
-    values = hub.read_json(path)
-    if values.get("model_type") != TAIAConfig.model_type:
-        raise ConfigError(
-            f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
-            "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`.",
-        )
-    config: TAIAConfig = TAIAConfig.from_dict(values)
-    return config
-
-
-def base_name(config: TAIAConfig, name: str) -> str:
-    """Returns the Hub id or folder of the base model.
-
-    Args:
-        config: The configuration.
-        name: Name of the repository, for messages.
-
-    Returns:
-        What `config.json` names.
-
-    Raises:
-        ConfigError: If it names no base model.
-    """
-    if not config.base_model_name_or_path:
-        raise ConfigError(
-            f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
-        )
-    return config.base_model_name_or_path
-
-
-def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess) -> Path:
-    """Brings the update's files to this disk.
-
-    Args:
-        source: The TAIA repository.
-        config: Its configuration.
-        access: How to reach the Hub.
-
-    Returns:
-        Folder of the adapter.
-    """
-    place = config.place
-    repo = config.update.get("repo")
-    if repo:
-        sha = config.update["revision"]
-        pointed = hub.fetch(repo, place.files, revision=sha, access=access, what="adapter repository", local=False)
-        return _with_safetensors(pointed, place, access)
-    if source.revision and place.path != place.kind.folder:  # the usual folders came with the first download
-        source = hub.fetch(source.name, place.files, revision=source.revision, access=access, what="TAIA repository")
-    return _with_safetensors(source, place, access)
-
-
-def verify_update(root: Path, folder: Path, config: TAIAConfig, *, verify: bool = True) -> None:
-    """Checks that the files of an update are whole, and against the manifest.
-
-    Args:
-        root: Folder of the TAIA repository.
-        folder: Folder of the update, as `update_folder` gives it.
-        config: The configuration.
-        verify: Whether the hashes are checked as well.
-
-    Raises:
-        RepositoryError: If a file is missing or damaged.
-        ConfigError: If the manifest or an index is malformed.
-    """
-    weights = hub.update_weights(folder, config.place.kind)
-    pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
-    for name, path in weights.items() if verify else ():
-        hub.verify_manifest(root, path, config.place.named(name), required=not pointer)
-
-
-def check_folder(folder: Path) -> TAIAConfig:
-    """Checks a saved TAIA repository: its configuration, its weights and the manifest.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its configuration.
-
-    Raises:
-        RepositoryError: If a file is missing or damaged.
-        ConfigError: If a file is malformed, or the folder holds another kind of model.
-    """
-    if not (folder / hub.CONFIG).is_file():
-        raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
-    config = read_taia_config(folder / hub.CONFIG, str(folder))
-    if not config.update.get("repo"):
-        verify_update(folder, folder / config.place.path, config)
-        read_update_config(folder / config.place.path, config.place.kind)
-    for file, path in hub.published_files(folder).items():
-        if file.endswith(".json") and "/" not in file:
-            hub.read_json(path)
-    return config
-
-
 def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
     if not (source.folder / hub.ADAPTER_CONFIG).is_file():
         raise RepositoryError(
@@ -402,7 +290,7 @@ def _load_adapter_source(
     base: str, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
 ) -> Loaded:
     kind = find_kind(source.folder)
-    folder = _with_safetensors(source, UpdatePlace(kind, ""), options.access)
+    folder = with_safetensors(source, UpdatePlace(kind, ""), options.access)
     hub.update_weights(folder, kind)
     made_for, made_at = base_of(read_update_config(folder, kind))
     resolved = hub.resolve_base(base, base_revision or made_at, options.access)
@@ -483,18 +371,3 @@ def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
     with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
         model.generation_config = GenerationConfig.from_pretrained(name, **keywords)
     return model
-
-
-def _with_safetensors(source: hub.Source, place: UpdatePlace, access: hub.HubAccess) -> Path:
-    """Returns the update's folder; names pickled weights that were left on the Hub as the reason if need be."""
-    folder = source.folder / place.path
-    pickled = place.named(hub.PICKLED_WEIGHTS)
-    if source.revision and not access.local_files_only and not (source.folder / place.weights).is_file():
-        with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
-            if HfApi(token=access.token).file_exists(source.name, pickled, revision=source.revision):
-                raise RepositoryError(
-                    f"'{source.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
-                    "only safetensors are read.",
-                    "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
-                )
-    return folder

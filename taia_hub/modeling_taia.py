@@ -27,7 +27,14 @@ from taia_hub._calls import with_setting
 from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, UpdateMismatchError
-from taia_hub.loading import Loaded, LoadOptions, load_adapter, load_finetuned, load_repository
+from taia_hub.loading import (
+    Loaded,
+    LoadOptions,
+    fetch_checkpoints,
+    load_adapter,
+    load_finetuned,
+    load_repository,
+)
 from taia_hub.switch import KeepSetting, Switch, SwitchStatus
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.compressing import Compress
@@ -209,18 +216,12 @@ class TAIAMixin(Rebuildable):
             is_trainable=False,
             autocast_adapter_dtype=False,
         )
+        one, other = fetch_checkpoints(
+            os.fspath(base), os.fspath(finetuned), base_revision, finetuned_revision, options.access
+        )
         scratch = tempfile.mkdtemp(prefix="taia-dense-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        loaded, _ = load_finetuned(
-            os.fspath(base),
-            os.fspath(finetuned),
-            base_revision,
-            finetuned_revision,
-            inference_modules,
-            options,
-            Path(scratch),
-            compress,
-        )
+        loaded, _ = load_finetuned(one, other, inference_modules, options, Path(scratch), compress)
         return cls.from_loaded(loaded)
 
     @classmethod

@@ -22,7 +22,7 @@ from taia_hub.card_files import SIDE_FILES, SideFiles, eval_results_there, stale
 from taia_hub.card_making import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.loading import check_folder
+from taia_hub.repository_reading import check_folder
 from taia_hub.updates.kinds import DENSE, KINDS
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from huggingface_hub import HfApi
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
-from taia_hub.loading import read_taia_config
 from taia_hub.publishing import check_publishable
+from taia_hub.repository_reading import read_taia_config
 from taia_hub.space_rendering import CARD, SpaceModel, required_packages
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
-from taia_hub.loading import read_taia_config, update_folder, verify_update
+from taia_hub.repository_reading import read_taia_config, update_folder, verify_update
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site
 from taia_hub.updates.kinds import PEFT

@@ -15,6 +15,7 @@ from taia_hub._files import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import RESULTS_FILE
 from taia_hub.training.recipe import TrainingRecipe
+from taia_hub.training.workspace import base_files
 
 STATE = "run.json"
 MODEL = "model"
@@ -23,8 +24,6 @@ _IDLE = ("name", "description", "reference", "report_to", "save_steps", "micro_b
 """Fields of a training recipe that may change between two parts of a run."""
 _DATA = ("data", "in_domain", "ood")
 _BASE_FILES = "base_files"
-_READ = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-"""Endings of what a training reads of a base model: weights, configurations, tokenizer, chat template, code."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,7 @@ class RunFolder:
         """
         fields = {name: value for name, value in recipe.to_mapping().items() if name not in _IDLE}
         fields |= {name: [_content(source) for source in getattr(recipe, name)] for name in _DATA}
-        base = Path(recipe.base)
-        files = [file for file in sorted(base.iterdir()) if file.is_file()] if base.is_dir() else []
-        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.suffix in _READ}
-        return cls(path, {**fields, _BASE_FILES: stats})
+        return cls(path, {**fields, _BASE_FILES: base_files(Path(recipe.base))})
 
     @property
     def model(self) -> Path:

@@ -13,8 +13,8 @@ from taia_hub import creating, hub, publishing
 from taia_hub.card_files import FIGURES, SIDE_FILES
 from taia_hub.card_making import manifest_sha256
 from taia_hub.card_updating import CardRequest, make_card, write_card
-from taia_hub.loading import read_taia_config
 from taia_hub.progress import Progress
+from taia_hub.repository_reading import read_taia_config
 from taia_hub.training import modelling, record
 from taia_hub.training.composition import plot_composition
 from taia_hub.training.job import Fitted

@@ -29,13 +29,32 @@ TOKENS = "tokens"
 MARK = "taia_checkpoint.json"
 """Written into a checkpoint last, so that half of one is never taken for a whole."""
 
-_OF_A_BASE = ("*.safetensors", "*.json", "*.jinja", "*.model")  # weights, configuration, tokenizer
+_OF_A_BASE = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+"""Endings of what a training reads of a base model: weights, configurations, tokenizer, chat template, code."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _FREE = (
     *("report_to", "save_steps", "micro_batch_size", "gradient_checkpointing"),
     *("name", "description", "reference", "inference_modules"),
 )
 """Fields that may change between two parts of a run: the weights do not depend on them, but for rounding."""
+
+
+def base_files(folder: Path) -> dict[str, list[int]]:
+    """Describes a base model in a folder, to notice when it changes; nothing is read.
+
+    Args:
+        folder: Its folder; one that is not there holds nothing.
+
+    Returns:
+        Name of each file that training reads to its size in bytes and its time of change in ns.
+
+    Example:
+        >>> base_files(Path("nowhere"))
+        {}
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    stats = {path.name: path.stat() for path in files if path.suffix in _OF_A_BASE}
+    return {name: [one.st_size, one.st_mtime_ns] for name, one in stats.items()}
 
 
 def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> str:
@@ -50,11 +69,10 @@ def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mappin
         64 hex digits.
     """
     fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
-    files = [] if base.revision else sorted(path for pattern in _OF_A_BASE for path in base.folder.glob(pattern))
     contents = {
         "version": 1,
         "recipe": {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)},
-        "base": base.revision or [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        "base": base.revision or base_files(base.folder),
         # data sets of the Hub have no hash: a commit, which fixes them
         "data": [[one.get("sha256") or [one["name"], one.get("revision")], one.get("items")] for one in datasets],
     }

@@ -8,7 +8,6 @@ i, at FFN linears; `lora_B.weight` is (D_out, r) and (E, D_out, r); `lora_router
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from taia_hub.updates.molora_config import (
 from taia_hub.updates.molora_files import check_tensors, read_tensors, write_molora
 from taia_hub.updates.molora_layers import MoLoraConfig, MoLoraLinear, take_balance_losses
 from taia_hub.updates.molora_targets import FITS, check_modules, checked_targets, default_targets
-from taia_hub.updates.peft import ADAPTER, PREFIX, PeftUpdate, attach_switch
+from taia_hub.updates.peft import ADAPTER, PeftUpdate, attach_switch
 from taia_hub.updates.strict import check_base_untouched
 
 __all__ = [
@@ -171,8 +170,8 @@ class MoLoraUpdate(PeftUpdate):
 
     @property
     def method(self) -> str:
-        """`"MOLORA"`."""
-        return "MOLORA"
+        """Name of the method."""
+        return self.kind.name.upper()
 
     @property
     def description(self) -> MoLoraDescription:
@@ -186,19 +185,7 @@ class MoLoraUpdate(PeftUpdate):
         """Contents of the update's configuration file."""
         return self.description.to_dict()
 
-    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes the update; an unchanged one keeps the bytes of its files.
-
-        Args:
-            folder: Where the two files go; made if need be.
-            state_dict: State dict of the held model to take the tensors from, as Trainer passes it.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        if state_dict is None and self.is_unchanged():
-            for name in (MOLORA_CONFIG, MOLORA_WEIGHTS):
-                shutil.copyfile(self.source / name, folder / name)
-            return
-        named = None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()}
+    def _write(self, folder: Path, named: Mapping[str, torch.Tensor] | None) -> None:
         save_molora(self.peft_model, folder, state_dict=named)
 
 

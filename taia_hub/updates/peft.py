@@ -91,18 +91,24 @@ class PeftUpdate:
         return dict(get_peft_model_state_dict(self.peft_model, adapter_name=ADAPTER, save_embedding_layers=False))
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes the update in PEFT's format; an unchanged update keeps the bytes of its file.
+        """Writes the two files of the update; an unchanged update keeps the bytes of its files.
 
         Args:
-            folder: Where `adapter_config.json` and `adapter_model.safetensors` go; made if need be.
+            folder: Where configuration and weights go, by the names that the kind has for them; made if need be.
             state_dict: State dict of the held model to take the tensors from, as Trainer passes it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
-            for name in (CONFIG_NAME, WEIGHTS_NAME):
+            for name in (self.kind.config, self.kind.weights):
                 shutil.copyfile(self.source / name, folder / name)
             return
-        named = None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()}
+        self._write(
+            folder,
+            None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()},
+        )
+
+    def _write(self, folder: Path, named: Mapping[str, torch.Tensor] | None) -> None:
+        """Writes changed tensors, those of the model or `named` by the names in PEFT's wrapper."""
         self.peft_model.save_pretrained(
             str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
         )

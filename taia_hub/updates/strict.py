@@ -13,11 +13,11 @@ from safetensors import safe_open
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.updates.kinds import PEFT
 
 ADAPTER = "default"
 PREFIX = "base_model.model."
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
 
 WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
 
