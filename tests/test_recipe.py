@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
-from taia_hub.training import TrainingRecipe, shipped_recipes
-from taia_hub.training import recipe as recipes
+from taia_hub.recipes import recipe_names
+from taia_hub.training import TrainingRecipe
 
 
 def test_the_defaults_are_those_of_the_paper():
@@ -101,19 +101,12 @@ def test_a_wrong_value_in_a_file_names_the_file(tmp_path):
         TrainingRecipe.from_yaml(tmp_path / "nowhere.yaml")
 
 
-def test_a_shipped_recipe_is_found_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
-    (tmp_path / "vanilla-lora.yaml").write_text("base: org/base\n")
-
-    assert shipped_recipes() == {"vanilla-lora": tmp_path / "vanilla-lora.yaml"}
-    assert TrainingRecipe.load("vanilla-lora").base == "org/base"
-    with pytest.raises(ConfigError, match="Did you mean 'vanilla-lora'"):
-        TrainingRecipe.load("vanila-lora")
-
-
-def test_every_shipped_recipe_is_valid():
-    for name, path in shipped_recipes().items():
-        assert TrainingRecipe.from_yaml(path).base, name
+def test_every_shipped_recipe_is_found_by_name():
+    for name in recipe_names():
+        assert TrainingRecipe.load(name).base, name
+    assert TrainingRecipe.load("toa").train_modules == "attention"
+    with pytest.raises(ConfigError, match="Did you mean 'toa'"):
+        TrainingRecipe.load("toaa")
 
 
 def test_what_the_user_must_bring_is_named():

@@ -8,9 +8,11 @@ the user must bring), `sweep` (label of a run to the fields in which it differs)
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
 
 PAPER = "paper"
+
+_FOLDER = Path(__file__).parent
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -23,8 +25,19 @@ def recipe_names() -> tuple[str, ...]:
         >>> "lora" in recipe_names()
         True
     """
-    files = resources.files(__package__).iterdir()
-    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+
+
+def recipe_path(name: str) -> Path:
+    """Returns where the training of a shipped recipe is described.
+
+    Args:
+        name: One of `recipe_names()`.
+
+    Returns:
+        A YAML file, which `TrainingRecipe.from_yaml` reads.
+    """
+    return _FOLDER / f"{name}.yaml"
 
 
 def recipe_texts(name: str) -> tuple[str, str]:
@@ -39,6 +52,5 @@ def recipe_texts(name: str) -> tuple[str, str]:
     Raises:
         FileNotFoundError: If there is no such recipe.
     """
-    here = resources.files(__package__)
-    training, paper = here / f"{name}.yaml", here / PAPER / f"{name}.yaml"
-    return training.read_text(encoding="utf-8"), paper.read_text(encoding="utf-8")
+    paper = _FOLDER / PAPER / f"{name}.yaml"
+    return recipe_path(name).read_text(encoding="utf-8"), paper.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ trained and `planning.py` what fits; `job.py` finds this out before weights are 
 """
 
 from taia_hub.training.planning import Plan
-from taia_hub.training.recipe import TrainingRecipe, shipped_recipes
+from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.running import Trained, plan_training, train
 
-__all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "shipped_recipes", "train"]
+__all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "train"]

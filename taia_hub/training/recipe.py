@@ -13,6 +13,7 @@ import yaml
 
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
 from taia_hub.policy import MODES, Setting, parse_setting
+from taia_hub.recipes import recipe_names, recipe_path
 
 METHODS = ("lora", "molora", "full")
 SCHEDULES = ("uniform", "linear")
@@ -24,8 +25,6 @@ DTYPES = ("auto", "float32", "bfloat16")
 TRAINED_ROLES = ("attention", "ffn")
 """The roles that ranks can be given for; LoRA adapts no other."""
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-"""Where the recipes lie that ship with the package."""
 
 ByRole = int | Mapping[str, int]
 """One number for every role, or one a role."""
@@ -277,24 +276,14 @@ class TrainingRecipe:
         Raises:
             ConfigError: If there is no such file or recipe, or it is wrong.
         """
-        path, known = Path(name_or_path), shipped_recipes()
-        if path.is_file():
-            return cls.from_yaml(path)
-        if str(name_or_path) in known:
-            return cls.from_yaml(known[str(name_or_path)])
+        name, known = str(name_or_path), recipe_names()
+        if Path(name).is_file():
+            return cls.from_yaml(name)
+        if name in known:
+            return cls.from_yaml(recipe_path(name))
         raise ConfigError(
-            f"There is no recipe '{name_or_path}'.{closest(str(name_or_path), known)}",
-            f"Give a YAML file, or one of {', '.join(known)}." if known else "Give a YAML file.",
+            f"There is no recipe '{name}'.{closest(name, known)}", f"Give a YAML file, or one of {', '.join(known)}."
         )
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Lists the recipes that ship with the package.
-
-    Returns:
-        Name to file, by name.
-    """
-    return {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
 
 
 def parse_modules(text: Any) -> Setting:
