@@ -29,14 +29,6 @@ logger = logging.getLogger(__name__)
 
 _GENERATION = "generation_config.json"
 _ROOT_FILES = (hub.CONFIG, hub.MANIFEST, _GENERATION, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
-_CHECKPOINT = (
-    hub.CONFIG,
-    _GENERATION,
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
-)
 _HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
 _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
 
@@ -253,10 +245,10 @@ def fetch_checkpoints(
         RepositoryError: If one is missing or out of reach.
     """
     return (
-        hub.fetch(base, _CHECKPOINT, revision=base_revision, access=access, what="base model"),
+        hub.fetch(base, hub.MODEL_FILES, revision=base_revision, access=access, what="base model"),
         hub.fetch(
             finetuned,
-            [*_CHECKPOINT, *hub.TOKENIZER_FILES],
+            [*hub.MODEL_FILES, *hub.TOKENIZER_FILES],
             revision=finetuned_revision,
             access=access,
             what="fine-tune",

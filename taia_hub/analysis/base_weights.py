@@ -17,8 +17,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from taia_hub import hub
-from taia_hub.analysis.reading import header
 from taia_hub.errors import RepositoryError, UpdateMismatchError
+from taia_hub.offline import tensor_shapes
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -108,7 +108,7 @@ class BaseWeights:
         if not (folder / _SINGLE).is_file():
             raise self._no_safetensors()
         try:
-            return dict.fromkeys(header(folder / _SINGLE), _SINGLE)
+            return dict.fromkeys(tensor_shapes(folder / _SINGLE), _SINGLE)
         except SafetensorError as error:
             raise self._damaged(folder / _SINGLE, error) from error
 

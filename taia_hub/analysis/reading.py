@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftConfig, PeftModel, PeftType, TaskType
+from peft import PeftConfig, PeftType, TaskType
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
-from taia_hub.repository_reading import read_taia_config, update_folder, verify_update
+from taia_hub import hub, offline
+from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site
-from taia_hub.updates.kinds import PEFT
-from taia_hub.updates.peft import ADAPTER, PREFIX, PeftUpdate, attach_switch, attach_update, read_config
+from taia_hub.updates.kinds import PEFT, UpdateKind
+from taia_hub.updates.peft import ADAPTER, attach_switch
 
 ADDITIVE = (
     "LORA",
@@ -43,8 +40,6 @@ ADDITIVE = (
     "WAVEFT",
 )
 """PEFT's methods whose `get_delta_weight` is what they add to the weight, whatever the weight is (each is tested)."""
-
-_FILES = (hub.CONFIG, hub.MANIFEST, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, "adapter/*")
 
 
 @dataclass(frozen=True)
@@ -123,32 +118,18 @@ def open_adapter(
     Raises:
         TAIAError: If it is neither, is damaged, or names no base model.
     """
-    source = hub.fetch(name, _FILES, revision=revision, access=access, what="TAIA repository or adapter")
-    if (source.folder / hub.ADAPTER_CONFIG).is_file():
-        folder = source.folder
-        hub.adapter_weights(folder)
-        config = read_config(folder)
-        named, fixed = config.base_model_name_or_path, config.revision
-    elif (source.folder / hub.CONFIG).is_file():
-        repository = read_taia_config(source.folder / hub.CONFIG, name)
-        if repository.place.kind is not PEFT:
+
+    def check(kind: UpdateKind) -> None:
+        if kind is not PEFT:
             raise UnsupportedUpdateError(
-                f"The update of '{name}' is a {repository.place.kind.noun}; only PEFT adapters are measured.",
+                f"The update of '{name}' is a {kind.noun}; only PEFT adapters are measured.",
                 "`taia info` shows what it holds, by role.",
             )
-        folder = update_folder(source, repository, access)
-        verify_update(source.folder, folder, repository)
-        config = read_config(folder)
-        named, fixed = repository.base_model_name_or_path, repository.base_model_revision
-    else:
-        raise RepositoryError(
-            f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
-            "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
-        )
-    if base or named:
-        where = hub.resolve_base(base or str(named), base_revision if base else fixed, access)
-        return AdapterFiles(name, source.revision, folder, config, where)
-    raise ConfigError(f"'{name}' names no base model.", "Say which one it belongs to with `base` (--base).")
+
+    found = offline.find_update(
+        name, revision=revision, base=base, base_revision=base_revision, access=access, check=check
+    )
+    return AdapterFiles(name, found.revision, found.folder, found.settings, found.base)
 
 
 def skeleton(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -165,14 +146,8 @@ def skeleton(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool
     Raises:
         RepositoryError: If the base model's configuration cannot be read.
     """
-    auto = AutoModel if files.config.task_type == TaskType.FEATURE_EXTRACTION else AutoModelForCausalLM
-    with hub.hub_errors(files.base.name, what="base model", revision=files.base.revision):
-        config = AutoConfig.from_pretrained(
-            files.base.name, revision=files.base.revision, token=access.token, trust_remote_code=trust_remote_code
-        )
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
-    return model
+    features_only = files.config.task_type == TaskType.FEATURE_EXTRACTION
+    return offline.skeleton(files.base, access, trust_remote_code, features_only=features_only)
 
 
 def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool = False) -> AdaptedLayers:
@@ -200,18 +175,8 @@ def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code
             "weight, or one that depends on it.",
             f"Norms are given for {', '.join(ADDITIVE)}.",
         )
-    model = skeleton(files, access, trust_remote_code)
-    roles, own = find_sublayers(model), set(model.state_dict())
-    update = _injected(model, files) if files.config.peft_type == PeftType.LORA else None
-    if update is not None and _fits(update, files.weights, own):
-        switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
-        return AdaptedLayers(_listed(update.head_model, switch.sites), streamed=True)
-    model = skeleton(files, access, trust_remote_code)
-    _give_zeros(model, files.weights)
-    update, switch = attach_update(
-        model, files.folder, roles=roles.roles, unplaced=roles.unplaced, inference_modules="all"
-    )
-    return AdaptedLayers(_listed(update.head_model, switch.sites), streamed=False)
+    found = offline.attach_offline(lambda: skeleton(files, access, trust_remote_code), files.folder, PEFT, files.config)
+    return AdaptedLayers(found.layers, found.streamed)
 
 
 def lora_parts(
@@ -231,7 +196,7 @@ def lora_parts(
         return None
     model = skeleton(files, access, trust_remote_code)
     roles = find_sublayers(model)
-    update = _injected(model, files)
+    update = offline.injected(model, files.config, files.folder)
     if update is None:
         return None
     switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
@@ -250,7 +215,7 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
     """
     found: dict[str, AdaptedPart] = {}
     # A module of a full fine-tune is no layer of PEFT, so that only its site is known.
-    layers = {id(site): layer for _, site, layer in _listed(model, sites)}
+    layers = {id(site): layer for _, site, layer in offline.listed(model, sites)}
     for site in sites:
         layer: Any = layers.get(id(site))
         before = found.get(site.role, AdaptedPart(0, 0, frozenset()))
@@ -263,60 +228,3 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
             before.ranks | ({int(layer.r[ADAPTER])} if is_lora else set()),
         )
     return found
-
-
-def header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of the tensors of a safetensors file; no tensor is read.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name of a tensor to its shape.
-    """
-    with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-
-
-def _injected(model: PreTrainedModel, files: AdapterFiles) -> PeftUpdate | None:
-    """Injects a LoRA without its weights; returns None where PEFT cannot."""
-    try:
-        return PeftUpdate(PeftModel(model, files.config, low_cpu_mem_usage=True), files.folder)
-    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
-        return None  # the strict load meets the same, and says it in our words
-
-
-def _fits(update: PeftUpdate, weights: Path, own: Collection[str]) -> bool:
-    """Tells whether a LoRA's file holds exactly what PEFT expects; `own` are the names of the base's tensors."""
-    try:
-        expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
-    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
-        return False
-    found = {
-        key: shape
-        for key, shape in header(weights).items()
-        # PEFT saves copies of adapted embeddings along; they are no part of the update
-        if key in expected or key.removeprefix(PREFIX).replace(".base_layer", "") not in own
-    }
-    return found == expected
-
-
-def _give_zeros(model: nn.Module, weights: Path) -> None:
-    """Puts zeros that take no memory in the place of weights, so that PEFT keeps the update off the meta device.
-
-    Parameters that the file holds too stay on the meta device: their values cannot be compared.
-    """
-    held = {key.removeprefix(PREFIX) for key in header(weights)}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if f"{path}.{name}" not in held:
-                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-                setattr(module, name, nn.Parameter(zeros, requires_grad=False))
-
-
-def _listed(model: nn.Module, sites: Any) -> tuple[tuple[str, Site, Any], ...]:
-    return tuple(
-        (name, sites[layer._taia_site], layer)
-        for name, layer in model.named_modules()
-        if getattr(layer, "_taia_site", None) is not None
-    )

@@ -67,7 +67,7 @@ def merged_metadata(card: values.MergedCardData) -> ModelCardData:
         **_shared(card),
     }
     if card.base_model:
-        metadata |= {"base_model": card.base_model, "base_model_relation": "finetune"}
+        metadata |= {"base_model": card.base_model, "base_model_relation": "merge"}
     found = eval_results(card.results) if card.results else []
     found = [one for one in found if (one.metric_args or {}).get("inference_modules") == plain(card.setting)]
     return _with_results(metadata, card.repo_id, found)

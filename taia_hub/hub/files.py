@@ -36,6 +36,15 @@ TOKENIZER_FILES = (
     "bpe.codes",
 )
 """Globs on the files that a tokenizer may have."""
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
+)
+"""Globs on the files of a whole model that are read."""
 
 
 def adapter_weights(folder: Path) -> Path:

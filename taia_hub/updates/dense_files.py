@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taia_hub.errors import RepositoryError
-from taia_hub.updates.dense_checkpoint import StoredTensor
+from taia_hub.updates.dense_checkpoint import StoredTensor, dtype_name
 
 SHARD_BYTES = 2 * 10**9
 """Size that a shard does not pass, unless one tensor is larger."""
@@ -37,6 +37,28 @@ class Shard:
     name: str
     sha256: str
     tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OutgoingTensor:
+    """A tensor that is to be written.
+
+    Attributes:
+        name: Its name in the new file.
+        dtype: Its dtype.
+        shape: Its shape.
+        pieces: Gives its bytes, as uint8 tensors in their order; each is read before the next is asked for.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[Tensor]]
+
+    @property
+    def size(self) -> int:
+        """Number of its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
@@ -123,10 +145,92 @@ def _split(tensors: Sequence[StoredTensor], shard_bytes: int) -> list[list[Store
 def _write(path: Path, tensors: Sequence[StoredTensor], advance: Callable[[int], None] | None) -> str:
     # The widest dtypes first, so that every tensor lies at a multiple of its element's size.
     ordered = sorted(tensors, key=lambda one: -one.dtype.itemsize)
+    return write_file(path, [outgoing(one) for one in ordered], advance)
+
+
+def outgoing(stored: StoredTensor) -> OutgoingTensor:
+    """Makes of a stored tensor one that is to be written as it is, in small pieces.
+
+    Args:
+        stored: The tensor.
+
+    Returns:
+        The same for `write_file`.
+    """
+    return OutgoingTensor(stored.name, stored.dtype, stored.shape, lambda: _pieces(stored, _PIECE))
+
+
+def converted(stored: StoredTensor, dtype: torch.dtype) -> OutgoingTensor:
+    """Makes of a stored tensor one that is to be written in another dtype, in small pieces.
+
+    Args:
+        stored: The tensor.
+        dtype: The dtype to write.
+
+    Returns:
+        The same for `write_file`.
+    """
+
+    def pieces() -> Iterator[Tensor]:
+        for piece in _pieces(stored, _PIECE):
+            yield piece.view(stored.dtype).to(dtype).view(torch.uint8)
+
+    return OutgoingTensor(stored.name, dtype, stored.shape, pieces)
+
+
+def sliced(tensor: Tensor) -> Iterator[Tensor]:
+    """Gives the bytes of a tensor in memory in small pieces.
+
+    Args:
+        tensor: The tensor, of any shape.
+
+    Yields:
+        uint8 tensors of at most 256 KiB, which are views of it.
+    """
+    if tensor.numel():
+        yield from tensor.contiguous().reshape(-1).view(torch.uint8).split(_PIECE)
+
+
+def read_whole(stored: StoredTensor) -> Tensor:
+    """Reads a tensor into memory of its own; no page of the file counts as this process's memory.
+
+    Args:
+        stored: The tensor.
+
+    Returns:
+        The tensor, on the CPU.
+
+    Raises:
+        RepositoryError: If the file is gone or truncated.
+    """
+    for piece in _pieces(stored, stored.size):
+        return piece.view(stored.dtype).reshape(stored.shape)
+    return torch.empty(stored.shape, dtype=stored.dtype)
+
+
+def write_file(path: Path, tensors: Sequence[OutgoingTensor], advance: Callable[[int], None] | None = None) -> str:
+    """Writes a safetensors file; each byte is asked for, hashed and written once, in the order of `tensors`.
+
+    Args:
+        path: The file.
+        tensors: Its tensors, those of wider dtypes first, so that every one lies at a multiple of its element's size.
+        advance: Called with the number of bytes after each piece.
+
+    Returns:
+        The file's sha256, as 64 hex digits.
+
+    Raises:
+        RepositoryError: If a tensor cannot be read.
+        OSError: If the file cannot be written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for one in ordered:
-        header[one.name] = {"dtype": one.kind, "shape": list(one.shape), "data_offsets": [end, end + one.size]}
+    for one in tensors:
+        header[one.name] = {
+            "dtype": dtype_name(one.dtype),
+            "shape": list(one.shape),
+            "data_offsets": [end, end + one.size],
+        }
         end += one.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -135,8 +239,8 @@ def _write(path: Path, tensors: Sequence[StoredTensor], advance: Callable[[int],
         for content in (len(text).to_bytes(8, "little"), text):
             _write_all(file, content)
             digest.update(content)
-        for one in ordered:
-            for piece in _pieces(one, _PIECE):
+        for one in tensors:
+            for piece in one.pieces():
                 view = piece.numpy().data
                 digest.update(view)
                 _write_all(file, view)

@@ -1,0 +1,194 @@
+"""A mode of a TAIA repository, or of a plain adapter, merged into a plain checkpoint of the base architecture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taia_hub import hub
+from taia_hub.errors import RepositoryError
+from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
+from taia_hub.merging.state import Scratch, check_target
+from taia_hub.merging.texts import write_texts
+from taia_hub.merging.writing import write_plan
+from taia_hub.offline import OfflineUpdate, UpdateFiles, base_checkpoint, check_not_quantised, open_update
+from taia_hub.progress import Progress
+from taia_hub.updates.dense_checkpoint import Checkpoint, open_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # of what is written; another one makes unfinished merges begin anew
+_MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged and written.
+
+    Attributes:
+        folder: Folder of the merged model.
+        setting: Label of the setting.
+        modules: Role to the number of modules whose update was merged.
+        written: Names of the shards that were written now.
+        reused: Names of the shards that an interrupted run had finished.
+        bytes: Size of all tensors.
+        dtype: The dtype of most of the weights, as in `"bfloat16"`.
+        sha256: Name of each shard to its sha256, as 64 hex digits.
+        notes: What to know of it.
+    """
+
+    folder: Path
+    setting: str
+    modules: Mapping[str, int]
+    written: tuple[str, ...]
+    reused: tuple[str, ...]
+    bytes: int
+    dtype: str
+    sha256: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """Says in some lines what was done."""
+        merged = ", ".join(f"{count} {role}" for role, count in self.modules.items())
+        lines = [
+            f"Merged under '{self.setting}': {merged} modules.",
+            f"{len(self.written) + len(self.reused)} shards, {self.bytes / 1e9:,.2f} GB in {self.dtype}.",
+        ]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def merge(
+    source: str | os.PathLike[str] | UpdateFiles,
+    out: str | os.PathLike[str],
+    inference_modules: Any = "attention",
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Writes a plain checkpoint of the base architecture into which the acting updates are merged.
+
+    No model is loaded: tensors that no update changes pass through in pieces of 256 KiB, and the others are computed
+    one module at a time by PEFT's own `merge`, so that they are bit for bit those of `merge_and_unload`. Every file of
+    the base has one of the same name here. The folder is written whole or not at all; what an interrupted run had
+    finished lies in a hidden folder beside it, and the same call continues there.
+
+    Args:
+        source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `UpdateFiles`.
+        out: A new or empty folder.
+        inference_modules: What acts, as `TAIAForCausalLM`'s setting; weights between 0 and 1 scale the update.
+        revision: Revision of the source.
+        dtype: What floating-point weights are converted to after merging; by default each keeps its own. Those that
+            transformers keeps in float32 stay as they are.
+        repo_id: What the card calls the model; by default the folder's name.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+        progress: Called with how many megabytes are written.
+
+    Returns:
+        What was merged and written.
+
+    Raises:
+        SettingError: If the setting is not understood, cannot act on this update, or nothing acts.
+        RepositoryError: If files are missing, damaged or out of reach, `out` is not empty, or the disk is full.
+        UnsupportedUpdateError: If the base is quantised, or the update cannot be merged.
+        UpdateMismatchError: If the update does not fit the base.
+
+    Example:
+        ```python
+        report = merge("org/model-taia", "./model-attention", "attention")
+        AutoModelForCausalLM.from_pretrained(report.folder)
+        ```
+    """
+    target, wanted, access = Path(out).absolute(), parse_dtype(dtype), hub.HubAccess(token=token)
+    check_target(target)
+    update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
+    check_not_quantised(update.base)
+    check_setting(update, inference_modules)
+    checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
+    plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
+    with hub.disk_errors(target):
+        scratch = Scratch(target, _fingerprint(update, checkpoint, inference_modules, wanted))
+        notes = list(plan.notes)
+        if scratch.reused:
+            notes.insert(0, f"Continued: {len(scratch.reused)} of {len(plan.shards)} shards were finished before.")
+            logger.info(notes[0])
+        _check_space(plan, scratch)
+        write_plan(plan, update, checkpoint, scratch, _counter(plan, scratch, progress))
+        name = repo_id or target.name
+        write_texts(scratch.files, plan, update, checkpoint, scratch.finished, name=name, access=access)
+        open_checkpoint(scratch.files, what="merged model", trust_remote_code=trust_remote_code)
+        scratch.finish()
+    return MergeReport(
+        folder=target,
+        setting=plan.setting,
+        modules=plan.modules,
+        written=tuple(name for name in plan.shards if name not in scratch.reused),
+        reused=scratch.reused,
+        bytes=plan.bytes,
+        dtype=str(plan.dtype).removeprefix("torch."),
+        sha256=dict(sorted(scratch.finished.items())),
+        notes=tuple(notes),
+    )
+
+
+def _fingerprint(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any, dtype: torch.dtype | None) -> str:
+    """Names all that the shards depend on; a base in a folder goes by its files' sizes and times."""
+    held = {stored.file for group in checkpoint.groups.values() for stored, _ in group.sources}
+    base: Any = update.base.revision
+    if base is None:
+        stats = {path: path.stat() for path in sorted(held)}
+        base = [(str(path.resolve()), one.st_size, one.st_mtime_ns) for path, one in stats.items()]
+    parts = {
+        "version": _VERSION,
+        "base": (update.base.name, base, hub.sha256(checkpoint.folder / hub.CONFIG)),
+        "update": [
+            hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)
+        ],  # the index of sharded weights holds the shards' hashes
+        "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
+        "dtype": str(dtype),
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_space(plan: MergePlan, scratch: Scratch) -> None:
+    needed = sum(piece.size for name, pieces in plan.shards.items() for piece in pieces if name not in scratch.finished)
+    free = shutil.disk_usage(scratch.folder).free
+    if needed > free:
+        raise RepositoryError(
+            f"The merged model needs {needed / 1e9:,.1f} GB more at '{scratch.out.parent}', where {free / 1e9:,.1f} GB "
+            "are free.",
+            "Free space, or choose another folder; shards that are finished stay and are used again.",
+        )
+
+
+def _counter(plan: MergePlan, scratch: Scratch, progress: Progress | None) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    lock, total = threading.Lock(), max(plan.bytes // _MEGABYTE, 1)
+    done = sum(piece.size for name in scratch.finished for piece in plan.shards.get(name, ()))
+    told = -1
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        with lock:
+            done += count
+            now = total if done >= plan.bytes else min(done // _MEGABYTE, total)
+            if now != told:
+                told = now
+                progress("merging, in MB", now, total)
+
+    return advance

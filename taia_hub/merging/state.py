@@ -1,0 +1,119 @@
+"""The scratch folder of a merge: what is finished stays there until the whole is moved under its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub._files import write_atomically
+from taia_hub.errors import ConfigError, RepositoryError
+
+_STATE = "state.json"
+_FILES = "files"
+_PARTIAL = ".partial"
+
+
+def check_target(out: Path) -> None:
+    """Refuses a target that is not a new or empty folder.
+
+    Args:
+        out: The folder that the merged model shall be in.
+
+    Raises:
+        RepositoryError: If something is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder, or empty this one.")
+
+
+class Scratch:
+    """A hidden folder beside the target, with the shards that are finished and what they are made from.
+
+    Args:
+        out: The target, an absolute path.
+        fingerprint: Names all that the shards depend on; shards of another fingerprint are thrown away.
+    """
+
+    def __init__(self, out: Path, fingerprint: str) -> None:
+        self.out = out
+        self.folder = out.parent / f".{out.name}-merging"
+        self.files = self.folder / _FILES
+        self._fingerprint = fingerprint
+        self._lock = threading.Lock()
+        self.finished: dict[str, str] = {}
+        if self._before().get("fingerprint") == fingerprint:
+            self._take_over()
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.reused = tuple(self.finished)
+        self.files.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    @contextlib.contextmanager
+    def partial(self) -> Iterator[Path]:
+        """Gives the path of a file that is being written; what is left of it after the block is deleted."""
+        handle, name = tempfile.mkstemp(suffix=_PARTIAL, dir=self.folder)
+        os.close(handle)
+        os.chmod(name, 0o666 & ~_mask())
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def enter(self, name: str, path: Path, digest: str) -> None:
+        """Takes a whole shard in.
+
+        Args:
+            name: Its name.
+            path: Where it was written; it is moved.
+            digest: Its sha256.
+        """
+        with self._lock:
+            os.replace(path, self.files / name)
+            self.finished[name] = digest
+            self._save()
+
+    def finish(self) -> None:
+        """Moves the files under the final name, which holds all of them or none, and deletes the folder."""
+        check_target(self.out)
+        if self.out.is_dir():
+            self.out.rmdir()
+        os.rename(self.files, self.out)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _before(self) -> dict[str, Any]:
+        try:
+            return hub.read_json(self.folder / _STATE)
+        except (FileNotFoundError, ConfigError):
+            return {}
+
+    def _take_over(self) -> None:
+        """Keeps the shards of an earlier run that are whole, and nothing else."""
+        shards = self._before().get("shards")
+        for name, digest in shards.items() if isinstance(shards, dict) else ():
+            path = self.files / name
+            if path.is_file() and hub.sha256(path) == digest:
+                self.finished[name] = digest
+        for path in (*self.folder.glob(f"*{_PARTIAL}"), *self.files.glob("*")):
+            if path.name not in self.finished:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _save(self) -> None:
+        state = {"fingerprint": self._fingerprint, "shards": self.finished}
+        write_atomically(self.folder / _STATE, json.dumps(state, indent=2) + "\n")
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

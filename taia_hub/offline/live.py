@@ -1,0 +1,49 @@
+"""The update of a loaded model as files, which exports and merges start from."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub.offline.finding import UpdateFiles
+from taia_hub.updates.attaching import read_update_config
+
+
+@contextlib.contextmanager
+def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
+    """Gives the files of a loaded model's update; one that was trained on is written to a temporary folder.
+
+    Args:
+        model: A loaded TAIA model.
+        access: How to reach the Hub.
+
+    Yields:
+        The files, which hold the model's present update until the block ends.
+
+    Raises:
+        RepositoryError: If the base model's configuration cannot be read, or the update cannot be written.
+    """
+    update, config = model._taia_update, model.taia_config
+    base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, access)
+    with tempfile.TemporaryDirectory(prefix="taia-update-") as scratch:
+        root, folder = Path(scratch), update.source
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(root)
+        revision = getattr(config, "_commit_hash", None)  # only a repository of the Hub has one
+        if not update.is_unchanged():
+            revision, folder = None, root / update.kind.folder
+            update.save(folder)
+        yield UpdateFiles(
+            name=config._name_or_path if revision else "a loaded model",
+            revision=revision,
+            config=config,
+            root=root,
+            folder=folder,
+            kind=update.kind,
+            settings=read_update_config(folder, update.kind),
+            base=base,
+        )

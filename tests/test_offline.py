@@ -1,0 +1,169 @@
+"""Updates on the structure of their base, without its weights."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+
+from taia_hub import hub, offline
+from taia_hub.creating import create_repository
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.updates.dense import write_dense
+from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
+
+ACCESS = hub.HubAccess()
+
+
+def opened(folder, **keywords):
+    return offline.open_update(folder, access=ACCESS, **keywords)
+
+
+def is_weightless(model):
+    return all(one.is_meta for one in model.parameters())
+
+
+def test_a_lora_stays_in_its_file(pico):
+    update = opened(pico.adapter("llama"))
+    assert update.streamed
+    assert is_weightless(update.model)
+    assert update.kind.name == "peft"
+    assert update.base.folder == pico.base("llama")
+    assert update.folder == pico.adapter("llama")
+    acting = {site.path: weight for (_, site, _), weight in update.weights({"attention": 1, "ffn": 0.5})}
+    assert len(acting) == 14
+    assert {weight for path, weight in acting.items() if "self_attn" in path} == {1.0}
+    assert {weight for path, weight in acting.items() if "mlp" in path} == {0.5}
+
+
+def test_a_layer_holds_its_tensors_for_a_block_only(pico):
+    update = opened(pico.adapter("llama"))
+    tensors = load_file(pico.adapter("llama") / "adapter_model.safetensors")
+    name, _, layer = update.layers[0]
+    expected = tensors[f"base_model.model.{name}.lora_A.weight"]
+    with offline.holding(update, update.layers[0]) as held:
+        assert held is layer
+        assert torch.equal(layer.lora_A["default"].weight, expected)
+        assert all(one.is_meta for _, _, other in update.layers[1:] for one in other.parameters())
+    assert is_weightless(update.model)
+
+
+def test_16_bit_tensors_become_float32(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: one.bfloat16() for name, one in load_file(path).items()}, path)
+    update = opened(tmp_path / "adapter")
+    with offline.holding(update, update.layers[0]) as layer:
+        assert layer.lora_A["default"].weight.dtype == torch.float32
+
+
+def test_merging_leaves_no_trace(pico):
+    update = opened(pico.adapter("llama", pico.lora("llama", use_dora=True), label="merge-use_dora"))
+    checkpoint = offline.base_checkpoint(update, ACCESS)
+    entry = update.layers[3]
+    weight = checkpoint.groups[f"{entry[0]}.weight"].sources[0][0].read()
+    before = weight.clone()
+    scaling = dict(entry[2].scaling)
+    made = offline.merged_weights(update, entry, {"weight": weight}, 1.0)
+    assert torch.equal(weight, before)
+    assert torch.equal(made["weight"], offline.merged_weights(update, entry, {"weight": weight}, 1.0)["weight"])
+    assert not torch.equal(made["weight"], before)
+    half = offline.merged_weights(update, entry, {"weight": weight}, 0.5)
+    assert not torch.equal(half["weight"], made["weight"])
+    assert is_weightless(update.model)
+    assert not entry[2].merged_adapters
+    assert entry[2].scaling == scaling
+    reference = pico.peft("llama", pico.adapter("llama", label="merge-use_dora")).merge_and_unload()
+    assert torch.equal(made["weight"], reference.state_dict()[f"{entry[0]}.weight"])
+
+
+def test_what_peft_converts_goes_through_the_strict_load(pico):
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", modules_to_save=["norm"])
+    update = opened(pico.adapter("llama", config, label="saved"))
+    assert {site.role for _, site, _ in update.layers} == {"attention", "other"}
+    loha = opened(pico.adapter("llama", _loha(), label="loha"))
+    assert not loha.streamed
+    assert not any(
+        one.is_meta for _, _, layer in loha.layers for name, one in layer.named_parameters() if "hada" in name
+    )
+
+
+@pytest.mark.parametrize("kind", ["molora", "dense"])
+def test_the_other_kinds(pico, tmp_path, kind):
+    if kind == "molora":
+        save_molora(add_molora(pico.plain("llama"), MoLoraSettings(rank=4)), tmp_path / "update")
+    else:
+        model = pico.plain("llama")
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.add_(1)
+        model.save_pretrained(tmp_path / "tuned")
+        write_dense(pico.base("llama"), tmp_path / "tuned", tmp_path / "update")
+        with pytest.raises(ConfigError, match="names no base model"):
+            opened(tmp_path / "update")
+    found = offline.find_update(
+        tmp_path / "update", base=str(pico.base("llama")) if kind == "dense" else None, access=ACCESS
+    )
+    update = offline.open_files(found, access=ACCESS)
+    assert update.kind.name == kind
+    assert is_weightless(update.model)
+    paths = [site.path for _, site, _ in update.layers]
+    assert len(paths) == (14 if kind == "molora" else 1)
+    if kind == "dense":
+        base = torch.zeros(16, 16)
+        made = offline.merged_weights(update, update.layers[0], {"weight": base}, 0.25)
+        tuned = load_file(tmp_path / "tuned" / "model.safetensors")[f"{paths[0]}.weight"]
+        assert torch.equal(made["weight"], torch.lerp(base, tuned, 0.25))
+
+
+def test_a_repository_on_the_hub(online):
+    update = opened(online.taia)
+    assert update.base.name == online.base
+    assert update.base.revision == online.base_sha
+    assert update.config.model_type == "taia"
+    assert is_weightless(update.model)
+    wanted = [path for _, path in online.hub.requests if f"{online.base}/resolve" in path and "safetensors" in path]
+    assert not wanted  # the base's weights are fetched by `base_checkpoint` alone
+    assert len(offline.base_checkpoint(update, ACCESS).groups) > 14
+
+
+def test_what_cannot_be_opened(pico, tmp_path):
+    with pytest.raises(RepositoryError, match="holds neither"):
+        opened(pico.base("llama").parent)
+    with pytest.raises(ConfigError, match="is no TAIA repository"):
+        opened(pico.base("llama"))
+    create_repository(str(pico.base("llama")), str(pico.adapter("llama")), out=tmp_path / "taia")
+    path = tmp_path / "taia" / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(RepositoryError, match="is damaged"):
+        opened(tmp_path / "taia")
+    config = json.loads((tmp_path / "taia" / "config.json").read_text())
+    (tmp_path / "taia" / "config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(ConfigError, match="names no base model"):
+        opened(tmp_path / "taia")
+
+
+def test_a_kind_can_be_refused_before_its_weights_are_fetched(pico):
+    def check(kind):
+        raise UnsupportedUpdateError(f"no {kind.name}")
+
+    with pytest.raises(UnsupportedUpdateError, match="no peft"):
+        offline.find_update(pico.adapter("llama"), access=ACCESS, check=check)
+
+
+def test_an_adapter_that_vanishes(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    update = opened(tmp_path / "adapter")
+    assert update.keys
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(RepositoryError, match="is missing, truncated or no safetensors file"):
+        offline.merged_weights(update, update.layers[0], {"weight": torch.zeros(16, 16)}, 1.0)
+    assert isinstance(update.layers[0][2], BaseTunerLayer)
+
+
+def _loha():
+    from peft import LoHaConfig
+
+    return LoHaConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
