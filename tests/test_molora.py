@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from taia_hub import TAIAForCausalLM
 from taia_hub.creating import create_repository
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.exporting import export_adapter
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Switch
 from taia_hub.updates.molora import (
@@ -36,7 +37,6 @@ from taia_hub.updates.molora import (
     balance_loss,
     save_molora,
 )
-from taia_hub.updates.molora_export import export_attention
 from taia_hub.updates.molora_import import convert_authors
 from taia_hub.updates.molora_layers import MoLoraLinear
 from taia_hub.updates.molora_routing import add_experts, add_experts_in_place, group_tokens
@@ -324,7 +324,7 @@ class TestSwitch:
         folder, ids = saved(name), pico.ids(3)
         base, _, switch = _attached(pico, folder, name)
         reference = _mixture(pico, name)
-        export_attention(folder, tmp_path / "attention")
+        export_adapter(folder, tmp_path / "attention")
         plain = PeftModel.from_pretrained(pico.plain(name), str(tmp_path / "attention")).eval()
         expected = {"all": reference, "none": pico.plain(name), "attention": plain}
         for no_grad in (contextlib.nullcontext, torch.no_grad):

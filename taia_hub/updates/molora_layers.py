@@ -246,5 +246,5 @@ def _in_backward() -> bool:
 def _unmergeable() -> UnsupportedUpdateError:
     return UnsupportedUpdateError(
         "A mixture of experts cannot be merged into the base weights: which experts act depends on the token.",
-        "Mode 'attention' is a plain LoRA and can be merged or exported; see `export_attention`.",
+        "Mode 'attention' is a plain LoRA and can be merged or exported: `taia merge`, `taia export`.",
     )

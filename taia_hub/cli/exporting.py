@@ -1,0 +1,118 @@
+"""`taia export`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from taia_hub.cli.shared import Json, Private, Repository, Revision, Token, Trust, echo_json, parse_folder, parse_mode
+from taia_hub.errors import ConfigError
+from taia_hub.progress import ProgressBars
+
+
+def export(
+    repo: Repository,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="A mode, or a JSON mapping; repeat it for one sub-folder each. By default attention."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=parse_folder, metavar="DIR", help="New folder; by default NAME-MODE.", show_default=False),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Hub id to publish to, in one commit.", show_default=False)
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Largest rank of updates that are no LoRA.", show_default=False)
+    ] = None,
+    max_error: Annotated[
+        float,
+        typer.Option(min=0, help="Largest relative error of a module that is no LoRA; above it, nothing is written."),
+    ] = 0.02,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Load the base model and compare the export's output with the mode's.")
+    ] = False,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Refuse an export that this engine does not take; repeat it.")
+    ] = None,
+    revision: Revision = None,
+    private: Private = None,
+    token: Token = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT."""
+    from taia_hub.exporting import export_adapters
+    from taia_hub.exporting.publishing import push_adapters
+
+    if out is not None and push is not None:
+        raise ConfigError("--out and --push do not go together.", "Leave one out.")
+    if push is None and private is not None:
+        raise ConfigError("--private and --public are for --push.", "Leave it out.")
+    modes = [parse_mode(text) for text in mode or ["attention"]]
+    settings = _folders(modes)
+    bars = ProgressBars()
+    options: dict[str, Any] = {
+        "revision": revision,
+        "rank": rank,
+        "max_error": max_error,
+        "verify": verify,
+        "engines": tuple(engine or ()),
+        "token": token,
+        "trust_remote_code": trust_remote_code,
+        "progress": bars,
+    }
+    try:
+        if push is not None:
+            commit, reports = push_adapters(repo, push, settings, private=private, **options)
+            where = commit.commit_url
+        else:
+            folder = out or Path(f"{Path(repo.rstrip('/')).name}-{'exports' if len(modes) > 1 else _slug(modes[0])}")
+            reports = export_adapters(repo, folder, settings, **options)
+            where = str(folder)
+    finally:
+        bars.close()
+    if as_json:
+        echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
+        return
+    for name, one in reports.items():
+        _print(name, one)
+    typer.echo(f"{'Published' if push else 'Written to'} {where}")
+
+
+def _folders(modes: list[Any]) -> dict[str, Any]:
+    """Gives each mode its folder: the root for one, a sub-folder each for several."""
+    if len(modes) == 1:
+        return {"": modes[0]}
+    settings: dict[str, Any] = {}
+    for mode in modes:
+        if (name := _slug(mode)) in settings:
+            raise ConfigError(f"--mode {name} comes twice.", "Name each mode once.")
+        settings[name] = mode
+    return settings
+
+
+def _slug(mode: Any) -> str:
+    """Makes the name of a folder of a mode."""
+    from taia_hub.policy import parse_setting
+
+    return re.sub(r"[^\w+]+", "-", parse_setting(mode).label).strip("-")
+
+
+def _print(name: str, report: Any) -> None:
+    if name:
+        typer.echo(f"{name}/")
+    modules = ", ".join(f"{count} {role}" for role, count in report.modules.items())
+    exact = "exact" if report.error is None else f"loses up to {report.error:.3g} of a module"
+    typer.echo(
+        f"  {modules} modules, rank {report.rank}, alpha {report.alpha}, {report.dtype}, "
+        f"{report.bytes / 2**20:.1f} MiB, {exact}"
+    )
+    for engine, lines in report.engines.items():
+        typer.echo(f"  {engine:<10}{'; '.join(lines) or 'takes it as it is'}")
+    for note in report.notes:
+        typer.echo(f"  note: {note}")

@@ -1,0 +1,28 @@
+"""Exports: what a mode computes, as a plain PEFT LoRA that serving engines take."""
+
+from taia_hub.exporting.adapter import export_adapter, export_adapters
+from taia_hub.exporting.conformance import (
+    ENGINES,
+    RULES,
+    VLLM_RANKS,
+    BaseFacts,
+    Verdict,
+    check_engine,
+    check_engines,
+    vllm_rank,
+)
+from taia_hub.exporting.report import ExportReport
+
+__all__ = [
+    "ENGINES",
+    "RULES",
+    "VLLM_RANKS",
+    "BaseFacts",
+    "ExportReport",
+    "Verdict",
+    "check_engine",
+    "check_engines",
+    "export_adapter",
+    "export_adapters",
+    "vllm_rank",
+]

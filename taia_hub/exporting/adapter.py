@@ -1,0 +1,326 @@
+"""From an update and a setting to a plain PEFT LoRA that serving engines take."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taia_hub import hub
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.exporting.assembly import (
+    adapter_config,
+    base_facts,
+    is_kept,
+    notes_on,
+    planned_tensors,
+    stays_exact,
+)
+from taia_hub.exporting.card import Place, export_card, index_card
+from taia_hub.exporting.conformance import BaseFacts, check_engine, check_engines
+from taia_hub.exporting.low_rank import EXACT, convert
+from taia_hub.exporting.plan import (
+    Acting,
+    Factors,
+    acting_modules,
+    factor_names,
+    find_targets,
+    share_scale,
+)
+from taia_hub.exporting.report import ExportReport
+from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
+from taia_hub.exporting.writing import write_tensors
+from taia_hub.offline import OfflineUpdate, UpdateFiles, open_update, skeleton
+from taia_hub.policy import Setting, parse_setting
+from taia_hub.progress import Progress
+from taia_hub.publishing import base_license, check_publishable
+from taia_hub.updates.dense_checkpoint import StoredTensor, read_header
+from taia_hub.updates.kinds import PEFT
+from taia_hub.updates.strict import ADAPTER
+
+
+def export_adapter(
+    source: str | os.PathLike[str] | UpdateFiles,
+    out: str | os.PathLike[str],
+    inference_modules: Any = "attention",
+    *,
+    revision: str | None = None,
+    rank: int | None = None,
+    max_error: float = 0.02,
+    verify: bool = False,
+    engines: Sequence[str] = (),
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Writes what a setting computes as a plain PEFT LoRA, which vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT load.
+
+    From files alone: the roles come from the base model's configuration, and tensors go from one file to the other one
+    at a time. LoRA pairs keep their bytes where all of them have one rank and one scale that `lora_alpha` can say;
+    elsewhere scales and weights are multiplied into `lora_B`. Other methods become LoRA pairs by singular value
+    decomposition. The folder is written whole or not at all.
+
+    Args:
+        source: Hub id or folder of a TAIA repository, or of a plain PEFT adapter; or `UpdateFiles`.
+        out: A new or empty folder for `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
+        inference_modules: The setting: a mode name, roles joined by `+`, or a mapping of selectors to weights.
+        revision: Revision of the source.
+        rank: Largest rank of updates that are no LoRA; by default the smallest exact one where it pays, else 64.
+        max_error: Largest relative Frobenius error of a module, in [0, 1), above which nothing is written.
+        verify: Whether the base model is loaded and the export's output in PEFT compared with the masked model's.
+        engines: Engines that must take the export; it is refused where one of them would not.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+        progress: Called with the stage, what is done of it and what there is.
+
+    Returns:
+        What was written, what was lost, and what each engine needs.
+
+    Raises:
+        SettingError: If the setting masks every update, or is not possible on this one.
+        UnsupportedUpdateError: If an acting update cannot be a plain LoRA, loses more than `max_error`, or an engine of
+            `engines` would refuse it.
+        RepositoryError: If files are missing or damaged, `out` is not empty, or the disk is full.
+        UpdateMismatchError: If the export does not load, or answers otherwise than the masked model.
+
+    Example:
+        ```python
+        report = export_adapter("org/model-taia", "attention-lora", "attention")
+        report.engines["vllm"]  # ('--max-lora-rank 64',)
+        ```
+    """
+    exports = export_adapters(
+        source,
+        out,
+        {"": inference_modules},
+        revision=revision,
+        rank=rank,
+        max_error=max_error,
+        verify=verify,
+        engines=engines,
+        token=token,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    return exports[""]
+
+
+def export_adapters(
+    source: str | os.PathLike[str] | UpdateFiles,
+    out: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    *,
+    revision: str | None = None,
+    rank: int | None = None,
+    max_error: float = 0.02,
+    verify: bool = False,
+    engines: Sequence[str] = (),
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, ExportReport]:
+    """Writes several settings, each into a sub-folder: all of them or none.
+
+    Args:
+        source: As of `export_adapter`.
+        out: A new or empty folder.
+        settings: Name of a sub-folder to the setting that goes there; an empty name is `out` itself.
+        revision: As of `export_adapter`, and so are the others.
+        rank: See there.
+        max_error: See there.
+        verify: See there.
+        engines: See there.
+        repo_id: Hub id that the files are meant for, which the cards then show.
+        token: See there.
+        trust_remote_code: See there.
+        progress: See there.
+
+    Returns:
+        Name of each sub-folder to its report.
+
+    Raises:
+        TAIAError: As of `export_adapter`; nothing is left of any setting.
+
+    Example:
+        ```python
+        export_adapters("org/model-taia", "exports", {"attention": "attention", "all": "all"})
+        ```
+    """
+    out = Path(out).absolute()
+    parsed = {name: parse_setting(value) for name, value in settings.items()}
+    _check_arguments(out, rank, max_error)
+    for engine in engines:
+        check_engine(engine, {}, {}, BaseFacts(frozenset()))
+    access = hub.HubAccess(token=token)
+    update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
+    licence = {}
+    if repo_id is not None:
+        check_publishable(update.config)
+        licence = base_license(update.config, token)
+    acting = {name: acting_modules(update, setting) for name, setting in parsed.items()}
+    reports = {}
+    with hub.written_whole(out) as scratch:
+        for name, setting in parsed.items():
+            folder = scratch / name
+            folder.mkdir(exist_ok=True)
+            report = _write(
+                update,
+                acting[name],
+                setting,
+                folder,
+                rank=rank,
+                max_error=max_error,
+                access=access,
+                trust_remote_code=trust_remote_code,
+                progress=progress,
+            )
+            _check_engines(report, engines)
+            if verify:
+                report = _verified(report, update, setting, access, trust_remote_code)
+            place = Place(repo_id, name) if repo_id else Place(f"{out.name}/{name}".rstrip("/"))
+            (folder / hub.CARD).write_text(export_card(report, update, place, licence), encoding="utf-8")
+            reports[name] = replace(report, folder=out / name)
+        if "" not in reports:
+            card = index_card(reports, update, Place(repo_id or out.name), licence)
+            (scratch / hub.CARD).write_text(card, encoding="utf-8")
+    return reports
+
+
+def _write(
+    update: OfflineUpdate,
+    acting: Sequence[Acting],
+    setting: Setting,
+    folder: Path,
+    *,
+    rank: int | None,
+    max_error: float,
+    access: hub.HubAccess,
+    trust_remote_code: bool,
+    progress: Progress | None,
+) -> ExportReport:
+    """Writes configuration and weights of one setting, and checks that PEFT loads them."""
+    with tempfile.TemporaryDirectory(dir=folder) as factors:
+        converted, errors = convert(
+            update,
+            acting,
+            Path(factors),
+            rank=rank,
+            access=access,
+            trust_remote_code=trust_remote_code,
+            advance=partial(progress, "converting") if progress else None,
+        )
+        _check_errors(errors, max_error, max((part.rank for part in converted), default=0))
+        parts = (*_pairs(update, acting), *converted)
+        if not parts:
+            raise UnsupportedUpdateError(
+                f"Under the setting '{setting.label}' the update adds nothing but zeros, so that there is nothing to "
+                "export: it is the base model.",
+                f"Serve '{update.base.name}' itself.",
+            )
+        model = skeleton(update.base, access, trust_remote_code, features_only=update.files.features_only)
+        scale, targets, facts = share_scale(parts), find_targets(model, parts), base_facts(model, update)
+        config = adapter_config(update, model, parts, scale, targets)
+        is_exact = stays_exact(parts, scale)
+        tensors = list(planned_tensors(parts, scale, targets, None if is_exact else torch.float32))
+        size = write_tensors(folder / PEFT.weights, tensors, partial(progress, "writing") if progress else None)
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / PEFT.config).write_text(text, encoding="utf-8")
+    check_loads(folder, model)
+    error = max(errors.values(), default=0.0)
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
+    return ExportReport(
+        folder=folder,
+        setting=setting.value,
+        modules=dict(Counter(part.role for part in parts)),
+        zeros=len(targets.zeros),
+        rank=scale.rank,
+        alpha=scale.alpha,
+        bytes=size,
+        dtype=", ".join(dtypes),
+        kept=is_kept(parts, scale) and not converted,
+        error=error if error > EXACT else None,
+        errors=errors,
+        verdicts=check_engines(config, {one.name: one.shape for one in tensors}, facts),
+        notes=tuple(notes_on(update, parts, scale, targets, is_exact)),
+    )
+
+
+def _pairs(update: OfflineUpdate, acting: Sequence[Acting]) -> Iterator[Factors]:
+    """Yields the acting LoRA pairs, which stay in their file where the update does."""
+    stored = read_header(update.folder / update.kind.weights) if any(one.is_plain for one in acting) else {}
+    for one in acting:
+        if not one.is_plain:
+            continue
+        name, site, layer = one.entry
+        is_embedding = isinstance(layer.get_base_layer(), nn.Embedding)
+        names = factor_names(name, is_embedding)
+        pair: list[StoredTensor | Tensor]
+        if update.streamed and all(key in stored for key in names):
+            pair = [stored[key] for key in names]
+        elif is_embedding:
+            pair = [layer.lora_embedding_A[ADAPTER], layer.lora_embedding_B[ADAPTER]]
+        else:
+            pair = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+        yield Factors(site.path, site.role, layer.scaling[ADAPTER] * one.weight, pair[0], pair[1], is_embedding)
+
+
+def _check_arguments(out: Path, rank: Any, max_error: Any) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ConfigError(f"rank is {rank!r}.", "Give a whole number from 1 on.")
+    if isinstance(max_error, bool) or not isinstance(max_error, int | float) or not 0 <= max_error < 1:
+        raise ConfigError(f"max_error is {max_error!r}.", "Give a number from 0 up to, but not including, 1.")
+
+
+def _check_errors(errors: Mapping[str, float], max_error: float, rank: int) -> None:
+    worst = sorted(((error, path) for path, error in errors.items() if error > max(max_error, EXACT)), reverse=True)
+    if worst:
+        raise UnsupportedUpdateError(
+            f"As a LoRA of rank {rank}, {len(worst)} of {len(errors)} modules lose more than "
+            f"{max_error:g} of their update (relative Frobenius norm), most '{worst[0][1]}' with {worst[0][0]:.3g}.",
+            "The exact way out is `taia merge`, which writes the setting into a whole model; or give a larger --rank, "
+            "or a larger --max-error.",
+        )
+
+
+def _check_engines(report: ExportReport, engines: Sequence[str]) -> None:
+    for engine in engines:
+        if problems := report.verdicts[engine].problems:
+            raise UnsupportedUpdateError(
+                f"{engine} does not take this export: {'; '.join(problems)}.",
+                "Choose another mode or engine, or write the setting into a whole model with `taia merge`.",
+            )
+
+
+def _verified(
+    report: ExportReport, update: OfflineUpdate, setting: Setting, access: hub.HubAccess, trust_remote_code: bool
+) -> ExportReport:
+    difference = compare_outputs(
+        update, report.folder, setting, kept=report.kept, access=access, trust_remote_code=trust_remote_code
+    )
+    if report.kept:
+        bound, said = 0.0, "bit for bit"
+    else:
+        bound, said = TOLERANCE, f"within {TOLERANCE:g} of the largest logit"
+    if report.error is not None:
+        note = f"Verified: its logits differ from the masked model's by at most {difference:.2g} of the largest logit."
+    elif difference > bound or difference != difference:
+        raise UpdateMismatchError(
+            f"The export answers otherwise than the masked model: its logits differ by {difference:.3g} of the largest "
+            f"logit; they must agree {said}.",
+            "Nothing was written. Report this with the update's adapter_config.json.",
+        )
+    else:
+        note = f"Verified: its logits in PEFT are those of the masked model, {said}."
+    return replace(report, notes=(*report.notes, note))

@@ -1,0 +1,108 @@
+"""The model card of an export: which mode of which TAIA repository it is, and how engines load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from huggingface_hub import ModelCardData
+
+from taia_hub._shipped import shipped
+from taia_hub.cards import escaping
+from taia_hub.configuration_taia import PAPER
+from taia_hub.exporting.report import ExportReport
+from taia_hub.offline import OfflineUpdate
+from taia_hub.policy import parse_setting
+
+TAG = "taia"
+"""The tag by which a repository is known to hold our exports."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an export is loaded from.
+
+    Attributes:
+        name: Hub id, or folder.
+        subfolder: Folder in the repository; empty for its root, and for a folder on this disk.
+    """
+
+    name: str
+    subfolder: str = ""
+
+
+def export_card(
+    report: ExportReport, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
+) -> str:
+    """Renders the card of an export.
+
+    Args:
+        report: What was exported.
+        update: What it was exported from.
+        place: Where the snippets load it from.
+        licence: Licence fields of the base model's card.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    flags = " ".join(note for note in report.verdicts["vllm"].notes if note.startswith("--"))
+    return _rendered("export.md.j2", update, place, licence, report=report, label=_label(report), flags=flags)
+
+
+def index_card(
+    reports: Mapping[str, ExportReport], update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
+) -> str:
+    """Renders the card above several exports.
+
+    Args:
+        reports: Name of each sub-folder to what is in it.
+        update: What they were exported from.
+        place: Where the snippets load them from.
+        licence: Licence fields of the base model's card.
+
+    Returns:
+        Markdown with the metadata block that the Hub reads.
+    """
+    rows = [(folder, _label(report), report) for folder, report in reports.items()]
+    return _rendered("exports.md.j2", update, place, licence, rows=rows)
+
+
+def _rendered(
+    template: str, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
+) -> str:
+    base, revision = update.base.name, update.base.revision
+    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", TAG]}
+    if revision is not None:  # the Hub refuses a folder
+        metadata |= {"base_model": base, "base_model_relation": "adapter", **licence}
+        metadata["tags"].append(f"base_model:adapter:{base}")
+    body = _template(template).render(
+        place=place,
+        source=update.files.name,
+        source_revision=update.files.revision,
+        base=base,
+        base_revision=revision,
+        paper=PAPER,
+        **values,
+    )
+    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}"
+
+
+def _label(report: ExportReport) -> str:
+    return parse_setting(report.setting).label
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(shipped("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["md"] = escaping.text
+    for one in ("code", "hub_link", "python", "shell", "number"):
+        environment.filters[one] = getattr(escaping, one)
+    return environment.get_template(name)

@@ -1,0 +1,84 @@
+"""What an export says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub.exporting.conformance import Verdict
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and what was lost.
+
+    Attributes:
+        folder: Folder with `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
+        setting: The setting that was exported, in the form that users write.
+        modules: Role to the number of its modules that act.
+        zeros: Number of further modules whose factors are zeros, because a target name matches them too.
+        rank: The rank of all modules.
+        alpha: `lora_alpha`.
+        bytes: Size of the weights file.
+        dtype: dtypes of the tensors, by torch's names.
+        kept: Whether the acting tensors are the update's own bytes.
+        error: Largest relative Frobenius error of a module; None where the export is exact up to float32 rounding.
+        errors: Module path to its relative Frobenius error, where factors were made of a difference.
+        verdicts: Engine to what it makes of the export.
+        notes: What else to know.
+    """
+
+    folder: Path
+    setting: Any
+    modules: Mapping[str, int]
+    zeros: int
+    rank: int
+    alpha: int
+    bytes: int
+    dtype: str
+    kept: bool
+    error: float | None
+    errors: Mapping[str, float]
+    verdicts: Mapping[str, Verdict]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """What every product is multiplied by."""
+        return self.alpha / self.rank
+
+    @property
+    def engines(self) -> dict[str, tuple[str, ...]]:
+        """Engine to what to know of it: flags to set, or why it refuses."""
+        return {engine: verdict.lines for engine, verdict in self.verdicts.items()}
+
+    @property
+    def refused_by(self) -> dict[str, tuple[str, ...]]:
+        """Engines that do not take the export, and why."""
+        return {engine: verdict.problems for engine, verdict in self.verdicts.items() if verdict.problems}
+
+    def worst(self, count: int = 5) -> tuple[tuple[str, float], ...]:
+        """Returns the modules that lost most, with their relative errors."""
+        return tuple(sorted(self.errors.items(), key=lambda one: -one[1])[:count])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "folder": str(self.folder),
+            "setting": self.setting,
+            "modules": dict(self.modules),
+            "zeros": self.zeros,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "scale": self.scale,
+            "bytes": self.bytes,
+            "dtype": self.dtype,
+            "kept": self.kept,
+            "error": self.error,
+            "errors": dict(self.errors),
+            "engines": {engine: list(lines) for engine, lines in self.engines.items()},
+            "refused_by": {engine: list(lines) for engine, lines in self.refused_by.items()},
+            "notes": list(self.notes),
+        }

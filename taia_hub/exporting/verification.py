@@ -1,0 +1,128 @@
+"""An export checked before it is called done: PEFT loads it whole, and it answers as the masked model does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from taia_hub import hub
+from taia_hub.errors import UpdateMismatchError
+from taia_hub.offline import OfflineUpdate, injected, tensor_shapes
+from taia_hub.sublayers import find_sublayers
+from taia_hub.updates.attaching import attach
+from taia_hub.updates.kinds import PEFT
+from taia_hub.updates.strict import read_config
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, by the largest logit, where the export is exact but its tensors are not the same."""
+
+_TOKENS = 16
+
+
+def check_loads(folder: Path, skeleton: PreTrainedModel) -> None:
+    """Checks that PEFT expects exactly the tensors that an export holds.
+
+    Args:
+        folder: Folder of the export.
+        skeleton: The base model on the meta device, without adapters; it has them afterwards.
+
+    Raises:
+        UpdateMismatchError: If a tensor is missing, left over or of another shape.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        update = injected(skeleton, read_config(folder), folder)
+    if update is None:
+        raise _unloadable(folder, "PEFT cannot put it on the base model")
+    expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    found = tensor_shapes(folder / PEFT.weights)
+    if missing := sorted(expected.keys() - found.keys()):
+        raise _unloadable(folder, f"{len(missing)} tensors are missing, first '{missing[0]}'")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        raise _unloadable(folder, f"{len(unexpected)} tensors are left over, first '{unexpected[0]}'")
+    if wrong := [key for key, shape in found.items() if shape != expected[key]]:
+        raise _unloadable(folder, f"'{wrong[0]}' has the shape {found[wrong[0]]} instead of {expected[wrong[0]]}")
+
+
+@torch.no_grad()
+def compare_outputs(
+    update: OfflineUpdate,
+    folder: Path,
+    setting: Any,
+    *,
+    kept: bool,
+    access: hub.HubAccess,
+    trust_remote_code: bool = False,
+) -> float:
+    """Loads the base model and compares the export in PEFT with the masked model on a short fixed input.
+
+    The base is in its own dtype where the update's tensors were kept, and in float32 elsewhere.
+
+    Args:
+        update: The update.
+        folder: Folder of the export.
+        setting: The setting that was exported.
+        kept: Whether the acting tensors are the update's own bytes.
+        access: How to reach the Hub.
+        trust_remote_code: Whether the base model's own code may run.
+
+    Returns:
+        The largest difference of an output, by the largest output; 0 where all are equal.
+
+    Raises:
+        RepositoryError: If the base model cannot be loaded.
+    """
+    options = {"dtype": "auto" if kept else torch.float32, "trust_remote_code": trust_remote_code}
+    base = _base(update, access, **options)
+    ids = torch.arange(3, 3 + _TOKENS).remainder(int(base.config.get_text_config().vocab_size))[None]
+    with _quietly():
+        roles = find_sublayers(base)
+        attach(
+            base,
+            update.folder,
+            update.kind,
+            roles=roles.roles,
+            unplaced=roles.unplaced,
+            inference_modules=setting,
+        )
+        expected = _outputs(base.eval(), ids)
+        del base
+        exported: Any = PeftModel.from_pretrained(_base(update, access, **options), str(folder))
+        found = _outputs(exported.eval(), ids)
+    largest = float(expected.abs().max()) or 1.0
+    return float((expected - found).abs().max()) / largest
+
+
+def _outputs(model: Any, ids: Tensor) -> Tensor:
+    made = model(input_ids=ids)
+    values: Tensor = made.logits if hasattr(made, "logits") else made.last_hidden_state
+    return values.double()
+
+
+def _base(update: OfflineUpdate, access: hub.HubAccess, **options: Any) -> Any:
+    auto = AutoModel if update.files.features_only else AutoModelForCausalLM
+    with hub.hub_errors(update.base.name, what="base model", revision=update.base.revision):
+        return auto.from_pretrained(update.base.name, revision=update.base.revision, token=access.token, **options)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # PEFT itself asks for what transformers deprecates
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def _unloadable(folder: Path, what: str) -> UpdateMismatchError:
+    return UpdateMismatchError(
+        f"The export in '{folder}' would not load in PEFT: {what}.",
+        "Report this with the update's adapter_config.json; `taia merge` writes the setting into a whole model.",
+    )
