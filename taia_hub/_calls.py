@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from taia_hub.errors import SettingError
-from taia_hub.switch import Acting, Switch
+from taia_hub.switch import Acting, Switch, check
 
 _BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values")
 
@@ -27,12 +27,60 @@ def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
-        if inference_modules is None:
-            return method(self, *args, **kwargs)
-        return _run_under(self, inference_modules, method, args, kwargs)
+        if inference_modules is not None:
+            return _run_under(self, inference_modules, method, args, kwargs)
+        if self._taia_switch.fused is not None:
+            args, kwargs = _checked(self, args, kwargs)
+        return method(self, *args, **kwargs)
 
     wrapped.__signature__ = _with_keyword(method)  # type: ignore[attr-defined]
     return wrapped
+
+
+def _checked(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Checks a call of a fused model; in a graph, an operator on its first tensor does so whenever the graph runs."""
+    if model.training and torch.is_grad_enabled():
+        raise SettingError(
+            "A fused model came to be trained, but gradients would pass its update by.",
+            "Call `model.unfuse()` first; to run it without gradients, `model.eval()` or `torch.no_grad()`.",
+        )
+    if not torch.compiler.is_compiling():
+        model._taia_switch.check()
+        return args, kwargs
+    number = model._taia_switch.number
+    for place, value in enumerate(args):
+        if isinstance(value, torch.Tensor):
+            return (*args[:place], check_in_graph(value, number), *args[place + 1 :]), kwargs
+    for name, value in kwargs.items():
+        if isinstance(value, torch.Tensor):
+            return args, {**kwargs, name: check_in_graph(value, number)}
+    return args, kwargs
+
+
+@torch.library.custom_op("taia_hub::check_fused", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def check_in_graph(x: torch.Tensor, switch: int) -> torch.Tensor:
+    """Refuses what `Switch.check` refuses when the graph runs, and returns a copy of `x`, so that the check is kept.
+
+    Args:
+        x: A tensor that the graph goes on with.
+        switch: `Switch.number`.
+
+    Returns:
+        A tensor of the shape and dtype of `x`.
+
+    Raises:
+        SettingError: As in `Switch.check`.
+    """
+    check(switch)
+    return x.clone()
+
+
+@check_in_graph.register_fake
+def _(x: torch.Tensor, switch: int) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+check_in_graph.register_autograd(lambda ctx, grad: (grad, None))
 
 
 @torch.compiler.disable(recursive=False)  # the frame that sets a context variable stays out of the graph

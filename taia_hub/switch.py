@@ -156,12 +156,14 @@ class SwitchStatus:
         roles: Role to its status, for each of `taia_hub.sublayers.ROLES`.
         methods: Class name of the tuner layers to the number of modules.
         unplaced: Paths of modules whose role could not be told from the structure; they count as `other`.
+        fused: The setting whose updates are folded into the weights, so that no other can act; None when none are.
     """
 
     inference_modules: str | dict[str, float]
     roles: Mapping[str, RoleStatus]
     methods: Mapping[str, int]
     unplaced: tuple[str, ...] = field(default=())
+    fused: str | dict[str, float] | None = None
 
 
 _ACTIVE: ContextVar[Mapping[Switch, Acting]] = ContextVar("taia_hub_settings", default={})  # noqa: B039 - never mutated
@@ -185,6 +187,7 @@ class Switch:
     def __init__(self, sites: Sequence[Site], inference_modules: Any, unplaced: Sequence[str] = ()) -> None:
         self.sites = tuple(sites)
         self.unplaced = tuple(unplaced)
+        self.fused = None
         self._enlist()
         self._default = self.resolve(inference_modules)
 
@@ -202,16 +205,50 @@ class Switch:
 
     @property
     def default(self) -> Setting:
-        """The setting that holds where no call or block says otherwise."""
-        return self._default.settings[0]
+        """The setting that holds where no call or block says otherwise; while fused, the fused one."""
+        return (self._fused or self._default).settings[0]
 
     @default.setter
     def default(self, value: Any) -> None:
-        self._default = self.resolve(value)
+        self._default = self._allowed(self.resolve(value))
+
+    @property
+    def fused(self) -> Acting | None:
+        """What is folded into the weights, so that no other setting can act; None when nothing is."""
+        return self._fused
+
+    @fused.setter
+    def fused(self, acting: Acting | None) -> None:
+        self._fused = acting
+        # What the layers obey meanwhile: nothing, because the weights hold the updates.
+        self._silent = None if acting is None else Acting(acting.settings, (0.0,) * len(self.sites))
 
     def acting(self) -> Acting:
-        """Returns what is in force now, in this thread or task."""
-        return _ACTIVE.get().get(self) or self._default
+        """Returns what the layers obey now, in this thread or task: nothing while the weights hold the updates."""
+        return self._silent or _ACTIVE.get().get(self) or self._default
+
+    def asked(self) -> Acting:
+        """Returns the setting in force now, in this thread or task."""
+        return self._fused or _ACTIVE.get().get(self) or self._default
+
+    def check(self) -> None:
+        """Refuses to run a fused model in a thread or task that is inside a block of another setting.
+
+        Raises:
+            SettingError: If the setting of the block differs from the fused one at any adapted module.
+        """
+        if self._fused is not None and (active := _ACTIVE.get().get(self)) is not None:
+            self._allowed(active)
+
+    def _allowed(self, acting: Acting) -> Acting:
+        if self._fused is not None and acting.weights != self._fused.weights:
+            came = ", ".join(repr(value) for value in dict.fromkeys(str(one.value) for one in acting.settings))
+            raise SettingError(
+                f"The setting {came} came, but the model is fused: its weights hold the updates of "
+                f"'{self._fused.settings[0].value}'.",
+                "Call `model.unfuse()` first, or leave the `with model.fused(...)` block.",
+            )
+        return acting
 
     def resolve(self, value: Any) -> Acting:
         """Finds what one setting means on this model; nothing is changed.
@@ -288,8 +325,15 @@ class Switch:
 
     @contextlib.contextmanager
     def hold(self, acting: Acting) -> Iterator[None]:
-        """Puts `acting` in force for the block, in this thread or task only, and restores what was before."""
-        token = _ACTIVE.set({**_ACTIVE.get(), self: acting})
+        """Puts `acting` in force for the block, in this thread or task only, and restores what was before.
+
+        Args:
+            acting: What `resolve` or `resolve_rows` gave.
+
+        Raises:
+            SettingError: If the model is fused with another setting.
+        """
+        token = _ACTIVE.set({**_ACTIVE.get(), self: self._allowed(acting)})
         try:
             yield
         finally:
@@ -297,7 +341,7 @@ class Switch:
 
     def status(self) -> SwitchStatus:
         """Returns what is in force now, by role."""
-        acting = self.acting()
+        acting, fused = self.asked(), self._fused
         roles = {}
         for role in ROLES:
             modules = {  # a module may be wrapped by more than one tuner layer: it counts once
@@ -318,6 +362,7 @@ class Switch:
             roles=roles,
             methods=dict(Counter(site.method for site in self.sites)),
             unplaced=self.unplaced,
+            fused=None if fused is None else fused.settings[0].value,
         )
 
 
@@ -332,6 +377,18 @@ def weight_at(switch: int, site: int) -> Weight:
         The weight now, in this thread.
     """
     return _SWITCHES[switch].acting().weights[site]
+
+
+def check(switch: int) -> None:
+    """Refuses, by a number alone, what `Switch.check` refuses.
+
+    Args:
+        switch: `Switch.number`.
+
+    Raises:
+        SettingError: As in `Switch.check`.
+    """
+    _SWITCHES[switch].check()
 
 
 @dataclass(frozen=True)
@@ -350,7 +407,7 @@ class KeepSetting:
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls `checkpoint` with `function` bound to the setting in force now."""
-        active = {**_ACTIVE.get(), self.switch: self.switch.acting()}
+        active = {**_ACTIVE.get(), self.switch: self.switch.asked()}
 
         def run(*inner_args: Any, **inner_kwargs: Any) -> Any:
             token = _ACTIVE.set(active)

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from taia_hub.errors import SettingError
+from taia_hub.switch import _ACTIVE
+
 MODES = ["none", "attention", "ffn", "all"]
 SETTINGS = [*MODES, {"attention": 0.5, "*.mlp.*": 0.25}]
 SMALL = "llama-single"
@@ -199,11 +202,23 @@ def test_a_compiled_forward_generates_in_every_mode(pico):
     expected = {mode: generate(model, ids, inference_modules=mode) for mode in MODES}
     rows = generate(model, ids.repeat(4, 1), inference_modules=MODES)
 
-    model.forward = torch.compile(model.forward, backend="aot_eager")
+    graphs = CompileCounterWithBackend("aot_eager")
+    model.forward = torch.compile(model.forward, backend=graphs)
 
+    frames = set()
     for mode in (*MODES, "none"):
         assert torch.equal(generate(model, ids, inference_modules=mode), expected[mode])
-    assert torch.equal(generate(model, ids.repeat(4, 1), inference_modules=MODES), rows)
+        frames.add(graphs.frame_count)
+    assert len(frames) == 1  # the first mode compiled all that the others run
+    for settings in (MODES, MODES[::-1], ["all", {"ffn": 0.5}, "none", "none"]):
+        tokens = generate(model, ids.repeat(4, 1), inference_modules=settings)
+        assert settings != MODES or torch.equal(tokens, rows)
+        frames.add(graphs.frame_count)
+    assert len(frames) == 2  # the larger batch compiled once, whatever its rows are set to
+    for mode in (*MODES, MODES):
+        model.inference_modules = "all"
+        generate(model, ids if isinstance(mode, str) else ids.repeat(4, 1), inference_modules=mode)
+    assert graphs.frame_count == max(frames)
 
 
 @pytest.mark.gpu
@@ -222,3 +237,40 @@ def test_static_cache_on_a_gpu_follows_the_mode_between_calls(pico, dtype):
         assert torch.equal(generate(model, ids), expected[mode]), mode
     assert torch.equal(generate(model, ids.repeat(4, 1), inference_modules=MODES), rows)
     assert len({tuple(tokens.flatten().tolist()) for tokens in expected.values()}) > 1
+
+
+def test_fusing_compiles_once_and_is_left_again(pico, fullgraph):
+    """A graph from before must not add the update a second time, and one of a fused model none too few."""
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, graphs = fullgraph(model)
+    with torch.no_grad():
+        expected = {mode: forward(model, ids, inference_modules=mode) for mode in ("attention", "all")}
+        frames = []
+        for _ in range(2):
+            for mode, unfused in expected.items():
+                with model.using(mode):
+                    assert torch.equal(forward(compiled, ids), unfused)
+                with model.fused(mode):
+                    torch.testing.assert_close(forward(compiled, ids), unfused, **CLOSE)
+                    assert torch.equal(forward(compiled, ids), forward(model, ids))
+                frames.append(graphs.frame_count)
+
+    assert frames == [2, 3, 3, 3]  # unfused; then one for each fused mode
+
+
+def test_a_graph_of_a_fused_model_refuses_another_setting(pico, fullgraph):
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, graphs = fullgraph(model)
+    with torch.no_grad(), model.using("all"), model.fused("attention"), pytest.raises(SettingError, match="is fused"):
+        forward(compiled, ids)
+    with torch.no_grad(), model.fused("attention"):
+        forward(compiled, ids)
+        frames = graphs.frame_count
+        token = _ACTIVE.set({model._taia_switch: model._taia_switch.resolve("all")})  # a block from before the fuse
+        try:
+            with pytest.raises(SettingError, match="is fused"):
+                forward(compiled, ids)
+        finally:
+            _ACTIVE.reset(token)
+
+    assert graphs.frame_count == frames

@@ -29,11 +29,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from taia_hub._subclass import Rebuildable, subclass
-from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.switch import RowWeights, Switch, Weight
 from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
 from taia_hub.updates.molora_layers import MoLoraLinear
 
+_INSIDE = ("base_layer", "token_adapter", "original_module")
+# ^ what tuner layers and PEFT's wrappers call the module inside
 # LoRA layers whose PEFT forward takes `adapter_names`, by class name: the quantised ones import only with their backend
 _ROWS_BY_NAME = (Embedding.__name__, Conv1d.__name__, Conv2d.__name__, Conv3d.__name__, "Linear8bitLt", "Linear4bit")
 
@@ -182,17 +184,55 @@ class SwitchedExperts(SwitchedLayer):
         return cast(Tensor, layer.add_update(y, x, name, weight, in_place))
 
 
+class _Straight:
+    """The forward of the module inside a layer, so that nothing of ours or PEFT's runs between the two."""
+
+    def __get__(self, layer: Any, owner: Any = None) -> Any:
+        if layer is None:
+            return self
+        modules = layer.__dict__["_modules"]
+        inner = next(modules[name] for name in _INSIDE if name in modules)
+        # Whoever hooks, compiles or patches the module inside wants it called.
+        hooked = (
+            inner._forward_hooks
+            or inner._forward_pre_hooks
+            or inner._backward_hooks
+            or inner._backward_pre_hooks
+            or inner._compiled_call_impl
+            or type(inner).__call__ is not nn.Module.__call__
+        )
+        return inner if hooked else inner.forward
+
+
+class FusedLayer(SwitchedLayer):
+    """A tuner layer of a fused model: the module inside holds the update, or does without it."""
+
+    forward: Any = _Straight()
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses to add the update a second time."""
+        raise SettingError(
+            "A layer of a fused model was to be merged; its weight may hold the update already.",
+            "Call `model.unfuse()` first.",
+        )
+
+
+def fused_class(layer: nn.Module) -> type:
+    """Returns the subclass of a tuner layer's own class that goes straight to the module inside."""
+    return subclass(FusedLayer, peft_class(layer))
+
+
 def switched_class(layer: nn.Module, adapter: str) -> type:
     """Chooses the subclass that makes a tuner layer obey the switch.
 
     Args:
-        layer: A tuner layer or auxiliary wrapper of PEFT.
+        layer: A tuner layer or auxiliary wrapper of PEFT, or one that obeys a switch already.
         adapter: Name of the adapter.
 
     Returns:
         A subclass of the layer's own class.
     """
-    return subclass(_mixin(layer, adapter), type(layer))
+    return subclass(_mixin(layer, adapter), peft_class(layer))
 
 
 def whole_only(layer: nn.Module, adapter: str) -> str | None:
@@ -218,7 +258,7 @@ def same_rows(layer: Any, adapter: str, path: str) -> str | None:
 
 def describe(layer: nn.Module) -> str:
     """Names the method and class of a tuner layer, as in `lora.Linear` or `loha.Linear`."""
-    base = _peft_class(layer)
+    base = peft_class(layer)
     package = base.__module__.split(".")
     name = f"{package[2]}.{base.__name__}" if package[:2] == ["peft", "tuners"] else base.__name__
     variants = getattr(layer, "lora_variant", None) or {}
@@ -243,12 +283,13 @@ def _merged(layer: Any) -> UnsupportedUpdateError:
     )
 
 
-def _peft_class(layer: nn.Module) -> type:
+def peft_class(layer: nn.Module) -> type:
+    """Returns PEFT's class of a layer whose class obeys a switch."""
     return next(cls for cls in type(layer).__mro__ if not issubclass(cls, Rebuildable))
 
 
 def _mixin(layer: Any, adapter: str) -> type[SwitchedLayer]:
-    base = _peft_class(layer)
+    base = peft_class(layer)
     if base is ParamWrapper:
         return SwitchedParameters
     if base is MoLoraLinear:
