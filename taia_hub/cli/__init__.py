@@ -15,9 +15,12 @@ from taia_hub.cli.cards import card
 from taia_hub.cli.comparing import compare
 from taia_hub.cli.demonstration import demo, serve
 from taia_hub.cli.evaluation import evaluate
+from taia_hub.cli.exporting import export
 from taia_hub.cli.generation import generate
+from taia_hub.cli.merging import merge
 from taia_hub.cli.repositories import create, info, push
 from taia_hub.cli.reproducing import reproduce
+from taia_hub.cli.serving import serve_model
 from taia_hub.cli.spaces import space_create
 from taia_hub.cli.training import train
 from taia_hub.errors import TAIAError
@@ -43,6 +46,9 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(reproduce)
 app.command()(analyze)
+app.command()(export)
+app.command()(merge)
+app.command("serve")(serve_model)
 app.command()(card)
 app.command()(demo)
 app.add_typer(hub_app, name="hub")

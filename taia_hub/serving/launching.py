@@ -1,0 +1,155 @@
+"""Starting an engine on this machine: what is checked before, and what is passed on to it."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from taia_hub.errors import ConfigError, MissingDependencyError
+from taia_hub.serving.engines import Command, Engine
+
+_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def check_installed(engine: Engine) -> None:
+    """Checks that an engine can be started here.
+
+    Args:
+        engine: The engine.
+
+    Raises:
+        MissingDependencyError: If it, or a module that its server needs, is not installed.
+    """
+    missing = [name for name in engine.modules if not _is_importable(name)]
+    if missing:
+        raise MissingDependencyError(
+            f"The engine '{engine.name}' is not installed here: there is no module '{missing[0]}'.",
+            f"Install it with: {engine.install}   or add --print, and run the command where it is installed.",
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """Checks that a server can listen.
+
+    Args:
+        host: Address to listen on.
+        port: Port.
+
+    Raises:
+        ConfigError: If the port is in use or not allowed, or the address is not of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except PermissionError as error:
+        raise ConfigError(f"Port {port} is not allowed to this user.", "Choose one above 1023 with --port.") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"Port {port} on {host} is in use.",
+                f"Choose another, as in --port {port % 65535 + 1}, or end what uses it.",
+            ) from error
+        raise ConfigError(
+            f"This machine cannot listen on '{host}': {error.strerror or error}.",
+            "Give one of its addresses with --host: 127.0.0.1 for itself, 0.0.0.0 for everyone.",
+        ) from error
+
+
+def start(command: Command) -> subprocess.Popen[bytes]:
+    """Starts a command, in a session of its own: Ctrl-C in this terminal does not reach it.
+
+    Args:
+        command: The command.
+
+    Returns:
+        The process, with this one's output.
+
+    Raises:
+        MissingDependencyError: If the program is not there.
+        RepositoryError: If a file that it reads cannot be written.
+    """
+    command.write_files()
+    environment = {name: value for name, value in os.environ.items() if name not in command.without}
+    environment.update(command.environment)
+    words = [_program(command.words[0]), *command.words[1:]]
+    return subprocess.Popen(words, cwd=command.folder, env=environment, start_new_session=True)
+
+
+def run(command: Command) -> int:
+    """Runs a command until it ends, with its output; Ctrl-C and SIGTERM are passed on to it, once.
+
+    Args:
+        command: The command.
+
+    Returns:
+        Its exit code; 128 and the signal's number where a signal ended it.
+
+    Raises:
+        MissingDependencyError: If the program is not there.
+        RepositoryError: If a file that it reads cannot be written.
+
+    Example:
+        >>> run(Command((("python", "-c", "raise SystemExit(3)"),)))
+        3
+    """
+    received: list[int] = []  # before there is a process to pass them on to
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if child is None:
+            received.append(number)
+        else:
+            child.send_signal(number)
+
+    with _handled(pass_on):
+        child = start(command)
+        try:
+            for number in received:
+                child.send_signal(number)
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    numbers = [getattr(signal, name) for name in _PASSED_ON if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _program(word: str) -> str:
+    """Finds the program of this Python's environment, or on the path."""
+    if word == "python":
+        return sys.executable
+    beside = Path(sys.executable).with_name(word)
+    found = str(beside) if beside.is_file() else shutil.which(word)
+    if found is None:
+        raise MissingDependencyError(f"There is no program '{word}' here.", "Install the engine, or add --print.")
+    return found
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that fails, or a module without a spec
+        return False

@@ -1,0 +1,184 @@
+"""From a TAIA repository and an engine to the commands that serve it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub.errors import ConfigError, SettingError
+from taia_hub.offline import find_update
+from taia_hub.policy import Setting, parse_setting
+from taia_hub.progress import Progress
+from taia_hub.serving.engines import Command, Engine, Order, ServedMode, find_engine
+from taia_hub.serving.gguf_lora import HOW_TO_GET_A_GGUF
+from taia_hub.serving.preparing import Preparing, default_folder, label_of, prepare
+
+_NAME = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What serves a repository.
+
+    Attributes:
+        engine: The engine.
+        order: What it is asked for.
+        commands: The commands in their order; the last one is the server.
+        prepared: The `taia export` and `taia merge` commands that make the files of the modes by hand.
+    """
+
+    engine: Engine
+    order: Order
+    commands: tuple[Command, ...]
+    prepared: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that requests use."""
+        return self.engine.model_names(self.order)
+
+    def text(self) -> str:
+        """Returns the commands for a terminal, with comments that say what they are and what they need."""
+        checked = "run" if self.engine.run_here else "checked against its sources, not run"
+        lines = [
+            f"# {self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}",
+            f"# Models: {', '.join(self.models)}",
+            *(f"# Made before: {command}" for command in self.prepared),
+        ]
+        if self.order.nodes > 1:
+            lines.append("# Every machine needs these files under the same path.")
+        for command in self.commands:
+            lines.append(f"# On {command.where}:" if command.where else "")
+            lines.append(command.shell())
+        return "\n".join(lines)
+
+
+def plan_serving(
+    repo: str | os.PathLike[str],
+    engine: str,
+    modes: Sequence[Any] = (),
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    gguf: str | os.PathLike[str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
+    nodes: int = 1,
+    head: str | None = None,
+    extra: Sequence[str] = (),
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Prepares what an engine needs for each mode, and makes the commands that serve them.
+
+    Args:
+        repo: Hub id or folder of a TAIA repository, or of a PEFT adapter.
+        engine: `"vllm"`, `"sglang"`, `"llama.cpp"` or `"transformers"`.
+        modes: What is served; by default the mode that the repository publishes. The base is served besides where it
+            costs nothing.
+        name: Name of the model, without a mode; by default the last part of the repository's.
+        revision: Revision of the repository.
+        out: Folder for the prepared files; by default one in the Hub's cache. Files made before are used again.
+        gguf: The base model as GGUF, for llama.cpp.
+        host: Address to listen on.
+        port: Port to listen on.
+        tensor_parallel: GPUs that each layer is cut over.
+        data_parallel: Copies of the model.
+        nodes: Machines.
+        head: Address of the first machine, where there are several.
+        extra: Flags for the engine.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+        progress: Called with the stage, what is done of it and what there is.
+
+    Returns:
+        The commands; nothing is started.
+
+    Raises:
+        ConfigError: If a value is not possible, or a GGUF is missing.
+        SettingError: If a mode is not understood, masks everything, or comes twice.
+        TAIAError: If the repository cannot be read, or a mode cannot be exported or merged.
+
+    Example:
+        ```python
+        plan = plan_serving("org/model-taia", "vllm", ["attention", "all"])
+        print(plan.text())
+        ```
+    """
+    found, settings = find_engine(engine), _settings(modes)
+    files = find_update(repo, revision=revision, access=hub.HubAccess(token=token))
+    settings = settings or (files.config.setting,)
+    if found.serves_base and not any(setting.name == "none" for setting in settings):
+        settings = (*settings, parse_setting("none"))
+    name = _name(name, files.name)
+    order = Order(
+        name=name,
+        base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
+        revision=files.base.revision,
+        modes=tuple(ServedMode(label_of(setting), Path("later"), 1) for setting in settings),
+        host=host,
+        port=port,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+        nodes=nodes,
+        head=head,
+        gguf=_gguf(found, gguf),
+        extra=tuple(extra),
+        trust_remote_code=trust_remote_code,
+    )
+    found.commands(order)  # what cannot be served is refused before the work
+    folder = Path(out) if out is not None else default_folder(files, name)
+    preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
+    ready = tuple(prepare(preparing, setting) for setting in settings)
+    at = preparing.models if found.needs == "merged" else preparing.folder
+    order = dataclasses.replace(order, modes=ready, folder=at)
+    by_hand = [preparing.by_hand(label_of(one), one) for one in settings if one.name != "none"]
+    return Plan(found, order, found.commands(order), tuple(by_hand))
+
+
+def _settings(modes: Sequence[Any]) -> tuple[Setting, ...]:
+    settings = tuple(parse_setting(mode) for mode in modes)
+    labels = [label_of(setting) for setting in settings]
+    for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):
+        if setting.name != "none" and not any(entry.weight for entry in setting.entries):
+            raise SettingError(
+                f"The mode '{setting.label}' masks every update: it is the base model.", "Serve that as --mode none."
+            )
+        if label in labels[:index]:
+            raise SettingError(f"The mode '{label}' comes twice.", "Give each mode once.")
+    return settings
+
+
+def _name(name: str | None, repo: str) -> str:
+    if name is None:
+        name = re.sub(r"[^\w.-]+", "-", Path(repo).absolute().name if os.path.isdir(repo) else repo.rpartition("/")[2])
+        name = name.strip("-.")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"The name '{name}' cannot be the name of a served model.",
+            "Give --name of letters, digits, '_', '-' and '.'; the mode follows it after a colon.",
+        )
+    return name
+
+
+def _gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> Path | None:
+    if engine.needs != "gguf":
+        if gguf is not None:
+            raise ConfigError(f"--gguf has no meaning with --engine {engine.name}.", "Leave it out.")
+        return None
+    if gguf is None:
+        raise ConfigError("llama.cpp needs the base model as GGUF.", f"Give it with --gguf FILE. {HOW_TO_GET_A_GGUF}")
+    path = Path(gguf).absolute()
+    if not path.is_file():
+        raise ConfigError(f"There is no GGUF file '{gguf}'.", f"{HOW_TO_GET_A_GGUF}")
+    return path

@@ -1,0 +1,228 @@
+"""The files that an engine serves a mode from: made once, used again, whole or not there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from huggingface_hub import constants
+
+from taia_hub import hub
+from taia_hub._files import write_atomically
+from taia_hub.errors import RepositoryError
+from taia_hub.exporting import ENGINES as CHECKED
+from taia_hub.exporting import export_adapter
+from taia_hub.merging import merge
+from taia_hub.offline import UpdateFiles
+from taia_hub.policy import Setting
+from taia_hub.progress import Progress
+from taia_hub.serving.engines import Engine, ServedMode
+from taia_hub.serving.gguf_lora import Base, read_base, write_gguf_lora
+
+MARKER = "taia_serving.json"
+GGUF_LORA = "adapter.gguf"
+_BASE = (hub.CONFIG, "generation_config.json", "*.safetensors", "*.safetensors.index.json", *hub.TOKENIZER_FILES)
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What files of modes are made from, and where they go.
+
+    Attributes:
+        files: The update, and its base.
+        engine: The engine that they are for.
+        name: Name of the served model.
+        folder: Where they go.
+        gguf: The base as GGUF, for llama.cpp.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+        progress: Called with the stage, what is done of it and what there is.
+    """
+
+    files: UpdateFiles
+    engine: Engine
+    name: str
+    folder: Path
+    gguf: Path | None = None
+    token: str | bool | None = None
+    trust_remote_code: bool = False
+    progress: Progress | None = None
+
+    @property
+    def models(self) -> Path:
+        """The folder that an engine runs in where folders are names of models."""
+        return self.folder / "merged"
+
+    def place(self, label: str) -> Path:
+        """Returns the folder of a mode's files."""
+        if self.engine.needs == "merged":
+            return self.models / f"{self.name}:{label}"
+        return self.folder / ("adapters" if self.engine.needs == "adapter" else "gguf") / label
+
+    def by_hand(self, label: str, setting: Setting) -> str:
+        """Returns the command that makes what a mode is served from; of a GGUF LoRA, the LoRA that it is made of."""
+        verb = "merge" if self.engine.needs == "merged" else "export"
+        mode = setting.name if setting.name is not None else json.dumps(setting.value)
+        words = ["taia", verb, self.files.name, "--mode", mode, "--out", str(self.place(label))]
+        return shlex.join([*words, *(["--revision", self.files.revision] if self.files.revision else [])])
+
+    @functools.cached_property
+    def gguf_base(self) -> Base:
+        """The header of the base's GGUF file, read once for all modes."""
+        return read_base(self.gguf or Path())
+
+
+def default_folder(files: UpdateFiles, name: str) -> Path:
+    """Returns where prepared files go by default: in the Hub's cache, a folder an update.
+
+    Args:
+        files: The update, and its base.
+        name: Name of the served model.
+
+    Returns:
+        The folder; it need not be there.
+    """
+    key = hashlib.sha256(json.dumps(_identity(files), sort_keys=True).encode()).hexdigest()[:12]
+    return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{key}"
+
+
+def label_of(setting: Setting) -> str:
+    """Returns what follows the colon in a model's name, of signs that every engine takes.
+
+    Args:
+        setting: The mode.
+
+    Returns:
+        The mode's name, or its selectors and weights joined by dashes.
+
+    Example:
+        >>> from taia_hub.policy import parse_setting
+        >>> label_of(parse_setting("attention+other")), label_of(parse_setting({"attention": 1, "ffn@0-7": 0.5}))
+        ('attention+other', 'attention-1-ffn-0-7-0.5')
+    """
+    return re.sub(r"[^\w.+]+", "-", setting.label).strip("-")
+
+
+def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
+    """Makes the files of a mode, or finds those that were made before from the same.
+
+    Args:
+        preparing: What they are made from, and where they go.
+        setting: The mode.
+
+    Returns:
+        The mode, ready to be served.
+
+    Raises:
+        TAIAError: If the mode cannot be exported or merged, or the folder cannot be written or holds other files.
+    """
+    label = label_of(setting)
+    if label == "none":
+        return ServedMode(label, _link_base(preparing) if preparing.engine.needs == "merged" else None)
+    target = preparing.place(label)
+    with hub.disk_errors(preparing.folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(preparing.folder / ".lock"):
+            made_from = {**_made_from(preparing), "setting": setting.published}
+            known = _read_marker(target)
+            if known is None or known["made_from"] != made_from:
+                if known is None and target.exists() and any(target.iterdir()):
+                    raise RepositoryError(
+                        f"'{target}' holds files that were not prepared for serving.", "Name another folder with --out."
+                    )
+                known = _make(preparing, setting, target, made_from)
+    path = target / GGUF_LORA if preparing.engine.needs == "gguf" else target
+    return ServedMode(label, path.absolute(), known["rank"])
+
+
+def _make(preparing: Preparing, setting: Setting, target: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
+    # of a fixed name, so that an interrupted merge is continued
+    scratch = target.with_name(f".{target.name}.new")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        rank = _write(preparing, setting, scratch)
+        marker = {"made_from": made_from, "rank": rank}
+        write_atomically(scratch / MARKER, json.dumps(marker, indent=2) + "\n")
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return marker
+
+
+def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:
+    files, needs = preparing.files, preparing.engine.needs
+    common: dict[str, Any] = {
+        "revision": files.revision,
+        "token": preparing.token,
+        "trust_remote_code": preparing.trust_remote_code,
+        "progress": preparing.progress,
+    }
+    if needs == "merged":
+        merge(files.name, folder, setting, repo_id=f"{preparing.name}:{label_of(setting)}", **common)
+        return 0
+    engines = (preparing.engine.name,) if preparing.engine.name in CHECKED else ()
+    if needs == "adapter":
+        return export_adapter(files.name, folder, setting, engines=engines, **common).rank
+    base = preparing.gguf_base  # its errors come before the work
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as exported:
+        export_adapter(files.name, Path(exported) / "lora", setting, engines=engines, **common)
+        return write_gguf_lora(Path(exported) / "lora", base, folder / GGUF_LORA).rank
+
+
+def _link_base(preparing: Preparing) -> Path:
+    """Gives the base the name of a mode, by a link to where its files are."""
+    base = preparing.files.base
+    access = hub.HubAccess(token=preparing.token)
+    folder = hub.fetch(base.name, _BASE, revision=base.revision, access=access, what="base model").folder.resolve()
+    link = preparing.place("none")
+    with hub.disk_errors(preparing.folder):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(preparing.folder / ".lock"):
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(folder, target_is_directory=True)
+    return link.absolute()
+
+
+def _made_from(preparing: Preparing) -> dict[str, Any]:
+    made: dict[str, Any] = {"layout": 1, **_identity(preparing.files)}
+    base = preparing.files.base
+    if preparing.engine.needs == "merged" and base.revision is None:
+        made["base_files"] = {path.name: _stamp(path) for path in sorted(base.folder.glob("*.safetensors"))}
+    if preparing.gguf is not None:
+        made["gguf"] = [str(preparing.gguf.absolute()), *_stamp(preparing.gguf)]
+    return made
+
+
+def _identity(files: UpdateFiles) -> dict[str, Any]:
+    """Says which update and which base these are; what has no commit is known by its hash."""
+    identity: dict[str, Any] = {"base": files.base.name, "base_revision": files.base.revision}
+    if files.revision:
+        return {**identity, "source": files.name, "revision": files.revision}
+    names = (files.kind.config, files.kind.weights)
+    return {**identity, "update": {name: hub.sha256(files.folder / name) for name in names}}
+
+
+def _stamp(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    path = folder / MARKER
+    if not path.is_file():
+        return None
+    values = hub.read_json(path)
+    return values if {"made_from", "rank"} <= values.keys() else None
