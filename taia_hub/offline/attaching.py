@@ -12,6 +12,7 @@ from peft import PeftModel, PeftType
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from taia_hub import hub
 from taia_hub.sublayers import find_sublayers
@@ -65,7 +66,7 @@ def skeleton(
         config = AutoConfig.from_pretrained(
             base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
@@ -116,7 +117,8 @@ def injected(model: PreTrainedModel, config: Any, folder: Path) -> PeftUpdate | 
         The update; None where PEFT cannot, which the strict load says in our words.
     """
     try:
-        return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
+        with no_init_weights():  # a good part of the time, for values that nobody reads
+            return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
         return None
 
