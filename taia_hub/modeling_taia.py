@@ -178,6 +178,16 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         with fusing.fused(self, inference_modules):
             yield self
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Ties weights as the base's class does; a fused model keeps those it shows, so that `unfuse` is exact.
+
+        Args:
+            *args: As in the base's class.
+            **kwargs: As in the base's class.
+        """
+        if self._taia_switch.fused is None:
+            super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+
     def status(self) -> SwitchStatus:
         """Returns which adapted modules act now, by role, with their weights and numbers of parameters."""
         return self._taia_switch.status()

@@ -157,6 +157,25 @@ def test_tied_embeddings_fuse(pico, tmp_path, tied):
             assert_fuses(model, pico.ids(), mode)
 
 
+def test_tying_weights_while_fused_changes_nothing(pico, tmp_path):
+    """lm-eval ties the weights of the model that it is given."""
+    base = AutoModelForCausalLM.from_pretrained(pico.base("llama"), tie_word_embeddings=True)
+    base.save_pretrained(tmp_path / "base")
+    adapted = randomised(get_peft_model(base, lora(target_modules=["embed_tokens", "q_proj"])))
+    adapted.save_pretrained(tmp_path / "lora")
+    model, ids = TAIAForCausalLM.from_adapter(tmp_path / "base", tmp_path / "lora").eval(), pico.ids()
+    none, head = logits(model, ids, inference_modules="none"), model.lm_head.weight
+    with model.fused("all"):
+        before, saved = logits(model, ids), model.state_dict()
+        model.tie_weights()
+        assert torch.equal(logits(model, ids), before)
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
+    assert model.lm_head.weight is head
+    assert torch.equal(logits(model, ids, inference_modules="none"), none)
+    model.tie_weights()
+    assert torch.equal(logits(model, ids, inference_modules="none"), none)
+
+
 @pytest.fixture(scope="module")
 def finetuned(pico, tmp_path_factory):
     """A full fine-tune of the small Llama, whose every parameter was changed."""

@@ -97,8 +97,9 @@ def fuse(model: Any, inference_modules: Any) -> FuseReport:
     The originals are kept, so that `unfuse` restores them bit for bit: a folded module takes its memory twice, which
     the report counts. Everything is computed before anything is changed. Until `unfuse`, any other setting raises, in
     every thread, at the setter, `using`, the keyword and at the next call of the model inside a block that began
-    before; a call that is running meanwhile may see both, so fuse between calls. `state_dict()` and saving give what
-    they give unfused; loading a state dict and training raise.
+    before; a call that is running meanwhile may see both, so fuse between calls, and calls of a part of the model
+    (`model.model(...)`) are not checked. `state_dict()` and saving give what they give unfused; loading a state dict
+    and training raise.
 
     Args:
         model: A loaded TAIA model.
