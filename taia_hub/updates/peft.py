@@ -182,11 +182,8 @@ def attach_update(
         name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
     }
     in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
-    originals = {
-        name: parameter.detach().clone()
-        for name, parameter in base.named_parameters(remove_duplicate=False)
-        if name in in_file
-    }
+    named = dict(base.named_parameters(remove_duplicate=False))
+    originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
@@ -210,8 +207,8 @@ def attach_update(
     except (ValueError, RuntimeError, KeyError) as error:
         raise mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder)
-    copies = check_tensors(update, folder, keys, originals)
-    check_base_untouched(update.head_model, {name: was for name, was in before.items() if name not in copies})
+    copies = {id(named[name]) for name in check_tensors(update, folder, keys, originals)}  # one tensor, tied names
+    check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
     return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 
 
