@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -26,19 +27,39 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    scratch = scratch_file(path.parent, f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with scratch.open("wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
             os.chmod(scratch, path.stat().st_mode)
-        else:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(scratch, 0o666 & ~mask)
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
+
+
+def scratch_file(folder: Path, prefix: str = ".", suffix: str = "") -> Path:
+    """Makes an empty file of a new name, with the permissions that the user's umask leaves to new files.
+
+    `tempfile` gives its files to their owner alone, and reading the umask to widen that means setting it for the whole
+    process, in which another thread may be making a file.
+
+    Args:
+        folder: Where it goes.
+        prefix: What its name begins with.
+        suffix: What its name ends in.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    while True:
+        path = folder / f"{prefix}{secrets.token_hex(8)}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return path

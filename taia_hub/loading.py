@@ -245,14 +245,8 @@ def fetch_checkpoints(
         RepositoryError: If one is missing or out of reach.
     """
     return (
-        hub.fetch(base, hub.MODEL_FILES, revision=base_revision, access=access, what="base model"),
-        hub.fetch(
-            finetuned,
-            [*hub.MODEL_FILES, *hub.TOKENIZER_FILES],
-            revision=finetuned_revision,
-            access=access,
-            what="fine-tune",
-        ),
+        hub.fetch_model(base, revision=base_revision, access=access, what="base model"),
+        hub.fetch_model(finetuned, hub.TOKENIZER_FILES, revision=finetuned_revision, access=access, what="fine-tune"),
     )
 
 

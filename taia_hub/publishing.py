@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, metadata_load
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
@@ -318,17 +318,29 @@ def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str 
     Raises:
         RepositoryError: If the base model cannot be read.
     """
-    base = config.base_model_name_or_path or ""
-    with hub.hub_errors(base, what="base model", revision=config.base_model_revision):
-        info = HfApi(token=token).model_info(base, revision=config.base_model_revision)
-    card = info.card_data
-    values = {name: getattr(card, name, None) for name in ("license", "license_name", "license_link")} if card else {}
-    return {name: value for name, value in values.items() if value}
+    base, revision = config.base_model_name_or_path or "", config.base_model_revision
+    if revision is not None:
+        with hub.hub_errors(base, what="base model", revision=revision):
+            card = HfApi(token=token).model_info(base, revision=revision).card_data
+        values = card.to_dict() if card else {}
+    else:
+        try:
+            path = Path(base) / hub.CARD
+            values = (metadata_load(path) if path.is_file() else None) or {}
+        except ValueError as error:
+            logger.warning("The licence of '%s' is left out: its card cannot be read (%s).", base, error)
+            values = {}
+    return {name: values[name] for name in ("license", "license_name", "license_link") if values.get(name)}
 
 
 def save_tokenizer(
-    config: TAIAConfig, folder: Path, token: str | bool | None = None, *, source: Path | None = None
-) -> None:
+    config: TAIAConfig,
+    folder: Path,
+    token: str | bool | None = None,
+    *,
+    source: Path | None = None,
+    trust_remote_code: bool = False,
+) -> str | None:
     """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
 
     Args:
@@ -336,6 +348,10 @@ def save_tokenizer(
         folder: Where the files go; nothing is written when the base has no tokenizer.
         token: Access token.
         source: Folder of a checkpoint whose tokenizer is taken instead, where it has one.
+        trust_remote_code: Whether a tokenizer's own code may run.
+
+    Returns:
+        Why nothing was written, or None.
 
     Raises:
         RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
@@ -351,15 +367,17 @@ def save_tokenizer(
         with hub.hub_errors(name, what="base model", revision=revision):
             files = api.list_repo_files(name, revision=revision)
             wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
-            for file in [*wanted, hub.CONFIG]:
+            code = [file for file in files if trust_remote_code and file.endswith(".py")]
+            for file in [*wanted, *code, hub.CONFIG]:
                 downloaded = Path(api.hf_hub_download(name, file, revision=revision))
         source = downloaded.parent
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
-        return
+        return str(error)
     tokenizer.save_pretrained(folder)
+    return None
 
 
 def _save_update(model: Any, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> TAIAConfig:

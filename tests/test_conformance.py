@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from taia_hub.errors import ConfigError
 from taia_hub.exporting import ENGINES, RULES, VLLM_RANKS, BaseFacts, check_engine, check_engines, export_adapter
@@ -215,8 +216,26 @@ def test_notes_say_what_to_set(pico, tmp_path):
 
     assert report.engines["vllm"] == ()
     assert "--max-lora-rank 4 --lora-target-modules k_proj o_proj q_proj v_proj" in report.engines["sglang"][0]
-    assert "--base" in report.engines["llama.cpp"][0]  # its base is a folder
+    assert "taia serve" in report.engines["llama.cpp"][0]  # it reads GGUF alone
+    assert "--base" in report.engines["llama.cpp"][1]  # its base is a folder
     assert "at its root" in report.engines["tgi"][0]
+
+
+def test_an_adapter_of_a_model_without_a_head_is_refused_by_those_that_serve_one_with(pico, tmp_path):
+    model = get_peft_model(
+        AutoModel.from_pretrained(pico.base("llama")),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"], task_type="FEATURE_EXTRACTION"),
+    )
+    torch.nn.init.normal_(model.get_submodule("base_model.model.layers.0.self_attn.q_proj").lora_B.default.weight)
+    model.save_pretrained(tmp_path / "source")
+
+    report = export_adapter(tmp_path / "source", tmp_path / "out")
+
+    assert set(report.refused_by) == {"vllm", "sglang", "tgi", "lorax"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base = AutoModel.from_pretrained(" in card
+    assert "feature-extraction" in card
+    assert "vllm serve" not in card
 
 
 def test_an_unknown_engine_is_an_error():
@@ -237,5 +256,5 @@ def test_embedding_copies_of_the_base_stay_out_of_an_export(pico, tmp_path):
 
     report = export_adapter(source, tmp_path / "out", "all")
 
-    assert any("taken for the copies" in note for note in report.notes)
+    assert any("copies of adapted embeddings" in note for note in report.notes)
     assert not [key for key in load_file(tmp_path / "out" / "adapter_model.safetensors") if ".lora_" not in key]

@@ -329,3 +329,18 @@ def test_memory_does_not_grow_with_the_tensors(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 60e6
     assert math.isclose((tmp_path / "out" / "dense-00001-of-00001.safetensors").stat().st_size, 1e8, rel_tol=0.01)
+
+
+def test_small_pieces_hold_every_value_in_another_dtype():
+    tensor = torch.randn(3, 70001)
+    pieces = list(dense_files.sliced(tensor, torch.bfloat16, "one"))
+    assert len(pieces) == 4
+    assert torch.equal(torch.cat(pieces).view(torch.bfloat16).view(3, -1), tensor.bfloat16())
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(
+            dense_files.sliced(tensor, tensor.dtype, "one"),
+            tensor.view(-1).view(torch.uint8).split(1 << 18),
+            strict=True,
+        )
+    )

@@ -18,14 +18,15 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from taia_hub import TAIAForCausalLM
-from taia_hub.analysis.reading import ADDITIVE
 from taia_hub.cli.exporting import export
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting import adapter as adapter_module
-from taia_hub.exporting import export_adapter, export_adapters, writing
+from taia_hub.exporting import export_adapter, export_adapters
 from taia_hub.exporting.low_rank import EXACT, product
-from taia_hub.exporting.plan import CONVERTED, Factors, find_targets, share_scale
+from taia_hub.exporting.plan import Factors, find_targets, share_scale
 from taia_hub.exporting.publishing import push_adapters
+from taia_hub.updates import dense_files
+from taia_hub.updates.methods import ADDITIVE, CONVERTED
 from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -378,6 +379,65 @@ def test_a_folder_that_is_not_empty_is_refused(pico, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_what_appears_meanwhile_is_not_written_over(pico, tmp_path):
+    out, calls = tmp_path / "out", []
+
+    def appear(*_):
+        if not calls:
+            export_adapter(pico.adapter("llama"), out, "ffn")
+        calls.append(1)
+
+    with pytest.raises(RepositoryError, match="is not empty"):
+        export_adapter(pico.adapter("llama"), out, "attention", progress=appear)
+
+    assert config_of(out)["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(RepositoryError, match="is a file"):
+        export_adapter(pico.adapter("llama"), out / CONFIG)
+
+
+def test_an_empty_folder_or_a_link_to_one_is_taken(pico, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    export_adapter(pico.adapter("llama"), tmp_path / "link")
+
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / CONFIG).is_file()
+    (tmp_path / "new").mkdir()
+    assert (tmp_path / "real").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+@pytest.mark.parametrize("names", [[], ["../evil"], ["a/b"], ["."], [".hidden"], ["attention", "a b"]])
+def test_folders_that_lead_elsewhere_are_refused(pico, names, tmp_path):
+    with pytest.raises(ConfigError, match=r"No setting|cannot be that of a sub-folder"):
+        export_adapters(pico.adapter("llama"), tmp_path / "in" / "out", dict.fromkeys(names, "attention"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_does_not_go_into_its_source(pico, tmp_path, monkeypatch):
+    source = _copy(pico.adapter("llama"), tmp_path / "source")
+    with pytest.raises(RepositoryError, match="lies inside"):
+        export_adapter(source, source / "attention")
+    monkeypatch.chdir(source)
+    result = run(".")
+
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in source.iterdir()) == [CONFIG, WEIGHTS]
+    assert (tmp_path / "source-attention" / CONFIG).is_file()
+
+
+def test_a_base_is_named_so_that_it_is_found_from_anywhere(pico, tmp_path, monkeypatch):
+    (tmp_path / "b").symlink_to(pico.base("llama"))
+    _copy(pico.adapter("llama"), tmp_path / "source", base_model_name_or_path="b")
+    monkeypatch.chdir(tmp_path)
+    export_adapter("source", "out")
+
+    resolved = str(pico.base("llama").resolve())
+    assert config_of(tmp_path / "out")["base_model_name_or_path"] == resolved
+    assert f'from_pretrained("{resolved}")' in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "keywords", [{"rank": 0}, {"rank": True}, {"max_error": 1}, {"max_error": -0.1}, {"engines": ["vlm"]}]
 )
@@ -421,7 +481,7 @@ def test_a_full_disk_leaves_nothing(pico, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(file.write(content))
 
-    monkeypatch.setattr(writing, "_write_all", full)
+    monkeypatch.setattr(dense_files, "_write_all", full)
     with pytest.raises(RepositoryError, match="no space is left"):
         export_adapter(pico.adapter("llama"), tmp_path / "out")
 
@@ -465,6 +525,37 @@ def test_verification_sees_a_wrong_scale(pico, options, tmp_path, monkeypatch):
         export_adapter(folder, tmp_path / "out", verify=True)
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "difference", "passes"),
+    [
+        ("attention", 0.0, True),
+        ("attention", 1e-9, False),
+        ({"attention": 0.3}, 9e-5, True),
+        ({"attention": 0.3}, 2e-4, False),
+        ({"attention": 0.3}, math.nan, False),
+    ],
+)
+def test_kept_tensors_must_answer_bit_for_bit_and_others_closely(pico, mode, difference, passes, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_module, "compare_outputs", lambda *_, **__: difference)
+    if passes:
+        assert "Verified" in export_adapter(pico.adapter("llama"), tmp_path / "out", mode, verify=True).notes[-1]
+        return
+    with pytest.raises(UpdateMismatchError, match="answers otherwise"):
+        export_adapter(pico.adapter("llama"), tmp_path / "out", mode, verify=True)
+
+
+def test_short_writes_are_continued():
+    written = bytearray()
+
+    class Slow:
+        def write(self, content):
+            written.extend(content[:3])
+            return len(content[:3])
+
+    dense_files._write_all(Slow(), b"0123456789")
+    assert written == b"0123456789"
 
 
 def test_an_engine_that_refuses_ends_the_export(pico, tmp_path):
@@ -578,8 +669,8 @@ def test_the_command_writes_one_mode_at_the_root_and_several_in_folders(pico, tm
     assert "bit for bit" in one.output
     answer = json.loads(several.stdout)
     assert answer["where"] == "llama-lora-exports"
-    assert sorted(answer["exports"]) == ["attention", "attention-1-ffn-0-0-5"]
-    assert (tmp_path / "llama-lora-exports" / "attention-1-ffn-0-0-5" / WEIGHTS).is_file()
+    assert sorted(answer["exports"]) == ["attention", "attention-1-ffn-0-0.5"]
+    assert (tmp_path / "llama-lora-exports" / "attention-1-ffn-0-0.5" / WEIGHTS).is_file()
     assert answer["exports"]["attention"]["engines"]["vllm"] == []
 
 
@@ -636,6 +727,51 @@ def test_several_modes_are_one_commit_with_a_folder_each(online, repo_id, pico):
     assert torch.equal(logits(model, pico.ids()), expected)
     assert "subfolder=" in ModelCard.load(repo_id).content
     assert commit.oid == online.api.model_info(repo_id).sha
+
+
+def test_a_push_replaces_all_exports_that_were_there(online, repo_id):
+    push_adapters(online.taia, repo_id, {"": "attention"})
+    push_adapters(online.taia, repo_id, {"attention": "attention", "all": "all"})
+
+    both = {f"{folder}/{name}" for folder in ("attention", "all") for name in (CONFIG, WEIGHTS, "README.md")}
+    assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", *both}
+    push_adapters(online.taia, repo_id, {"": "ffn"})
+    assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", CONFIG, WEIGHTS}
+    assert len(online.commits()) == 3
+
+
+def test_an_adapter_with_a_card_of_its_own_is_no_export_of_ours(online, repo_id):
+    online.push_adapter(repo_id)
+    card = b"---\ntags: [taia, lora]\n---\n# My adapter\n"
+    online.api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=repo_id)
+    before = online.files(repo_id)
+
+    with pytest.raises(RepositoryError, match="holds something else than exports"):
+        push_adapters(online.taia, repo_id, {"": "attention"})
+    assert online.files(repo_id) == before
+
+
+def test_an_export_does_not_replace_what_it_is_made_of(online, repo_id):
+    push_adapters(online.taia, repo_id, {"": "all"})
+    before = online.files(repo_id)
+
+    with pytest.raises(RepositoryError, match="is the repository that is exported"):
+        push_adapters(repo_id, repo_id, {"": "attention"})
+    assert online.files(repo_id) == before
+
+
+def test_a_commit_that_is_made_meanwhile_stays(online, repo_id):
+    push_adapters(online.taia, repo_id, {"": "attention"})
+    calls = []
+
+    def meanwhile(*_):
+        if not calls:
+            online.api.upload_file(path_or_fileobj=b"mine", path_in_repo="mine.txt", repo_id=repo_id)
+        calls.append(1)
+
+    with pytest.raises(RepositoryError, match="got another commit"):
+        push_adapters(online.taia, repo_id, {"": "all"}, progress=meanwhile)
+    assert "mine.txt" in online.files(repo_id)
 
 
 def test_a_push_over_another_model_is_refused(online, pico, repo_id):

@@ -23,11 +23,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import taia_hub
+from taia_hub import TAIAForCausalLM
 from taia_hub.cli.merging import merge as merge_command
-from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError
-from taia_hub.merging import merge, writing
-from taia_hub.merging.state import Scratch
+from taia_hub.errors import (
+    ConfigError,
+    RepositoryError,
+    SettingError,
+    UnsupportedUpdateError,
+    UpdateMismatchError,
+)
+from taia_hub.merging import merge, running, writing
+from taia_hub.merging.publishing import check_repository, publish_merged
+from taia_hub.merging.state import Scratch, locked
 from taia_hub.offline import MERGEABLE
+from taia_hub.offline import merging as by_module
 from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
 
 
@@ -132,6 +141,30 @@ def test_every_method_of_peft(pico, tmp_path, method):
         assert_same(state(tmp_path / "out"), {name: expected[name] for name in state(tmp_path / "out")})
         return
     assert_same(state(tmp_path / "out"), state(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_large_tensors_are_added_in_blocks(pico, tmp_path, monkeypatch, name, dtype):
+    embeddings = {"llama": ["embed_tokens", "lm_head"], "gpt2": ["wte"]}[name]
+    targets = [*embeddings, *{"llama": ["q_proj"], "gpt2": ["c_attn"]}[name]]
+    config = pico.lora(name, target_modules=targets, target_parameters=None)
+    base = tmp_path / "base"
+    pico.plain(name, dtype=dtype).save_pretrained(base)
+    adapter = on(pico.adapter(name, config, label="embeddings"), base, tmp_path / "adapter")
+    monkeypatch.setattr(by_module, "_BLOCK", 100)
+    blocks, real = [], by_module._add_plain
+    monkeypatch.setattr(by_module, "_add_plain", lambda *one: blocks.append(one) or real(*one))
+    merge(adapter, tmp_path / "out", "all")
+    assert len(blocks) == len(embeddings) + 2
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False), adapter)
+    merged = state(model.merge_and_unload())
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    found = [key for key in made if any(word in key for word in targets)]
+    assert len(found) >= len(blocks)
+    for key in found:
+        known = merged.get(key, merged.get(f"transformer.{key}"))
+        assert torch.equal(made[key], known), key
 
 
 # --- Layouts ----------------------------------------------------------------------------------------------------------
@@ -285,6 +318,138 @@ def test_from_the_hub_with_card_tokenizer_and_generation_config(online, tmp_path
         torch.testing.assert_close(merged, model(ids).logits)
 
 
+def test_a_tokenizer_with_code_of_its_own(pico, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    base = tmp_path / "base"
+    shutil.copytree(pico.base("llama"), base)
+    tokenizer.save_pretrained(base)
+    code = "from transformers import PreTrainedTokenizerFast\nprint('ran')\nclass Tok(PreTrainedTokenizerFast): ...\n"
+    (base / "tokcode.py").write_text(code)
+    values = json.loads((base / "tokenizer_config.json").read_text())
+    values |= {"auto_map": {"AutoTokenizer": [None, "tokcode.Tok"]}, "tokenizer_class": "Tok"}
+    (base / "tokenizer_config.json").write_text(json.dumps(values))
+    adapter = on(pico.adapter("llama"), base, tmp_path / "adapter")
+    report = merge(adapter, tmp_path / "out")
+    assert "The tokenizer is left out" in report.notes[-1]
+    assert "ran" not in capsys.readouterr().out
+    report = merge(adapter, tmp_path / "out2", trust_remote_code=True)
+    assert "ran" in capsys.readouterr().out
+    assert not report.notes
+    assert (tmp_path / "out2" / "tokenizer.json").is_file()
+    assert (tmp_path / "out2" / "tokcode.py").read_text() == code
+
+
+def test_a_loaded_model_keeps_its_repositorys_tokenizer(pico, tokenizer, tmp_path):
+    TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama")).save_pretrained(tmp_path / "taia")
+    tokenizer.chat_template = "OURS {{ messages }}"
+    tokenizer.save_pretrained(tmp_path / "taia")
+    tokenizer.chat_template = None
+    model = TAIAForCausalLM.from_pretrained(tmp_path / "taia")
+    model.generation_config.max_new_tokens = 3
+    model.merge(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "OURS {{ messages }}"
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["max_new_tokens"] == 3
+
+
+def test_a_trained_model_keeps_its_hub_repositorys_tokenizer(online, tokenizer, tmp_path, repo_id):
+    TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    tokenizer.chat_template = "OURS {{ messages }}"
+    tokenizer.push_to_hub(repo_id)
+    tokenizer.chat_template = None
+    model = TAIAForCausalLM.from_pretrained(repo_id)
+    with torch.no_grad():
+        next(one for name, one in model.named_parameters() if "lora_B" in name).add_(1)
+    model.merge(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "OURS {{ messages }}"
+
+
+@pytest.mark.slow
+def test_shards_of_any_name_are_fetched(online, pico, tmp_path, clean_process):
+    base = tmp_path / "base"
+    pico.plain("llama").save_pretrained(base, max_shard_size="8KB")
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    for name in set(index["weight_map"].values()):
+        (base / name).rename(base / name.replace("model-", "model.safetensors-"))
+    odd = {key: name.replace("model-", "model.safetensors-") for key, name in index["weight_map"].items()}
+    (base / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": odd}))
+    online.api.create_repo("org/odd-shards")
+    online.api.upload_folder(repo_id="org/odd-shards", folder_path=base)
+    adapter = on(pico.adapter("llama"), "org/odd-shards", tmp_path / "adapter")
+    done = clean_process("from taia_hub.merging import merge; merge('adapter', 'out', 'all')")
+    assert done.returncode == 0, done.stderr[-500:]
+    assert_same(state(tmp_path / "out"), pefts_merge(base, adapter))
+
+
+# --- Publishing -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def merged(online, tmp_path):
+    return merge(online.taia, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("card", ["precious", None, "taia", "export"])
+def test_another_model_is_not_overwritten(online, merged, repo_id, card):
+    online.push_base(repo_id)
+    if card is None:
+        online.api.delete_file("README.md", repo_id)
+    elif card in ("taia", "export"):  # a generated card alone, or the tags alone, do not make it ours
+        text = _downloaded(online.taia, "README.md").read_bytes()
+        text = text if card == "taia" else b"---\ntags: [taia, merged]\n---\n# Mine\n"
+        online.api.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=repo_id)
+    before = online.files(repo_id)
+    for publish in (lambda: check_repository(repo_id), lambda: publish_merged(merged, repo_id)):
+        with pytest.raises(RepositoryError, match="its card is not that of a merged model"):
+            publish()
+    assert online.files(repo_id) == before
+
+
+def test_what_is_merged_is_not_its_own_target(online, merged):
+    for name in (online.base, online.taia):
+        with pytest.raises(RepositoryError, match="is what is merged"):
+            publish_merged(merged, name)
+    with pytest.raises(RepositoryError, match="is what is merged"):
+        raise command(online.adapter, "--push", online.adapter).exception
+
+
+def test_a_repository_that_somebody_filled_meanwhile(online, merged, repo_id):
+    assert check_repository(repo_id) == repo_id
+    TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    with pytest.raises(RepositoryError, match="is a TAIA repository"):
+        publish_merged(merged, repo_id)
+
+
+def test_a_commit_in_the_last_moment_refuses_ours(online, merged, repo_id, monkeypatch):
+    online.api.create_repo(repo_id)
+    real = taia_hub.hub.publish
+
+    def late(*arguments, **keywords):
+        online.api.upload_file(path_or_fileobj=b"theirs", path_in_repo="README.md", repo_id=repo_id)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(taia_hub.hub, "publish", late)
+    with pytest.raises(RepositoryError, match="got another commit while this one was made"):
+        publish_merged(merged, repo_id)
+    assert _downloaded(repo_id, "README.md").read_text() == "theirs"
+
+
+def test_a_second_push_deletes_old_shards_and_keeps_edits(online, merged, repo_id, tmp_path):
+    names = ("model-00001-of-00002.safetensors", "odd.safetensors")
+    folder = tmp_path / "before"
+    shutil.copytree(merged.folder, folder)
+    (folder / "model.safetensors").rename(folder / names[0])
+    shutil.copyfile(folder / names[0], folder / names[1])
+    index = {"metadata": {}, "weight_map": {"one": names[0], "other": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\n## Notes\n\nMY NOTES\n")
+    online.api.create_repo(repo_id)
+    online.api.upload_folder(repo_id=repo_id, folder_path=folder)
+    publish_merged(merged, repo_id)
+    there = set(online.files(repo_id))
+    assert not there & {*names, "model.safetensors.index.json"}
+    assert there >= {"model.safetensors", "notes.txt"}
+    assert "MY NOTES" in _downloaded(repo_id, "README.md").read_text()
+
+
 def command(*words):
     app = typer.Typer()
     app.command()(merge_command)
@@ -300,9 +465,9 @@ def test_the_command_writes_and_publishes(online, tmp_path, repo_id):
     assert done.exit_code == 0, done.output
     assert online.commits() == [f"/api/models/{repo_id}/commit/main"]
     assert_same(state(repo_id), state(tmp_path / "out"))
-    assert f"# {repo_id}" in (Path(_downloaded(repo_id, "README.md"))).read_text()
+    assert f"# {repo_id}" in _downloaded(repo_id, "README.md").read_text()
     with pytest.raises(RepositoryError, match="is a TAIA repository, which a merged model would replace"):
-        raise command(online.taia, "--push", online.taia).exception
+        raise command(online.adapter, "--push", online.taia).exception
     with pytest.raises(ConfigError, match="--out, or a Hub id with --push"):
         raise command(online.taia).exception
 
@@ -408,6 +573,59 @@ def test_a_killed_run_is_continued(sharded, tmp_path):
     assert_same(state(tmp_path / "out"), pefts_merge(tmp_path / "base", sharded))
 
 
+def test_two_merges_into_one_folder(sharded, tmp_path):
+    refused = []
+
+    def again(*_):
+        if not refused:
+            with pytest.raises(RepositoryError, match=r"Another merge into .* is running") as error:
+                merge(sharded, tmp_path / "out", "attention")
+            refused.append(error)
+
+    merge(sharded, tmp_path / "out", "all", progress=again)
+    assert refused
+    assert_same(state(tmp_path / "out"), pefts_merge(tmp_path / "base", sharded))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter", "out"}
+
+
+def test_a_merge_that_another_one_overtook(sharded, tmp_path, monkeypatch):
+    def overtaken(*arguments, real=running.plan_merge, **keywords):
+        monkeypatch.setattr(running, "plan_merge", real)
+        merge(sharded, tmp_path / "out", "attention")
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(running, "plan_merge", overtaken)
+    with pytest.raises(RepositoryError, match="is not empty"):
+        merge(sharded, tmp_path / "out", "all")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"base", "adapter", "out"}
+
+
+def test_the_lock_frees_itself(tmp_path):
+    for error in (KeyError, KeyError):
+        with pytest.raises(error), locked(tmp_path / "out"):
+            raise error
+    with locked(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_dtype_begins_anew(sharded, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt(patched, 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            merge(sharded, tmp_path / "out", "all")
+    assert not merge(sharded, tmp_path / "out", "all", dtype="bfloat16").reused
+    assert {one.dtype for one in state(tmp_path / "out").values()} == {torch.bfloat16}
+
+
+def test_what_was_written_is_looked_at_before_it_gets_its_name(pico, tmp_path, monkeypatch):
+    real = writing.write_file
+    monkeypatch.setattr(writing, "write_file", lambda path, tensors, *rest: real(path, tensors[1:], *rest))
+    with pytest.raises(UpdateMismatchError, match=r"merged model .* lacks 1 of"):
+        merge(pico.adapter("llama"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- Bad input --------------------------------------------------------------------------------------------------------
 def test_targets_that_are_not_free(pico, tmp_path):
     (tmp_path / "full").mkdir()
@@ -422,9 +640,42 @@ def test_targets_that_are_not_free(pico, tmp_path):
         Scratch(tmp_path / "full", "x").finish()
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_refused_at_once(pico, tmp_path, exists):
+    if exists:
+        (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(RepositoryError, match="is a link"):
+        merge("no/such-repository", tmp_path / "link")
+
+
+@pytest.mark.parametrize("changed", ["up_proj", "q_proj", "norm"])
+def test_a_dtype_that_cannot_hold_a_weight(pico, tmp_path, changed):
+    base, model = tmp_path / "base", pico.plain("llama")
+    with torch.no_grad():
+        next(one for name, one in model.named_parameters() if changed in name).view(-1)[5] = 1e6
+    model.save_pretrained(base)
+    adapter = on(pico.adapter("llama"), base, tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=rf"{changed}.*' holds 1e\+06, which becomes infinite in torch.float16"):
+        merge(adapter, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    merge(adapter, tmp_path / "out", dtype="bfloat16")
+    path = base / "model.safetensors"  # what is infinite already stays so
+    save_file({name: one.clamp(-10, 10) / (one.abs() < 1e6) for name, one in load_file(path).items()}, path)
+    merge(adapter, tmp_path / "out2", dtype="float16")
+    assert sum(int(one.isinf().sum()) for one in load_file(tmp_path / "out2" / "model.safetensors").values()) == 1
+
+
+def test_a_target_inside_the_source_is_refused(pico, tmp_path):
+    pico.taia("llama").save_pretrained(tmp_path / "model")
+    with pytest.raises(RepositoryError, match="lies inside"):
+        merge(tmp_path / "model", tmp_path / "model" / "merged")
+    assert not (tmp_path / "model" / "merged").exists()
+
+
 def test_a_disk_that_is_too_small_is_said_before(pico, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(RepositoryError, match=r"needs .* GB more .* where 0.0 GB are free"):
+    with pytest.raises(RepositoryError, match=r"needs \d+ MB more .* where 0 MB are free"):
         merge(pico.adapter("llama"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -475,4 +726,4 @@ def _dense_repository(base, tuned, folder):
 def _downloaded(repo_id, name):
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(repo_id, name)
+    return Path(hf_hub_download(repo_id, name))

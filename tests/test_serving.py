@@ -1,7 +1,9 @@
 """`taia serve`: commands as values, the files of modes, the start of an engine, and bad input."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -87,8 +89,12 @@ def test_vllm_without_adapters_and_with_the_users_own_flags():
     with pytest.raises(ConfigError, match="--max-lora-rank 16 is below rank 24") as caught:
         flat("vllm", extra=("--max-lora-rank=16",))
     assert "--max-lora-rank 32" in caught.value.hint
-    with pytest.raises(ConfigError, match="'many' is no number"):
-        flat("vllm", extra=("--max-loras", "many"))
+    with pytest.raises(ConfigError, match="'auto' is no number") as caught:
+        flat("vllm", extra=("--max-loras", "auto"))
+    assert "one batch may mix" in caught.value.hint
+    with pytest.raises(ConfigError, match="'x' is no number") as caught:
+        flat("vllm", extra=("--max-lora-rank", "x"))
+    assert "Give one of 1, 8" in caught.value.hint
 
 
 def test_signs_that_vllm_reads_as_its_own_go_into_json():
@@ -108,6 +114,10 @@ def test_sglang_on_one_machine():
     assert "lora" not in flat("sglang", modes=(ServedMode("none"),))
     assert "--max-loras-per-batch 8" in flat("sglang", extra=("--max-loras-per-batch", "8"))
     assert flat("sglang", extra=("--max-loras-per-batch", "8")).count("per-batch") == 1
+    assert "--max-lora-rank 24" in flat("sglang", extra=("--max-lora-rank", "24"))
+    with pytest.raises(ConfigError, match="--max-lora-rank 4 is below rank 24") as caught:
+        flat("sglang", extra=("--max-lora-rank", "4"))
+    assert "--max-lora-rank 24" in caught.value.hint
 
 
 def test_sglang_on_several_machines():
@@ -126,8 +136,12 @@ def test_llama_cpp_has_an_entry_a_mode():
     modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
     asked = order(modes=modes, gguf=Path("/b.gguf"), folder=Path("/out"), extra=("--n_ctx", "4096", "--chat_format=x"))
     (command,) = ENGINES["llama.cpp"].commands(asked)
-    assert command.shell() == "python -m llama_cpp.server \\\n    --config_file /out/llama_cpp_server.json"
-    described = json.loads(command.files[Path("/out/llama_cpp_server.json")])
+    ((path, text),) = command.files.items()
+    assert command.shell() == f"python -m llama_cpp.server \\\n    --config_file {path}"
+    assert path.parent == Path("/out")
+    (other,) = ENGINES["llama.cpp"].commands(dataclasses.replace(asked, port=8001))
+    assert path not in other.files  # two servers of one folder do not share a file
+    described = json.loads(text)
     assert (described["host"], described["port"]) == ("127.0.0.1", 8000)
     first, second = described["models"]
     assert first == {
@@ -153,6 +167,10 @@ def test_llama_cpps_entries_are_what_its_server_reads():
     (text,) = command.files.values()
     read = settings.ConfigFileSettings.model_validate_json(text)
     assert [model.model_alias for model in read.models] == ["model:attention", "model:none"]
+    own = ("--api_key", "123", "--ssl-keyfile=k", "--interrupt_requests", "false")
+    (command,) = ENGINES["llama.cpp"].commands(order(modes=modes, gguf=Path("/b.gguf"), extra=own))
+    read = settings.ConfigFileSettings.model_validate_json(*command.files.values())
+    assert (read.api_key, read.ssl_keyfile, read.interrupt_requests) == ("123", "k", False)
     known = set(settings.ModelSettings.model_fields)
     assert all(set(entry) <= known for entry in json.loads(text)["models"])
 
@@ -187,6 +205,35 @@ def test_a_rank_above_the_limit_names_the_flag():
 def test_flags_that_are_set_already_are_refused(engine):
     with pytest.raises(ConfigError, match="--port is set by `taia serve`"):
         ENGINES[engine].commands(order(gguf=Path("/b.gguf"), extra=("--port=1",)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "word"),
+    [
+        ("vllm", "--served_model_name"),
+        ("vllm", "--tp"),
+        ("vllm", "-dp=2"),
+        ("vllm", "--served-model"),
+        ("vllm", "--trust_remote_code"),
+        ("sglang", "--lora_paths=x"),
+        ("sglang", "--dp"),
+        ("llama.cpp", "--lora-path"),
+        ("llama.cpp", "--model-alias"),
+        ("llama.cpp", "--model_alias"),
+        ("transformers", "--trust_remote_code"),
+    ],
+)
+def test_other_forms_of_such_flags_are_refused_too(engine, word):
+    with pytest.raises(ConfigError, match=r"is set by `taia serve`"):
+        ENGINES[engine].commands(order(gguf=Path("/b.gguf"), extra=(word, "2")))
+
+
+def test_flags_of_several_machines_are_refused_where_there_are():
+    with pytest.raises(ConfigError, match="-pp is set by"):
+        flat("vllm", nodes=2, head="h", extra=("-pp", "4"))
+    assert flat("vllm", extra=("--pipeline-parallel-size", "2")).endswith("--pipeline-parallel-size 2")
+    with pytest.raises(ConfigError, match="--max-lora-rank 1 is below"):
+        flat("vllm", extra=("--max_lora_rank", "1"))
 
 
 def test_engines_say_what_they_were_written_for():
@@ -229,6 +276,18 @@ def test_exports_of_modes_are_prepared_and_used_again(repository, pico, tmp_path
     assert weights.stat().st_mtime_ns == made
     names = {path.name for path in (tmp_path / "adapters").iterdir()}
     assert names == {"attention", "attention-1-ffn-0.5"}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_damaged_files_are_prepared_again(repository, tmp_path, damage):
+    plan = plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    path = plan.order.modes[0].path / "adapter_model.safetensors"
+    before = path.read_bytes()
+    damage(path)
+
+    plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+
+    assert path.read_bytes() == before
 
 
 def test_another_update_replaces_what_was_prepared(repository, pico, tmp_path):
@@ -283,6 +342,28 @@ def test_a_hub_repository_is_fixed_by_commits(online, tmp_path):
     ]
 
 
+def test_a_name_cannot_end_a_comment(pico, tmp_path):
+    source = tmp_path / "x\ntouch PWNED; #"
+    shutil.copytree(pico.adapter("llama"), source)
+    plan = plan_serving(source, "vllm", ["attention"], out=tmp_path / "out", name="m")
+    script = plan.text().replace("vllm serve", "true")
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_damaged_and_foreign_files_are_named(repository, tmp_path):
+    plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    marker = tmp_path / "adapters" / "attention" / "taia_serving.json"
+    for text in ("{", "[]", "{}", '{"made_from": {}, "rank": "8"}'):
+        marker.write_text(text)
+        with pytest.raises(RepositoryError, match=r"taia_serving\.json'.* is damaged") as caught:
+            plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+        assert "Delete that folder" in caught.value.hint
+    (tmp_path / "merged" / "m:none").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match=r"merged/m:none' holds files that were not prepared"):
+        plan_serving(repository, "transformers", ["none"], out=tmp_path, name="m")
+
+
 def test_the_default_folder_is_in_the_cache(online):
     from huggingface_hub import constants
 
@@ -317,6 +398,9 @@ def test_gguf_loras_are_made_of_exports(repository, tmp_path):
     (mode, none) = plan.order.modes
     assert (mode.path, none.path) == (tmp_path / "gguf" / "attention" / "adapter.gguf", None)
     assert len(read(mode.path)[1]) == 2 * 2 * 4
+    assert plan.prepared[0].endswith(f"--out {tmp_path}/gguf/attention-lora")
+    trusting = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base, trust_remote_code=True)
+    assert trusting.prepared[0].endswith("--trust-remote-code")
     made = mode.path.stat().st_mtime_ns
     plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
     assert mode.path.stat().st_mtime_ns == made
@@ -391,7 +475,9 @@ def test_a_port_in_use_is_an_error():
 # --- Starting ------------------------------------------------------------------------------------------------------
 def test_a_command_runs_with_its_files_and_variables(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PORT", "1")
-    script = "import os; print(os.environ['X'], 'PORT' in os.environ, open('f').read(), flush=True); os._exit(3)"
+    alone = "os.getsid(0) == os.getpid()"
+    shown = f"os.environ['X'], 'PORT' in os.environ, open('f').read(), {alone}"
+    script = f"import os; print({shown}, flush=True); os._exit(3)"
     command = Command(
         (("python", "-c", script),),
         folder=tmp_path,
@@ -400,7 +486,7 @@ def test_a_command_runs_with_its_files_and_variables(tmp_path, monkeypatch, capf
         files={tmp_path / "f": "content"},
     )
     assert run(command) == 3
-    assert capfd.readouterr().out == "x False content\n"
+    assert capfd.readouterr().out == "x False content True\n"
     with pytest.raises(MissingDependencyError, match="no program 'no-such-engine'"):
         run(Command((("no-such-engine",),)))
 
@@ -466,7 +552,9 @@ def test_print_writes_what_the_command_reads(taia_serve, repository, tmp_path):
     base = write_base(tmp_path / "base.gguf")
     result = taia_serve(repository, "--engine", "llama.cpp", "--gguf", base, "--out", tmp_path / "o", "--print")
     assert result.exit_code == 0, result.output
-    described = json.loads((tmp_path / "o" / "llama_cpp_server.json").read_text())
+    (path,) = (tmp_path / "o").glob("llama_cpp_server-*.json")
+    assert path.name in result.stdout
+    described = json.loads(path.read_text())
     assert [Path(entry["model"]) for entry in described["models"]] == [base, base]
 
 

@@ -18,28 +18,8 @@ from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site
 from taia_hub.updates.kinds import PEFT, UpdateKind
+from taia_hub.updates.methods import ADDITIVE
 from taia_hub.updates.peft import ADAPTER, attach_switch
-
-ADDITIVE = (
-    "LORA",
-    "ADALORA",
-    "C3A",
-    "DELORA",
-    "FOURIERFT",
-    "GRALORA",
-    "LOHA",
-    "LOKR",
-    "PVERA",
-    "RANDLORA",
-    "SHIRA",
-    "SUPERTUNING",
-    "TINYLORA",
-    "UNILORA",
-    "VBLORA",
-    "VERA",
-    "WAVEFT",
-)
-"""PEFT's methods whose `get_delta_weight` is what they add to the weight, whatever the weight is (each is tested)."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +70,7 @@ def export(
             commit, reports = push_adapters(repo, push, settings, private=private, **options)
             where = commit.commit_url
         else:
-            folder = out or Path(f"{Path(repo.rstrip('/')).name}-{'exports' if len(modes) > 1 else _slug(modes[0])}")
+            folder = out or _beside(repo, "exports" if len(modes) > 1 else _label(modes[0]))
             reports = export_adapters(repo, folder, settings, **options)
             where = str(folder)
     finally:
@@ -90,17 +89,26 @@ def _folders(modes: list[Any]) -> dict[str, Any]:
         return {"": modes[0]}
     settings: dict[str, Any] = {}
     for mode in modes:
-        if (name := _slug(mode)) in settings:
+        if (name := _label(mode)) in settings:
             raise ConfigError(f"--mode {name} comes twice.", "Name each mode once.")
         settings[name] = mode
     return settings
 
 
-def _slug(mode: Any) -> str:
-    """Makes the name of a folder of a mode."""
+def _label(mode: Any) -> str:
+    from taia_hub.exporting.naming import label_of
     from taia_hub.policy import parse_setting
 
-    return re.sub(r"[^\w+]+", "-", parse_setting(mode).label).strip("-")
+    return label_of(parse_setting(mode))
+
+
+def _beside(repo: str, label: str) -> Path:
+    """Names the folder of an export: in the working folder, or beside the repository where that lies within it."""
+    source = Path(repo).resolve()
+    if not source.is_dir():
+        return Path(f"{repo.rpartition('/')[2]}-{label}")
+    name = f"{source.name}-{label}"
+    return source.with_name(name) if Path.cwd().is_relative_to(source) else Path(name)
 
 
 def _print(name: str, report: Any) -> None:

@@ -62,7 +62,7 @@ def merge(
         if out is not None:
             report, where = run(repo, out, setting, **how), str(out)
         else:
-            repo_id = check_repository(str(push), token)
+            repo_id = check_repository(str(push), token, used=[repo])
             with tempfile.TemporaryDirectory(prefix="taia-merge-") as scratch:
                 report = run(repo, Path(scratch) / "model", setting, repo_id=repo_id, **how)
                 bars.close()

@@ -26,8 +26,10 @@ from taia_hub.exporting.assembly import (
     stays_exact,
 )
 from taia_hub.exporting.card import Place, export_card, index_card
-from taia_hub.exporting.conformance import BaseFacts, check_engine, check_engines
+from taia_hub.exporting.conformance import check_engine, check_engines
+from taia_hub.exporting.facts import BaseFacts
 from taia_hub.exporting.low_rank import EXACT, convert
+from taia_hub.exporting.naming import check_names
 from taia_hub.exporting.plan import (
     Acting,
     Factors,
@@ -38,7 +40,7 @@ from taia_hub.exporting.plan import (
 )
 from taia_hub.exporting.report import ExportReport
 from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
-from taia_hub.exporting.writing import write_tensors
+from taia_hub.exporting.writing import check_new, new_folder, write_tensors
 from taia_hub.offline import OfflineUpdate, UpdateFiles, open_update, skeleton
 from taia_hub.policy import Setting, parse_setting
 from taia_hub.progress import Progress
@@ -158,18 +160,24 @@ def export_adapters(
     """
     out = Path(out).absolute()
     parsed = {name: parse_setting(value) for name, value in settings.items()}
+    check_names(settings)
     _check_arguments(out, rank, max_error)
     for engine in engines:
         check_engine(engine, {}, {}, BaseFacts(frozenset()))
     access = hub.HubAccess(token=token)
     update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
+    if update.files.revision is None and out.resolve().is_relative_to(update.files.root.resolve()):
+        raise RepositoryError(
+            f"'{out}' lies inside '{update.files.name}', from which it is made; it would be published along with it.",
+            "Give a folder beside it.",
+        )
     licence = {}
     if repo_id is not None:
         check_publishable(update.config)
         licence = base_license(update.config, token)
     acting = {name: acting_modules(update, setting) for name, setting in parsed.items()}
     reports = {}
-    with hub.written_whole(out) as scratch:
+    with new_folder(out) as scratch:
         for name, setting in parsed.items():
             folder = scratch / name
             folder.mkdir(exist_ok=True)
@@ -275,8 +283,7 @@ def _pairs(update: OfflineUpdate, acting: Sequence[Acting]) -> Iterator[Factors]
 
 
 def _check_arguments(out: Path, rank: Any, max_error: Any) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
+    check_new(out)
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ConfigError(f"rank is {rank!r}.", "Give a whole number from 1 on.")
     if isinstance(max_error, bool) or not isinstance(max_error, int | float) or not 0 <= max_error < 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub.exporting.conformance import BaseFacts
+from taia_hub.exporting.facts import BaseFacts
 from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor_names, linear_shape
 from taia_hub.exporting.writing import Planned, read_factor
 from taia_hub.offline import OfflineUpdate
@@ -75,6 +75,11 @@ def is_kept(parts: Sequence[Factors], scale: Scale) -> bool:
     return all(ratio == 1 and part.rank == scale.rank for part, ratio in zip(parts, scale.ratios, strict=True))
 
 
+def base_name(update: OfflineUpdate) -> str:
+    """Returns the base's Hub id, or its folder as it is found from anywhere on this machine."""
+    return update.base.name if update.base.revision else str(update.base.folder.resolve())
+
+
 def adapter_config(
     update: OfflineUpdate, model: nn.Module, parts: Sequence[Factors], scale: Scale, targets: Targets
 ) -> dict[str, Any]:
@@ -84,7 +89,7 @@ def adapter_config(
     return {
         "alpha_pattern": {},
         "auto_mapping": None,
-        "base_model_name_or_path": update.base.name,
+        "base_model_name_or_path": base_name(update),
         "bias": "none",
         **({"exclude_modules": list(targets.excluded)} if targets.excluded else {}),
         "fan_in_fan_out": bool(linears) and all(isinstance(module, Conv1D) for module in linears),
@@ -126,11 +131,11 @@ def notes_on(
 ) -> Iterator[str]:
     """Says what to know of an export, in sentences."""
     if not update.base.revision:
-        yield f"The base model is the folder '{update.base.name}'; whoever loads the export needs it there."
+        yield f"The base model is the folder '{base_name(update)}'; whoever loads the export needs it there."
     if carried := [name for name in stored_names(update) if name.endswith(".weight") and ".lora_" not in name]:
         yield (
-            f"The update's file carries {len(carried)} tensors of the base model beside the update, first "
-            f"'{carried[0]}'; they are taken for the copies that PEFT makes of adapted embeddings, and left out."
+            f"The update's file holds {len(carried)} tensors that are no LoRA, first '{carried[0]}': modules that it "
+            "keeps whole and the setting masks, or PEFT's copies of adapted embeddings. They are left out."
         )
     if targets.zeros:
         yield (

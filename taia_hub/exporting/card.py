@@ -12,12 +12,15 @@ from huggingface_hub import ModelCardData
 from taia_hub._shipped import shipped
 from taia_hub.cards import escaping
 from taia_hub.configuration_taia import PAPER
+from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
 from taia_hub.offline import OfflineUpdate
 from taia_hub.policy import parse_setting
 
 TAG = "taia"
-"""The tag by which a repository is known to hold our exports."""
+
+MARK = "<!-- taia:export Written by taia-hub; a new export replaces it. -->"
+"""Tells a card of ours, and so a repository of our exports, from what somebody wrote."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def index_card(
 def _rendered(
     template: str, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
 ) -> str:
-    base, revision = update.base.name, update.base.revision
-    metadata: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", TAG]}
+    base, revision, features_only = base_name(update), update.base.revision, update.files.features_only
+    metadata: dict[str, Any] = {"library_name": "peft", "tags": ["lora", TAG]}
+    metadata["pipeline_tag"] = "feature-extraction" if features_only else "text-generation"
     if revision is not None:  # the Hub refuses a folder
         metadata |= {"base_model": base, "base_model_relation": "adapter", **licence}
         metadata["tags"].append(f"base_model:adapter:{base}")
@@ -83,10 +87,11 @@ def _rendered(
         source_revision=update.files.revision,
         base=base,
         base_revision=revision,
+        model_class="AutoModel" if features_only else "AutoModelForCausalLM",
         paper=PAPER,
         **values,
     )
-    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{body}"
+    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{MARK}\n\n{body}"
 
 
 def _label(report: ExportReport) -> str:

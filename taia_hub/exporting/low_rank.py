@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub import hub
-from taia_hub.analysis.reading import ADDITIVE
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.exporting.plan import Acting, Factors, base_layer
 from taia_hub.offline import OfflineUpdate, base_checkpoint, holding, merged_weights
 from taia_hub.updates.compressing import truncate
 from taia_hub.updates.dense_checkpoint import Checkpoint, read_header
 from taia_hub.updates.kinds import PEFT
+from taia_hub.updates.methods import ADDITIVE
 from taia_hub.updates.strict import ADAPTER
 
 DEFAULT_RANK = 64

@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub._subclass import Rebuildable
-from taia_hub.analysis.reading import ADDITIVE
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.offline import Entry, OfflineUpdate
 from taia_hub.policy import MODES, parse_setting
 from taia_hub.switch import Switch
 from taia_hub.updates.dense_checkpoint import StoredTensor
 from taia_hub.updates.kinds import DENSE, PEFT
+from taia_hub.updates.methods import ADDITIVE, CONVERTED
 from taia_hub.updates.molora_layers import MoLoraLinear
 from taia_hub.updates.strict import ADAPTER, PREFIX
-
-CONVERTED = ("BOFT", "DEFT", "GLORA", "HIRA", "HRA", "IA3", "MISS", "OFT", "PEANUT", "ROAD")
-"""PEFT's methods that change a weight by what depends on it, and whose merged weight is computed from files alone.
-
-Not among them are those that take the base's weights apart when they are put on a model (OSF, PSOFT, ADAMSS, FROD).
-"""
 
 _DORA = "DoraLinearVariant"
 _MERGE = "Or write the setting into a whole model, which every engine serves: `taia merge REPO --mode MODE`."

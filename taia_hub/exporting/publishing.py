@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
-from taia_hub.exporting.card import TAG
+from taia_hub.exporting.card import MARK
 from taia_hub.exporting.report import ExportReport
+from taia_hub.offline import UpdateFiles, find_update
 
-_OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{hub.CARD})|\.gitattributes")
+_OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{hub.CARD})")
 
 
 def push_adapters(
@@ -25,6 +26,7 @@ def push_adapters(
     repo_id: str,
     settings: Mapping[str, Any],
     *,
+    revision: str | None = None,
     commit_message: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -34,8 +36,9 @@ def push_adapters(
 
     Args:
         source: As of `export_adapters`.
-        repo_id: A new repository, or one that holds nothing but our exports.
+        repo_id: A new repository, or one that holds nothing but our exports, which the new ones replace.
         settings: Name of a folder in the repository to the setting that goes there; an empty name is its root.
+        revision: Revision of the source.
         commit_message: First line of the commit.
         private: Whether a new repository is private.
         token: Access token.
@@ -45,17 +48,21 @@ def push_adapters(
         The commit, and the reports; their folders are gone.
 
     Raises:
-        RepositoryError: If the repository holds another model, the base model is a folder, or a request fails.
+        RepositoryError: If the repository holds another model or is what is exported, the base model is a folder, or a
+            request fails.
         TAIAError: As of `export_adapters`; nothing is published.
     """
     repo_id = hub.full_repo_id(repo_id, token)
-    parent = _head(repo_id, token)
+    parent, there = _head(repo_id, token)
+    files = find_update(source, revision=revision, access=hub.HubAccess(token=token))
+    _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "exports"
-        reports = export_adapters(source, folder, settings, repo_id=repo_id, token=token, **options)
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        reports = export_adapters(files, folder, settings, repo_id=repo_id, token=token, **options)
+        new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        stale = sorted(there - new.keys())
         commit = hub.publish(
-            files,
+            {**new, **dict.fromkeys(stale)},
             repo_id,
             commit_message=commit_message or f"Export {', '.join(name or 'a mode' for name in reports)} as plain LoRA",
             private=private,
@@ -65,16 +72,28 @@ def push_adapters(
     return commit, reports
 
 
-def _head(repo_id: str, token: str | bool | None) -> str | None:
-    """Returns the commit to publish on, None for a new repository; refuses one that holds something else."""
+def _refuse_own(repo_id: str, files: UpdateFiles) -> None:
+    """Refuses a target that is what is exported, or what that is made of."""
+    made_of = {
+        files.name if files.revision else None: "the repository that is exported",
+        files.config.update.get("repo"): "where the update lies",
+        files.base.name if files.base.revision else None: "the base model",
+    }
+    for name, what in made_of.items():
+        if name is not None and name.casefold() == repo_id.casefold():
+            raise RepositoryError(f"'{repo_id}' is {what}; the export would replace it.", "Choose another name.")
+
+
+def _head(repo_id: str, token: str | bool | None) -> tuple[str | None, set[str]]:
+    """Returns the commit to publish on and the exports there; refuses a repository that holds something else."""
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository"):
         if not api.repo_exists(repo_id):
-            return None
+            return None, set()
         info = api.model_info(repo_id)
         names = {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes"}
         other = sorted(name for name in names if not _OURS.fullmatch(name))
-        if not other and names and TAG not in _tags(api, repo_id, info.sha, names):
+        if not other and names and not _is_marked(api, repo_id, info.sha, names):
             other = sorted(names)
     if other:
         raise RepositoryError(
@@ -82,11 +101,11 @@ def _head(repo_id: str, token: str | bool | None) -> str | None:
             "with them.",
             "Choose another name, such as that of the TAIA repository with the mode behind it.",
         )
-    return info.sha
+    return info.sha, names
 
 
-def _tags(api: HfApi, repo_id: str, revision: str | None, names: set[str]) -> list[str]:
+def _is_marked(api: HfApi, repo_id: str, revision: str | None, names: set[str]) -> bool:
     if hub.CARD not in names:
-        return []
-    card = ModelCard.load(Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision)))
-    return list(card.data.tags or ())
+        return False
+    card = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision))
+    return MARK in card.read_text(encoding="utf-8", errors="replace")

@@ -1,22 +1,22 @@
-"""One safetensors file written tensor by tensor: copied from other files in pieces, computed one by one, or zeros."""
+"""An export on the disk: its folder, there whole or not at all, and its weights, one tensor in memory at a time."""
 
 from __future__ import annotations
 
-import json
-import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from taia_hub import hub
 from taia_hub.errors import RepositoryError
-from taia_hub.updates.dense_checkpoint import DTYPES, StoredTensor
+from taia_hub.updates.dense_checkpoint import StoredTensor
+from taia_hub.updates.dense_files import OutgoingTensor, outgoing, read_whole, write_file
 
-_PIECE = 1 << 18
-_KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+_ZEROS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,20 @@ class Planned:
     shape: tuple[int, ...]
     content: StoredTensor | Callable[[], Tensor] | None
 
-    @property
-    def size(self) -> int:
-        """Number of its bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def outgoing(self) -> OutgoingTensor:
+        """Returns it as `write_file` takes it."""
+        if isinstance(self.content, StoredTensor):
+            return replace(outgoing(self.content), name=self.name)
+        return OutgoingTensor(self.name, self.dtype, self.shape, self._pieces)
+
+    def _pieces(self) -> Iterator[Tensor]:
+        if callable(self.content):
+            yield self.content().to(self.dtype).contiguous().reshape(-1).view(torch.uint8)
+            return
+        left = self.outgoing().size
+        zeros = torch.zeros(min(_ZEROS, left), dtype=torch.uint8)
+        for start in range(0, left, _ZEROS):
+            yield zeros[: left - start]
 
 
 def write_tensors(path: Path, tensors: Sequence[Planned], advance: Callable[[int, int], None] | None = None) -> int:
@@ -58,76 +68,61 @@ def write_tensors(path: Path, tensors: Sequence[Planned], advance: Callable[[int
         OSError: If the file cannot be written.
     """
     # The widest dtypes first, so that every tensor lies at a multiple of its element's size.
-    ordered = sorted(tensors, key=lambda one: (-one.dtype.itemsize, one.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for one in ordered:
-        offsets = [end, end + one.size]
-        header[one.name] = {"dtype": _KINDS[one.dtype], "shape": list(one.shape), "data_offsets": offsets}
-        end += one.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    done = 0
-    with path.open("wb", buffering=0) as file:
-        _write_all(file, len(text).to_bytes(8, "little") + text)
-        for one in ordered:
-            for piece in _pieces(one):
-                _write_all(file, piece)
-                done += len(piece)
-                if advance is not None:
-                    advance(done, end)
-    return 8 + len(text) + end
+    ordered = [one.outgoing() for one in sorted(tensors, key=lambda one: (-one.dtype.itemsize, one.name))]
+    done, end = 0, sum(one.size for one in ordered)
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        if advance is not None:
+            advance(done, end)
+
+    write_file(path, ordered, count)
+    return path.stat().st_size
 
 
 def read_factor(factor: StoredTensor | Tensor) -> Tensor:
     """Reads a tensor that may lie in a file, without mapping it."""
-    if isinstance(factor, Tensor):
-        return factor.detach()
-    raw = torch.empty(factor.size, dtype=torch.uint8)
-    array: Any = raw.numpy()
-    view, filled = memoryview(array), 0
-    for piece in _copied(factor):
-        view[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    return raw.view(factor.dtype).view(factor.shape)
+    return factor.detach() if isinstance(factor, Tensor) else read_whole(factor)
 
 
-def _pieces(one: Planned) -> Iterator[memoryview]:
-    if isinstance(one.content, StoredTensor):
-        yield from _copied(one.content)
-    elif one.content is None:
-        zeros = memoryview(bytes(min(_PIECE, one.size)))
-        for start in range(0, one.size, _PIECE):
-            yield zeros[: min(_PIECE, one.size - start)]
-    else:
-        values: Any = one.content().to(one.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
-        yield memoryview(values)
+def check_new(out: Path) -> None:
+    """Refuses a target that is not a new or empty folder.
+
+    Args:
+        out: The folder that an export shall be in.
+
+    Raises:
+        RepositoryError: If something is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
 
 
-def _copied(stored: StoredTensor) -> Iterator[memoryview]:
-    """Reads a tensor's bytes in pieces. The file is read and not mapped: pages of a map count as this process's."""
-    view = memoryview(bytearray(min(_PIECE, stored.size)))
-    left = stored.size
-    try:
-        with stored.file.open("rb", buffering=0) as file:
-            file.seek(stored.start)
-            while left:
-                count = file.readinto(view[: min(_PIECE, left)])
-                if not count:
-                    raise RepositoryError(
-                        f"'{stored.file}' ended in the middle of '{stored.name}'.", "Download or save it again."
-                    )
-                left -= count
-                yield view[:count]
-    except OSError as error:
-        if isinstance(error, RepositoryError):
-            raise
-        raise RepositoryError(
-            f"'{stored.file}' cannot be read: {error.strerror or error}.", "Check the disk, or download it again."
-        ) from error
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gives a scratch folder beside `out`, which takes its name when the block succeeds.
 
+    Args:
+        out: A new or empty folder.
 
-def _write_all(file: Any, content: Any) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]  # an unbuffered write may be short where the disk fills up
+    Yields:
+        The scratch folder.
+
+    Raises:
+        RepositoryError: If `out` holds something, before the block or after it, or cannot be written.
+    """
+    out = out.resolve()  # a link to a folder stays one
+    check_new(out)
+    with hub.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            folder = Path(scratch) / out.name  # the scratch folder is its owner's alone
+            folder.mkdir()
+            yield folder
+            check_new(out)  # another one may have been faster
+            if out.is_dir():
+                out.rmdir()
+            folder.rename(out)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
+from taia_hub.hub.access import HubAccess, Source, fetch
 from taia_hub.updates.kinds import PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
@@ -45,6 +47,42 @@ MODEL_FILES = (
     "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
 )
 """Globs on the files of a whole model that are read."""
+
+
+def fetch_model(
+    name: str,
+    patterns: Sequence[str] = (),
+    *,
+    revision: str | None = None,
+    access: HubAccess | None = None,
+    what: str = "model",
+    local: bool = True,
+) -> Source:
+    """Brings a whole model to this disk, with the shards that its index names, whatever they are called.
+
+    Args:
+        name: A folder, or a Hub id.
+        patterns: Globs on further files.
+        revision: Branch, tag or commit sha; None for the main branch.
+        access: How to reach the Hub.
+        what: What the model is for, in error messages.
+        local: As in `fetch`.
+
+    Returns:
+        Where the files are.
+
+    Raises:
+        RepositoryError: As of `fetch`.
+        ConfigError: If the index is malformed.
+    """
+    found = fetch(name, (*MODEL_FILES, *patterns), revision=revision, access=access, what=what, local=local)
+    index = found.folder / "model.safetensors.index.json"
+    if found.revision is None or not index.is_file() or (found.folder / "model.safetensors").is_file():
+        return found
+    if odd := [shard for shard in index_shards(index) if not (found.folder / shard).is_file()]:
+        names = [glob.escape(shard) for shard in odd]
+        fetch(name, names, revision=found.revision, access=access, what=what, local=False)
+    return found
 
 
 def adapter_weights(folder: Path) -> Path:

@@ -1,45 +1,62 @@
-"""A merged model to the Hub, in one commit."""
+"""A merged model to the Hub, in one commit, and never over a model that was not published here."""
 
 from __future__ import annotations
 
+import logging
 import re
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, HfApi, metadata_load
 
-from taia_hub import hub
+from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.merging.running import MergeReport
+from taia_hub.updates.dense_checkpoint import INDEX
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_EMPTY = {".gitattributes"}
 
 
-def check_repository(repo_id: str, token: str | bool | None = None) -> str:
-    """Refuses a repository that holds something else than a whole model, before anything is merged.
+@dataclass(frozen=True)
+class _Found:
+    """A repository at one commit.
+
+    Attributes:
+        sha: The commit, or None where the repository does not exist.
+        files: Names of its files.
+        card: Its card, or None.
+        shards: What its index names.
+    """
+
+    sha: str | None
+    files: frozenset[str]
+    card: Path | None
+    shards: frozenset[str]
+
+
+def check_repository(repo_id: str, token: str | bool | None = None, *, used: Collection[str] = ()) -> str:
+    """Refuses a repository that holds anything but an earlier merged model, before anything is merged.
 
     Args:
         repo_id: A Hub id, or the name of a repository of the user's.
         token: Access token.
+        used: Hub ids of what is merged, which cannot be the target.
 
     Returns:
         The Hub id with its namespace.
 
     Raises:
-        RepositoryError: If it holds an adapter or a TAIA repository, or cannot be reached.
+        RepositoryError: If it is one of `used`, is neither empty nor a merged model that was published here, or cannot
+            be reached.
     """
     repo_id = hub.full_repo_id(repo_id, token)
-    names = _there(repo_id, token)
-    other = "an adapter" if hub.ADAPTER_CONFIG in names else None
-    if other is None and hub.CONFIG in names:
-        with hub.hub_errors(repo_id, what="repository"):
-            path = Path(hf_hub_download(repo_id, hub.CONFIG, token=token, library_name="taia-hub"))
-        if hub.read_json(path).get("model_type") == TAIAConfig.model_type:
-            other = "a TAIA repository"
-    if other:
-        raise RepositoryError(
-            f"'{repo_id}' is {other}, which a merged model would replace.", "Publish the merged model to a new one."
-        )
+    _look(repo_id, token, used)
     return repo_id
 
 
@@ -53,6 +70,8 @@ def publish_merged(
 ) -> CommitInfo:
     """Publishes a merged model in one commit, which also deletes shards of an earlier one that it has no more.
 
+    A person's edits of the card that is there stay.
+
     Args:
         report: What `merge` returned.
         repo_id: The Hub id with its namespace, as `check_repository` gives it.
@@ -64,23 +83,74 @@ def publish_merged(
         The commit.
 
     Raises:
-        RepositoryError: If a request fails; the repository is as it was before.
+        RepositoryError: If the repository is not ours to replace, gets another commit meanwhile, or a request fails; it
+            is as it was before.
     """
+    found = _look(repo_id, token, (report.source, report.base))
     files: dict[str, Path | None] = {
         path.relative_to(report.folder).as_posix(): path for path in report.folder.rglob("*") if path.is_file()
     }
-    stale = [name for name in _there(repo_id, token) if _WEIGHTS.fullmatch(name) and name not in files]
-    return hub.publish(
-        {**files, **dict.fromkeys(stale)},
-        repo_id,
-        commit_message=commit_message or f"Merge with inference modules '{report.setting}' acting",
-        private=private,
-        token=token,
-    )
+    stale = [name for name in found.files if (_WEIGHTS.fullmatch(name) or name in found.shards) and name not in files]
+    with tempfile.TemporaryDirectory() as scratch:
+        if found.card is not None:
+            try:
+                text = cards.merge_cards(_text(found.card), _text(report.folder / hub.CARD)).text
+            except ConfigError as error:  # a card must not cost anybody a merged model
+                logger.warning("The model card stays as it is: %s", error.message)
+                del files[hub.CARD]
+            else:
+                files[hub.CARD] = Path(scratch) / hub.CARD
+                (Path(scratch) / hub.CARD).write_text(text, encoding="utf-8")
+        return hub.publish(
+            {**files, **dict.fromkeys(stale)},
+            repo_id,
+            commit_message=commit_message or f"Merge with inference modules '{report.setting}' acting",
+            private=private,
+            token=token,
+            parent_commit=found.sha,
+        )
 
 
-def _there(repo_id: str, token: str | bool | None) -> list[str]:
-    """Lists the files of a repository; none where it does not exist."""
+def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> _Found:
+    """Reads what is in a repository, and refuses one that a merged model must not replace."""
+    if repo_id.lower() in {name.lower() for name in used}:
+        raise _refused(repo_id, "is what is merged")
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository"):
-        return list(api.list_repo_files(repo_id)) if api.repo_exists(repo_id) else []
+        if not api.repo_exists(repo_id):
+            return _Found(None, frozenset(), None, frozenset())
+        head = api.model_info(repo_id)
+        files = frozenset(sibling.rfilename for sibling in head.siblings or ())
+        if files <= _EMPTY:
+            return _Found(head.sha, files, None, frozenset())
+        paths = {
+            name: Path(api.hf_hub_download(repo_id, name, revision=head.sha))
+            for name in (hub.CARD, hub.CONFIG, INDEX)
+            if name in files
+        }
+    if hub.ADAPTER_CONFIG in files:
+        raise _refused(repo_id, "is an adapter, which a merged model would replace")
+    if hub.CONFIG in paths and hub.read_json(paths[hub.CONFIG]).get("model_type") == TAIAConfig.model_type:
+        raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
+    if hub.CARD not in paths or not _is_merged(paths[hub.CARD]):
+        raise _refused(repo_id, "holds files, and its card is not that of a merged model that was published here")
+    shards = hub.index_shards(paths[INDEX]) if INDEX in paths else ()
+    return _Found(head.sha, files, paths[hub.CARD], frozenset(shards))
+
+
+def _is_merged(card: Path) -> bool:
+    if not cards.is_generated(_text(card)):
+        return False
+    try:
+        tags = (metadata_load(card) or {}).get("tags")
+    except ValueError:
+        return False
+    return isinstance(tags, list) and {"taia", "merged"} <= set(map(str, tags))
+
+
+def _refused(repo_id: str, why: str) -> RepositoryError:
+    return RepositoryError(f"'{repo_id}' {why}.", "Publish the merged model to a new repository.")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -18,7 +18,7 @@ import torch
 from taia_hub import hub
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
-from taia_hub.merging.state import Scratch, check_target
+from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
 from taia_hub.offline import OfflineUpdate, UpdateFiles, base_checkpoint, check_not_quantised, open_update
@@ -37,6 +37,8 @@ class MergeReport:
 
     Attributes:
         folder: Folder of the merged model.
+        source: Hub id or folder of what was merged.
+        base: Hub id or folder of the base model.
         setting: Label of the setting.
         modules: Role to the number of modules whose update was merged.
         written: Names of the shards that were written now.
@@ -48,6 +50,8 @@ class MergeReport:
     """
 
     folder: Path
+    source: str
+    base: str
     setting: str
     modules: Mapping[str, int]
     written: tuple[str, ...]
@@ -82,9 +86,11 @@ def merge(
     """Writes a plain checkpoint of the base architecture into which the acting updates are merged.
 
     No model is loaded: tensors that no update changes pass through in pieces of 256 KiB, and the others are computed
-    one module at a time by PEFT's own `merge`, so that they are bit for bit those of `merge_and_unload`. Every file of
-    the base has one of the same name here. The folder is written whole or not at all; what an interrupted run had
-    finished lies in a hidden folder beside it, and the same call continues there.
+    one module at a time as PEFT's `merge` does, bit for bit those of `merge_and_unload`. What is held of a plain LoRA
+    is one weight and its update in float32, so that the largest adapted tensor counts, such as embeddings or head;
+    PEFT's other methods hold a few copies of it. Every file of the base has one of the same name here. The folder is
+    written whole or not at all; what an interrupted run had finished lies in a hidden folder beside it, and the same
+    call continues there.
 
     Args:
         source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `UpdateFiles`.
@@ -95,7 +101,7 @@ def merge(
             transformers keeps in float32 stay as they are.
         repo_id: What the card calls the model; by default the folder's name.
         token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure and to save its tokenizer.
         progress: Called with how many megabytes are written.
 
     Returns:
@@ -103,8 +109,10 @@ def merge(
 
     Raises:
         SettingError: If the setting is not understood, cannot act on this update, or nothing acts.
-        RepositoryError: If files are missing, damaged or out of reach, `out` is not empty, or the disk is full.
+        RepositoryError: If files are missing, damaged or out of reach, `out` is not empty or a link, another merge into
+            it is running, or the disk is full.
         UnsupportedUpdateError: If the base is quantised, or the update cannot be merged.
+        ConfigError: If `dtype` cannot hold a weight.
         UpdateMismatchError: If the update does not fit the base.
 
     Example:
@@ -116,11 +124,17 @@ def merge(
     target, wanted, access = Path(out).absolute(), parse_dtype(dtype), hub.HubAccess(token=token)
     check_target(target)
     update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
+    if update.files.revision is None and target.resolve().is_relative_to(update.files.root.resolve()):
+        raise RepositoryError(
+            f"'{target}' lies inside '{update.files.name}', from which it is made, and would be published with it.",
+            "Give a folder beside it.",
+        )
     check_not_quantised(update.base)
     check_setting(update, inference_modules)
     checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
     plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
-    with hub.disk_errors(target):
+    with hub.disk_errors(target), locked(target):
+        check_target(target)  # another merge may have finished meanwhile
         scratch = Scratch(target, _fingerprint(update, checkpoint, inference_modules, wanted))
         notes = list(plan.notes)
         if scratch.reused:
@@ -128,12 +142,22 @@ def merge(
             logger.info(notes[0])
         _check_space(plan, scratch)
         write_plan(plan, update, checkpoint, scratch, _counter(plan, scratch, progress))
-        name = repo_id or target.name
-        write_texts(scratch.files, plan, update, checkpoint, scratch.finished, name=name, access=access)
+        notes += write_texts(
+            scratch.files,
+            plan,
+            update,
+            checkpoint,
+            scratch.finished,
+            name=repo_id or target.name,
+            access=access,
+            trust_remote_code=trust_remote_code,
+        )
         open_checkpoint(scratch.files, what="merged model", trust_remote_code=trust_remote_code)
         scratch.finish()
     return MergeReport(
         folder=target,
+        source=update.files.name,
+        base=update.base.name,
         setting=plan.setting,
         modules=plan.modules,
         written=tuple(name for name in plan.shards if name not in scratch.reused),
@@ -169,7 +193,7 @@ def _check_space(plan: MergePlan, scratch: Scratch) -> None:
     free = shutil.disk_usage(scratch.folder).free
     if needed > free:
         raise RepositoryError(
-            f"The merged model needs {needed / 1e9:,.1f} GB more at '{scratch.out.parent}', where {free / 1e9:,.1f} GB "
+            f"The merged model needs {needed / 1e6:,.0f} MB more at '{scratch.out.parent}', where {free / 1e6:,.0f} MB "
             "are free.",
             "Free space, or choose another folder; shards that are finished stay and are used again.",
         )

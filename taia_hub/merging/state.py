@@ -6,19 +6,50 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from taia_hub import hub
-from taia_hub._files import write_atomically
+from taia_hub._files import scratch_file, write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 
 _STATE = "state.json"
 _FILES = "files"
 _PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps every other merge out of a target and of its hidden folder until the block ends.
+
+    Args:
+        out: The target, an absolute path.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RepositoryError: If another merge is running there, or a file cannot be written beside the target.
+    """
+    with hub.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.parent / f".{out.name}-merging.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RepositoryError(
+                f"Another merge into '{out}' is running.", "Wait until it has ended, or choose another folder."
+            ) from error
+    try:
+        yield
+        # Only now, because who waits with the deleted file finds the target filled.
+        Path(lock.lock_file).unlink(missing_ok=True)
+    finally:
+        lock.release()
 
 
 def check_target(out: Path) -> None:
@@ -30,6 +61,10 @@ def check_target(out: Path) -> None:
     Raises:
         RepositoryError: If something is there.
     """
+    if out.is_symlink():
+        raise RepositoryError(
+            f"'{out}' is a link, which the finished folder cannot be moved to.", "Give the folder that it leads to."
+        )
     if out.exists() and not out.is_dir():
         raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
     if out.is_dir() and any(out.iterdir()):
@@ -62,13 +97,11 @@ class Scratch:
     @contextlib.contextmanager
     def partial(self) -> Iterator[Path]:
         """Gives the path of a file that is being written; what is left of it after the block is deleted."""
-        handle, name = tempfile.mkstemp(suffix=_PARTIAL, dir=self.folder)
-        os.close(handle)
-        os.chmod(name, 0o666 & ~_mask())
+        path = scratch_file(self.folder, suffix=_PARTIAL)
         try:
-            yield Path(name)
+            yield path
         finally:
-            Path(name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     def enter(self, name: str, path: Path, digest: str) -> None:
         """Takes a whole shard in.
@@ -111,9 +144,3 @@ class Scratch:
     def _save(self) -> None:
         state = {"fingerprint": self._fingerprint, "shards": self.finished}
         write_atomically(self.folder / _STATE, json.dumps(state, indent=2) + "\n")
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
-
 from taia_hub import cards, hub
 from taia_hub.merging.planning import MergePlan
 from taia_hub.offline import OfflineUpdate
-from taia_hub.publishing import save_tokenizer
+from taia_hub.publishing import base_license, save_tokenizer
 from taia_hub.updates.dense_checkpoint import INDEX, SINGLE, Checkpoint
 
-logger = logging.getLogger(__name__)
-
 _GENERATION = "generation_config.json"
-_LICENSE = ("license", "license_name", "license_link")
+_TOKENIZER = "tokenizer_config.json"
 
 
 def write_texts(
@@ -33,7 +28,8 @@ def write_texts(
     *,
     name: str,
     access: hub.HubAccess,
-) -> None:
+    trust_remote_code: bool = False,
+) -> tuple[str, ...]:
     """Writes all files beside the shards.
 
     Args:
@@ -44,6 +40,10 @@ def write_texts(
         digests: Name of each shard to its sha256.
         name: What the card calls the model.
         access: How to reach the Hub.
+        trust_remote_code: Whether a tokenizer's own code may run.
+
+    Returns:
+        What to know of them.
 
     Raises:
         RepositoryError: If the Hub cannot be reached, or a file cannot be written.
@@ -55,18 +55,27 @@ def write_texts(
             folder / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(placed.items()))}
         )
     files = update.files
-    own = files.root
+    found = files.root
     if files.revision:
         wanted = (_GENERATION, *hub.TOKENIZER_FILES)
-        own = hub.fetch(files.name, wanted, revision=files.revision, access=access).folder
-    for place in (files.root, own, checkpoint.folder):
+        found = hub.fetch(files.name, wanted, revision=files.revision, access=access, local=False).folder
+    for place in (files.root, found, checkpoint.folder):
         if (place / _GENERATION).is_file():
             shutil.copyfile(place / _GENERATION, folder / _GENERATION)
             break
-    if "auto_map" in hub.read_json(folder / hub.CONFIG):
+    config = copy.deepcopy(update.config)
+    config.base_model_name_or_path, config.base_model_revision = update.base.name, update.base.revision
+    own = found if _is_of(found, plan, update) else None
+    notes = []
+    # transformers makes an empty tokenizer of some model types where there are no files
+    if own is not None or any(next(checkpoint.folder.glob(pattern), None) for pattern in hub.TOKENIZER_FILES):
+        why = save_tokenizer(config, folder, access.token, source=own, trust_remote_code=trust_remote_code)
+        if why is not None:
+            notes.append(f"The tokenizer is left out, because it could not be loaded: {why}")
+    written = [folder / name for name in (hub.CONFIG, _TOKENIZER) if (folder / name).is_file()]
+    if any("auto_map" in hub.read_json(path) for path in written):
         for path in checkpoint.folder.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
-    _write_tokenizer(folder, own if _is_of(own, plan, update) else None, checkpoint.folder, update, access)
     text = cards.render_card(
         cards.MergedCardData(
             repo_id=name,
@@ -78,10 +87,11 @@ def write_texts(
             dtype=str(plan.dtype).removeprefix("torch."),
             sha256=dict(sorted(digests.items())),
             taia_version=_version(),
-            license_fields=_license(update.base, access),
+            license_fields=base_license(config, access.token),
         )
     )
     (folder / hub.CARD).write_text(text, encoding="utf-8")
+    return tuple(notes)
 
 
 def merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
@@ -111,31 +121,12 @@ def merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
     return made
 
 
-def _write_tokenizer(folder: Path, own: Path | None, base: Path, update: OfflineUpdate, access: hub.HubAccess) -> None:
-    if own is None and not any(next(base.glob(pattern), None) for pattern in hub.TOKENIZER_FILES):
-        return  # transformers makes an empty tokenizer of some model types where there are no files
-    config = copy.deepcopy(update.config)
-    config.base_model_name_or_path, config.base_model_revision = update.base.name, update.base.revision
-    save_tokenizer(config, folder, access.token, source=own)
-
-
 def _is_of(own: Path, plan: MergePlan, update: OfflineUpdate) -> bool:
     """Tells whether the tokenizer beside the update is that of the merged model, whose vocabulary may be the base's."""
-    if not (own / "tokenizer_config.json").is_file():
+    if not (own / _TOKENIZER).is_file():
         return False
     resized = getattr(update.update, "config", None)
     return plan.vocabulary is not None or not (isinstance(resized, Mapping) and resized.get("resized"))
-
-
-def _license(base: hub.Source, access: hub.HubAccess) -> dict[str, Any]:
-    source = hub.fetch(base.name, [hub.CARD], revision=base.revision, access=access, what="base model")
-    path = source.folder / hub.CARD
-    try:
-        found = metadata_load(path) if path.is_file() else None
-    except ValueError as error:
-        logger.warning("The licence of '%s' is left out: its card has no metadata that can be read (%s).", base, error)
-        return {}
-    return {key: found[key] for key in _LICENSE if found.get(key)} if found else {}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

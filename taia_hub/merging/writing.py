@@ -37,6 +37,7 @@ def write_plan(
     Raises:
         RepositoryError: If a file cannot be read.
         UnsupportedUpdateError: If PEFT cannot merge the update.
+        ConfigError: If a dtype cannot hold a weight.
         OSError: If a shard cannot be written.
     """
     stop = threading.Event()
@@ -78,7 +79,7 @@ def _outgoing(pieces: tuple[Piece, ...], compute: Callable[[Job], Mapping[str, T
         if id(job) not in held:
             held.clear()  # before the next one takes its memory
             held[id(job)] = compute(job)
-        yield from sliced(held[id(job)][piece.name].to(piece.dtype))
+        yield from sliced(held[id(job)][piece.name], piece.dtype, piece.name)
         if last[id(job)] == piece.name:
             held.clear()
 

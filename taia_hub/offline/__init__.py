@@ -3,8 +3,9 @@
 from taia_hub.offline.attaching import Attached, Entry, attach_offline, injected, listed, skeleton, tensor_shapes
 from taia_hub.offline.finding import UpdateFiles, find_update
 from taia_hub.offline.live import files_of
-from taia_hub.offline.merging import MERGEABLE, check_mergeable, holding, merged_weights
+from taia_hub.offline.merging import check_mergeable, holding, merged_weights
 from taia_hub.offline.opening import OfflineUpdate, base_checkpoint, check_not_quantised, open_files, open_update
+from taia_hub.updates.methods import MERGEABLE
 
 __all__ = [
     "MERGEABLE",

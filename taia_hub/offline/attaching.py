@@ -66,7 +66,7 @@ def skeleton(
         config = AutoConfig.from_pretrained(
             base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"), no_init_weights():
+        with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.offline.finding import UpdateFiles
 from taia_hub.updates.attaching import read_update_config
 
@@ -37,6 +39,8 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
         if not update.is_unchanged():
             revision, folder = None, root / update.kind.folder
             update.save(folder)
+        if revision is None:
+            _copy_tokenizer(config, root, access)
         yield UpdateFiles(
             name=config._name_or_path if revision else "a loaded model",
             revision=revision,
@@ -47,3 +51,22 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
             settings=read_update_config(folder, update.kind),
             base=base,
         )
+
+
+def _copy_tokenizer(config: TAIAConfig, folder: Path, access: hub.HubAccess) -> None:
+    """Copies the tokenizer of the repository that a model was loaded from, where it is one that has its own."""
+    name, revision = config._name_or_path, getattr(config, "_commit_hash", None)
+    if revision:
+        place = hub.fetch(name, hub.TOKENIZER_FILES, revision=revision, access=access, local=False).folder
+    elif name and (Path(name) / hub.CONFIG).is_file():
+        place = Path(name)
+        if hub.read_json(place / hub.CONFIG).get("model_type") != TAIAConfig.model_type:
+            return
+    else:
+        return
+    for pattern in hub.TOKENIZER_FILES:
+        for path in place.glob(pattern):
+            target = folder / path.relative_to(place)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)

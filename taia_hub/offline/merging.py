@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.lora.layer import Embedding, Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
@@ -16,49 +17,14 @@ from torch import Tensor, nn
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.offline.attaching import Entry
 from taia_hub.offline.opening import OfflineUpdate
-from taia_hub.updates.dense_checkpoint import damaged
+from taia_hub.updates.dense_checkpoint import DTYPES, damaged
 from taia_hub.updates.kinds import DENSE, PEFT
+from taia_hub.updates.methods import MERGEABLE
 from taia_hub.updates.molora_layers import MoLoraLinear
 from taia_hub.updates.peft import ADAPTER
 
+_BLOCK = 1 << 20  # elements
 _OF_BASE = ("base_layer.", "original_module.", "token_adapter.base_layer.")
-
-
-MERGEABLE = frozenset(
-    [
-        "LORA",
-        "ADALORA",
-        "BOFT",
-        "C3A",
-        "DEFT",
-        "DELORA",
-        "FOURIERFT",
-        "GLORA",
-        "GRALORA",
-        "HIRA",
-        "HRA",
-        "IA3",
-        "LN_TUNING",
-        "LOHA",
-        "LOKR",
-        "MISS",
-        "OFT",
-        "PEANUT",
-        "PVERA",
-        "RANDLORA",
-        "ROAD",
-        "SHIRA",
-        "SUPERTUNING",
-        "TINYLORA",
-        "TRAINABLE_TOKENS",
-        "UNILORA",
-        "VBLORA",
-        "VERA",
-        "WAVEFT",
-    ]
-)
-"""PEFT's methods whose `merge` asks for nothing of the base but the weight itself (each is tested). AdaMSS, FRoD, OSF
-and PSOFT decompose the base's weights when they are attached; BEFT and Lily cannot be merged by PEFT either."""
 
 
 @contextlib.contextmanager
@@ -110,7 +76,7 @@ def holding(update: OfflineUpdate, entry: Entry) -> Iterator[Any]:
 def merged_weights(
     update: OfflineUpdate, entry: Entry, base: Mapping[str, Tensor], weight: float, *, in_place: bool = False
 ) -> dict[str, Tensor]:
-    """Merges the update of one module into the base's tensors, by PEFT's own `merge`.
+    """Merges the update of one module into the base's tensors, as PEFT's own `merge` does.
 
     Bit for bit what `PeftModel.merge_and_unload` gives on the CPU for this module, in the dtype of `base`. A weight
     between 0 and 1 multiplies the LoRA's scaling. Of a full fine-tune: the tuned tensors, or `torch.lerp` of both.
@@ -169,6 +135,8 @@ def check_mergeable(update: OfflineUpdate) -> None:
 def _merge(layer: Any, base: Mapping[str, Tensor], weight: float, in_place: bool) -> dict[str, Tensor]:
     if isinstance(layer, ModulesToSaveWrapper):
         saved = layer.modules_to_save[ADAPTER].state_dict()
+        if in_place and all(saved[name].shape == tensor.shape for name, tensor in base.items()):
+            return {name: tensor.copy_(saved[name]) for name, tensor in base.items()}  # from the file's own pages
         return {name: saved[name].to(tensor.dtype, copy=True) for name, tensor in base.items()}
     if isinstance(layer, LNTuningLayer):  # its `merge` swaps the two modules
         saved = layer.ln_tuning_layers[ADAPTER].state_dict()
@@ -187,7 +155,10 @@ def _merge(layer: Any, base: Mapping[str, Tensor], weight: float, in_place: bool
             tuner._caches = {}
         if weight != 1:
             tuner.scaling = {**tuner.scaling, ADAPTER: tuner.scaling[ADAPTER] * weight}
-        tuner.merge(safe_merge=False, adapter_names=[ADAPTER])
+        if _is_plain(tuner):
+            _add_plain(tuner, inner._parameters["weight"])
+        else:
+            tuner.merge(safe_merge=False, adapter_names=[ADAPTER])
         return {name: inner._parameters[name].detach() for name in base}
     finally:
         tuner.__dict__.clear()
@@ -196,6 +167,35 @@ def _merge(layer: Any, base: Mapping[str, Tensor], weight: float, in_place: bool
         inner.__dict__.update(modules)
         inner._parameters.clear()
         inner._parameters.update(own)
+
+
+def _is_plain(tuner: Any) -> bool:
+    """Tells whether PEFT's merge of a layer is `weight += scaling * B @ A` and nothing else."""
+    own = (type(tuner).merge, getattr(type(tuner), "get_delta_weight", None))  # the switch's layers inherit both
+    return (
+        own in ((Linear.merge, Linear.get_delta_weight), (Embedding.merge, Embedding.get_delta_weight))
+        and ADAPTER not in tuner.lora_variant
+        and not tuner.lora_bias.get(ADAPTER)
+        and tuner.get_base_layer().weight.dtype in DTYPES.values()
+    )
+
+
+def _add_plain(tuner: Any, weight: Tensor) -> None:
+    """Does what PEFT's `merge` does, bit for bit, with one float32 tensor of the weight's size instead of four.
+
+    The product is computed whole: in blocks of rows its bits differ by the library of linear algebra. What follows
+    goes element by element.
+    """
+    if embeds := isinstance(tuner, Embedding):
+        one, other, flipped = tuner.lora_embedding_B[ADAPTER], tuner.lora_embedding_A[ADAPTER], True
+    else:
+        one, other = tuner.lora_B[ADAPTER].weight, tuner.lora_A[ADAPTER].weight
+        flipped = tuner.fan_in_fan_out
+    delta = (one @ other).mul_(tuner.scaling[ADAPTER])
+    delta = delta.T if flipped else delta
+    step = max(_BLOCK // max(weight[:1].numel(), 1), 1)  # torch converts whole operands of two dtypes
+    for to, part in zip(weight.split(step), delta.split(step), strict=True):
+        to += part.to(weight.dtype) if embeds else part
 
 
 def _tuned(update: OfflineUpdate, layer: Any, base: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:

@@ -165,9 +165,9 @@ def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remot
         UpdateMismatchError: If weights are missing.
     """
     check_not_quantised(update.base)
-    source = hub.fetch(
+    source = hub.fetch_model(
         update.base.name,
-        (*hub.MODEL_FILES, "*.py", *hub.TOKENIZER_FILES),
+        ("*.py", *hub.TOKENIZER_FILES),
         revision=update.base.revision,
         access=access,
         what="base model",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from taia_hub import hub
+from taia_hub._files import scratch_file
 from taia_hub._imports import import_or_raise
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError, closest
 
@@ -183,8 +183,7 @@ def write_gguf_lora(
     with hub.disk_errors(out.parent), safe_open(weights, framework="pt") as file:
         places = _places(file, header)
         rank = next(iter(places.values()))[1][0]
-        handle, scratch = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
-        os.close(handle)
+        scratch = scratch_file(out.parent, f".{out.name}-")
         writer = gguf.GGUFWriter(scratch, header.architecture)
         try:
             writer.add_type(gguf.GGUFType.ADAPTER)
@@ -200,13 +199,10 @@ def write_gguf_lora(
                 tensor = file.get_tensor(key).float().numpy()
                 writer.write_tensor_data(np.ascontiguousarray(rearrange(tensor)).astype(kind, copy=False))
             writer.close()
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(scratch, 0o666 & ~mask)
             os.replace(scratch, out)
         finally:
             writer.close()
-            Path(scratch).unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
     return GGUFLora(out, header.architecture, len(places) // 2, rank, out.stat().st_size)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, SettingError
+from taia_hub.exporting.naming import label_of
 from taia_hub.offline import find_update
 from taia_hub.policy import Setting, parse_setting
 from taia_hub.progress import Progress
 from taia_hub.serving.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.serving.gguf_lora import HOW_TO_GET_A_GGUF
-from taia_hub.serving.preparing import Preparing, default_folder, label_of, prepare
+from taia_hub.serving.preparing import Preparing, default_folder, prepare
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -47,14 +48,14 @@ class Plan:
         """Returns the commands for a terminal, with comments that say what they are and what they need."""
         checked = "run" if self.engine.run_here else "checked against its sources, not run"
         lines = [
-            f"# {self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}",
-            f"# Models: {', '.join(self.models)}",
-            *(f"# Made before: {command}" for command in self.prepared),
+            _comment(f"{self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}"),
+            _comment(f"Models: {', '.join(self.models)}"),
+            *(_comment(f"Made before: {command}") for command in self.prepared),
         ]
         if self.order.nodes > 1:
-            lines.append("# Every machine needs these files under the same path.")
+            lines.append(_comment("Every machine needs these files under the same path."))
         for command in self.commands:
-            lines.append(f"# On {command.where}:" if command.where else "")
+            lines.append(_comment(f"On {command.where}:") if command.where else "")
             lines.append(command.shell())
         return "\n".join(lines)
 
@@ -125,7 +126,7 @@ def plan_serving(
         name=name,
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
-        modes=tuple(ServedMode(label_of(setting), Path("later"), 1) for setting in settings),
+        modes=tuple(ServedMode(label_of(setting)) for setting in settings),
         host=host,
         port=port,
         tensor_parallel=tensor_parallel,
@@ -136,7 +137,7 @@ def plan_serving(
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
     )
-    found.commands(order)  # what cannot be served is refused before the work
+    found.check(order)  # before the work
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
     ready = tuple(prepare(preparing, setting) for setting in settings)
@@ -144,6 +145,11 @@ def plan_serving(
     order = dataclasses.replace(order, modes=ready, folder=at)
     by_hand = [preparing.by_hand(label_of(one), one) for one in settings if one.name != "none"]
     return Plan(found, order, found.commands(order), tuple(by_hand))
+
+
+def _comment(text: str) -> str:
+    """Makes a comment of a shell; a line that ended within it would be run."""
+    return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _settings(modes: Sequence[Any]) -> tuple[Setting, ...]:

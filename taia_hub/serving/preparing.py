@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import tempfile
@@ -20,9 +19,10 @@ from huggingface_hub import constants
 
 from taia_hub import hub
 from taia_hub._files import write_atomically
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import ENGINES as CHECKED
 from taia_hub.exporting import export_adapter
+from taia_hub.exporting.naming import label_of
 from taia_hub.merging import merge
 from taia_hub.offline import UpdateFiles
 from taia_hub.policy import Setting
@@ -74,8 +74,12 @@ class Preparing:
         """Returns the command that makes what a mode is served from; of a GGUF LoRA, the LoRA that it is made of."""
         verb = "merge" if self.engine.needs == "merged" else "export"
         mode = setting.name if setting.name is not None else json.dumps(setting.value)
-        words = ["taia", verb, self.files.name, "--mode", mode, "--out", str(self.place(label))]
-        return shlex.join([*words, *(["--revision", self.files.revision] if self.files.revision else [])])
+        place = self.place(label)
+        if self.engine.needs == "gguf":  # the GGUF LoRA itself is in that place
+            place = place.with_name(f"{label}-lora")
+        words = ["taia", verb, self.files.name, "--mode", mode, "--out", str(place)]
+        words += ["--revision", self.files.revision] if self.files.revision else []
+        return shlex.join([*words, *(["--trust-remote-code"] if self.trust_remote_code else [])])
 
     @functools.cached_property
     def gguf_base(self) -> Base:
@@ -95,23 +99,6 @@ def default_folder(files: UpdateFiles, name: str) -> Path:
     """
     key = hashlib.sha256(json.dumps(_identity(files), sort_keys=True).encode()).hexdigest()[:12]
     return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{key}"
-
-
-def label_of(setting: Setting) -> str:
-    """Returns what follows the colon in a model's name, of signs that every engine takes.
-
-    Args:
-        setting: The mode.
-
-    Returns:
-        The mode's name, or its selectors and weights joined by dashes.
-
-    Example:
-        >>> from taia_hub.policy import parse_setting
-        >>> label_of(parse_setting("attention+other")), label_of(parse_setting({"attention": 1, "ffn@0-7": 0.5}))
-        ('attention+other', 'attention-1-ffn-0-7-0.5')
-    """
-    return re.sub(r"[^\w.+]+", "-", setting.label).strip("-")
 
 
 def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
@@ -136,11 +123,9 @@ def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
         with FileLock(preparing.folder / ".lock"):
             made_from = {**_made_from(preparing), "setting": setting.published}
             known = _read_marker(target)
-            if known is None or known["made_from"] != made_from:
+            if known is None or known["made_from"] != made_from or known.get("files") != _sizes(target):
                 if known is None and target.exists() and any(target.iterdir()):
-                    raise RepositoryError(
-                        f"'{target}' holds files that were not prepared for serving.", "Name another folder with --out."
-                    )
+                    raise _foreign(target)
                 known = _make(preparing, setting, target, made_from)
     path = target / GGUF_LORA if preparing.engine.needs == "gguf" else target
     return ServedMode(label, path.absolute(), known["rank"])
@@ -152,7 +137,7 @@ def _make(preparing: Preparing, setting: Setting, target: Path, made_from: Mappi
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         rank = _write(preparing, setting, scratch)
-        marker = {"made_from": made_from, "rank": rank}
+        marker = {"made_from": made_from, "rank": rank, "files": _sizes(scratch)}
         write_atomically(scratch / MARKER, json.dumps(marker, indent=2) + "\n")
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
@@ -192,6 +177,8 @@ def _link_base(preparing: Preparing) -> Path:
         with FileLock(preparing.folder / ".lock"):
             if link.is_symlink():
                 link.unlink()
+            elif link.exists():
+                raise _foreign(link)
             link.symlink_to(folder, target_is_directory=True)
     return link.absolute()
 
@@ -215,6 +202,11 @@ def _identity(files: UpdateFiles) -> dict[str, Any]:
     return {**identity, "update": {name: hub.sha256(files.folder / name) for name in names}}
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """Returns the sizes of a mode's files, which tell one that was cut short or deleted since."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MARKER}
+
+
 def _stamp(path: Path) -> list[int]:
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
@@ -224,5 +216,19 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
     path = folder / MARKER
     if not path.is_file():
         return None
-    values = hub.read_json(path)
-    return values if {"made_from", "rank"} <= values.keys() else None
+    try:
+        values = hub.read_json(path)
+    except ConfigError:
+        values = {}
+    if "made_from" not in values or not isinstance(values.get("rank"), int):
+        raise RepositoryError(
+            f"'{path}', which says what '{folder}' was prepared from, is damaged.",
+            "Delete that folder, and it is prepared again; or name another one with --out.",
+        )
+    return values
+
+
+def _foreign(path: Path) -> RepositoryError:
+    return RepositoryError(
+        f"'{path}' holds files that were not prepared for serving.", "Name another folder with --out."
+    )

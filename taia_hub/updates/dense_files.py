@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.updates.dense_checkpoint import StoredTensor, dtype_name
 
 SHARD_BYTES = 2 * 10**9
@@ -168,27 +168,44 @@ def converted(stored: StoredTensor, dtype: torch.dtype) -> OutgoingTensor:
         dtype: The dtype to write.
 
     Returns:
-        The same for `write_file`.
+        The same for `write_file`; its pieces raise ConfigError where the dtype cannot hold a value.
     """
 
     def pieces() -> Iterator[Tensor]:
         for piece in _pieces(stored, _PIECE):
-            yield piece.view(stored.dtype).to(dtype).view(torch.uint8)
+            yield _narrowed(piece.view(stored.dtype), dtype, stored.name).view(torch.uint8)
 
     return OutgoingTensor(stored.name, dtype, stored.shape, pieces)
 
 
-def sliced(tensor: Tensor) -> Iterator[Tensor]:
+def sliced(tensor: Tensor, dtype: torch.dtype, name: str) -> Iterator[Tensor]:
     """Gives the bytes of a tensor in memory in small pieces.
 
     Args:
         tensor: The tensor, of any shape.
+        dtype: The dtype to write.
+        name: Its name, for messages.
 
     Yields:
-        uint8 tensors of at most 256 KiB, which are views of it.
+        uint8 tensors of at most 256 KiB before they are converted.
+
+    Raises:
+        ConfigError: If the dtype cannot hold a value.
     """
     if tensor.numel():
-        yield from tensor.contiguous().reshape(-1).view(torch.uint8).split(_PIECE)
+        for piece in tensor.contiguous().reshape(-1).split(_PIECE // tensor.itemsize):
+            yield _narrowed(piece, dtype, name).view(torch.uint8)
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    made = tensor.to(dtype)
+    if dtype != tensor.dtype and (lost := made.isinf() & tensor.isfinite()).any():
+        raise ConfigError(
+            f"'{name}' holds {float(tensor[lost][0]):.4g}, which becomes infinite in {dtype}: its largest number is "
+            f"{torch.finfo(dtype).max:.4g}.",
+            "Choose bfloat16 or float32.",
+        )
+    return made
 
 
 def read_whole(stored: StoredTensor) -> Tensor:

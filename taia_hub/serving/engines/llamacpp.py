@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from typing import Any
 
 from taia_hub.errors import ConfigError
 from taia_hub.serving.engines.values import Command, Engine, Order, ServedMode, colon_name, one_machine
 
-CONFIG = "llama_cpp_server.json"
+CONFIG = "llama_cpp_server-{}.json"
+"""Name of the file that the server reads, by a hash of what it says: several servers share a folder."""
+_SERVER_TEXTS = ("api_key", "ssl_keyfile", "ssl_certfile", "root_path")
+_SERVER_SWITCHES = ("interrupt_requests", "disable_ping_events")
+# what its server reads beside the models, and would ignore among a model's settings
 
 
 def build(order: Order) -> tuple[Command, ...]:
@@ -28,14 +34,16 @@ def build(order: Order) -> tuple[Command, ...]:
     described = {
         "host": order.host,
         "port": order.port,
+        **{name: settings.pop(name) for name in (*_SERVER_TEXTS, *_SERVER_SWITCHES) if name in settings},
         "models": [_entry(order, mode, settings) for mode in order.modes],
     }
-    path = order.folder / CONFIG
+    text = json.dumps(described, indent=2) + "\n"
+    path = order.folder / CONFIG.format(hashlib.sha256(text.encode()).hexdigest()[:8])
     return (
         Command(
             (("python", "-m", "llama_cpp.server"), ("--config_file", str(path))),
             without=("CONFIG_FILE", "HOST", "PORT"),  # the server prefers them to its file
-            files={path: json.dumps(described, indent=2) + "\n"},
+            files={path: text},
         ),
     )
 
@@ -64,11 +72,11 @@ def _settings(extra: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(
                 f"'{flag}' is no flag with a value.", "llama-cpp-python's flags all have one, as in -- --n_ctx 4096."
             )
-        text = words.pop(0)
-        try:
-            settings[flag[2:].replace("-", "_")] = json.loads(text)
-        except ValueError:
-            settings[flag[2:].replace("-", "_")] = text
+        name, text = flag[2:].replace("-", "_"), words.pop(0)
+        settings[name] = text
+        if name not in _SERVER_TEXTS:  # a key of digits stays one
+            with contextlib.suppress(ValueError):
+                settings[name] = json.loads(text)
     return settings
 
 
@@ -81,7 +89,7 @@ ENGINE = Engine(
     needs="gguf",
     serves_base=True,
     modules=("llama_cpp", "fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings"),
-    managed=("--host", "--port", "--model", "--model_alias", "--lora_path", "--config_file"),
+    managed=("--host", "--port", "--model", "--models", "--model-alias", "--lora-path", "--config-file"),
     build=build,
     models=colon_name,
 )

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from taia_hub.errors import ConfigError
-from taia_hub.serving.engines.values import Command, Engine, Order, extra_lines, flags
+from taia_hub.serving.engines.values import (
+    Command,
+    Engine,
+    Order,
+    check_rank,
+    extra_lines,
+    flag_of,
+    flags,
+    given_number,
+)
 
+_RANK = "--max-lora-rank"
 HEAD_PORT = 50000
 """Where the machines find the first one."""
 
@@ -39,7 +49,7 @@ def build(order: Order) -> tuple[Command, ...]:
         The commands; the last one is the first machine's, which answers requests.
 
     Raises:
-        ConfigError: If SGLang cannot spread it in this way.
+        ConfigError: If SGLang cannot spread it in this way, or a flag contradicts the ranks.
     """
     if order.nodes > 1 and order.data_parallel > 1:
         raise ConfigError(
@@ -51,6 +61,8 @@ def build(order: Order) -> tuple[Command, ...]:
             f"--tensor-parallel {order.tensor_parallel} does not spread evenly over {order.nodes} machines.",
             f"SGLang counts the GPUs of all machines: choose a multiple of {order.nodes}.",
         )
+    rank = max((mode.rank for mode in order.updates), default=0)
+    check_rank(order, _RANK, given_number(order, _RANK, hint=f"Give a rank from {rank} on, or leave it out."), rank)
     ranks = range(order.nodes - 1, -1, -1)
     return tuple(_command(order, rank) for rank in ranks)
 
@@ -84,7 +96,7 @@ def _command(order: Order, machine: int) -> Command:
 
 
 def _has(order: Order, flag: str) -> bool:
-    return any(word.partition("=")[0] == flag for word in order.extra)
+    return any(flag_of(word) == flag for word in order.extra)
 
 
 ENGINE = Engine(

@@ -131,7 +131,8 @@ class Engine:
         needs: What it serves a mode from: a LoRA folder, a GGUF LoRA, or a merged model.
         serves_base: Whether it serves mode `none` at no cost beside the others.
         modules: Modules that must be importable here for it to start.
-        managed: Flags that `taia serve` sets itself.
+        managed: Flags that `taia serve` sets itself, written with dashes, and their aliases.
+        spreading: Those that it sets besides for several machines.
         build: Makes the commands.
         models: Makes the name of a model in requests from the model's and the mode's.
         largest_rank: The largest rank that it takes, and the flag that sets the limit; None where there is none.
@@ -149,6 +150,31 @@ class Engine:
     build: Callable[[Order], tuple[Command, ...]]
     models: Callable[[str, str], str]
     largest_rank: tuple[int, str] | None = None
+    spreading: tuple[str, ...] = ()
+
+    def check(self, order: Order) -> None:
+        """Refuses what cannot be served in this way; the files of the modes need not be there yet.
+
+        Args:
+            order: What is to be served.
+
+        Raises:
+            ConfigError: If the engine cannot serve it in this way.
+        """
+        managed = (*self.managed, *(self.spreading if order.nodes > 1 else ()))
+        for word in order.extra:
+            flag = flag_of(word)
+            if flag in managed or (len(flag) > 2 and any(one.startswith(flag) for one in managed)):  # abbreviated
+                raise ConfigError(
+                    f"{word.partition('=')[0]} is set by `taia serve`, and came among the engine's own flags.",
+                    "Leave it out: --name, --mode, --host, --port, --tensor-parallel, --data-parallel and --nodes set "
+                    "it.",
+                )
+        if order.nodes > 1 and not order.head:
+            raise ConfigError(
+                f"--nodes {order.nodes} needs the address of the first machine.", "Add it, as in --head 10.0.0.1."
+            )
+        self.build(order)
 
     def commands(self, order: Order) -> tuple[Command, ...]:
         """Makes the commands that serve an order, in the order in which they are run.
@@ -162,17 +188,7 @@ class Engine:
         Raises:
             ConfigError: If the engine cannot serve it in this way.
         """
-        for word in order.extra:
-            flag = word.partition("=")[0]
-            if flag in self.managed:
-                raise ConfigError(
-                    f"{flag} is set by `taia serve`, and came among the engine's own flags.",
-                    "Leave it out: --name, --mode, --host, --port, --tensor-parallel and --data-parallel set it.",
-                )
-        if order.nodes > 1 and not order.head:
-            raise ConfigError(
-                f"--nodes {order.nodes} needs the address of the first machine.", "Add it, as in --head 10.0.0.1."
-            )
+        self.check(order)
         for mode in order.updates:
             if self.largest_rank and mode.rank > self.largest_rank[0]:
                 limit, flag = self.largest_rank
@@ -208,6 +224,66 @@ def one_machine(order: Order, engine: str) -> None:
         raise ConfigError(
             f"{engine} serves one copy on one machine; --tensor-parallel, --data-parallel and --nodes do not apply.",
             "Use --engine vllm or sglang, or start one server a machine behind a load balancer.",
+        )
+
+
+def flag_of(word: str) -> str:
+    """Returns the flag of a word as the managed ones are written: without its value, with dashes.
+
+    Args:
+        word: A word of the user's.
+
+    Returns:
+        The flag; of a word that is none, the word.
+
+    Example:
+        >>> flag_of("--max_lora_rank=8"), flag_of("-tp"), flag_of("a_value")
+        ('--max-lora-rank', '-tp', 'a_value')
+    """
+    name = word.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def given_number(order: Order, flag: str, *, hint: str) -> int | None:
+    """Reads a number that the user gave a flag of the engine's.
+
+    Args:
+        order: With the user's words.
+        flag: The flag, with dashes.
+        hint: What to give, where it is no number.
+
+    Returns:
+        The number; None where the flag was not given.
+
+    Raises:
+        ConfigError: If it is no number.
+    """
+    for index, word in enumerate(order.extra):
+        if flag_of(word) == flag:
+            _, equals, value = word.partition("=")
+            value = value if equals else "".join(order.extra[index + 1 : index + 2])
+            if not value.isdecimal():
+                raise ConfigError(f"{flag} {value!r} is no number.", hint)
+            return int(value)
+    return None
+
+
+def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
+    """Refuses a limit of the user's that a LoRA is above.
+
+    Args:
+        order: What is to be served.
+        flag: The flag that sets the limit.
+        given: The limit; None where it was not given.
+        enough: A limit that takes all LoRAs.
+
+    Raises:
+        ConfigError: If a LoRA has a larger rank.
+    """
+    rank = max((mode.rank for mode in order.updates), default=0)
+    if given is not None and given < rank:
+        raise ConfigError(
+            f"{flag} {given} is below rank {rank} of the LoRA.", f"Give {flag} {enough}, or leave it out."
         )
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 
 from taia_hub.errors import ConfigError
-from taia_hub.exporting.conformance import VLLM_RANKS, vllm_rank
+from taia_hub.exporting.rules import VLLM_RANKS, vllm_rank
 from taia_hub.serving.engines.values import (
     HEAD_PORT,
     Command,
     Engine,
     Order,
     ServedMode,
+    check_rank,
     colon_name,
     extra_lines,
     flags,
+    given_number,
 )
 
-_RANK = "--max-lora-rank"
+_RANK, _LORAS = "--max-lora-rank", "--max-loras"
 
 
 def build(order: Order) -> tuple[Command, ...]:
@@ -34,21 +36,19 @@ def build(order: Order) -> tuple[Command, ...]:
     """
     rank = max((mode.rank for mode in order.updates), default=0)
     needed = vllm_rank(rank) if rank else None
-    given = _given(order.extra, _RANK)
-    if given is not None and needed is not None:
-        if given < rank:
-            raise ConfigError(
-                f"{_RANK} {given} is below rank {rank} of the LoRA.", f"Give {_RANK} {needed}, or leave it out."
-            )
-        needed = None
+    given = given_number(order, _RANK, hint=f"Give one of {', '.join(map(str, VLLM_RANKS))}.")
+    check_rank(order, _RANK, given, needed or rank)
+    loras = given_number(
+        order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all."
+    )
     lines = (
         ("vllm", "serve", order.base),
         *flags(
             ("--revision", order.revision),
             ("--served-model-name", colon_name(order.name, "none")),
             ("--enable-lora", bool(order.updates)),
-            (_RANK, needed),
-            ("--max-loras", _unless_given(order, "--max-loras", len(order.updates) or None)),
+            (_RANK, needed if given is None else None),
+            (_LORAS, (len(order.updates) or None) if loras is None else None),
             ("--lora-modules", [_module(order.name, mode) for mode in order.updates] or None),
             ("--tensor-parallel-size", order.tensor_parallel if order.tensor_parallel > 1 else None),
             *_spread(order),
@@ -94,21 +94,6 @@ def _ray(order: Order) -> tuple[Command, ...]:
     return Command(head, where="the first machine"), Command(other, where=f"each of the other {order.nodes - 1}")
 
 
-def _given(extra: tuple[str, ...], flag: str) -> int | None:
-    for index, word in enumerate(extra):
-        name, equals, value = word.partition("=")
-        if name == flag:
-            value = value if equals else "".join(extra[index + 1 : index + 2])
-            if not value.isdecimal():
-                raise ConfigError(f"{flag} {value!r} is no number.", f"Give one of {', '.join(map(str, VLLM_RANKS))}.")
-            return int(value)
-    return None
-
-
-def _unless_given(order: Order, flag: str, value: int | None) -> int | None:
-    return None if _given(order.extra, flag) is not None else value
-
-
 ENGINE = Engine(
     name="vllm",
     version="0.27",
@@ -126,10 +111,22 @@ ENGINE = Engine(
         "--host",
         "--port",
         "--tensor-parallel-size",
+        "--tp",
         "-tp",
         "--data-parallel-size",
+        "--dp",
         "-dp",
         "--trust-remote-code",
+    ),
+    spreading=(
+        "--pipeline-parallel-size",
+        "--pp",
+        "-pp",
+        "--distributed-executor-backend",
+        "--data-parallel-size-local",
+        "-dpl",
+        "--data-parallel-backend",
+        "-dpb",
     ),
     build=build,
     models=colon_name,
