@@ -319,7 +319,7 @@ def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str 
         RepositoryError: If the base model cannot be read.
     """
     base, revision = config.base_model_name_or_path or "", config.base_model_revision
-    if revision is not None:
+    if revision is not None or not Path(base).is_dir():
         with hub.hub_errors(base, what="base model", revision=revision):
             card = HfApi(token=token).model_info(base, revision=revision).card_data
         values = card.to_dict() if card else {}

@@ -107,6 +107,7 @@ def test_the_base_is_loaded_once_and_stays_as_it_was(pico, tokenizer, choices, m
     model.inference_modules = "ffn"
     loads = []
     monkeypatch.setattr(TAIAForCausalLM, "from_pretrained", lambda *_, **__: loads.append(1))
+    monkeypatch.setattr(tokenizer, "padding_side", "right")  # other tests share the tokenizer
     before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model, choices, MODES, tokenizer=tokenizer, limit=2)
     assert not loads

@@ -151,7 +151,7 @@ def test_large_tensors_are_added_in_blocks(pico, tmp_path, monkeypatch, name, dt
     config = pico.lora(name, target_modules=targets, target_parameters=None)
     base = tmp_path / "base"
     pico.plain(name, dtype=dtype).save_pretrained(base)
-    adapter = on(pico.adapter(name, config, label="embeddings"), base, tmp_path / "adapter")
+    adapter = on(pico.adapter(name, config, label="merged-in-blocks"), base, tmp_path / "adapter")
     monkeypatch.setattr(by_module, "_BLOCK", 100)
     blocks, real = [], by_module._add_plain
     monkeypatch.setattr(by_module, "_add_plain", lambda *one: blocks.append(one) or real(*one))
