@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +13,17 @@ from peft import TaskType
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub, sublayers
-from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
+from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
-from taia_hub.repository_reading import base_name, read_taia_config, update_folder, verify_update, with_safetensors
+from taia_hub.repository_reading import (
+    base_name,
+    config_of,
+    read_taia_config,
+    resolve_recorded_base,
+    update_folder,
+    verify_update,
+    with_safetensors,
+)
 from taia_hub.switch import Switch
 from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
 from taia_hub.updates.compressing import Compress, CompressionReport, compression_limits
@@ -132,13 +139,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
             options.base_keywords.setdefault(name_, value)
     folder = update_folder(source, config, options.access)
     verify_update(source.folder, folder, config, verify=options.verify)
-    if config.base_model_revision and os.path.isdir(base_id):
-        raise RepositoryError(
-            f"The base model '{base_id}' is fixed at a commit on the Hub, but a folder here has "
-            "the same name and would be taken for it.",
-            "Rename the folder, or work in another one.",
-        )
-    base = hub.resolve_base(base_id, config.base_model_revision, options.access)
+    base = resolve_recorded_base(base_id, config.base_model_revision, options.access)
     loaded = _load(base, folder, config, options)
     if loaded.model.can_generate() and (source.folder / _GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
@@ -282,15 +283,7 @@ def _load_adapter_source(
     resolved = hub.resolve_base(base, base_revision or made_at, options.access)
     if made_for and made_for != base:
         logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", source.name, made_for, base)
-    update: dict[str, Any] = {"kind": kind.name, "path": kind.folder}
-    config = TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
-        architectures=["TAIAForCausalLM"],
-        auto_map=dict(AUTO_MAP),
-        base_model_name_or_path=resolved.name if resolved.revision else str(resolved.folder.resolve()),
-        base_model_revision=resolved.revision,
-        inference_modules=published,
-        update=update,
-    )
+    config = config_of(resolved, kind, inference_modules=published)
     return _load(resolved, folder, config, options)
 
 

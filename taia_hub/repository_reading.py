@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.updates.attaching import read_update_config
-from taia_hub.updates.kinds import UpdatePlace
+from taia_hub.updates.kinds import UpdateKind, UpdatePlace
 
 
 def read_taia_config(path: Path, name: str) -> TAIAConfig:
@@ -54,6 +56,50 @@ def base_name(config: TAIAConfig, name: str) -> str:
             f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
         )
     return config.base_model_name_or_path
+
+
+def resolve_recorded_base(name: str, revision: str | None, access: hub.HubAccess) -> hub.Source:
+    """Finds the base model that `config.json` names.
+
+    Args:
+        name: Its Hub id or folder, as of `base_name`.
+        revision: The commit that is recorded; None for a folder.
+        access: How to reach the Hub.
+
+    Returns:
+        The base model, of which only the configuration need be on this disk.
+
+    Raises:
+        RepositoryError: If it cannot be reached, or a folder here would be taken for it.
+    """
+    if revision and os.path.isdir(name):
+        raise RepositoryError(
+            f"The base model '{name}' is fixed at a commit on the Hub, but a folder here has the same name and would "
+            "be taken for it.",
+            "Rename the folder, or work in another one.",
+        )
+    return hub.resolve_base(name, revision, access)
+
+
+def config_of(base: hub.Source, kind: UpdateKind, **fields: Any) -> TAIAConfig:
+    """Makes the configuration of a repository of an update that has none yet.
+
+    Args:
+        base: The base model.
+        kind: The kind of update.
+        **fields: Further fields, as `inference_modules`.
+
+    Returns:
+        The configuration.
+    """
+    return TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
+        architectures=["TAIAForCausalLM"],
+        auto_map=dict(AUTO_MAP),
+        base_model_name_or_path=base.name if base.revision else str(base.folder.resolve()),
+        base_model_revision=base.revision,
+        update={"kind": kind.name, "path": kind.folder},
+        **fields,
+    )
 
 
 def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess) -> Path:

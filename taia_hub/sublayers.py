@@ -141,6 +141,22 @@ def find_sublayers(model: nn.Module) -> SublayerRoles:
     )
 
 
+def is_routed(path: str) -> bool:
+    """Tells a module of routed experts, each of which sees some of the tokens, by its path.
+
+    Args:
+        path: Module path.
+
+    Returns:
+        False for shared experts, which see every token.
+
+    Example:
+        >>> is_routed("model.layers.0.mlp.experts.3.up_proj"), is_routed("model.layers.0.mlp.shared_expert.up_proj")
+        (True, False)
+    """
+    return any("expert" in part and "shared" not in part for part in path.split("."))
+
+
 def _apply_registered(model: nn.Module, tree: Tree) -> None:
     """Writes the registered roles over those read from structure."""
     config = getattr(model, "config", None)

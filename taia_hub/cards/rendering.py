@@ -54,7 +54,7 @@ def render_card(data: AnyCardData, template: str | None = None, template_dir: Pa
     """
     templates, make = _KINDS.get(type(data), (VARIANTS, metadata.model_metadata))
     name = template or templates[0]
-    environment = _environment(template_dir)
+    environment = environment_for(template_dir)
     if not environment.list_templates(filter_func=lambda found: found == name + _SUFFIX):
         raise ConfigError(
             f"There is no template '{name}'.{closest(name, templates)}",
@@ -71,7 +71,18 @@ def templates_dir() -> Path:
     return shipped("templates", Path(__file__).parents[1])
 
 
-def _environment(template_dir: Path | None) -> jinja2.Environment:
+def environment_for(template_dir: Path | None) -> jinja2.Environment:
+    """Makes the environment that cards are rendered in.
+
+    Args:
+        template_dir: Folder with templates of a person's own, which come before those of this package.
+
+    Returns:
+        An environment with the cards' filters, in which an unknown name is an error.
+
+    Raises:
+        ConfigError: If there is no such folder.
+    """
     if template_dir is not None and not template_dir.is_dir():
         raise ConfigError(f"The template folder '{template_dir}' does not exist.", "Give a folder with *.md.j2 files.")
     ours = jinja2.FileSystemLoader(templates_dir())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
     adapter_config,
     base_facts,
@@ -40,7 +40,7 @@ from taia_hub.exporting.plan import (
 )
 from taia_hub.exporting.report import ExportReport
 from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
-from taia_hub.exporting.writing import check_new, new_folder, write_tensors
+from taia_hub.exporting.writing import new_folder, write_tensors
 from taia_hub.offline import OfflineUpdate, UpdateFiles, open_update, skeleton
 from taia_hub.policy import Setting, parse_setting
 from taia_hub.progress import Progress
@@ -166,11 +166,7 @@ def export_adapters(
         check_engine(engine, {}, {}, BaseFacts(frozenset()))
     access = hub.HubAccess(token=token)
     update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
-    if update.files.revision is None and out.resolve().is_relative_to(update.files.root.resolve()):
-        raise RepositoryError(
-            f"'{out}' lies inside '{update.files.name}', from which it is made; it would be published along with it.",
-            "Give a folder beside it.",
-        )
+    update.files.check_outside(out)
     licence = {}
     if repo_id is not None:
         check_publishable(update.config)
@@ -283,7 +279,7 @@ def _pairs(update: OfflineUpdate, acting: Sequence[Acting]) -> Iterator[Factors]
 
 
 def _check_arguments(out: Path, rank: Any, max_error: Any) -> None:
-    check_new(out)
+    hub.check_new(out)
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ConfigError(f"rank is {rank!r}.", "Give a whole number from 1 on.")
     if isinstance(max_error, bool) or not isinstance(max_error, int | float) or not 0 <= max_error < 1:

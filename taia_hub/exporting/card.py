@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from huggingface_hub import ModelCardData
 
-from taia_hub._shipped import shipped
-from taia_hub.cards import escaping
+from taia_hub.cards.rendering import environment_for
 from taia_hub.configuration_taia import PAPER
 from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
@@ -81,33 +79,22 @@ def _rendered(
     if revision is not None:  # the Hub refuses a folder
         metadata |= {"base_model": base, "base_model_relation": "adapter", **licence}
         metadata["tags"].append(f"base_model:adapter:{base}")
-    body = _template(template).render(
-        place=place,
-        source=update.files.name,
-        source_revision=update.files.revision,
-        base=base,
-        base_revision=revision,
-        model_class="AutoModel" if features_only else "AutoModelForCausalLM",
-        paper=PAPER,
-        **values,
+    body = (
+        environment_for(None)
+        .get_template(template)
+        .render(
+            place=place,
+            source=update.files.name,
+            source_revision=update.files.revision,
+            base=base,
+            base_revision=revision,
+            model_class="AutoModel" if features_only else "AutoModelForCausalLM",
+            paper=PAPER,
+            **values,
+        )
     )
     return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{MARK}\n\n{body}"
 
 
 def _label(report: ExportReport) -> str:
     return parse_setting(report.setting).label
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(shipped("templates")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters["md"] = escaping.text
-    for one in ("code", "hub_link", "python", "shell", "number"):
-        environment.filters[one] = getattr(escaping, one)
-    return environment.get_template(name)

@@ -19,7 +19,7 @@ from taia_hub._subclass import Rebuildable
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.offline import Entry, OfflineUpdate
 from taia_hub.policy import MODES, parse_setting
-from taia_hub.switch import Switch
+from taia_hub.sublayers import is_routed
 from taia_hub.updates.dense_checkpoint import StoredTensor
 from taia_hub.updates.kinds import DENSE, PEFT
 from taia_hub.updates.methods import ADDITIVE, CONVERTED
@@ -209,7 +209,7 @@ def find_targets(model: nn.Module, parts: Sequence[Factors]) -> Targets:
         if path in paths or path.rpartition(".")[2] not in suffixes:
             continue
         shape = linear_shape(module)
-        if shape is None or _is_routed(path):
+        if shape is None or is_routed(path):
             excluded.append(path)
         else:
             zeros[path] = shape
@@ -273,18 +273,11 @@ def _is_idle(layer: Any) -> bool:
     return _is_plain(layer) and layer.scaling[ADAPTER] == 0
 
 
-def _is_routed(path: str) -> bool:
-    return any("expert" in part and "shared" not in part for part in path.split("."))
-
-
 def _choices(update: OfflineUpdate) -> str:
     """Says which of the named modes can be exported."""
-    switch: Switch = update.switch
-    sites = {id(site): number for number, site in enumerate(switch.sites)}
     possible = []
     for mode in MODES:
-        weights = switch.resolve(mode).weights
-        acting = [entry for entry in update.layers if weights[sites[id(entry[1])]]]
+        acting = [entry for entry, weight in update.weights(mode) if weight]
         if acting and not any(_obstacle(entry, update) for entry in acting):
             possible.append(f"'{mode}'")
     if not possible:

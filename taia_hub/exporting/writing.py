@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from taia_hub import hub
-from taia_hub.errors import RepositoryError
 from taia_hub.updates.dense_checkpoint import StoredTensor
 from taia_hub.updates.dense_files import OutgoingTensor, outgoing, read_whole, write_file
 
@@ -86,21 +85,6 @@ def read_factor(factor: StoredTensor | Tensor) -> Tensor:
     return factor.detach() if isinstance(factor, Tensor) else read_whole(factor)
 
 
-def check_new(out: Path) -> None:
-    """Refuses a target that is not a new or empty folder.
-
-    Args:
-        out: The folder that an export shall be in.
-
-    Raises:
-        RepositoryError: If something is there.
-    """
-    if out.exists() and not out.is_dir():
-        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
-    if out.is_dir() and any(out.iterdir()):
-        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Gives a scratch folder beside `out`, which takes its name when the block succeeds.
@@ -115,14 +99,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         RepositoryError: If `out` holds something, before the block or after it, or cannot be written.
     """
     out = out.resolve()  # a link to a folder stays one
-    check_new(out)
+    hub.check_new(out)
     with hub.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             folder = Path(scratch) / out.name  # the scratch folder is its owner's alone
             folder.mkdir()
             yield folder
-            check_new(out)  # another one may have been faster
+            hub.check_new(out)  # another one may have been faster
             if out.is_dir():
                 out.rmdir()
             folder.rename(out)

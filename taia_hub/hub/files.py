@@ -85,6 +85,21 @@ def fetch_model(
     return found
 
 
+def check_new(out: Path) -> None:
+    """Refuses a target that is not a new or empty folder.
+
+    Args:
+        out: The folder that something whole shall be in.
+
+    Raises:
+        RepositoryError: If something is there.
+    """
+    if out.exists() and not out.is_dir():
+        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
+
+
 def adapter_weights(folder: Path) -> Path:
     """Finds an adapter's weights and checks that the file is whole.
 

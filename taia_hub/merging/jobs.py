@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.offline import Entry, OfflineUpdate, merged_weights
-from taia_hub.updates.dense_checkpoint import Checkpoint, Group, StoredTensor
+from taia_hub.updates.dense_checkpoint import Checkpoint, Group, StoredTensor, by_number
 from taia_hub.updates.dense_files import read_whole
 from taia_hub.updates.kinds import DENSE
 from taia_hub.updates.strict import WRAPPERS
@@ -194,7 +194,7 @@ def _paired(group: Group, apart: Mapping[str, Any]) -> dict[str, Tensor]:
         stored = [one for one, by in group.sources if by == pattern]
         values = [
             tensor
-            for name, value in sorted(apart.items(), key=lambda item: _by_number(item[0]))
+            for name, value in sorted(apart.items(), key=lambda item: by_number(item[0]))
             if _matches(pattern, name)
             for tensor in (value if isinstance(value, (list, tuple)) else [value])
         ]
@@ -217,10 +217,6 @@ def _wild(name: str, reverse: Any) -> str:
     """Names the first of the tensors that a parameter is taken apart into, which the converter expands."""
     renamed: str = reverse.rename_source_key(name)[0]
     return renamed
-
-
-def _by_number(name: str) -> tuple[tuple[int, str], ...]:
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 
 
 def _not_reversible(name: str, why: object) -> UnsupportedUpdateError:

@@ -124,11 +124,7 @@ def merge(
     target, wanted, access = Path(out).absolute(), parse_dtype(dtype), hub.HubAccess(token=token)
     check_target(target)
     update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
-    if update.files.revision is None and target.resolve().is_relative_to(update.files.root.resolve()):
-        raise RepositoryError(
-            f"'{target}' lies inside '{update.files.name}', from which it is made, and would be published with it.",
-            "Give a folder beside it.",
-        )
+    update.files.check_outside(target)
     check_not_quantised(update.base)
     check_setting(update, inference_modules)
     checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)

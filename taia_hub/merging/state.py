@@ -65,10 +65,7 @@ def check_target(out: Path) -> None:
         raise RepositoryError(
             f"'{out}' is a link, which the finished folder cannot be moved to.", "Give the folder that it leads to."
         )
-    if out.exists() and not out.is_dir():
-        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
-    if out.is_dir() and any(out.iterdir()):
-        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder, or empty this one.")
+    hub.check_new(out)
 
 
 class Scratch:

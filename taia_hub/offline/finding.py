@@ -11,9 +11,17 @@ from typing import Any
 from peft import TaskType
 
 from taia_hub import hub
-from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
+from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.repository_reading import base_name, read_taia_config, update_folder, verify_update, with_safetensors
+from taia_hub.repository_reading import (
+    base_name,
+    config_of,
+    read_taia_config,
+    resolve_recorded_base,
+    update_folder,
+    verify_update,
+    with_safetensors,
+)
 from taia_hub.updates.attaching import base_of, find_kind, read_update_config
 from taia_hub.updates.kinds import KINDS, PEFT, UpdateKind, UpdatePlace
 
@@ -48,6 +56,21 @@ class UpdateFiles:
     def features_only(self) -> bool:
         """Whether the update is of a model without its language-modelling head."""
         return self.kind is PEFT and self.settings.task_type == TaskType.FEATURE_EXTRACTION
+
+    def check_outside(self, out: Path) -> None:
+        """Refuses to write into the folder that is read from, which would be published with what is in it.
+
+        Args:
+            out: Where something made of the update shall go.
+
+        Raises:
+            RepositoryError: If that lies inside the repository's folder.
+        """
+        if self.revision is None and out.resolve().is_relative_to(self.root.resolve()):
+            raise RepositoryError(
+                f"'{out}' lies inside '{self.name}', from which it is made, and would be published with it.",
+                "Give a folder beside it.",
+            )
 
 
 def find_update(
@@ -85,7 +108,7 @@ def find_update(
         hub.update_weights(folder, kind)
         settings = read_update_config(folder, kind)
         where = _base(name, base, base_revision, *base_of(settings), access)
-        return UpdateFiles(name, source.revision, _described(kind, where), source.folder, folder, kind, settings, where)
+        return UpdateFiles(name, source.revision, config_of(where, kind), source.folder, folder, kind, settings, where)
     if not (source.folder / hub.CONFIG).is_file():
         raise RepositoryError(
             f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
@@ -100,13 +123,10 @@ def find_update(
         source = hub.fetch(name, (*_ROOT, *config.place.files), revision=source.revision, access=access)
     folder = update_folder(source, config, access)
     verify_update(source.folder, folder, config)
-    if base is None and fixed and os.path.isdir(named):
-        raise RepositoryError(
-            f"The base model '{named}' is fixed at a commit on the Hub, but a folder here has the same name and would "
-            "be taken for it.",
-            "Rename the folder, or work in another one.",
-        )
-    where = _base(name, base, base_revision, named, fixed, access)
+    if base is None:
+        where = resolve_recorded_base(named, fixed, access)
+    else:
+        where = hub.resolve_base(base, base_revision, access)
     settings = read_update_config(folder, kind)
     return UpdateFiles(name, source.revision, config, source.folder, folder, kind, settings, where)
 
@@ -124,15 +144,4 @@ def _base(
     raise ConfigError(
         f"'{name}' names no base model.",
         "Say which one it belongs to (`base`, --base), or make a repository of both: `taia create BASE ADAPTER`.",
-    )
-
-
-def _described(kind: UpdateKind, base: hub.Source) -> TAIAConfig:
-    """Says what the configuration of a repository of a plain update would say."""
-    return TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
-        architectures=["TAIAForCausalLM"],
-        auto_map=dict(AUTO_MAP),
-        base_model_name_or_path=base.name if base.revision else str(base.folder.resolve()),
-        base_model_revision=base.revision,
-        update={"kind": kind.name, "path": kind.folder},
     )

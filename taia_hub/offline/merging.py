@@ -97,7 +97,7 @@ def merged_weights(
     """
     _, site, layer = entry
     if update.kind is DENSE:
-        return _tuned(update, layer, base, weight)
+        return _tuned(layer, base, weight)
     if isinstance(layer, MoLoraLinear):
         raise UnsupportedUpdateError(
             f"The experts of '{site.path}' act by a router on each token, so that no single weight stands for them.",
@@ -198,13 +198,11 @@ def _add_plain(tuner: Any, weight: Tensor) -> None:
         to += part.to(weight.dtype) if embeds else part
 
 
-def _tuned(update: OfflineUpdate, layer: Any, base: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
-    files: Any = update.update.files  # type: ignore[attr-defined]
+def _tuned(layer: Any, base: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
     made = {}
     for name, tensor in base.items():
         one = layer._taia_tuned.get(name)
         made[name] = tensor if one is None else one.at(tensor, weight)
-        files._loaded.clear()
         if one is not None:
-            one._ready = {}
+            one.release()
     return made

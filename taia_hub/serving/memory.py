@@ -19,6 +19,7 @@ from typing import Any
 from taia_hub import hub
 from taia_hub.errors import ConfigError
 from taia_hub.offline import tensor_shapes
+from taia_hub.updates.dense_checkpoint import read_header
 from taia_hub.updates.strict import PREFIX
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -59,8 +60,7 @@ def weights_bytes(folder: str | Path) -> int:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ConfigError(f"'{folder}' holds no safetensors file.", "Give the folder of a model or an adapter.")
-    # a file is the length of its header in 8 bytes, the header, and the tensors without gaps
-    return sum(path.stat().st_size - 8 - _header(path) for path in files)
+    return sum(stored.size for path in files for stored in read_header(path).values())
 
 
 def lora_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
@@ -146,8 +146,3 @@ def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
         The memory.
     """
     return ServingMemory(sum(models), 0, token)
-
-
-def _header(path: Path) -> int:
-    with path.open("rb") as file:
-        return int.from_bytes(file.read(8), "little")

@@ -149,20 +149,19 @@ def _make(preparing: Preparing, setting: Setting, target: Path, made_from: Mappi
 def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:
     files, needs = preparing.files, preparing.engine.needs
     common: dict[str, Any] = {
-        "revision": files.revision,
         "token": preparing.token,
         "trust_remote_code": preparing.trust_remote_code,
         "progress": preparing.progress,
     }
     if needs == "merged":
-        merge(files.name, folder, setting, repo_id=f"{preparing.name}:{label_of(setting)}", **common)
+        merge(files, folder, setting, repo_id=f"{preparing.name}:{label_of(setting)}", **common)
         return 0
     engines = (preparing.engine.name,) if preparing.engine.name in CHECKED else ()
     if needs == "adapter":
-        return export_adapter(files.name, folder, setting, engines=engines, **common).rank
+        return export_adapter(files, folder, setting, engines=engines, **common).rank
     base = preparing.gguf_base  # its errors come before the work
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as exported:
-        export_adapter(files.name, Path(exported) / "lora", setting, engines=engines, **common)
+        export_adapter(files, Path(exported) / "lora", setting, engines=engines, **common)
         return write_gguf_lora(Path(exported) / "lora", base, folder / GGUF_LORA).rank
 
 

@@ -304,7 +304,7 @@ def group_tensors(
     own, prefix = model.state_dict(), model.base_model_prefix
     collected: dict[str, list[tuple[StoredTensor, str]]] = {}
     unused = []
-    for key in sorted(tensors, key=_by_number):
+    for key in sorted(tensors, key=by_number):
         name, pattern = rename_source_key(key, renamings, converters, prefix, own)
         if name not in own and key in own:
             name, pattern = rename_source_key(key, [], [], prefix, own)
@@ -346,7 +346,7 @@ def damaged(path: Path, error: Exception) -> RepositoryError:
     )
 
 
-def _by_number(name: str) -> tuple[tuple[int, str], ...]:
+def by_number(name: str) -> tuple[tuple[int, str], ...]:
     """Orders names so that expert 10 comes after expert 2, as transformers joins them."""
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
 

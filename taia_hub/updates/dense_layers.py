@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub._subclass import Rebuildable
 from taia_hub.errors import SettingError
+from taia_hub.sublayers import is_routed
 from taia_hub.switch import RowWeights, Switch
 from taia_hub.updates.dense_checkpoint import Group
 
@@ -77,6 +78,10 @@ class TunedFiles:
                 found = self._loaded[name] = made.to(like.device, like.dtype, copy=shared)
         return found
 
+    def forget(self, name: str) -> None:
+        """Frees a tuned tensor; it is read again when it is asked for."""
+        self._loaded.pop(name, None)
+
 
 class TunedTensor:
     """The tuned values of one parameter of one module, under any weight.
@@ -111,6 +116,11 @@ class TunedTensor:
         if found is None or found.dtype != base.dtype or found.device != base.device:
             found = base if base.is_meta else self._make(base, weight)
         return found
+
+    def release(self) -> None:
+        """Frees what `at` keeps."""
+        self._ready = {}
+        self._files.forget(self._name)
 
     def _make(self, base: Tensor, weight: float) -> Tensor:
         with _READING, torch.no_grad(), torch.inference_mode(False):
@@ -218,7 +228,7 @@ def mixin_for(module: nn.Module) -> type[SwitchedTensors]:
 
 def same_rows(module: nn.Module, path: str) -> str | None:
     """Says why the rows of a batch must be treated alike in a module; None when they need not."""
-    if any("expert" in part and "shared" not in part for part in path.split(".")):
+    if is_routed(path):
         return "a routed expert sees the tokens of all rows mixed"
     if mixin_for(module) is SwitchedRows:
         return None

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.errors import SettingError, UnsupportedUpdateError
+from taia_hub.sublayers import is_routed
 from taia_hub.switch import RowWeights, Switch, Weight
 from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
 from taia_hub.updates.molora_layers import MoLoraLinear
@@ -247,7 +248,7 @@ def same_rows(layer: Any, adapter: str, path: str) -> str | None:
     mixin = _mixin(layer, adapter)
     if mixin is SwitchedParameters:
         return "the experts' parameters are shared by all rows of the batch"
-    if any("expert" in part and "shared" not in part for part in path.split(".")):
+    if is_routed(path):
         return "a routed expert sees the tokens of all rows mixed"
     if mixin in (SwitchedLinear, SwitchedExperts) or isinstance(layer, AuxiliaryTrainingWrapper):
         return None
