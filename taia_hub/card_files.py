@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import metadata_load
+
 from taia_hub import cards, hub
 from taia_hub.analysis.format import ANALYSIS_FILE, load_analysis
 from taia_hub.errors import ConfigError
 from taia_hub.results import RESULTS_FILE, ModelIdentity, Results
+
+logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "taia_training.json"
 FIGURES = "figures"
@@ -151,6 +156,44 @@ def read_card(path: Path) -> str | None:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as error:
         raise ConfigError(f"'{path}' is no UTF-8: {error}.", "Save it as UTF-8 in your editor.") from error
+
+
+def keep_edits(old: Path, new: Path) -> bool:
+    """Puts a person's edits of a published card into the one that shall replace it.
+
+    Args:
+        old: The card that is there.
+        new: The card that was rendered, changed in place.
+
+    Returns:
+        Whether that was possible; elsewhere a warning says why, and the card that is there should stay as it is.
+    """
+    try:
+        text = cards.merge_cards(read_card(old), new.read_text(encoding="utf-8")).text
+    except ConfigError as error:  # a card must not cost anybody what goes with it
+        logger.warning("The model card stays as it is: %s", error.message)
+        return False
+    new.write_text(text, encoding="utf-8")
+    return True
+
+
+def is_generated_card(card: Path, tags: Collection[str]) -> bool:
+    """Tells whether a card was written here, for a certain purpose.
+
+    Args:
+        card: The file.
+        tags: The tags that cards of this purpose have.
+
+    Returns:
+        Whether it bears our mark and these tags.
+    """
+    if not cards.is_generated(card.read_text(encoding="utf-8", errors="replace")):
+        return False
+    try:
+        found = (metadata_load(card) or {}).get("tags")
+    except ValueError:
+        return False
+    return isinstance(found, list) and set(tags) <= set(map(str, found))
 
 
 def read_analysis(path: Path, expected: ModelIdentity) -> Measures:

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import typer
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from peft import LoraConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
@@ -738,6 +738,20 @@ def test_a_push_replaces_all_exports_that_were_there(online, repo_id):
     push_adapters(online.taia, repo_id, {"": "ffn"})
     assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", CONFIG, WEIGHTS}
     assert len(online.commits()) == 3
+
+
+def test_a_push_keeps_what_a_person_wrote_into_the_cards(online, repo_id):
+    push_adapters(online.taia, repo_id, {"attention": "attention", "all": "all"})
+    for name, note in (("README.md", "MINE ABOVE"), ("all/README.md", "MINE BELOW")):
+        card = Path(hf_hub_download(repo_id, name)).read_bytes() + f"\n## Notes\n\n{note}\n".encode()
+        online.api.upload_file(path_or_fileobj=card, path_in_repo=name, repo_id=repo_id)
+
+    push_adapters(online.taia, repo_id, {"all": {"attention": 0.5}})
+    assert "MINE ABOVE" in Path(hf_hub_download(repo_id, "README.md")).read_text()
+    card = Path(hf_hub_download(repo_id, "all/README.md")).read_text()
+    assert "MINE BELOW" in card
+    assert "attention=0.5" in card
+    assert "attention/README.md" not in online.files(repo_id)
 
 
 def test_an_adapter_with_a_card_of_its_own_is_no_export_of_ours(online, repo_id):

@@ -55,6 +55,22 @@ def test_a_commit_between_looking_and_publishing_is_a_race(online, repo_id, monk
         assert card.read() == "# mine\n"
 
 
+def test_a_repository_that_somebody_makes_meanwhile_gets_no_commit(online, repo_id, monkeypatch):
+    from taia_hub import publishing
+
+    publish = publishing.hub.publish
+
+    def late(*args, **kwargs):
+        online.api.create_repo(repo_id)
+        online.api.upload_file(path_or_fileobj=b"# theirs\n", path_in_repo="README.md", repo_id=repo_id)
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr(publishing.hub, "publish", late)
+    with pytest.raises(RepositoryError, match="409"):
+        TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md"}
+
+
 def test_a_sharded_model_is_not_overwritten(pico, tmp_path):
     pico.plain("llama").save_pretrained(tmp_path / "model", max_shard_size="5KB")
     assert not (tmp_path / "model/model.safetensors").exists()

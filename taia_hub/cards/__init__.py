@@ -16,7 +16,7 @@ from taia_hub.cards.data import (
 )
 from taia_hub.cards.edits import Merged, merge_cards
 from taia_hub.cards.linking import space_of, try_it, with_space
-from taia_hub.cards.rendering import VARIANTS, render_card, templates_dir
+from taia_hub.cards.rendering import VARIANTS, environment_for, marked_card, render_card, templates_dir
 from taia_hub.cards.sections import END_OF_YOURS, MARK, YOURS, is_generated, title_of
 from taia_hub.cards.training import training_from_json
 
@@ -39,9 +39,11 @@ __all__ = [
     "SpaceCardData",
     "Training",
     "check_card",
+    "environment_for",
     "eval_results_files",
     "is_eval_results_file",
     "is_generated",
+    "marked_card",
     "merge_cards",
     "render_card",
     "space_of",

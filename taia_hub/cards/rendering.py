@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from huggingface_hub import CardData
 
 from taia_hub._shipped import shipped
 from taia_hub.cards import escaping, linking, metadata, snippets, tables
@@ -60,10 +61,22 @@ def render_card(data: AnyCardData, template: str | None = None, template_dir: Pa
             f"There is no template '{name}'.{closest(name, templates)}",
             f"Choose one of {', '.join(templates)}, or put {name}{_SUFFIX} into a folder for --template-dir.",
         )
-    block = make(data).to_yaml()
     body = _rendered(environment, name + _SUFFIX, {**_context(data), "card": data}, template_dir)
-    keys = key_hashes(yaml.safe_load(block) or {})
-    return assemble(block, keys, stamp(_tidied(body)))
+    return marked_card(make(data), body)
+
+
+def marked_card(metadata: CardData, body: str) -> str:
+    """Puts a card together, with the marks that let `merge_cards` keep a person's edits.
+
+    Args:
+        metadata: The block that the Hub reads.
+        body: Markdown below it, as a template gave it.
+
+    Returns:
+        The card.
+    """
+    block = metadata.to_yaml()
+    return assemble(block, key_hashes(yaml.safe_load(block) or {}), stamp(_tidied(body)))
 
 
 def templates_dir() -> Path:

@@ -8,17 +8,15 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from taia_hub.cards.rendering import environment_for
+from taia_hub import cards
 from taia_hub.configuration_taia import PAPER
 from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
 from taia_hub.offline import OfflineUpdate
 from taia_hub.policy import parse_setting
 
-TAG = "taia"
-
-MARK = "<!-- taia:export Written by taia-hub; a new export replaces it. -->"
-"""Tells a card of ours, and so a repository of our exports, from what somebody wrote."""
+TAGS = ("taia", "export", "lora")
+"""Tell the card of an export, and so a repository of our exports, from other cards."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def export_card(
         licence: Licence fields of the base model's card.
 
     Returns:
-        Markdown with the metadata block that the Hub reads.
+        Markdown with the metadata block that the Hub reads, and marks that let a later push keep a person's edits.
     """
     flags = " ".join(note for note in report.verdicts["vllm"].notes if note.startswith("--"))
     return _rendered("export.md.j2", update, place, licence, report=report, label=_label(report), flags=flags)
@@ -74,13 +72,13 @@ def _rendered(
     template: str, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
 ) -> str:
     base, revision, features_only = base_name(update), update.base.revision, update.files.features_only
-    metadata: dict[str, Any] = {"library_name": "peft", "tags": ["lora", TAG]}
+    metadata: dict[str, Any] = {"library_name": "peft", "tags": [*TAGS]}
     metadata["pipeline_tag"] = "feature-extraction" if features_only else "text-generation"
     if revision is not None:  # the Hub refuses a folder
         metadata |= {"base_model": base, "base_model_relation": "adapter", **licence}
         metadata["tags"].append(f"base_model:adapter:{base}")
     body = (
-        environment_for(None)
+        cards.environment_for(None)
         .get_template(template)
         .render(
             place=place,
@@ -93,7 +91,7 @@ def _rendered(
             **values,
         )
     )
-    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n{MARK}\n\n{body}"
+    return cards.marked_card(ModelCardData(**metadata), body)
 
 
 def _label(report: ExportReport) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from taia_hub import hub
+from taia_hub.card_files import is_generated_card, keep_edits
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
-from taia_hub.exporting.card import MARK
+from taia_hub.exporting.card import TAGS
 from taia_hub.exporting.report import ExportReport
 from taia_hub.offline import UpdateFiles, find_update
 
@@ -33,6 +34,8 @@ def push_adapters(
     **options: Any,
 ) -> tuple[CommitInfo, dict[str, ExportReport]]:
     """Exports settings and publishes them in one commit: all of them, or nothing.
+
+    A person's edits of the cards that are there stay.
 
     Args:
         source: As of `export_adapters`.
@@ -53,7 +56,7 @@ def push_adapters(
         TAIAError: As of `export_adapters`; nothing is published.
     """
     repo_id = hub.full_repo_id(repo_id, token)
-    parent, there = _head(repo_id, token)
+    parent, there, published = _head(repo_id, token)
     files = find_update(source, revision=revision, access=hub.HubAccess(token=token))
     _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
@@ -61,6 +64,9 @@ def push_adapters(
         reports = export_adapters(files, folder, settings, repo_id=repo_id, token=token, **options)
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         stale = sorted(there - new.keys())
+        for name in published.keys() & new.keys():
+            if not keep_edits(published[name], new[name]):
+                del new[name]
         commit = hub.publish(
             {**new, **dict.fromkeys(stale)},
             repo_id,
@@ -84,28 +90,25 @@ def _refuse_own(repo_id: str, files: UpdateFiles) -> None:
             raise RepositoryError(f"'{repo_id}' is {what}; the export would replace it.", "Choose another name.")
 
 
-def _head(repo_id: str, token: str | bool | None) -> tuple[str | None, set[str]]:
-    """Returns the commit to publish on and the exports there; refuses a repository that holds something else."""
+def _head(repo_id: str, token: str | bool | None) -> tuple[str | None, set[str], dict[str, Path]]:
+    """Returns the commit to publish on, the exports' files and their cards; refuses what holds something else."""
     api = HfApi(token=token, library_name="taia-hub")
     with hub.hub_errors(repo_id, what="repository"):
         if not api.repo_exists(repo_id):
-            return None, set()
+            return None, set(), {}
         info = api.model_info(repo_id)
         names = {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes"}
         other = sorted(name for name in names if not _OURS.fullmatch(name))
-        if not other and names and not _is_marked(api, repo_id, info.sha, names):
-            other = sorted(names)
+        cards: dict[str, Path] = {}
+        if not other:
+            wanted = sorted(name for name in names if name.rpartition("/")[2] == hub.CARD)
+            cards = {name: Path(api.hf_hub_download(repo_id, name, revision=info.sha)) for name in wanted}
+        if names and not (hub.CARD in cards and is_generated_card(cards[hub.CARD], TAGS)):
+            other = other or sorted(names)
     if other:
         raise RepositoryError(
             f"'{repo_id}' holds something else than exports of taia-hub ({', '.join(other[:3])}); it would be mixed up "
             "with them.",
             "Choose another name, such as that of the TAIA repository with the mode behind it.",
         )
-    return info.sha, names
-
-
-def _is_marked(api: HfApi, repo_id: str, revision: str | None, names: set[str]) -> bool:
-    if hub.CARD not in names:
-        return False
-    card = Path(api.hf_hub_download(repo_id, hub.CARD, revision=revision))
-    return MARK in card.read_text(encoding="utf-8", errors="replace")
+    return info.sha, names, cards

@@ -41,14 +41,15 @@ def publish(
 
     Args:
         files: Path in the repository to path on this disk, or to None where the file is deleted.
-        repo_id: The repository with its namespace; made if need be, and deleted again if the commit fails.
+        repo_id: The repository with its namespace; a new one is deleted again if the commit fails.
         commit_message: First line of the commit.
         commit_description: The rest of its message.
         private: Whether a new repository is private.
         token: Access token.
         revision: Branch to commit to, made from main if need be; None for main.
         create_pr: Whether the commit becomes a pull request.
-        parent_commit: The commit that the files were made for; any other head refuses them. None for a new repository.
+        parent_commit: The commit that the files were made for; any other head refuses them. None for a
+            new repository, which must not exist then.
         space: The settings of a Space; None for a model repository.
 
     Returns:
@@ -60,8 +61,7 @@ def publish(
     api = HfApi(token=token, library_name="taia-hub")
     kind, what = ("space", "Space") if space else ("model", "repository")
     with hub_errors(repo_id, what=what, revision=revision), contextlib.ExitStack() as undo:
-        # A Space that somebody makes meanwhile refuses ours: nobody looked at what is in it.
-        if parent_commit is None if space else not api.repo_exists(repo_id):
+        if parent_commit is None:  # what somebody makes meanwhile refuses ours: nobody looked at what is in it
             api.create_repo(repo_id, private=private, repo_type=kind, **(space.creation() if space else {}))
             undo.callback(_undone, api, repo_id, None, None, kind)
         elif space:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import re
+import shutil
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, metadata_load
+from huggingface_hub import CommitInfo, HfApi
 
-from taia_hub import cards, hub
+from taia_hub import hub
+from taia_hub.card_files import is_generated_card, keep_edits
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.errors import RepositoryError
 from taia_hub.merging.running import MergeReport
 from taia_hub.updates.dense_checkpoint import INDEX
 
-logger = logging.getLogger(__name__)
-
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _EMPTY = {".gitattributes"}
+_TAGS = ("taia", "merged")
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,10 @@ def publish_merged(
     stale = [name for name in found.files if (_WEIGHTS.fullmatch(name) or name in found.shards) and name not in files]
     with tempfile.TemporaryDirectory() as scratch:
         if found.card is not None:
-            try:
-                text = cards.merge_cards(_text(found.card), _text(report.folder / hub.CARD)).text
-            except ConfigError as error:  # a card must not cost anybody a merged model
-                logger.warning("The model card stays as it is: %s", error.message)
+            card = Path(shutil.copy(report.folder / hub.CARD, scratch))
+            files[hub.CARD] = card
+            if not keep_edits(found.card, card):
                 del files[hub.CARD]
-            else:
-                files[hub.CARD] = Path(scratch) / hub.CARD
-                (Path(scratch) / hub.CARD).write_text(text, encoding="utf-8")
         return hub.publish(
             {**files, **dict.fromkeys(stale)},
             repo_id,
@@ -132,25 +128,11 @@ def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> _Fou
         raise _refused(repo_id, "is an adapter, which a merged model would replace")
     if hub.CONFIG in paths and hub.read_json(paths[hub.CONFIG]).get("model_type") == TAIAConfig.model_type:
         raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
-    if hub.CARD not in paths or not _is_merged(paths[hub.CARD]):
+    if hub.CARD not in paths or not is_generated_card(paths[hub.CARD], _TAGS):
         raise _refused(repo_id, "holds files, and its card is not that of a merged model that was published here")
     shards = hub.index_shards(paths[INDEX]) if INDEX in paths else ()
     return _Found(head.sha, files, paths[hub.CARD], frozenset(shards))
 
 
-def _is_merged(card: Path) -> bool:
-    if not cards.is_generated(_text(card)):
-        return False
-    try:
-        tags = (metadata_load(card) or {}).get("tags")
-    except ValueError:
-        return False
-    return isinstance(tags, list) and {"taia", "merged"} <= set(map(str, tags))
-
-
 def _refused(repo_id: str, why: str) -> RepositoryError:
     return RepositoryError(f"'{repo_id}' {why}.", "Publish the merged model to a new repository.")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
