@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from taia_hub._version import __version__
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import TAIAError
 from taia_hub.evaluation import evaluate
@@ -9,14 +10,13 @@ from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
 from taia_hub.sublayers import register_roles, sublayer_roles
 from taia_hub.training import TrainingRecipe, train
 
-__version__ = "0.1.0"
-
 __all__ = [
     "TAIAConfig",
     "TAIAError",
     "TAIAForCausalLM",
     "TAIAModel",
     "TrainingRecipe",
+    "__version__",
     "evaluate",
     "register_roles",
     "sublayer_roles",

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
+from taia_hub._version import __version__
 from taia_hub.analysis.format import ANALYSIS_FILE
 from taia_hub.analysis.reading import AdaptedPart, AdapterFiles, lora_parts
 from taia_hub.card_files import (
@@ -62,8 +63,6 @@ def describe(
     Returns:
         What the card says.
     """
-    from taia_hub import __version__  # the package is still being imported when this module is
-
     place = config.place
     return cards.CardData(
         repo_id=repo_id,

@@ -13,9 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from taia_hub import cards, hub
+from taia_hub._version import __version__
 from taia_hub.card_updating import link_space
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, closest
-from taia_hub.space_reading import installed_versions, read_model, taia_version
+from taia_hub.space_reading import installed_versions, read_model
 from taia_hub.space_rendering import (
     CARD,
     STATE,
@@ -165,7 +166,7 @@ def plan_space(
     name = _checked(space_id or _default_id(repo, token, ask=out is None))
     if out is None:
         name = hub.full_repo_id(name, token)
-    python, version = ".".join(platform.python_version_tuple()[:2]), taia_version()
+    python, version = ".".join(platform.python_version_tuple()[:2]), __version__
     files = space_files(model, installed_versions(), title=title, hardware=hardware, python=python)
     if out is not None:
         changes = merge_space(files, _in_folder(out, files), version)

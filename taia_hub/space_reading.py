@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from taia_hub import hub
+from taia_hub._version import __version__
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
 from taia_hub.publishing import check_publishable
 from taia_hub.repository_reading import read_taia_config
@@ -90,7 +91,7 @@ def installed_versions() -> dict[str, str]:
     Raises:
         MissingDependencyError: If Gradio is not installed, whose version every Space names.
     """
-    found = {"taia-hub": taia_version()}
+    found = {"taia-hub": __version__}
     for name in required_packages():
         if name not in found:
             try:
@@ -103,13 +104,6 @@ def installed_versions() -> dict[str, str]:
             'Install it with: pip install "taia-hub[space]"',
         )
     return found
-
-
-def taia_version() -> str:
-    """Returns the version of taia-hub."""
-    from taia_hub import __version__  # the package may still be being imported when this module is
-
-    return __version__
 
 
 def _info(name: str, revision: str | None, what: str, token: str | bool | None) -> Any:

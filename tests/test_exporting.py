@@ -379,6 +379,13 @@ def test_a_folder_that_is_not_empty_is_refused(pico, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_the_working_folder_is_not_replaced(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RepositoryError, match="is the working folder"):
+        export_adapter(pico.adapter("llama"), ".")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_appears_meanwhile_is_not_written_over(pico, tmp_path):
     out, calls = tmp_path / "out", []
 

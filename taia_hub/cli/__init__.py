@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from taia_hub import __version__
+from taia_hub._version import __version__
 from taia_hub.cli.analysis import analyze
 from taia_hub.cli.cards import card
 from taia_hub.cli.comparing import compare

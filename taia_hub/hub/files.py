@@ -92,12 +92,14 @@ def check_new(out: Path) -> None:
         out: The folder that something whole shall be in.
 
     Raises:
-        RepositoryError: If something is there.
+        RepositoryError: If something is there, or it is the working folder.
     """
     if out.exists() and not out.is_dir():
         raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
     if out.is_dir() and any(out.iterdir()):
         raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
+    if out.is_dir() and out.resolve() == Path.cwd():  # which another would replace
+        raise RepositoryError(f"'{out}' is the working folder.", "Give a new folder in it.")
 
 
 def adapter_weights(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import cards, hub
+from taia_hub._version import __version__
 from taia_hub.merging.planning import MergePlan
 from taia_hub.offline import OfflineUpdate
 from taia_hub.publishing import base_license, save_tokenizer
@@ -86,7 +87,7 @@ def write_texts(
             setting=plan.setting,
             dtype=str(plan.dtype).removeprefix("torch."),
             sha256=dict(sorted(digests.items())),
-            taia_version=_version(),
+            taia_version=__version__,
             license_fields=base_license(config, access.token),
         )
     )
@@ -131,9 +132,3 @@ def _is_of(own: Path, plan: MergePlan, update: OfflineUpdate) -> bool:
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _version() -> str:
-    from taia_hub import __version__  # the package imports this module's users
-
-    return __version__
