@@ -8,6 +8,7 @@ the children, arguments of `forward`) must agree before a module is placed. What
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from ._sublayer_tree import Tree, place
 from .errors import ConfigError, closest
 
 ROLES = ("attention", "ffn", "other")
+
+_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,23 @@ def is_routed(path: str) -> bool:
         (True, False)
     """
     return any("expert" in part and "shared" not in part for part in path.split("."))
+
+
+def layer_of(path: str) -> int | None:
+    """Tells the index of the layer that a module is in, by its path.
+
+    Args:
+        path: Module path.
+
+    Returns:
+        The first number in the path; None outside the layers.
+
+    Example:
+        >>> layer_of("model.layers.3.mlp.experts.7.up_proj"), layer_of("lm_head")
+        (3, None)
+    """
+    number = _LAYER.search(f".{path}")
+    return int(number[1]) if number else None
 
 
 def _apply_registered(model: nn.Module, tree: Tree) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from taia_hub.errors import ConfigError
 from taia_hub.exporting import ENGINES, RULES, VLLM_RANKS, BaseFacts, check_engine, check_engines, export_adapter
+from taia_hub.offline import injected, tensor_shapes
+from taia_hub.updates.strict import read_config
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PATHS = [f"model.layers.{layer}.self_attn.{name}" for layer in range(2) for name in ATTENTION]
@@ -62,6 +64,11 @@ def test_every_engine_takes_every_export(pico, name, label, mode, tmp_path):
 
     report = export_adapter(folder, tmp_path / "out", setting)
 
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pico.base(name)))
+    whole = injected(model, read_config(tmp_path / "out"), tmp_path / "out")  # the check of an export does some modules
+    expected = {key: tuple(one.shape) for key, one in whole.parameters().items()}
+    assert tensor_shapes(tmp_path / "out" / "adapter_model.safetensors") == expected
     served = SERVED[name]
     assert {engine: report.verdicts[engine].problems for engine in served} == dict.fromkeys(served, ())
     if name == "gpt2":

@@ -12,12 +12,13 @@ import typer
 from huggingface_hub import ModelCard, hf_hub_download
 from peft import LoraConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.cli.exporting import export
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting import adapter as adapter_module
@@ -25,6 +26,8 @@ from taia_hub.exporting import export_adapter, export_adapters
 from taia_hub.exporting.low_rank import EXACT, product
 from taia_hub.exporting.plan import Factors, find_targets, share_scale
 from taia_hub.exporting.publishing import push_adapters
+from taia_hub.exporting.verification import check_loads
+from taia_hub.offline import skeleton
 from taia_hub.updates import dense_files
 from taia_hub.updates.methods import ADDITIVE, CONVERTED
 from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
@@ -79,6 +82,44 @@ def test_the_attention_of_a_mixture_of_experts_is_exported_and_its_experts_are_r
     with pytest.raises(UnsupportedUpdateError, match=r"target_parameters[^$]*'attention' can be exported.*taia merge"):
         export_adapter(pico.adapter(name), tmp_path / "other", "all")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "1 tensors are missing, first '.*layers.0.self_attn.q_proj.lora_A.weight'"),
+        ("unexpected", "1 tensors are left over, first '.*x_proj"),
+        ("shape", r"has the shape \(4, 15\) instead of \(4, 16\)"),
+        ("targets", "tensors are left over"),
+        ("rank", r"has the shape \(4, 16\) instead of \(5, 16\)"),
+        ("impossible", "PEFT cannot put it on"),
+    ],
+)
+def test_an_export_that_peft_would_not_load_is_found(pico, name, change, message, tmp_path):
+    folder, key = tmp_path / "out", "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    export_adapter(pico.adapter(name), folder, "attention")
+    model = skeleton(hub.Source(str(pico.base(name)), pico.base(name), None), hub.HubAccess())
+    check_loads(folder, model)
+    tensors, config = load_file(folder / WEIGHTS), config_of(folder)
+    if change == "missing":
+        del tensors[key]
+    elif change == "unexpected":
+        tensors[key.replace("q_proj", "x_proj")] = tensors[key].clone()
+    elif change == "shape":
+        tensors[key] = tensors[key][:, :-1].contiguous()
+    elif change == "targets":
+        config["target_modules"] = ["q_proj", "k_proj", "v_proj"]
+    elif change == "rank":
+        config["r"] = 5
+    else:
+        config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "input_layernorm"]
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config))
+
+    with pytest.raises(UpdateMismatchError, match=message):
+        check_loads(folder, model)
+    assert not any(isinstance(one, BaseTunerLayer) for one in model.modules())
 
 
 def test_tensors_keep_their_bytes(pico, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from hashlib import sha256
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from taia_hub import hub, offline
 from taia_hub.creating import create_repository
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.updates.dense import write_dense
 from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
 
@@ -37,6 +38,87 @@ def test_a_lora_stays_in_its_file(pico):
     assert len(acting) == 14
     assert {weight for path, weight in acting.items() if "self_attn" in path} == {1.0}
     assert {weight for path, weight in acting.items() if "mlp" in path} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {}),
+        ("llama", {"use_rslora": True, "rank_pattern": {"q_proj": 2, r"layers.1.mlp.*": 3}}),
+        ("llama", {"alpha_pattern": {"up_proj": 5}}),
+        ("llama", {"target_modules": r".*\.(q_proj|down_proj)"}),
+        ("llama", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]}),
+        ("llama", {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["1.mlp.up_proj"]}),
+        ("llama", {"target_modules": ["lm_head", "o_proj"]}),
+        ("gpt2", {"fan_in_fan_out": True}),
+        ("qwen3_moe", {"target_modules": ["q_proj", "o_proj"]}),
+    ],
+)
+def test_a_plain_lora_is_read_without_pefts_layers_as_with_them(pico, family, config):
+    folder = pico.adapter(family, pico.lora(family, **config), label=_label("lean", config))
+    lean, full = opened(folder, lean=True), opened(folder)
+    assert isinstance(lean.update, offline.LeanLora)
+    assert not any(isinstance(one, BaseTunerLayer) for one in lean.model.modules())
+    assert is_weightless(lean.model)
+    rows = [(site.path, site.role, site.layer, site.parameters, site.whole_only) for site in full.switch.sites]
+    assert [(one.path, one.role, one.layer, one.parameters, one.whole_only) for one in lean.switch.sites] == rows
+    assert [dict(layer.scaling) for _, _, layer in lean.layers] == [layer.scaling for _, _, layer in full.layers]
+    assert [layer.get_base_layer().weight.shape for _, _, layer in lean.layers] == [
+        layer.get_base_layer().weight.shape for _, _, layer in full.layers
+    ]
+    assert lean.update.method == full.update.method
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"trainable_token_indices": [1, 2]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": "all-linear"},
+    ],
+)
+def test_what_is_more_than_a_plain_lora_gets_pefts_layers(pico, config):
+    folder = pico.adapter(
+        "llama", pico.lora("llama", **config), label=f"not-lean-{next(iter(config))}-{len(str(config))}"
+    )
+    if config.get("target_modules") == "all-linear":  # PEFT saves what it found; somebody may write it by hand
+        folder = _with(folder, target_modules="all-linear")
+    update = opened(folder, lean=True)
+    assert not isinstance(update.update, offline.LeanLora)
+    assert any(isinstance(one, BaseTunerLayer) for one in update.model.modules())
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "targets"])
+def test_a_lora_that_does_not_fit_is_refused_without_pefts_layers_too(pico, tmp_path, change):
+    folder = tmp_path / "adapter"
+    shutil.copytree(pico.adapter("llama"), folder)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "unexpected":
+        tensors[name.replace("q_proj", "x_proj")] = tensors[name].clone()
+    elif change == "shape":
+        tensors[name] = tensors[name][:, :-1].contiguous()
+    else:
+        _with(folder, target_modules=["q_proj"])
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UpdateMismatchError):
+        opened(folder, lean=True)
+
+
+def _label(name, config):
+    return f"{name}-{sha256(repr(config).encode()).hexdigest()[:8]}"
+
+
+def _with(folder, **values):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
 
 
 def test_a_layer_holds_its_tensors_for_a_block_only(pico):

@@ -41,7 +41,7 @@ from taia_hub.exporting.plan import (
 from taia_hub.exporting.report import ExportReport
 from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
 from taia_hub.exporting.writing import new_folder, write_tensors
-from taia_hub.offline import OfflineUpdate, UpdateFiles, open_update, skeleton
+from taia_hub.offline import LeanLora, OfflineUpdate, UpdateFiles, open_update, skeleton
 from taia_hub.policy import Setting, parse_setting
 from taia_hub.progress import Progress
 from taia_hub.publishing import base_license, check_publishable
@@ -165,7 +165,7 @@ def export_adapters(
     for engine in engines:
         check_engine(engine, {}, {}, BaseFacts(frozenset()))
     access = hub.HubAccess(token=token)
-    update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
+    update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code, lean=True)
     update.files.check_outside(out)
     licence = {}
     if repo_id is not None:
@@ -173,12 +173,16 @@ def export_adapters(
         licence = base_license(update.config, token)
     acting = {name: acting_modules(update, setting) for name, setting in parsed.items()}
     reports = {}
+    model = update.model  # the base as it is, unless PEFT's layers are in it
+    if not isinstance(update.update, LeanLora):
+        model = skeleton(update.base, access, trust_remote_code, features_only=update.files.features_only)
     with new_folder(out) as scratch:
         for name, setting in parsed.items():
             folder = scratch / name
             folder.mkdir(exist_ok=True)
             report = _write(
                 update,
+                model,
                 acting[name],
                 setting,
                 folder,
@@ -202,6 +206,7 @@ def export_adapters(
 
 def _write(
     update: OfflineUpdate,
+    model: nn.Module,
     acting: Sequence[Acting],
     setting: Setting,
     folder: Path,
@@ -231,7 +236,6 @@ def _write(
                 "export: it is the base model.",
                 f"Serve '{update.base.name}' itself.",
             )
-        model = skeleton(update.base, access, trust_remote_code, features_only=update.files.features_only)
         scale, targets, facts = share_scale(parts), find_targets(model, parts), base_facts(model, update)
         config = adapter_config(update, model, parts, scale, targets)
         is_exact = stays_exact(parts, scale)

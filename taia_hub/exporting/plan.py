@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub._subclass import Rebuildable
 from taia_hub.errors import SettingError, UnsupportedUpdateError
-from taia_hub.offline import Entry, OfflineUpdate
+from taia_hub.offline import Entry, LoraPair, OfflineUpdate, linear_shape
 from taia_hub.policy import MODES, parse_setting
 from taia_hub.sublayers import is_routed
 from taia_hub.updates.dense_checkpoint import StoredTensor
@@ -218,17 +218,6 @@ def find_targets(model: nn.Module, parts: Sequence[Factors]) -> Targets:
     return Targets(tuple(suffixes), zeros, tuple(excluded), frozenset(embeddings))
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Returns (D_in, D_out) of a module that LoRA can adapt; None for another one."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if isinstance(module, Conv1D):
-        return int(module.weight.shape[0]), int(module.weight.shape[1])
-    if isinstance(module, nn.Embedding):
-        return module.num_embeddings, module.embedding_dim
-    return None
-
-
 def base_layer(layer: Any) -> nn.Module:
     """Returns the module of the base model that a layer adapts."""
     inner: nn.Module = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
@@ -264,7 +253,7 @@ def _obstacle(entry: Entry, update: OfflineUpdate) -> str | None:
 
 def _is_plain(layer: Any) -> bool:
     """Tells whether a layer is a LoRA pair and nothing else, whatever class it was given for the switch."""
-    if not isinstance(layer, (LoraLinear, Embedding)):
+    if not isinstance(layer, (LoraLinear, Embedding, LoraPair)):
         return False
     return ADAPTER not in layer.lora_variant and ADAPTER in layer.scaling
 

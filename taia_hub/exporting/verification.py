@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
@@ -19,7 +21,7 @@ from taia_hub.offline import OfflineUpdate, injected, tensor_shapes
 from taia_hub.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
 from taia_hub.updates.kinds import PEFT
-from taia_hub.updates.strict import read_config
+from taia_hub.updates.strict import PREFIX, read_config
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, by the largest logit, where the export is exact but its tensors are not the same."""
@@ -27,22 +29,25 @@ TOLERANCE = 1e-4
 _TOKENS = 16
 
 
-def check_loads(folder: Path, skeleton: PreTrainedModel) -> None:
+def check_loads(folder: Path, model: nn.Module) -> None:
     """Checks that PEFT expects exactly the tensors that an export holds.
+
+    PEFT's own rule says which modules it adapts, and PEFT itself puts the export on one module of each kind: it makes
+    its layers one by one, and those of equal modules are equal. Where experts are parameters, which PEFT may translate
+    first, it is put on the whole model.
 
     Args:
         folder: Folder of the export.
-        skeleton: The base model on the meta device, without adapters; it has them afterwards.
+        model: The base model on the meta device, without adapters; it stays so.
 
     Raises:
         UpdateMismatchError: If a tensor is missing, left over or of another shape.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        update = injected(skeleton, read_config(folder), folder)
-    if update is None:
-        raise _unloadable(folder, "PEFT cannot put it on the base model")
-    expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    config = read_config(folder)
+    whole = any(parameter.dim() > 2 for parameter in model.parameters())
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, paths in (("", ("",)),) if whole else _alike(model, config):
+        expected |= _expected(folder, model, path, paths)
     found = tensor_shapes(folder / PEFT.weights)
     if missing := sorted(expected.keys() - found.keys()):
         raise _unloadable(folder, f"{len(missing)} tensors are missing, first '{missing[0]}'")
@@ -99,6 +104,30 @@ def compare_outputs(
         found = _outputs(exported.eval(), ids)
     largest = float(expected.abs().max()) or 1.0
     return float((expected - found).abs().max()) / largest
+
+
+def _alike(model: nn.Module, config: Any) -> Collection[tuple[str, tuple[str, ...]]]:
+    """Finds the modules that PEFT adapts, those together that only their paths tell apart."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for path, module in model.named_modules():
+        if path and check_target_module_exists(config, path):
+            tensors = tuple((name, one.shape, one.dtype) for name, one in module.named_parameters())
+            found.setdefault((type(module), path.rpartition(".")[2], tensors), []).append(path)
+    return tuple((paths[0], tuple(paths)) for paths in found.values())
+
+
+def _expected(folder: Path, model: nn.Module, path: str, paths: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Has PEFT put an export on one module, and returns what it expects for all that are like it."""
+    name = path.rpartition(".")[2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        target = nn.ModuleDict({name: copy.copy(model.get_submodule(path))}) if path else copy.deepcopy(model)
+        update = injected(target, read_config(folder), folder)
+    if update is None:
+        raise _unloadable(folder, f"PEFT cannot put it on {f'{path!r} of ' if path else ''}the base model")
+    shapes = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    start = PREFIX + name
+    return {f"{PREFIX}{one}{key.removeprefix(start)}": shape for one in paths for key, shape in shapes.items()}
 
 
 def _outputs(model: Any, ids: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, PeftType
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from taia_hub import hub
+from taia_hub.offline.lean import LeanLora, read_lean, tensor_shapes, update_shapes
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
@@ -32,13 +32,13 @@ class Attached:
     Attributes:
         update: The update.
         switch: The switch of the model.
-        layers: Name in the injected model, site and layer of each adapted module: PEFT's layer, or the module itself
-            where a full fine-tune replaces its tensors.
+        layers: Name in the injected model, site and layer of each adapted module: PEFT's layer, the module itself
+            where a full fine-tune replaces its tensors, or a `LoraPair`.
         streamed: Whether the layers are on the meta device and their tensors are read from the file one at a time;
             otherwise the layers hold them.
     """
 
-    update: Update
+    update: Update | LeanLora
     switch: Switch
     layers: tuple[Entry, ...]
     streamed: bool
@@ -66,12 +66,14 @@ def skeleton(
         config = AutoConfig.from_pretrained(
             base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
 
-def attach_offline(make: Callable[[], PreTrainedModel], folder: Path, kind: UpdateKind, settings: Any) -> Attached:
+def attach_offline(
+    make: Callable[[], PreTrainedModel], folder: Path, kind: UpdateKind, settings: Any, *, lean: bool = False
+) -> Attached:
     """Attaches an update to a model without weights, and checks that they fit together.
 
     A LoRA whose file names the very tensors that PEFT expects is left in its file, and so are full fine-tunes.
@@ -83,6 +85,7 @@ def attach_offline(make: Callable[[], PreTrainedModel], folder: Path, kind: Upda
         folder: Folder of the update.
         kind: Its kind.
         settings: What its configuration file says.
+        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
 
     Returns:
         The attached update.
@@ -94,6 +97,8 @@ def attach_offline(make: Callable[[], PreTrainedModel], folder: Path, kind: Upda
     model = make()
     roles, own = find_sublayers(model), set(model.state_dict())
     if kind is PEFT and settings.peft_type == PeftType.LORA:
+        if lean and (read := read_lean(model, settings, folder, roles)) is not None:
+            return Attached(read, read.switch, read.layers, streamed=True)
         lora: Any = injected(model, settings, folder)
         if lora is not None and _fits(lora, folder / PEFT.weights, own):
             switch = attach_switch(lora.head_model, roles.roles, "all", roles.unplaced)
@@ -105,7 +110,7 @@ def attach_offline(make: Callable[[], PreTrainedModel], folder: Path, kind: Upda
     return Attached(update, switch, listed(update.head_model, switch.sites), streamed=kind is not PEFT)
 
 
-def injected(model: PreTrainedModel, config: Any, folder: Path) -> PeftUpdate | None:
+def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
     """Injects a LoRA without its weights.
 
     Args:
@@ -140,32 +145,13 @@ def listed(model: nn.Module, sites: Sequence[Site]) -> tuple[Entry, ...]:
     )
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of the tensors of a safetensors file; no tensor is read.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name of a tensor to its shape.
-    """
-    with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-
-
 def _fits(update: Any, weights: Path, own: Collection[str]) -> bool:
     """Tells whether a LoRA's file holds exactly what PEFT expects; `own` are the names of the base's tensors."""
     try:
         expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
         return False
-    found = {
-        key: shape
-        for key, shape in tensor_shapes(weights).items()
-        # PEFT saves copies of adapted embeddings along; they are no part of the update
-        if key in expected or key.removeprefix(PREFIX).replace(".base_layer", "") not in own
-    }
-    return found == expected
+    return update_shapes(weights, expected, own) == expected
 
 
 def _give_zeros(model: nn.Module, weights: Path) -> None:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.offline.attaching import Attached, Entry, attach_offline, skeleton, tensor_shapes
+from taia_hub.offline.attaching import Attached, Entry, attach_offline, skeleton
 from taia_hub.offline.finding import UpdateFiles, find_update
+from taia_hub.offline.lean import LeanLora, tensor_shapes
 from taia_hub.switch import Switch
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.dense_checkpoint import Checkpoint, open_checkpoint
@@ -55,7 +56,7 @@ class OfflineUpdate:
         return self.files.base
 
     @property
-    def update(self) -> Update:
+    def update(self) -> Update | LeanLora:
         """The attached update."""
         return self.attached.update
 
@@ -114,6 +115,7 @@ def open_update(
     revision: str | None = None,
     access: hub.HubAccess,
     trust_remote_code: bool = False,
+    lean: bool = False,
 ) -> OfflineUpdate:
     """Opens the update of a TAIA repository, or a plain one, without the base model's weights.
 
@@ -122,6 +124,7 @@ def open_update(
         revision: Revision of the repository.
         access: How to reach the Hub.
         trust_remote_code: Whether the base model's own code may run, to learn its structure.
+        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
 
     Returns:
         The update on its base's structure.
@@ -136,16 +139,18 @@ def open_update(
         ```
     """
     files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
-    return open_files(files, access=access, trust_remote_code=trust_remote_code)
+    return open_files(files, access=access, trust_remote_code=trust_remote_code, lean=lean)
 
 
-def open_files(files: UpdateFiles, *, access: hub.HubAccess, trust_remote_code: bool = False) -> OfflineUpdate:
+def open_files(
+    files: UpdateFiles, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
+) -> OfflineUpdate:
     """Puts an update that was found on its base's structure; arguments, result and errors as of `open_update`."""
 
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    return OfflineUpdate(files, attach_offline(make, files.folder, files.kind, files.settings))
+    return OfflineUpdate(files, attach_offline(make, files.folder, files.kind, files.settings, lean=lean))
 
 
 def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:

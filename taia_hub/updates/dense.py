@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from taia_hub import hub
 from taia_hub._subclass import subclass
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.sublayers import layer_of
 from taia_hub.switch import Site, Switch
 from taia_hub.updates.dense_checkpoint import read_shards
 from taia_hub.updates.dense_layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
@@ -37,7 +37,6 @@ __all__ = [
 DEFAULT_SETTING = "attention+other"
 """What a repository with a full fine-tune publishes: norms, embeddings and head stay tuned, as in the authors' code."""
 
-_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 _TRAIN = "Train a whole model with `taia train --method full`, and make a repository of what comes out."
 
 
@@ -229,11 +228,10 @@ def _owners(base: nn.Module, groups: Iterable[str]) -> dict[str, tuple[nn.Module
 def _site(
     path: str, module: nn.Module, role: str, parameters: int, whole_only: str | None, regrouped: str | None
 ) -> Site:
-    number = _LAYER.search(f".{path}")
     return Site(
         path=path,
         role=role,
-        layer=int(number[1]) if number else None,
+        layer=layer_of(path),
         method=type(module).__name__,
         parameters=parameters,
         whole_only=whole_only,

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.sublayers import layer_of
 from taia_hub.switch import Site, Switch
 from taia_hub.updates.kinds import PEFT, UpdateKind
 from taia_hub.updates.layers import describe, refusal, same_rows, switched_class, whole_only
@@ -43,7 +44,6 @@ from taia_hub.updates.strict import (
 
 __all__ = ["ADAPTER", "PREFIX", "PeftUpdate", "attach_switch", "attach_update", "read_config"]
 
-_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 _ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
 # ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
@@ -286,11 +286,10 @@ def _site(
         if own and id(parameter) not in counted:  # some methods share one tensor between layers
             counted.add(id(parameter))
             parameters += parameter.numel()
-    number = _LAYER.search(f".{path}")
     return Site(
         path=path,
         role=_role(module_path, roles),
-        layer=int(number[1]) if number else None,
+        layer=layer_of(path),
         method=describe(layer),
         parameters=parameters,
         whole_only=whole_only(layer, ADAPTER),
