@@ -32,6 +32,7 @@ from taia_hub._subclass import Rebuildable, subclass
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.sublayers import is_routed
 from taia_hub.switch import RowWeights, Switch, Weight
+from taia_hub.updates.direct import DirectBase, DirectLinear
 from taia_hub.updates.lora import add_update, add_update_in_graph, with_update_in_graph
 from taia_hub.updates.molora_layers import MoLoraLinear
 
@@ -73,7 +74,7 @@ class SwitchedLayer(Rebuildable):
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class SwitchedLinear(SwitchedLayer):
+class SwitchedLinear(DirectLinear, SwitchedLayer):
     """A plain LoRA layer on Linear or Conv1D: weights between 0 and 1, rows, one compiled graph."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -87,46 +88,42 @@ class SwitchedLinear(SwitchedLayer):
         Returns:
             (N, ..., D_out) output, in the base layer's dtype.
         """
-        state = self.__dict__
-        active = state["_active_adapter"]
-        name = state["_taia_adapter"]
+        layer: Any = self
+        name, active = layer._taia_adapter, layer._active_adapter
         if (
             "adapter_names" in kwargs
-            or state["merged_adapters"]
-            or state["_disable_adapters"]
+            or layer.merged_adapters
+            or layer._disable_adapters
             or (active != name and active != [name])
         ):
             return super().forward(x, *args, **kwargs)
-        modules = state["_modules"]
-        base = modules["base_layer"]
+        base = layer.base_layer
         compiling = torch.compiler.is_compiling()
         if not compiling:
-            weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
+            weight = self._acting()
             if weight == 0:
                 return base(x, *args, **kwargs)
-        first = modules["lora_A"]._modules[name]
-        b = modules["lora_B"]._modules[name]
-        a = first._parameters["weight"]
-        if not compiling and weight == 1 and _hooked(first, b):  # whoever hooks the factors wants them called
+        first, second = layer.lora_A[name], layer.lora_B[name]
+        if not compiling and weight == 1 and _hooked(first, second):  # whoever hooks the factors wants them called
             return super().forward(x, *args, **kwargs)
-        if a.is_meta:  # accelerate offloaded it, and would bring it where `first` and `b` were called
-            with align_module_device(first), align_module_device(b):
+        if first.weight.is_meta:  # accelerate offloaded it, and would bring it where `first` and `second` were called
+            with align_module_device(first), align_module_device(second):
                 return self.forward(x, *args, **kwargs)
         y = base(x, *args, **kwargs)
-        factors = a, b._parameters["weight"], b._parameters["bias"]
+        a, b, bias, scaling = first.weight, second.weight, second.bias, layer.scaling[name]
         if compiling:
-            x = modules["lora_dropout"]._modules[name](x)
-            where = state["scaling"][name], state["_taia_switch"].number, state["_taia_site"]
+            x = layer.lora_dropout[name](x)
+            where = scaling, layer._taia_switch.number, layer._taia_site
             if torch.is_grad_enabled():
-                return with_update_in_graph(y, x, *factors, *where)[0]
-            add_update_in_graph(y, x, *factors, *where)
+                return with_update_in_graph(y, x, a, b, bias, *where)[0]
+            add_update_in_graph(y, x, a, b, bias, *where)
             return y
         if x.dtype != a.dtype:
-            x = self._cast_input_dtype(x, a.dtype)  # type: ignore[attr-defined]
-        if state["training"]:
-            x = modules["lora_dropout"]._modules[name](x)
+            x = layer._cast_input_dtype(x, a.dtype)
+        if layer.training:
+            x = layer.lora_dropout[name](x)
         in_place = not (torch.is_grad_enabled() or base._forward_hooks)  # a hook may have kept the base's output
-        return add_update(y, x, *factors, state["scaling"][name], weight, in_place)
+        return add_update(y, x, a, b, bias, scaling, weight, in_place)
 
 
 class SwitchedParameters(SwitchedLayer):
@@ -205,7 +202,7 @@ class _Straight:
         return inner if hooked else inner.forward
 
 
-class FusedLayer(SwitchedLayer):
+class FusedLayer(DirectBase, SwitchedLayer):
     """A tuner layer of a fused model: the module inside holds the update, or does without it."""
 
     forward: Any = _Straight()

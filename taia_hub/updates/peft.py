@@ -244,8 +244,8 @@ def attach_switch(
     sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
     switch = Switch(sites, inference_modules, unplaced)
     for index, (_, layer) in enumerate(layers):
-        layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
         layer.__class__ = switched_class(layer, ADAPTER)
+        layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
     return switch
 
 
