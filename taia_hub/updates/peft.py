@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import warnings
@@ -23,6 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.sublayers import layer_of
@@ -184,8 +186,9 @@ def attach_update(
     in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
     named = dict(base.named_parameters(remove_duplicate=False))
     originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
+    is_quick = not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_init_weights() if is_quick else contextlib.nullcontext():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
             # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
@@ -196,7 +199,7 @@ def attach_update(
                 config=config,
                 is_trainable=is_trainable,
                 autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype),
+                low_cpu_mem_usage=is_quick,
                 **placement,
             )
     except (TypeError, AttributeError, re.error) as error:
@@ -207,7 +210,8 @@ def attach_update(
     except (ValueError, RuntimeError, KeyError) as error:
         raise mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder)
-    copies = {id(named[name]) for name in check_tensors(update, folder, keys, originals)}  # one tensor, tied names
+    copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, folder, keys, originals)
+    copies = {id(named[name]) for name in copied}  # one tensor, tied names
     check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
     return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
 
@@ -273,6 +277,17 @@ def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapt
     return not autocast_adapter_dtype or all(
         parameter.is_meta or parameter.dtype not in (torch.float16, torch.bfloat16) for parameter in base.parameters()
     )
+
+
+def _is_whole(update: PeftUpdate, before: Mapping[str, tuple[nn.Parameter, Any, Any]], keys: set[str]) -> bool:
+    """Tells that an adapter got every tensor of its file and lacks none, without PEFT's long way to their names.
+
+    PEFT's quick way makes the adapter's parameters without memory and puts a tensor of the file into each: where as
+    many tensors came as there are parameters, and none is without memory, they are one to one.
+    """
+    bases = {id(parameter) for parameter, _, _ in before.values()}
+    new = [parameter for parameter in update.head_model.parameters() if id(parameter) not in bases]
+    return len(new) == len(keys) and not any(parameter.is_meta for parameter in new)
 
 
 def _site(
