@@ -251,6 +251,7 @@ def test_a_merged_layer_is_refused(layer):
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 @torch.no_grad()
 def test_a_copy_has_parts_of_its_own(layer, way):
+    layer.compile(backend="eager")
     twin = way(layer)
     assert isinstance(twin, DirectLinear)
     assert twin.__dict__["_taia_parts_of_call"] is None

@@ -494,6 +494,19 @@ def test_arguments_out_of_range_are_refused(pico, keywords, tmp_path):
         export_adapter(pico.adapter("llama"), tmp_path / "out", **keywords)
 
 
+def test_another_base_takes_the_place_of_one_that_is_gone(pico, tmp_path, online, repo_id):
+    source = _copy(pico.adapter("llama"), tmp_path / "source", base_model_name_or_path=str(tmp_path / "gone"))
+
+    done = run(str(source), "--base", str(pico.base("llama")), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.exception
+    assert config_of(tmp_path / "out")["base_model_name_or_path"] == str(pico.base("llama"))
+    export_adapter(pico.adapter("llama"), tmp_path / "expected")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
+    done = run(str(source), "--base", online.base, "--push", repo_id)
+    assert done.exit_code == 0, done.exception
+    assert ModelCard.load(repo_id).data.base_model == online.base
+
+
 def test_a_base_that_is_gone_is_said(pico, tmp_path):
     source = _copy(pico.adapter("llama"), tmp_path / "source", base_model_name_or_path=str(tmp_path / "gone"))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.cli.shared import Json, OtherBase, Repository, Revision, Token, Trust, echo_json, parse_mode
 from taia_hub.errors import ConfigError
 
 
@@ -26,7 +26,7 @@ def analyze(
     out: Annotated[
         Path | None, typer.Option(help="File for the numbers, or a folder that gets taia_analysis.json.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model, where the one named there is not at hand.")] = None,
+    base: OtherBase = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: tokens of a text that are kept.")] = 512,
     dtype: Annotated[str, typer.Option(help="With --texts: dtype of the base model, as in bfloat16.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="With --texts: where the model goes, as in cuda.")] = None,

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Private, Repository, Revision, Token, Trust, echo_json, parse_folder, parse_mode
+from taia_hub.cli.shared import (
+    Json,
+    OtherBase,
+    Private,
+    Repository,
+    Revision,
+    Token,
+    Trust,
+    echo_json,
+    files_on,
+    parse_folder,
+    parse_mode,
+)
 from taia_hub.errors import ConfigError
 from taia_hub.progress import ProgressBars
 
@@ -38,6 +50,7 @@ def export(
     engine: Annotated[
         list[str] | None, typer.Option(help="Refuse an export that this engine does not take; repeat it.")
     ] = None,
+    base: OtherBase = None,
     revision: Revision = None,
     private: Private = None,
     token: Token = None,
@@ -65,13 +78,14 @@ def export(
         "trust_remote_code": trust_remote_code,
         "progress": bars,
     }
+    source = files_on(repo, base, revision, token)
     try:
         if push is not None:
-            commit, reports = push_adapters(repo, push, settings, private=private, **options)
+            commit, reports = push_adapters(source, push, settings, private=private, **options)
             where = commit.commit_url
         else:
             folder = out or _beside(repo, "exports" if len(modes) > 1 else _label(modes[0]))
-            reports = export_adapters(repo, folder, settings, **options)
+            reports = export_adapters(source, folder, settings, **options)
             where = str(folder)
     finally:
         bars.close()

@@ -11,12 +11,14 @@ import typer
 from taia_hub.cli.shared import (
     Json,
     Message,
+    OtherBase,
     Private,
     Revision,
     Token,
     Trust,
     check_dtype,
     echo_json,
+    files_on,
     parse_folder,
     parse_mode,
 )
@@ -33,6 +35,7 @@ def merge(
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
     mode: Annotated[str, typer.Option(help="What acts: a mode, or a JSON mapping.")] = "attention",
     dtype: Annotated[str, typer.Option(help="dtype of the weights, as in bfloat16; by default the base's.")] = "auto",
+    base: OtherBase = None,
     revision: Revision = None,
     message: Message = None,
     private: Private = None,
@@ -58,13 +61,14 @@ def merge(
         "trust_remote_code": trust_remote_code,
         "progress": bars,
     }
+    source = files_on(repo, base, revision, token)
     try:
         if out is not None:
-            report, where = run(repo, out, setting, **how), str(out)
+            report, where = run(source, out, setting, **how), str(out)
         else:
             repo_id = check_repository(str(push), token, used=[repo])
             with tempfile.TemporaryDirectory(prefix="taia-merge-") as scratch:
-                report = run(repo, Path(scratch) / "model", setting, repo_id=repo_id, **how)
+                report = run(source, Path(scratch) / "model", setting, repo_id=repo_id, **how)
                 bars.close()
                 commit = publish_merged(report, repo_id, commit_message=message, private=private, token=token)
                 where = commit.commit_url

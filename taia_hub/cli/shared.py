@@ -26,12 +26,26 @@ Dtype = Annotated[str, typer.Option(help="dtype of the base model, as in bfloat1
 DeviceMap = Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.", show_default=False)]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
 
+OtherBase = Annotated[
+    str | None, typer.Option(help="Base model, where the one named there is not at hand.", show_default=False)
+]
+
 
 def parse_folder(text: str | Path) -> Path:
     """Reads the path of a folder, or a default; an unset shell variable must not mean the working folder."""
     if not str(text).strip():
         raise ConfigError("The folder's name is empty.", "Name a folder; '.' is this one.")
     return Path(text)
+
+
+def files_on(repo: str, base: str | None, revision: str | None, token: str | None) -> Any:
+    """Returns what is exported or merged: the repository as it is named, or its files on another base model."""
+    if base is None:
+        return repo
+    from taia_hub import hub
+    from taia_hub.offline import find_update
+
+    return find_update(repo, revision=revision, base=base, access=hub.HubAccess(token=token))
 
 
 def check_dtype(text: str) -> str:

@@ -23,7 +23,7 @@ _OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{
 
 
 def push_adapters(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | UpdateFiles,
     repo_id: str,
     settings: Mapping[str, Any],
     *,
@@ -57,7 +57,8 @@ def push_adapters(
     """
     repo_id = hub.full_repo_id(repo_id, token)
     parent, there, published = _head(repo_id, token)
-    files = find_update(source, revision=revision, access=hub.HubAccess(token=token))
+    access = hub.HubAccess(token=token)
+    files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
     _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "exports"

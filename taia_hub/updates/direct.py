@@ -46,7 +46,8 @@ class DirectCall(Rebuildable):
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, _PARTS: None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        return {**state, _PARTS: None}
 
 
 class DirectBase(DirectCall):

@@ -182,30 +182,13 @@ class SwitchedExperts(SwitchedLayer):
         return cast(Tensor, layer.add_update(y, x, name, weight, in_place))
 
 
-class _Straight:
-    """The forward of the module inside a layer, so that nothing of ours or PEFT's runs between the two."""
-
-    def __get__(self, layer: Any, owner: Any = None) -> Any:
-        if layer is None:
-            return self
-        modules = layer.__dict__["_modules"]
-        inner = next(modules[name] for name in _INSIDE if name in modules)
-        # Whoever hooks, compiles or patches the module inside wants it called.
-        hooked = (
-            inner._forward_hooks
-            or inner._forward_pre_hooks
-            or inner._backward_hooks
-            or inner._backward_pre_hooks
-            or inner._compiled_call_impl
-            or type(inner).__call__ is not nn.Module.__call__
-        )
-        return inner if hooked else inner.forward
-
-
 class FusedLayer(DirectBase, SwitchedLayer):
     """A tuner layer of a fused model: the module inside holds the update, or does without it."""
 
-    forward: Any = _Straight()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module inside."""
+        layer: Any = self
+        return next(layer._modules[name] for name in _INSIDE if name in layer._modules)(*args, **kwargs)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refuses to add the update a second time."""
