@@ -186,9 +186,11 @@ def test_whatever_changes_in_a_layer_is_obeyed_at_once(layer, change, setting):
     assert torch.equal(layer(inputs()), after)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_the_direct_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monkeypatch):
-    model, ids = pico.taia("llama"), pico.ids(4)
+def test_the_direct_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monkeypatch, dtype):
+    model, ids = pico.taia("llama", dtype=dtype), pico.ids(4)
+    assert model.model.layers[0].self_attn.q_proj.lora_A[DEFAULT].weight.dtype == torch.float32
     modes = ["none", "attention", "ffn", "all"]
     expected = {mode: model(input_ids=ids, inference_modules=mode).logits for mode in modes}
     rows = model(input_ids=ids, inference_modules=modes).logits
@@ -204,9 +206,9 @@ def test_the_direct_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monk
         model(input_ids=ids)
     layer = model.model.layers[0].self_attn.q_proj
     with pytest.raises(AssertionError, match="the usual way"):
-        layer(x=inputs())
+        layer(x=inputs().to(dtype))
     with pytest.raises(AssertionError, match="the usual way"):
-        layer.train()(inputs())
+        layer.train()(inputs().to(dtype))
 
 
 @torch.no_grad()
