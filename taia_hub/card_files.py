@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import metadata_load
 
 from taia_hub import cards, hub
@@ -177,23 +178,20 @@ def keep_edits(old: Path, new: Path) -> bool:
     return True
 
 
-def is_generated_card(card: Path, tags: Collection[str]) -> bool:
-    """Tells whether a card was written here, for a certain purpose.
+def card_tags(card: Path) -> frozenset[str]:
+    """Reads the tags of a card.
 
     Args:
         card: The file.
-        tags: The tags that cards of this purpose have.
 
     Returns:
-        Whether it bears our mark and these tags.
+        The tags; none where its metadata cannot be read.
     """
-    if not cards.is_generated(card.read_text(encoding="utf-8", errors="replace")):
-        return False
     try:
         found = (metadata_load(card) or {}).get("tags")
-    except ValueError:
-        return False
-    return isinstance(found, list) and set(tags) <= set(map(str, found))
+    except (ValueError, yaml.YAMLError):
+        return frozenset()
+    return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
 
 
 def read_analysis(path: Path, expected: ModelIdentity) -> Measures:

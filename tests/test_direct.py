@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def layer(pico):
     found = model.model.layers[0].self_attn.q_proj
     with torch.no_grad():
         found(inputs())
-    assert found.__dict__["_taia_parts_of_call"] is not None
+    assert found.__dict__["_taia_direct"] is not None
     return found
 
 
@@ -153,7 +154,51 @@ def moved(layer):
     layer._apply(lambda tensor: tensor / 2)
 
 
+def parametrized_bias(layer):
+    layer.base_layer.bias = nn.Parameter(torch.ones(16), requires_grad=False)
+    parametrize.register_parametrization(layer.base_layer, "bias", Half())
+
+
+def bias_as_a_buffer(layer):
+    del layer.base_layer.bias
+    layer.base_layer.register_buffer("bias", torch.ones(16))
+
+
+def bias_as_an_attribute(layer):
+    del layer.base_layer.bias
+    layer.base_layer.bias = torch.ones(16)
+
+
+def hooks_thrown_away_before_a_hook(layer):
+    for module in layer.modules():
+        module._forward_hooks = OrderedDict()
+    layer.base_layer.register_forward_hook(lambda module, args, output: output / 2)
+
+
+def parameters_exchanged(layer):
+    layer.base_layer._parameters = {"weight": halve(layer.base_layer.weight), "bias": None}
+
+
+def factors_exchanged(layer):
+    layer._modules["lora_A"] = nn.ModuleDict({DEFAULT: nn.Linear(16, 4, bias=False).requires_grad_(False)})
+
+
+def active_adapters_changed_in_place(layer):
+    layer.active_adapters.remove(DEFAULT)
+
+
+class HalfLinear(nn.Linear):
+    def forward(self, tensor):
+        return super().forward(tensor) / 2
+
+
+def another_class(layer):
+    layer.base_layer.__class__ = HalfLinear
+
+
 CHANGES = [
+    *(parametrized_bias, bias_as_a_buffer, bias_as_an_attribute, hooks_thrown_away_before_a_hook, another_class),
+    *(parameters_exchanged, factors_exchanged, active_adapters_changed_in_place),
     *(a_weight, b_weight, base_weight, base_bias, factor_module, base_module, base_module_of_another_kind),
     *(scaling, scaling_as_a_tensor, no_adapters, no_active_adapter, base_forward, own_forward),
     *(hook(which) for which in (own, base, first, second)),
@@ -175,8 +220,8 @@ def test_whatever_changes_in_a_layer_is_obeyed_at_once(layer, change, setting):
     after = layer(inputs())
     assert torch.equal(after, usual(layer, inputs()))
     touches_update = change.__name__.endswith(("first", "second")) or change in (
-        *(a_weight, b_weight, factor_module, scaling, scaling_as_a_tensor, no_adapters, no_active_adapter),
-        *(parametrized_factor, another_dtype),
+        *(a_weight, b_weight, factor_module, factors_exchanged, parametrized_factor, another_dtype),
+        *(scaling, scaling_as_a_tensor, no_adapters, no_active_adapter, active_adapters_changed_in_place),
     )
     # A hook of a factor that wants it called is called only where its update acts whole.
     if setting == "none" or (change.__name__.endswith(("first", "second")) and setting != "all"):
@@ -219,7 +264,7 @@ def test_a_fused_layer_goes_the_direct_way_until_it_is_hooked(pico):
         layer, calls = model.model.layers[0].mlp.up_proj, []
         assert torch.equal(model(input_ids=ids).logits, expected)
         assert isinstance(layer, DirectBase)
-        assert layer.__dict__["_taia_parts_of_call"] is not None
+        assert layer.__dict__["_taia_direct"] is not None
         handle = layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
         own = layer.register_forward_hook(lambda *_: calls.append(2))
         assert torch.equal(model(input_ids=ids).logits, expected)
@@ -256,7 +301,7 @@ def test_a_copy_has_parts_of_its_own(layer, way):
     layer.compile(backend="eager")
     twin = way(layer)
     assert isinstance(twin, DirectLinear)
-    assert twin.__dict__["_taia_parts_of_call"] is None
+    assert twin.__dict__["_taia_direct"] is None
     before = layer(inputs())
     assert torch.equal(twin(inputs()), before)
     a_weight(twin)
@@ -283,6 +328,37 @@ def test_a_replica_of_data_parallel_uses_its_own_tensors(layer):
 
 
 @torch.no_grad()
-def test_tracing_sees_the_layer(layer):
-    traced = torch.jit.trace(lambda x: layer(x), inputs())
+def test_tracing_goes_the_usual_way(layer, monkeypatch):
+    ran = []
+    forward = SwitchedLinear.forward
+    monkeypatch.setattr(SwitchedLinear, "forward", lambda self, *args: ran.append(1) or forward(self, *args))
+    layer(inputs())
+    assert not ran
+    traced = torch.jit.trace(lambda x: layer(x), inputs(), check_trace=False)
+    assert ran
     assert torch.equal(traced(inputs()), layer(inputs()))
+
+
+@torch.no_grad()
+def test_a_patched_linear_layer_is_obeyed(layer, monkeypatch):
+    before, forward = layer(inputs()), nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: forward(self, x) / 2)
+    assert torch.equal(layer(inputs()), usual(layer, inputs()))
+    assert not torch.equal(layer(inputs()), before)
+
+
+@torch.no_grad()
+def test_what_a_thread_finds_while_another_changes_the_layer_is_not_kept(layer, monkeypatch):
+    before, find = layer(inputs()), type(layer)._find
+    layer.scaling = dict(layer.scaling)  # so that the parts are looked for again
+
+    def late(self):
+        found = find(self)
+        self._disable_adapters = True  # as another thread would
+        return found
+
+    monkeypatch.setattr(type(layer), "_find", late)
+    layer(inputs())
+    monkeypatch.undo()
+    assert torch.equal(layer(inputs()), usual(layer, inputs()))
+    assert not torch.equal(layer(inputs()), before)

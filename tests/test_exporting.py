@@ -19,6 +19,7 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from taia_hub import TAIAForCausalLM, hub
+from taia_hub.card_files import card_tags
 from taia_hub.cli.exporting import export
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting import adapter as adapter_module
@@ -507,6 +508,24 @@ def test_another_base_takes_the_place_of_one_that_is_gone(pico, tmp_path, online
     assert ModelCard.load(repo_id).data.base_model == online.base
 
 
+def test_a_taia_repository_on_another_base_is_published_as_of_that_base(online, repo_id, pico):
+    other = f"{repo_id}-base"
+    online.api.create_repo(other)
+    online.api.upload_folder(repo_id=other, folder_path=pico.base("llama"))
+    card = b"---\nlicense: apache-2.0\n---\n# Another base\n"
+    online.api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=other)
+
+    done = run(online.taia, "--base", other, "--push", repo_id)
+    assert done.exit_code == 0, done.exception
+    data = ModelCard.load(repo_id).data
+    assert (data.base_model, data.license) == (other, "apache-2.0")
+    done = run(online.taia, "--base", str(pico.base("llama")), "--push", f"{repo_id}-folder")
+    assert isinstance(done.exception, RepositoryError)
+    assert not online.api.repo_exists(f"{repo_id}-folder")
+    done = run(online.taia, "--base", " ", "--push", repo_id)
+    assert "name is empty" in str(done.exception)
+
+
 def test_a_base_that_is_gone_is_said(pico, tmp_path):
     source = _copy(pico.adapter("llama"), tmp_path / "source", base_model_name_or_path=str(tmp_path / "gone"))
 
@@ -813,6 +832,24 @@ def test_a_push_keeps_what_a_person_wrote_into_the_cards(online, repo_id):
     assert "MINE BELOW" in card
     assert "attention=0.5" in card
     assert "attention/README.md" not in online.files(repo_id)
+
+
+def test_a_card_without_our_mark_stays_as_it_is(online, repo_id, caplog):
+    push_adapters(online.taia, repo_id, {"": "attention"})
+    text = Path(hf_hub_download(repo_id, "README.md")).read_text()
+    mine = "\n".join(line for line in text.splitlines() if "taia:card" not in line)
+    online.api.upload_file(path_or_fileobj=mine.encode(), path_in_repo="README.md", repo_id=repo_id)
+
+    push_adapters(online.taia, repo_id, {"": "ffn"})
+    assert Path(hf_hub_download(repo_id, "README.md")).read_text() == mine
+    assert "card stays as it is" in caplog.text
+
+
+@pytest.mark.parametrize("metadata", ["tags: [taia", "tags: taia", "license: a: b", "", "\ttags: [taia, export, lora]"])
+def test_a_card_whose_metadata_cannot_be_read_has_no_tags(tmp_path, metadata):
+    card = tmp_path / "README.md"
+    card.write_text(f"---\n{metadata}\n---\n# Broken\n")
+    assert card_tags(card) == frozenset()
 
 
 def test_an_adapter_with_a_card_of_its_own_is_no_export_of_ours(online, repo_id):

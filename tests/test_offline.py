@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from taia_hub import hub, offline
 from taia_hub.creating import create_repository
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.updates.dense import write_dense
 from taia_hub.updates.molora import MoLoraSettings, add_molora, save_molora
 
@@ -89,6 +89,38 @@ def test_what_is_more_than_a_plain_lora_gets_pefts_layers(pico, config):
     update = opened(folder, lean=True)
     assert not isinstance(update.update, offline.LeanLora)
     assert any(isinstance(one, BaseTunerLayer) for one in update.model.modules())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": 0},
+        {"r": "4"},
+        {"r": 4.0},
+        {"lora_alpha": None},
+        {"alpha_pattern": {"q_proj": "x"}},
+        {"alpha_pattern": None},
+        {"rank_pattern": []},
+        {"rank_pattern": {"(": 4}},
+        {"lora_dropout": 2.0},
+        {"target_modules": "(q_proj"},
+        {"exclude_modules": "(q_proj"},
+    ],
+    ids=str,
+)
+def test_odd_values_are_judged_by_peft_alone(pico, tmp_path, values):
+    """Both ways give the same error of ours, or none."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(pico.adapter("llama"), folder)
+    _with(folder, **values)
+
+    def outcome(lean):
+        try:
+            return sorted(site.path for site in opened(folder, lean=lean).switch.sites)
+        except TAIAError as error:
+            return type(error), str(error)
+
+    assert outcome(lean=True) == outcome(lean=False)
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "targets"])

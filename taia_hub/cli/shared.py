@@ -42,6 +42,8 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
     """Returns what is exported or merged: the repository as it is named, or its files on another base model."""
     if base is None:
         return repo
+    if not base.strip():
+        raise ConfigError("The base model's name is empty.", "Name a base model, or leave --base out.")
     from taia_hub import hub
     from taia_hub.offline import find_update
 

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from taia_hub import hub
-from taia_hub.card_files import is_generated_card, keep_edits
+from taia_hub.card_files import card_tags, keep_edits
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
@@ -35,7 +35,7 @@ def push_adapters(
 ) -> tuple[CommitInfo, dict[str, ExportReport]]:
     """Exports settings and publishes them in one commit: all of them, or nothing.
 
-    A person's edits of the cards that are there stay.
+    A person's edits of the cards stay; only those of folders that are not exported any more go with their folder.
 
     Args:
         source: As of `export_adapters`.
@@ -104,12 +104,13 @@ def _head(repo_id: str, token: str | bool | None) -> tuple[str | None, set[str],
         if not other:
             wanted = sorted(name for name in names if name.rpartition("/")[2] == hub.CARD)
             cards = {name: Path(api.hf_hub_download(repo_id, name, revision=info.sha)) for name in wanted}
-        if names and not (hub.CARD in cards and is_generated_card(cards[hub.CARD], TAGS)):
+        if names and not (hub.CARD in cards and card_tags(cards[hub.CARD]) >= set(TAGS)):
             other = other or sorted(names)
     if other:
         raise RepositoryError(
             f"'{repo_id}' holds something else than exports of taia-hub ({', '.join(other[:3])}); it would be mixed up "
             "with them.",
-            "Choose another name, such as that of the TAIA repository with the mode behind it.",
+            "Choose another name, such as that of the TAIA repository with the mode behind it. Exports are known by "
+            f"the tags {', '.join(TAGS)} of their card.",
         )
     return info.sha, names, cards

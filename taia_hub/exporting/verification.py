@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
-from taia_hub.offline import OfflineUpdate, injected, tensor_shapes
+from taia_hub.offline import OfflineUpdate, injected, is_state_space, tensor_shapes
 from taia_hub.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
 from taia_hub.updates.kinds import PEFT
@@ -34,7 +34,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
 
     PEFT's own rule says which modules it adapts, and PEFT itself puts the export on one module of each kind: it makes
     its layers one by one, and those of equal modules are equal. Where experts are parameters, which PEFT may translate
-    first, it is put on the whole model.
+    first, and where it refuses modules of an architecture, it is put on the whole model.
 
     Args:
         folder: Folder of the export.
@@ -44,7 +44,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
         UpdateMismatchError: If a tensor is missing, left over or of another shape.
     """
     config = read_config(folder)
-    whole = any(parameter.dim() > 2 for parameter in model.parameters())
+    whole = is_state_space(model) or any(parameter.dim() > 2 for parameter in model.parameters())
     expected: dict[str, tuple[int, ...]] = {}
     for path, paths in (("", ("",)),) if whole else _alike(model, config):
         expected |= _expected(folder, model, path, paths)
@@ -121,7 +121,9 @@ def _expected(folder: Path, model: nn.Module, path: str, paths: Collection[str])
     name = path.rpartition(".")[2]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        target = nn.ModuleDict({name: copy.copy(model.get_submodule(path))}) if path else copy.deepcopy(model)
+        target = nn.Module() if path else copy.deepcopy(model)
+        if path:
+            target._modules[name] = copy.copy(model.get_submodule(path))
         update = injected(target, read_config(folder), folder)
     if update is None:
         raise _unloadable(folder, f"PEFT cannot put it on {f'{path!r} of ' if path else ''}the base model")

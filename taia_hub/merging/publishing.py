@@ -11,8 +11,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from taia_hub import hub
-from taia_hub.card_files import is_generated_card, keep_edits
+from taia_hub import cards, hub
+from taia_hub.card_files import card_tags, keep_edits
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.running import MergeReport
@@ -20,7 +20,7 @@ from taia_hub.updates.dense_checkpoint import INDEX
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _EMPTY = {".gitattributes"}
-_TAGS = ("taia", "merged")
+_TAGS = {"taia", "merged"}
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,14 @@ def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> _Fou
         raise _refused(repo_id, "is an adapter, which a merged model would replace")
     if hub.CONFIG in paths and hub.read_json(paths[hub.CONFIG]).get("model_type") == TAIAConfig.model_type:
         raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
-    if hub.CARD not in paths or not is_generated_card(paths[hub.CARD], _TAGS):
+    if hub.CARD not in paths or not _is_merged(paths[hub.CARD]):
         raise _refused(repo_id, "holds files, and its card is not that of a merged model that was published here")
     shards = hub.index_shards(paths[INDEX]) if INDEX in paths else ()
     return _Found(head.sha, files, paths[hub.CARD], frozenset(shards))
+
+
+def _is_merged(card: Path) -> bool:
+    return cards.is_generated(card.read_text(encoding="utf-8", errors="replace")) and card_tags(card) >= _TAGS
 
 
 def _refused(repo_id: str, why: str) -> RepositoryError:

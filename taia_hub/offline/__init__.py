@@ -2,7 +2,7 @@
 
 from taia_hub.offline.attaching import Attached, Entry, attach_offline, injected, listed, skeleton
 from taia_hub.offline.finding import UpdateFiles, find_update
-from taia_hub.offline.lean import LeanLora, LoraPair, linear_shape, tensor_shapes
+from taia_hub.offline.lean import LeanLora, LoraPair, is_state_space, linear_shape, tensor_shapes
 from taia_hub.offline.live import files_of
 from taia_hub.offline.merging import check_mergeable, holding, merged_weights
 from taia_hub.offline.opening import OfflineUpdate, base_checkpoint, check_not_quantised, open_files, open_update
@@ -24,6 +24,7 @@ __all__ = [
     "find_update",
     "holding",
     "injected",
+    "is_state_space",
     "linear_shape",
     "listed",
     "merged_weights",

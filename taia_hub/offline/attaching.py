@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ import torch
 from peft import PeftModel, PeftType
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from taia_hub import hub
-from taia_hub.offline.lean import LeanLora, read_lean, tensor_shapes, update_shapes
+from taia_hub.offline.lean import LeanLora, read_lean, saved_along, tensor_shapes, update_shapes
 from taia_hub.sublayers import find_sublayers
 from taia_hub.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
@@ -66,7 +66,7 @@ def skeleton(
         config = AutoConfig.from_pretrained(
             base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"), no_init_weights():
+        with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
 
@@ -95,12 +95,12 @@ def attach_offline(
         UnsupportedUpdateError: If it cannot be switched.
     """
     model = make()
-    roles, own = find_sublayers(model), set(model.state_dict())
+    roles, carried = find_sublayers(model), saved_along(model)
     if kind is PEFT and settings.peft_type == PeftType.LORA:
         if lean and (read := read_lean(model, settings, folder, roles)) is not None:
             return Attached(read, read.switch, read.layers, streamed=True)
         lora: Any = injected(model, settings, folder)
-        if lora is not None and _fits(lora, folder / PEFT.weights, own):
+        if lora is not None and _fits(lora, folder / PEFT.weights, carried):
             switch = attach_switch(lora.head_model, roles.roles, "all", roles.unplaced)
             return Attached(lora, switch, listed(lora.head_model, switch.sites), streamed=True)
         model = make()
@@ -122,9 +122,8 @@ def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
         The update; None where PEFT cannot, which the strict load says in our words.
     """
     try:
-        with no_init_weights():  # a good part of the time, for values that nobody reads
-            return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
-    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
+        return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
+    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, re.error):
         return None
 
 
@@ -145,13 +144,13 @@ def listed(model: nn.Module, sites: Sequence[Site]) -> tuple[Entry, ...]:
     )
 
 
-def _fits(update: Any, weights: Path, own: Collection[str]) -> bool:
-    """Tells whether a LoRA's file holds exactly what PEFT expects; `own` are the names of the base's tensors."""
+def _fits(update: Any, weights: Path, carried: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tells whether a LoRA's file holds exactly what PEFT expects; `carried` as of `saved_along`."""
     try:
         expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
         return False
-    return update_shapes(weights, expected, own) == expected
+    return update_shapes(weights, expected, carried) == expected
 
 
 def _give_zeros(model: nn.Module, weights: Path) -> None:

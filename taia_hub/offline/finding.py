@@ -127,6 +127,7 @@ def find_update(
         where = resolve_recorded_base(named, fixed, access)
     else:
         where = hub.resolve_base(base, base_revision, access)
+        config.base_model_name_or_path, config.base_model_revision = where.name, where.revision
     settings = read_update_config(folder, kind)
     return UpdateFiles(name, source.revision, config, source.folder, folder, kind, settings, where)
 

@@ -8,6 +8,7 @@ is or might be more than that is left to PEFT.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from taia_hub.updates.strict import ADAPTER, PREFIX
 _ALL_LINEAR = "all-linear"
 _INITIALISED = (True, False, "gaussian")
 # ^ ways to begin that leave the base as it is
+_STATE_SPACE = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 _PLAIN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("alpha_pattern", "lora_alpha", "lora_dropout", "r", "rank_pattern", "use_rslora", "init_lora_weights"),
@@ -87,24 +89,15 @@ def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles
 
     Returns:
         The LoRA; None where it is more than pairs of factors on linear layers, or the file holds anything else than
-        PEFT expects.
+        PEFT expects, copies of embeddings and head apart.
     """
-    if not _is_plain(config):
+    if not _is_plain(config) or is_state_space(model):
         return None
-    pairs: dict[str, LoraPair] = {}
-    expected: dict[str, tuple[int, ...]] = {}
-    for path, module in model.named_modules():
-        if not path or not check_target_module_exists(config, path):
-            continue
-        shape = linear_shape(module)
-        if shape is None or type(module) not in (nn.Linear, Conv1D):
-            return None
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), path), config.r)
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
-        pairs[path] = LoraPair(module, {ADAPTER: alpha / (math.sqrt(rank) if config.use_rslora else rank)})
-        expected[f"{PREFIX}{path}.lora_A.weight"] = (rank, shape[0])
-        expected[f"{PREFIX}{path}.lora_B.weight"] = (shape[1], rank)
-    if not pairs or update_shapes(folder / PEFT.weights, expected, model.state_dict()) != expected:
+    try:
+        pairs, expected = _expected(model, config)
+    except re.error:
+        return None
+    if not pairs or update_shapes(folder / PEFT.weights, expected, saved_along(model)) != expected:
         return None
     sites = {
         path: Site(
@@ -121,13 +114,56 @@ def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles
     return LeanLora(model, folder, switch, layers)
 
 
-def update_shapes(path: Path, expected: Collection[str], own: Collection[str]) -> dict[str, tuple[int, ...]]:
+def _expected(model: nn.Module, config: Any) -> tuple[dict[str, LoraPair], dict[str, tuple[int, ...]]]:
+    """Says which modules PEFT adapts, and the shapes of their factors by name; nothing where one is not linear."""
+    pairs: dict[str, LoraPair] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, module in model.named_modules():
+        if not path or not check_target_module_exists(config, path):
+            continue
+        shape = linear_shape(module)
+        if shape is None or type(module) not in (nn.Linear, Conv1D):
+            return {}, {}
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), path), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
+        pairs[path] = LoraPair(module, {ADAPTER: alpha / (math.sqrt(rank) if config.use_rslora else rank)})
+        shapes[f"{PREFIX}{path}.lora_A.weight"] = (rank, shape[0])
+        shapes[f"{PREFIX}{path}.lora_B.weight"] = (shape[1], rank)
+    return pairs, shapes
+
+
+def is_state_space(model: nn.Module) -> bool:
+    """Tells the architectures of which PEFT refuses some modules, whatever the file says."""
+    return getattr(getattr(model, "config", None), "model_type", None) in _STATE_SPACE
+
+
+def saved_along(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Lists the tensors of a base model of which PEFT saves copies in an adapter that adapts them: embeddings and head.
+
+    Args:
+        model: The base model.
+
+    Returns:
+        Name of each in PEFT's file to its shape.
+    """
+    kept = {id(one) for name in ("input", "output") if (one := getattr(model, f"get_{name}_embeddings")()) is not None}
+    return {
+        f"{PREFIX}{path}.{name}": tuple(tensor.shape)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if id(module) in kept
+        for name, tensor in module.named_parameters()
+    }
+
+
+def update_shapes(
+    path: Path, expected: Collection[str], carried: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
     """Reads the shapes in an adapter's file, without the copies of adapted embeddings that PEFT saves along.
 
     Args:
         path: The file.
         expected: Names of the tensors that PEFT expects.
-        own: Names of the base model's tensors.
+        carried: What `saved_along` lists.
 
     Returns:
         Name of a tensor of the update to its shape.
@@ -135,7 +171,7 @@ def update_shapes(path: Path, expected: Collection[str], own: Collection[str]) -
     return {
         key: shape
         for key, shape in tensor_shapes(path).items()
-        if key in expected or key.removeprefix(PREFIX).replace(".base_layer", "") not in own
+        if key in expected or carried.get(key.replace(".base_layer", "")) != shape
     }
 
 
@@ -164,9 +200,22 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _is_plain(config: Any) -> bool:
+    """Tells a LoRA of nothing but factors, with numbers that are what they should be; PEFT judges others."""
     targets = config.target_modules
     if not targets or targets == _ALL_LINEAR or config.init_lora_weights not in _INITIALISED:
+        return False
+    if not all(isinstance(one, dict) for one in (config.rank_pattern, config.alpha_pattern)):
+        return False
+    ranks = (config.r, *config.rank_pattern.values())
+    numbers = (config.lora_alpha, *config.alpha_pattern.values(), config.lora_dropout)
+    if not all(type(rank) is int and rank > 0 for rank in ranks) or not 0 <= _number(config.lora_dropout) <= 1:
+        return False
+    if any(math.isnan(_number(one)) for one in numbers):
         return False
     default = LoraConfig().to_dict()
     differ = {key for key, value in config.to_dict().items() if value != default.get(key) and (value or default[key])}
     return differ <= _PLAIN
+
+
+def _number(value: Any) -> float:
+    return float(value) if type(value) in (int, float) else math.nan

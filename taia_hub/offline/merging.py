@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.offline.attaching import Entry
+from taia_hub.offline.lean import LoraPair
 from taia_hub.offline.opening import OfflineUpdate
 from taia_hub.updates.dense_checkpoint import DTYPES, damaged
 from taia_hub.updates.kinds import DENSE, PEFT
@@ -42,8 +43,11 @@ def holding(update: OfflineUpdate, entry: Entry) -> Iterator[Any]:
 
     Raises:
         RepositoryError: If the file is gone or damaged.
+        TypeError: If the update was opened lean.
     """
     _, _, layer = entry
+    if isinstance(layer, LoraPair):
+        raise TypeError("An update that was opened lean has no layers that could hold tensors.")
     if not update.streamed or not isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
         yield layer
         return

@@ -62,7 +62,7 @@ class OfflineUpdate:
 
     @property
     def model(self) -> Any:
-        """The base model on the meta device, with PEFT's layers."""
+        """The base model on the meta device, with PEFT's layers unless the update was opened lean."""
         return self.attached.update.head_model
 
     @property

@@ -3,8 +3,8 @@
 While a token is generated, the weights stream through the processor's caches, so that between two layers every Python
 object has to come from memory again. What a layer costs beyond its products is therefore the number of objects that
 its call touches. The usual way touches those of three or four modules; the direct way keeps the few that it needs.
-They are containers, whose contents are read at every call: whoever exchanges a weight, a scale or a module, hooks one,
-or lets accelerate or `torch.compile` have it, is obeyed, most of them by the usual way.
+They are modules and the dictionaries of their attributes, which are read at every call: whoever exchanges a weight, a
+scale or a module, hooks one, or lets accelerate or `torch.compile` have it, is obeyed, most of them by the usual way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from taia_hub._subclass import Rebuildable
 from taia_hub.switch import Switch
 from taia_hub.updates.lora import add_update
 
-_PARTS = "_taia_parts_of_call"
+_DIRECT, _TOKEN = "_taia_direct", "_taia_token"
+_CALL, _LINEAR = nn.Module.__call__, nn.Linear.forward
 
 
 class Inside(NamedTuple):
@@ -30,25 +31,28 @@ class Inside(NamedTuple):
     siblings: Mapping[str, nn.Module | None]
     """The tuner layer's modules."""
     base: nn.Module
+    kind: type
+    """Its class."""
     state: Mapping[str, Any]
     """Its attributes."""
-    parameters: Mapping[str, Tensor | None]
     hooks: Mapping[int, Any]
-    pre_hooks: Mapping[int, Any]
-    outer_hooks: Mapping[int, Any]
     """Those of the tuner layer."""
-    outer_pre_hooks: Mapping[int, Any]
+    pre_hooks: Mapping[int, Any]
 
 
 class Factor(NamedTuple):
     """One factor of a LoRA layer."""
 
-    siblings: Mapping[str, nn.Module | None]
-    """The factors of all adapters."""
+    name: str
+    """`lora_A` or `lora_B`."""
+    adapter: str
+    factors: nn.Module
+    """Those of all adapters."""
+    siblings: Mapping[str, Any]
+    """Its attributes."""
     module: nn.Module
-    parameters: Mapping[str, Tensor | None]
-    hooks: Mapping[int, Any]
-    pre_hooks: Mapping[int, Any]
+    state: Mapping[str, Any]
+    """Its attributes."""
 
 
 class Lora(NamedTuple):
@@ -57,6 +61,8 @@ class Lora(NamedTuple):
     switch: Switch
     site: int
     adapter: str
+    active: str | list[str]
+    """PEFT's own list of active adapters."""
     merged: list[str]
     scaling: Mapping[str, float]
     a: Factor
@@ -66,21 +72,31 @@ class Lora(NamedTuple):
 class DirectCall(Rebuildable):
     """A tuner layer that keeps what its direct way needs, until any attribute of it is set."""
 
-    def _find(self) -> Any:
+    def _find(self) -> tuple[Any, ...] | None:
         """Collects what the direct way needs; None where the layer's state asks for the usual one."""
         raise NotImplementedError
 
-    def _parts(self) -> Any:
-        parts = self.__dict__[_PARTS] = self._find()
-        return parts
+    def _parts(self) -> tuple[Any, ...] | None:
+        """Returns what the direct way needs, as of the last attribute that was set, in whatever thread."""
+        state = self.__dict__
+        token = state.get(_TOKEN)
+        kept: tuple[Any, ...] | None = state.get(_DIRECT)
+        if kept is None or kept[0] is not token or token is None:
+            if token is None:
+                token = state[_TOKEN] = object()
+            found = self._find()
+            if found is None:
+                return None
+            kept = state[_DIRECT] = (token, *found)
+        return kept
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__[_PARTS] = None
         super().__setattr__(name, value)
+        self.__dict__[_TOKEN] = object()  # last, so that what another thread finds meanwhile is not kept
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
-        return {**state, _PARTS: None}
+        return {**state, _DIRECT: None, _TOKEN: None}
 
 
 class DirectBase(DirectCall):
@@ -88,14 +104,15 @@ class DirectBase(DirectCall):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the layer inside; anything but one tensor without gradients goes the usual way."""
-        if _is_ordinary(args, kwargs) and (inside := self.__dict__.get(_PARTS) or self._parts()) is not None:
-            weight = _weight_inside(*inside)
-            if weight is not None:
-                return F.linear(args[0], weight, inside.parameters.get("bias"))
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        if _is_ordinary(args, kwargs) and (parts := self._parts()) is not None:
+            parameters = _parameters_inside(*parts[1])
+            if parameters is not None:
+                return F.linear(args[0], parameters["weight"], parameters["bias"])
+        return nn.Module.__call__(self, *args, **kwargs)
 
-    def _find(self) -> Inside | None:
-        return _find_inside(self.__dict__)
+    def _find(self) -> tuple[Inside] | None:
+        inside = _find_inside(self.__dict__)
+        return None if inside is None else (inside,)
 
 
 class DirectLinear(DirectCall):
@@ -103,41 +120,36 @@ class DirectLinear(DirectCall):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Adds the update; anything but one tensor without gradients goes the usual way."""
-        if _is_ordinary(args, kwargs) and (parts := self.__dict__.get(_PARTS) or self._parts()) is not None:
-            inside, (switch, site, adapter, merged, scaling, first, second) = parts
-            weight = _weight_inside(*inside)
-            if weight is not None and not merged:
+        if _is_ordinary(args, kwargs) and (parts := self._parts()) is not None:
+            _, inside, (switch, site, adapter, active, merged, scaling, first, second) = parts
+            parameters = _parameters_inside(*inside)
+            if parameters is not None and not merged and (active == adapter or active == [adapter]):
                 x, acting = args[0], switch.acting().weights[site]
                 if acting == 0:
-                    return F.linear(x, weight, inside.parameters.get("bias"))
-                a, b = _weight_of(adapter, *first), _weight_of(adapter, *second)
+                    return F.linear(x, parameters["weight"], parameters["bias"])
+                a, b = _parameters_of(inside.siblings, *first), _parameters_of(inside.siblings, *second)
                 if a is not None and b is not None:
-                    y = F.linear(x, weight, inside.parameters.get("bias"))
-                    if x.dtype != a.dtype:  # PEFT keeps the factors of a 16-bit base in float32
-                        x = x.to(a.dtype)
-                    return add_update(y, x, a, b, second.parameters.get("bias"), scaling[adapter], acting, True)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+                    y = F.linear(x, parameters["weight"], parameters["bias"])
+                    if x.dtype != a["weight"].dtype:  # PEFT keeps the factors of a 16-bit base in float32
+                        x = x.to(a["weight"].dtype)
+                    return add_update(y, x, a["weight"], b["weight"], b["bias"], scaling[adapter], acting, True)
+        return nn.Module.__call__(self, *args, **kwargs)
 
     def _find(self) -> tuple[Inside, Lora] | None:
         state = self.__dict__
+        if state["training"] or state["_disable_adapters"] or not state.get("cast_input_dtype_enabled", True):
+            return None
         adapter, active = state["_taia_adapter"], state["_active_adapter"]
-        if (
-            state["training"]
-            or state["_disable_adapters"]
-            or not state.get("cast_input_dtype_enabled", True)
-            or (active != adapter and active != [adapter])
-        ):
-            return None
         inside = _find_inside(state)
-        factors = [_find_factor(state["_modules"][name]._modules, adapter) for name in ("lora_A", "lora_B")]
-        if inside is None or None in factors:
+        a, b = (_find_factor(state["_modules"], name, adapter) for name in ("lora_A", "lora_B"))
+        if inside is None or a is None or b is None:
             return None
-        merged, scaling = state["merged_adapters"], state["scaling"]
-        return inside, Lora(state["_taia_switch"], state["_taia_site"], adapter, merged, scaling, *factors)  # type: ignore[arg-type]
+        switch, site = state["_taia_switch"], state["_taia_site"]
+        return inside, Lora(switch, site, adapter, active, state["merged_adapters"], state["scaling"], a, b)
 
 
 def _is_ordinary(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Tells a call of one tensor in eager inference, in which no hook waits for every module."""
+    """Tells a call of one tensor in eager inference, in which nobody waits for every module."""
     return (
         not torch.compiler.is_compiling()
         and not kwargs
@@ -147,37 +159,51 @@ def _is_ordinary(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         and torch._C._get_tracing_state() is None
         and not _global_forward_hooks
         and not _global_forward_pre_hooks
+        and nn.Module.__call__ is _CALL
+        and nn.Linear.forward is _LINEAR
     )
 
 
-def _weight_inside(
+def _parameters_inside(
     siblings: Mapping[str, nn.Module | None],
     base: nn.Module,
+    kind: type,
     state: Mapping[str, Any],
-    parameters: Mapping[str, Tensor | None],
-    *hooks: Mapping[int, Any],
-) -> Tensor | None:
-    """Returns the weight of the linear layer inside; None where it wants to be called.
-
-    Hooks say so, and attributes of the instance with which accelerate and `Module.compile` take a call over.
-    """
-    if any(hooks) or siblings.get("base_layer") is not base or "forward" in state or "_compiled_call_impl" in state:
+    hooks: Mapping[int, Any],
+    pre_hooks: Mapping[int, Any],
+) -> Mapping[str, Any] | None:
+    """Returns the parameters of the linear layer inside; None where it wants to be called, or has others."""
+    if hooks or pre_hooks or siblings.get("base_layer") is not base or base.__class__ is not kind:
         return None
-    return parameters.get("weight")
+    return _parameters(state)
 
 
-def _weight_of(
+def _parameters_of(
+    outer: Mapping[str, nn.Module | None],
+    name: str,
     adapter: str,
-    siblings: Mapping[str, nn.Module | None],
+    factors: nn.Module,
+    siblings: Mapping[str, Any],
     module: nn.Module,
-    parameters: Mapping[str, Tensor | None],
-    *hooks: Mapping[int, Any],
-) -> Tensor | None:
-    """Returns a factor; None where its module wants to be called, was exchanged, or its weight is elsewhere."""
-    if any(hooks) or siblings.get(adapter) is not module:
+    state: Mapping[str, Any],
+) -> Mapping[str, Any] | None:
+    """Returns the parameters of a factor; None where it wants to be called, was exchanged, or is elsewhere."""
+    if outer.get(name) is not factors or siblings["_modules"].get(adapter) is not module:
         return None
-    weight = parameters.get("weight")
-    return None if weight is None or weight.is_meta else weight
+    found = _parameters(state)
+    return None if found is None or found["weight"].is_meta else found
+
+
+def _parameters(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the parameters of a linear layer by its attributes; None where its call is not a product with them.
+
+    Hooks say so, attributes of the instance with which accelerate and `Module.compile` take its call over, and
+    parameters that were made into something else.
+    """
+    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state or "_compiled_call_impl" in state:
+        return None
+    parameters: Mapping[str, Any] = state["_parameters"]
+    return None if parameters.get("weight") is None or "bias" not in parameters else parameters
 
 
 def _find_inside(state: Mapping[str, Any]) -> Inside | None:
@@ -185,23 +211,16 @@ def _find_inside(state: Mapping[str, Any]) -> Inside | None:
     base = state["_modules"].get("base_layer")
     if "forward" in state or "_compiled_call_impl" in state or not isinstance(base, nn.Linear):
         return None
-    if type(base).forward is not nn.Linear.forward or type(base).__call__ is not nn.Module.__call__:
+    if type(base).forward is not _LINEAR or type(base).__call__ is not _CALL:
         return None
-    return Inside(
-        state["_modules"],
-        base,
-        base.__dict__,
-        base._parameters,
-        base._forward_hooks,
-        base._forward_pre_hooks,
-        state["_forward_hooks"],
-        state["_forward_pre_hooks"],
-    )
+    hooks, pre_hooks = state["_forward_hooks"], state["_forward_pre_hooks"]
+    return Inside(state["_modules"], base, type(base), base.__dict__, hooks, pre_hooks)
 
 
-def _find_factor(siblings: Mapping[str, nn.Module | None], adapter: str) -> Factor | None:
+def _find_factor(outer: Mapping[str, nn.Module | None], name: str, adapter: str) -> Factor | None:
     """Collects what is kept of a factor; None where it is no plain linear layer."""
-    module = siblings.get(adapter)
-    if type(module) is not nn.Linear:
+    factors = outer.get(name)
+    module = None if factors is None else factors._modules.get(adapter)
+    if factors is None or module is None or type(module) is not nn.Linear:
         return None
-    return Factor(siblings, module, module._parameters, module._forward_hooks, module._forward_pre_hooks)
+    return Factor(name, adapter, factors, factors.__dict__, module, module.__dict__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import warnings
@@ -24,7 +23,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
-from transformers.initialization import no_init_weights
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.sublayers import layer_of
@@ -188,7 +186,7 @@ def attach_update(
     originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
     is_quick = not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype)
     try:
-        with warnings.catch_warnings(), no_init_weights() if is_quick else contextlib.nullcontext():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
             # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
