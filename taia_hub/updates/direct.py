@@ -92,6 +92,7 @@ class DirectCall(Rebuildable):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        self.__dict__[_DIRECT] = None
         self.__dict__[_TOKEN] = object()  # last, so that what another thread finds meanwhile is not kept
 
     def __getstate__(self) -> dict[str, Any]:
