@@ -167,14 +167,17 @@ def keep_edits(old: Path, new: Path) -> bool:
         new: The card that was rendered, changed in place.
 
     Returns:
-        Whether that was possible; elsewhere a warning says why, and the card that is there should stay as it is.
+        Whether that was possible; elsewhere a warning says why, and the card that is there should stay as it is. What
+        was kept is said in warnings too.
     """
     try:
-        text = cards.merge_cards(read_card(old), new.read_text(encoding="utf-8")).text
+        merged = cards.merge_cards(read_card(old), new.read_text(encoding="utf-8"))
     except ConfigError as error:  # a card must not cost anybody what goes with it
         logger.warning("The model card stays as it is: %s", error.message)
         return False
-    new.write_text(text, encoding="utf-8")
+    for sentence in merged.kept:  # what it says may be true no more
+        logger.warning("In the published card, %s.", sentence)
+    new.write_text(merged.text, encoding="utf-8")
     return True
 
 

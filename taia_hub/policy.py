@@ -75,6 +75,11 @@ class Entry:
         return module.layer is not None and self.layers[0] <= module.layer <= self.layers[1]
 
 
+def _short(weight: float) -> str:
+    """Writes a weight in as few digits as tell it from every other."""
+    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A parsed setting. Make one with `parse_setting`.
@@ -100,7 +105,7 @@ class Setting:
     @property
     def label(self) -> str:
         """A short text for tables: the string, or `selector=weight` joined by commas."""
-        return self.name or ", ".join(f"{entry.key}={entry.weight:g}" for entry in self.entries) or "none"
+        return self.name or ", ".join(f"{entry.key}={_short(entry.weight)}" for entry in self.entries) or "none"
 
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
         """Gives each adapted module its weight.

@@ -89,7 +89,7 @@ class RowWeights:
 
         Returns:
             The K acting rows, as a slice where they are evenly spaced and as an int64 tensor (K,) elsewhere, and
-            their weights: one float where they agree, else a float32 tensor (K,).
+            their weights: one float where they agree, else a float64 tensor (K,).
         """
         key = (n, device)
         if (found := self._selected.get(key)) is None:
@@ -108,7 +108,7 @@ class RowWeights:
             slice(rows[0], rows[-1] + 1, steps.pop() if steps else 1)
             if len(steps) < 2
             else torch.tensor(rows, device=device),
-            acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device),
+            acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device, dtype=torch.float64),
         )
 
 

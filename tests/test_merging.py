@@ -456,6 +456,12 @@ def command(*words):
     return CliRunner().invoke(app, list(words))
 
 
+def test_the_command_takes_one_mode(online, tmp_path):
+    done = command(online.taia, "--out", str(tmp_path / "out"), "--mode", "attention", "--mode", "all")
+    assert "--mode came 2 times" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_writes_and_publishes(online, tmp_path, repo_id):
     done = command(online.taia, "--out", str(tmp_path / "out"), "--mode", '{"attention": 1}', "--json")
     assert done.exit_code == 0, done.output

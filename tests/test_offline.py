@@ -243,6 +243,28 @@ def test_a_repository_on_the_hub(online):
     assert len(offline.base_checkpoint(update, ACCESS).groups) > 14
 
 
+def test_a_scaling_that_no_file_can_say_is_refused(pico, tmp_path):
+    model = pico.taia("llama")
+    layer = model.model.layers[1].mlp.up_proj
+    layer.scaling["default"] = 0.37
+    for write in (model.export_adapter, model.merge):
+        with pytest.raises(UnsupportedUpdateError, match=r"'model\.layers\.1\.mlp\.up_proj' was changed to 0\.37"):
+            write(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_into_the_bases_folder(pico, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(pico.base("llama"), base)
+    with pytest.raises(RepositoryError, match="lies inside"):
+        offline.find_update(pico.adapter("llama"), base=str(base), access=ACCESS).check_outside(base / "sub")
+
+
+def test_another_base_is_said(pico, caplog):
+    offline.find_update(pico.adapter("llama"), base=str(pico.base("qwen3")), access=ACCESS)
+    assert f"is put on '{pico.base('qwen3')}'" in caplog.text
+
+
 def test_what_cannot_be_opened(pico, tmp_path):
     with pytest.raises(RepositoryError, match="holds neither"):
         opened(pico.base("llama").parent)

@@ -87,7 +87,13 @@ def test_a_parsed_setting_parses_to_itself():
 
 
 @pytest.mark.parametrize(
-    ("setting", "label"), [("attention", "attention"), ({"ffn": 0.5, "other": 1}, "ffn=0.5, other=1"), ({}, "none")]
+    ("setting", "label"),
+    [
+        ("attention", "attention"),
+        ({"ffn": 0.5, "other": 1}, "ffn=0.5, other=1"),
+        ({"ffn": 0.12345671}, "ffn=0.12345671"),
+        ({}, "none"),
+    ],
 )
 def test_a_setting_has_a_short_label(setting, label):
     assert parse_setting(setting).label == label

@@ -33,7 +33,10 @@ def merge(
         Path | None, typer.Option(parser=parse_folder, metavar="DIR", help="New folder for the merged model.")
     ] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
-    mode: Annotated[str, typer.Option(help="What acts: a mode, or a JSON mapping.")] = "attention",
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="What acts: one mode, or a JSON mapping. By default attention.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the weights, as in bfloat16; by default the base's.")] = "auto",
     base: OtherBase = None,
     revision: Revision = None,
@@ -53,7 +56,11 @@ def merge(
 
     if (out is None) == (push is None):
         raise ConfigError("Give a folder with --out, or a Hub id with --push.", "One of the two, not both.")
-    setting, bars = parse_mode(mode), ProgressBars()
+    if mode and len(mode) > 1:
+        raise ConfigError(
+            f"--mode came {len(mode)} times, and a merged model is of one.", "Merge each mode into a folder of its own."
+        )
+    setting, bars = parse_mode(mode[0] if mode else "attention"), ProgressBars()
     how: dict[str, Any] = {
         "revision": revision,
         "dtype": check_dtype(dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections import Counter
@@ -322,7 +323,12 @@ def _verified(
         bound, said = TOLERANCE, f"within {TOLERANCE:g} of the largest logit"
     if report.error is not None:
         note = f"Verified: its logits differ from the masked model's by at most {difference:.2g} of the largest logit."
-    elif difference > bound or difference != difference:
+    elif math.isnan(difference):
+        raise UpdateMismatchError(
+            "The masked model's own logits are not finite, so that the export cannot be compared with it.",
+            "Look for NaN in the update's tensors; nothing was written.",
+        )
+    elif difference > bound:
         raise UpdateMismatchError(
             f"The export answers otherwise than the masked model: its logits differ by {difference:.3g} of the largest "
             f"logit; they must agree {said}.",

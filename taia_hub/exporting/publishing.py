@@ -18,6 +18,7 @@ from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
 from taia_hub.exporting.report import ExportReport
 from taia_hub.offline import UpdateFiles, find_update
+from taia_hub.policy import parse_setting
 
 _OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{hub.CARD})")
 
@@ -65,13 +66,14 @@ def push_adapters(
         reports = export_adapters(files, folder, settings, repo_id=repo_id, token=token, **options)
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         stale = sorted(there - new.keys())
+        labels = [parse_setting(report.setting).label for report in reports.values()]
         for name in published.keys() & new.keys():
             if not keep_edits(published[name], new[name]):
                 del new[name]
         commit = hub.publish(
             {**new, **dict.fromkeys(stale)},
             repo_id,
-            commit_message=commit_message or f"Export {', '.join(name or 'a mode' for name in reports)} as plain LoRA",
+            commit_message=commit_message or f"Export {'; '.join(labels)} as plain LoRA",
             private=private,
             token=token,
             parent_commit=parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from taia_hub.repository_reading import (
 )
 from taia_hub.updates.attaching import base_of, find_kind, read_update_config
 from taia_hub.updates.kinds import KINDS, PEFT, UpdateKind, UpdatePlace
+
+logger = logging.getLogger(__name__)
 
 _ROOT = (hub.CONFIG, hub.MANIFEST, *(name for kind in KINDS.values() for name in kind.files))
 
@@ -58,19 +61,22 @@ class UpdateFiles:
         return self.kind is PEFT and self.settings.task_type == TaskType.FEATURE_EXTRACTION
 
     def check_outside(self, out: Path) -> None:
-        """Refuses to write into the folder that is read from, which would be published with what is in it.
+        """Refuses to write into a folder that is read from, which would be published with what is in it.
 
         Args:
             out: Where something made of the update shall go.
 
         Raises:
-            RepositoryError: If that lies inside the repository's folder.
+            RepositoryError: If that lies inside the repository's folder, or inside the base model's.
         """
-        if self.revision is None and out.resolve().is_relative_to(self.root.resolve()):
-            raise RepositoryError(
-                f"'{out}' lies inside '{self.name}', from which it is made, and would be published with it.",
-                "Give a folder beside it.",
-            )
+        read = {self.name: None if self.revision else self.root}
+        read[self.base.name] = None if self.base.revision else self.base.folder
+        for name, folder in read.items():
+            if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+                raise RepositoryError(
+                    f"'{out}' lies inside '{name}', from which it is made, and would be published with it.",
+                    "Give a folder beside it.",
+                )
 
 
 def find_update(
@@ -127,9 +133,15 @@ def find_update(
         where = resolve_recorded_base(named, fixed, access)
     else:
         where = hub.resolve_base(base, base_revision, access)
+        _tell_other_base(name, config.base_model_name_or_path, base)
         config.base_model_name_or_path, config.base_model_revision = where.name, where.revision
     settings = read_update_config(folder, kind)
     return UpdateFiles(name, source.revision, config, source.folder, folder, kind, settings, where)
+
+
+def _tell_other_base(name: str, named: str | None, base: str) -> None:
+    if named and named != base:
+        logger.warning("'%s' was made for '%s' and is put on '%s'.", name, named, base)
 
 
 def _base(
@@ -140,6 +152,8 @@ def _base(
     fixed: str | None,
     access: hub.HubAccess,
 ) -> hub.Source:
+    if base and named:
+        _tell_other_base(name, named, base)
     if base or named:
         return hub.resolve_base(base or str(named), base_revision if base else fixed, access)
     raise ConfigError(

@@ -48,8 +48,8 @@ class Factor(NamedTuple):
     adapter: str
     factors: nn.Module
     """Those of all adapters."""
-    siblings: Mapping[str, Any]
-    """Its attributes."""
+    siblings: Mapping[str, nn.Module | None]
+    """Adapter to its factor."""
     module: nn.Module
     state: Mapping[str, Any]
     """Its attributes."""
@@ -184,12 +184,12 @@ def _parameters_of(
     name: str,
     adapter: str,
     factors: nn.Module,
-    siblings: Mapping[str, Any],
+    siblings: Mapping[str, nn.Module | None],
     module: nn.Module,
     state: Mapping[str, Any],
 ) -> Mapping[str, Any] | None:
     """Returns the parameters of a factor; None where it wants to be called, was exchanged, or is elsewhere."""
-    if outer.get(name) is not factors or siblings["_modules"].get(adapter) is not module:
+    if outer.get(name) is not factors or siblings.get(adapter) is not module:
         return None
     found = _parameters(state)
     return None if found is None or found["weight"].is_meta else found
@@ -224,4 +224,4 @@ def _find_factor(outer: Mapping[str, nn.Module | None], name: str, adapter: str)
     module = None if factors is None else factors._modules.get(adapter)
     if factors is None or module is None or type(module) is not nn.Linear:
         return None
-    return Factor(name, adapter, factors, factors.__dict__, module, module.__dict__)
+    return Factor(name, adapter, factors, factors._modules, module, module.__dict__)

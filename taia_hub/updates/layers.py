@@ -254,7 +254,14 @@ def refusal(layer: nn.Module) -> str | None:
 
 
 def _hooked(*modules: nn.Module) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Tells factors that do more than multiply: hooked, with a forward of their own, or of another class."""
+    return any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or ("forward" in module.__dict__ and not hasattr(module, "_hf_hook"))
+        or type(module).forward is not nn.Linear.forward
+        for module in modules
+    )
 
 
 def _merged(layer: Any) -> UnsupportedUpdateError:
