@@ -325,7 +325,7 @@ def _verified(
         note = f"Verified: its logits differ from the masked model's by at most {difference:.2g} of the largest logit."
     elif math.isnan(difference):
         raise UpdateMismatchError(
-            "The masked model's own logits are not finite, so that the export cannot be compared with it.",
+            "Logits of the masked model or of its export are not finite, so that the two cannot be compared.",
             "Look for NaN in the update's tensors; nothing was written.",
         )
     elif difference > bound:
