@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from taia_hub._version import __version__
+from taia_hub._version import __version__ as __version__
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import TAIAError
 from taia_hub.evaluation import evaluate
@@ -16,7 +16,6 @@ __all__ = [
     "TAIAForCausalLM",
     "TAIAModel",
     "TrainingRecipe",
-    "__version__",
     "evaluate",
     "register_roles",
     "sublayer_roles",
