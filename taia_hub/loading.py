@@ -20,6 +20,7 @@ from taia_hub.repository_reading import (
     config_of,
     read_taia_config,
     resolve_recorded_base,
+    tell_other_base,
     update_folder,
     verify_update,
     with_safetensors,
@@ -281,8 +282,7 @@ def _load_adapter_source(
     hub.update_weights(folder, kind)
     made_for, made_at = base_of(read_update_config(folder, kind))
     resolved = hub.resolve_base(base, base_revision or made_at, options.access)
-    if made_for and made_for != base:
-        logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", source.name, made_for, base)
+    tell_other_base(source.name, made_for, base)
     config = config_of(resolved, kind, inference_modules=published)
     return _load(resolved, folder, config, options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.updates.attaching import read_update_config
 from taia_hub.updates.kinds import UpdateKind, UpdatePlace
+
+logger = logging.getLogger(__name__)
 
 
 def read_taia_config(path: Path, name: str) -> TAIAConfig:
@@ -79,6 +82,18 @@ def resolve_recorded_base(name: str, revision: str | None, access: hub.HubAccess
             "Rename the folder, or work in another one.",
         )
     return hub.resolve_base(name, revision, access)
+
+
+def tell_other_base(name: str, made_for: str | None, base: str) -> None:
+    """Warns where an update is put on another base model than the one that it names.
+
+    Args:
+        name: Hub id or folder of the update.
+        made_for: The base model that it names, if any.
+        base: The base model that it is put on.
+    """
+    if made_for and made_for != base:
+        logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", name, made_for, base)
 
 
 def config_of(base: hub.Source, kind: UpdateKind, **fields: Any) -> TAIAConfig:

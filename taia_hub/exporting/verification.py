@@ -47,7 +47,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
     whole = is_state_space(model) or any(parameter.dim() > 2 for parameter in model.parameters())
     expected: dict[str, tuple[int, ...]] = {}
     for path, paths in (("", ("",)),) if whole else _alike(model, config):
-        expected |= _expected(folder, model, path, paths)
+        expected |= _expected(folder, config, model, path, paths)
     found = tensor_shapes(folder / PEFT.weights)
     if missing := sorted(expected.keys() - found.keys()):
         raise _unloadable(folder, f"{len(missing)} tensors are missing, first '{missing[0]}'")
@@ -116,15 +116,19 @@ def _alike(model: nn.Module, config: Any) -> Collection[tuple[str, tuple[str, ..
     return tuple((paths[0], tuple(paths)) for paths in found.values())
 
 
-def _expected(folder: Path, model: nn.Module, path: str, paths: Collection[str]) -> dict[str, tuple[int, ...]]:
+def _expected(
+    folder: Path, config: Any, model: nn.Module, path: str, paths: Collection[str]
+) -> dict[str, tuple[int, ...]]:
     """Has PEFT put an export on one module, and returns what it expects for all that are like it."""
     name = path.rpartition(".")[2]
+    if path:
+        target = nn.Module()
+        target._modules[name] = copy.copy(model.get_submodule(path))
+    else:
+        target = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        target = nn.Module() if path else copy.deepcopy(model)
-        if path:
-            target._modules[name] = copy.copy(model.get_submodule(path))
-        update = injected(target, read_config(folder), folder)
+        update = injected(target, copy.deepcopy(config), folder)  # PEFT writes into the configuration
     if update is None:
         raise _unloadable(folder, f"PEFT cannot put it on {f'{path!r} of ' if path else ''}the base model")
     shapes = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}

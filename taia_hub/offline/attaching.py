@@ -95,9 +95,10 @@ def attach_offline(
         UnsupportedUpdateError: If it cannot be switched.
     """
     model = make()
-    roles, carried = find_sublayers(model), saved_along(model)
+    roles = find_sublayers(model)
     if kind is PEFT and settings.peft_type == PeftType.LORA:
-        if lean and (read := read_lean(model, settings, folder, roles)) is not None:
+        carried = saved_along(model)
+        if lean and (read := read_lean(model, settings, folder, roles, carried)) is not None:
             return Attached(read, read.switch, read.layers, streamed=True)
         lora: Any = injected(model, settings, folder)
         if lora is not None and _fits(lora, folder / PEFT.weights, carried):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from taia_hub.repository_reading import (
     config_of,
     read_taia_config,
     resolve_recorded_base,
+    tell_other_base,
     update_folder,
     verify_update,
     with_safetensors,
 )
 from taia_hub.updates.attaching import base_of, find_kind, read_update_config
 from taia_hub.updates.kinds import KINDS, PEFT, UpdateKind, UpdatePlace
-
-logger = logging.getLogger(__name__)
 
 _ROOT = (hub.CONFIG, hub.MANIFEST, *(name for kind in KINDS.values() for name in kind.files))
 
@@ -132,16 +130,10 @@ def find_update(
     if base is None:
         where = resolve_recorded_base(named, fixed, access)
     else:
-        where = hub.resolve_base(base, base_revision, access)
-        _tell_other_base(name, config.base_model_name_or_path, base)
+        where = _base(name, base, base_revision, config.base_model_name_or_path, fixed, access)
         config.base_model_name_or_path, config.base_model_revision = where.name, where.revision
     settings = read_update_config(folder, kind)
     return UpdateFiles(name, source.revision, config, source.folder, folder, kind, settings, where)
-
-
-def _tell_other_base(name: str, named: str | None, base: str) -> None:
-    if named and named != base:
-        logger.warning("'%s' was made for '%s' and is put on '%s'.", name, named, base)
 
 
 def _base(
@@ -152,10 +144,11 @@ def _base(
     fixed: str | None,
     access: hub.HubAccess,
 ) -> hub.Source:
-    if base and named:
-        _tell_other_base(name, named, base)
-    if base or named:
-        return hub.resolve_base(base or str(named), base_revision if base else fixed, access)
+    if base:
+        tell_other_base(name, named, base)
+        return hub.resolve_base(base, base_revision, access)
+    if named:
+        return hub.resolve_base(named, fixed, access)
     raise ConfigError(
         f"'{name}' names no base model.",
         "Say which one it belongs to (`base`, --base), or make a repository of both: `taia create BASE ADAPTER`.",

@@ -78,7 +78,9 @@ class LeanLora:
     method: str = "LORA"
 
 
-def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles) -> LeanLora | None:
+def read_lean(
+    model: nn.Module, config: Any, folder: Path, placed: SublayerRoles, carried: Mapping[str, tuple[int, ...]]
+) -> LeanLora | None:
     """Reads a plain LoRA by names and shapes.
 
     Args:
@@ -86,6 +88,7 @@ def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles
         config: PEFT's configuration of the adapter.
         folder: Its folder.
         placed: The roles of the base's modules.
+        carried: What `saved_along` lists.
 
     Returns:
         The LoRA; None where it is more than pairs of factors on linear layers, or the file holds anything else than
@@ -97,10 +100,10 @@ def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles
         pairs, expected = _expected(model, config)
     except re.error:
         return None
-    if not pairs or update_shapes(folder / PEFT.weights, expected, saved_along(model)) != expected:
+    if not pairs or update_shapes(folder / PEFT.weights, expected, carried) != expected:
         return None
-    sites = {
-        path: Site(
+    sites = tuple(
+        Site(
             path=path,
             role=placed.roles.get(path, "other"),
             layer=layer_of(path),
@@ -108,10 +111,9 @@ def read_lean(model: nn.Module, config: Any, folder: Path, placed: SublayerRoles
             parameters=sum(math.prod(expected[f"{PREFIX}{path}.lora_{factor}.weight"]) for factor in "AB"),
         )
         for path in pairs
-    }
-    switch = Switch(tuple(sites.values()), "all", placed.unplaced)
-    layers = tuple((path, site, pairs[path]) for path, site in zip(pairs, switch.sites, strict=True))
-    return LeanLora(model, folder, switch, layers)
+    )
+    layers = tuple((site.path, site, pairs[site.path]) for site in sites)
+    return LeanLora(model, folder, Switch(sites, "all", placed.unplaced), layers)
 
 
 def _expected(model: nn.Module, config: Any) -> tuple[dict[str, LoraPair], dict[str, tuple[int, ...]]]:
@@ -126,10 +128,15 @@ def _expected(model: nn.Module, config: Any) -> tuple[dict[str, LoraPair], dict[
             return {}, {}
         rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), path), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
-        pairs[path] = LoraPair(module, {ADAPTER: alpha / (math.sqrt(rank) if config.use_rslora else rank)})
+        pairs[path] = LoraPair(module, {ADAPTER: lora_scaling(alpha, rank, config.use_rslora)})
         shapes[f"{PREFIX}{path}.lora_A.weight"] = (rank, shape[0])
         shapes[f"{PREFIX}{path}.lora_B.weight"] = (shape[1], rank)
     return pairs, shapes
+
+
+def lora_scaling(alpha: float, rank: int, is_rank_stabilised: bool) -> float:
+    """Returns what PEFT multiplies the product of two factors by: alpha / r, or alpha / sqrt(r) where stabilised."""
+    return alpha / (math.sqrt(rank) if is_rank_stabilised else rank)
 
 
 def is_state_space(model: nn.Module) -> bool:

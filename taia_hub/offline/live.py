@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from peft.tuners.lora.layer import LoraLayer
-from torch import nn
 
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.offline.finding import UpdateFiles
-from taia_hub.updates.attaching import read_update_config
+from taia_hub.offline.lean import lora_scaling
+from taia_hub.updates.attaching import Update, read_update_config
 from taia_hub.updates.strict import ADAPTER
 
 
@@ -37,7 +36,7 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
         UnsupportedUpdateError: If a layer's scaling was changed in memory, which no file of the update can say.
     """
     update, config = model._taia_update, model.taia_config
-    _check_scaling(update.head_model)
+    _check_scaling(update)
     base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, access)
     with tempfile.TemporaryDirectory(prefix="taia-update-") as scratch:
         root, folder = Path(scratch), update.source
@@ -61,18 +60,17 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
         )
 
 
-def _check_scaling(model: nn.Module) -> None:
+def _check_scaling(update: Update) -> None:
     """Refuses a LoRA layer whose scaling is not what its rank and alpha give, as a file would."""
-    for path, layer in model.named_modules():
+    for path, layer in update.head_model.named_modules():
         if not isinstance(layer, LoraLayer) or ADAPTER not in layer.scaling:
             continue
         rank, alpha, scaling = layer.r[ADAPTER], layer.lora_alpha[ADAPTER], float(layer.scaling[ADAPTER])
-        expected = sorted({alpha / rank, alpha / math.sqrt(rank)})
-        if scaling not in expected:
+        expected = lora_scaling(alpha, rank, update.settings.get("use_rslora", False))
+        if scaling != expected:
             raise UnsupportedUpdateError(
                 f"The scaling of '{path}' was changed to {scaling:g}, which no file of the update can say.",
-                f"Set it back to {' or '.join(f'{one:g}' for one in expected)}; to weaken an update, give the setting "
-                "a weight: {'attention': 0.5}.",
+                f"Set it back to {expected:g}; to weaken an update, give the setting a weight: {{'attention': 0.5}}.",
             )
 
 

@@ -81,9 +81,7 @@ class DirectCall(Rebuildable):
         state = self.__dict__
         token = state.get(_TOKEN)
         kept: tuple[Any, ...] | None = state.get(_DIRECT)
-        if kept is None or kept[0] is not token or token is None:
-            if token is None:
-                token = state[_TOKEN] = object()
+        if kept is None or kept[0] is not token:
             found = self._find()
             if found is None:
                 return None
