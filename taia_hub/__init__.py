@@ -7,7 +7,7 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import TAIAError
 from taia_hub.evaluation import evaluate
 from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
-from taia_hub.sublayers import register_roles, sublayer_roles
+from taia_hub.roles.sublayers import register_roles, sublayer_roles
 from taia_hub.training import TrainingRecipe, train
 
 __all__ = [

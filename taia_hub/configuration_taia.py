@@ -11,8 +11,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig
 
 from taia_hub.errors import ConfigError, SettingError, TAIAError
-from taia_hub.policy import Setting, parse_published, parse_setting
-from taia_hub.updates.kinds import KINDS, UpdatePlace
+from taia_hub.hub.layout import KINDS, UpdatePlace
+from taia_hub.switch.settings import Setting, parse_published, parse_setting
 
 PAPER = "https://arxiv.org/abs/2405.20192"
 """Where TAIA comes from."""

@@ -15,18 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from taia_hub._calls import with_setting
-from taia_hub._subclass import Rebuildable, subclass
+from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, UpdateMismatchError
-from taia_hub.loading import Loaded
-from taia_hub.model_loading import Loading
-from taia_hub.model_writing import Writing
-from taia_hub.switch import KeepSetting, Switch, SwitchStatus
+from taia_hub.model.constructors import Loading
+from taia_hub.model.outputs import Writing
+from taia_hub.repository.loading import Loaded
+from taia_hub.switch.keyword import with_setting
+from taia_hub.switch.switch import KeepSetting, Switch, SwitchStatus
 from taia_hub.updates import fusing
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.fusing import FuseReport
-from taia_hub.updates.peft import PREFIX, PeftUpdate
+from taia_hub.updates.peft.adapter import PREFIX, PeftUpdate
 
 
 class TAIAMixin(Loading, Writing, Rebuildable):
@@ -54,7 +54,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         """Gives a base model with an attached update its generated class.
 
         Args:
-            loaded: What `taia_hub.loading` made.
+            loaded: What `taia_hub.repository.loading` made.
 
         Returns:
             The same model object, of a subclass of its base model's class.

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from taia_hub.sublayers import find_sublayers
+from taia_hub.roles.sublayers import find_sublayers
 
 TABLE = Path(__file__).parent / "data" / "sublayer_roles.tsv"
 

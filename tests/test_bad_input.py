@@ -226,7 +226,7 @@ for load in (
     lambda: taia_hub.TAIAForCausalLM.from_adapter({base!r}, {adapter!r}),
     lambda: taia_hub.TAIAForCausalLM.from_pretrained({folder!r}),
     lambda: taia_hub.TAIAForCausalLM.from_pretrained({folder!r}, local_files_only=True),
-    lambda: taia_hub.publishing.push_folder(__import__("pathlib").Path({folder!r}), "org/new"),
+    lambda: taia_hub.repository.publishing.push_folder(__import__("pathlib").Path({folder!r}), "org/new"),
 ):
     try:
         load()
@@ -238,7 +238,7 @@ for load in (
 def test_no_network(online, clean_process):
     folder = snapshot_download(online.taia)
     code = OFFLINE.format(taia=online.taia, base=online.base, adapter=online.adapter, folder=folder)
-    result = clean_process("import taia_hub.publishing\n" + code, HF_ENDPOINT="http://127.0.0.1:9")
+    result = clean_process("import taia_hub.repository.publishing\n" + code, HF_ENDPOINT="http://127.0.0.1:9")
     lines = result.stdout.splitlines()
     assert len(lines) == 5, result.stderr
     assert all(line.startswith("RepositoryError | ") for line in lines)

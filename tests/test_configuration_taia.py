@@ -2,12 +2,12 @@ import json
 import random
 
 import pytest
-from test_policy import random_setting
 from transformers import AutoConfig
 from transformers import logging as transformers_logging
 
 from taia_hub import TAIAConfig
 from taia_hub.errors import ConfigError, SettingError, TAIAError
+from tests.switch.test_settings import random_setting
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 

@@ -9,11 +9,11 @@ from huggingface_hub import HfApi
 from peft import LoHaConfig
 
 from taia_hub import TAIAForCausalLM
-from taia_hub._tokenizer import load_tokenizer
 from taia_hub.cli import main
-from taia_hub.creating import create_repository
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
-from taia_hub.publishing import push_folder
+from taia_hub.repository.creating import create_repository
+from taia_hub.repository.publishing import push_folder
+from taia_hub.repository.tokenizer import load_tokenizer
 
 
 @pytest.fixture

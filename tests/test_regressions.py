@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.switch import KeepSetting, RowWeights
-from taia_hub.updates import lora
+from taia_hub.switch.switch import KeepSetting, RowWeights
+from taia_hub.updates.peft import lora
 
 
 def test_a_push_with_another_base_brings_that_bases_tokenizer(online, repo_id, tokenizer):
@@ -39,7 +39,7 @@ def test_a_tokenizer_that_a_person_pushed_for_the_same_base_stays(online, repo_i
 def test_a_commit_between_looking_and_publishing_is_a_race(online, repo_id, monkeypatch):
     model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
     model.push_to_hub(repo_id)
-    from taia_hub import publishing
+    from taia_hub.repository import publishing
 
     publish = publishing.hub.publish
 
@@ -56,7 +56,7 @@ def test_a_commit_between_looking_and_publishing_is_a_race(online, repo_id, monk
 
 
 def test_a_repository_that_somebody_makes_meanwhile_gets_no_commit(online, repo_id, monkeypatch):
-    from taia_hub import publishing
+    from taia_hub.repository import publishing
 
     publish = publishing.hub.publish
 
@@ -259,8 +259,8 @@ def test_a_token_is_not_shown():
 
 
 def test_a_pointer_is_pushed_without_the_copy_that_lay_there(online, repo_id, tmp_path):
-    from taia_hub.creating import create_repository
-    from taia_hub.publishing import push_folder
+    from taia_hub.repository.creating import create_repository
+    from taia_hub.repository.publishing import push_folder
 
     create_repository(online.base, online.adapter, out=tmp_path / "made")
     create_repository(online.base, online.adapter, out=tmp_path / "made", link=True)

@@ -18,7 +18,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UpdateMismatchError
-from taia_hub.offline import tensor_shapes
+from taia_hub.updates.peft.plain_lora import tensor_shapes
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

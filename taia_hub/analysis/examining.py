@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub._tokenizer import load_tokenizer
 from taia_hub.analysis.format import Analysis, Subject
 from taia_hub.analysis.hidden import ALL_MODES, examine_texts
 from taia_hub.analysis.measuring import analyze_files
 from taia_hub.analysis.reading import open_adapter
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.modeling_taia import TAIAForCausalLM
-from taia_hub.progress import Progress
+from taia_hub.repository.tokenizer import load_tokenizer
 from taia_hub.results import RESULTS_FILE, Results
 
 _FIELDS = ("text", "prompt", "question", "instruction")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub._files import write_atomically
 from taia_hub.analysis.hidden import Curve, HiddenStates
 from taia_hub.analysis.reading import AdapterFiles
 from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
+from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 
 ANALYSIS_FILE = "taia_analysis.json"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from taia_hub.analysis.density import density
 from taia_hub.analysis.measures import cosine_similarity, relative_residual
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
-from taia_hub.policy import MODES, parse_setting
-from taia_hub.progress import Progress
+from taia_hub.switch.settings import MODES, parse_setting
 
 ALL_MODES = tuple(MODES)
 _BASE = "none"

@@ -17,10 +17,10 @@ from taia_hub.analysis import spectra
 from taia_hub.analysis.base_weights import BaseWeights
 from taia_hub.analysis.reading import AdapterFiles, adapted_layers, open_adapter, skeleton
 from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
+from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
-from taia_hub.progress import Progress
-from taia_hub.switch import Site
-from taia_hub.updates.peft import ADAPTER, PREFIX
+from taia_hub.switch.switch import Site
+from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 
 _PAIRS = (("lora_A", "lora_B", ".weight"), ("lora_embedding_A", "lora_embedding_B", ""))
 _SAME_PRODUCT = ("Dora", "Velora")  # variants of LoRA whose factors still stand for scaling * B @ A

@@ -13,13 +13,15 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from taia_hub import hub, offline
+from taia_hub import hub
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.sublayers import find_sublayers
-from taia_hub.switch import Site
-from taia_hub.updates.kinds import PEFT, UpdateKind
-from taia_hub.updates.methods import ADDITIVE
-from taia_hub.updates.peft import ADAPTER, attach_switch
+from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.repository.update_files import find_update
+from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.switch.switch import Site
+from taia_hub.updates import weightless
+from taia_hub.updates.peft.adapter import ADAPTER, attach_switch
+from taia_hub.updates.peft.methods import ADDITIVE
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,7 @@ def open_adapter(
                 "`taia info` shows what it holds, by role.",
             )
 
-    found = offline.find_update(
-        name, revision=revision, base=base, base_revision=base_revision, access=access, check=check
-    )
+    found = find_update(name, revision=revision, base=base, base_revision=base_revision, access=access, check=check)
     return AdapterFiles(name, found.revision, found.folder, found.settings, found.base)
 
 
@@ -127,7 +127,7 @@ def skeleton(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool
         RepositoryError: If the base model's configuration cannot be read.
     """
     features_only = files.config.task_type == TaskType.FEATURE_EXTRACTION
-    return offline.skeleton(files.base, access, trust_remote_code, features_only=features_only)
+    return weightless.skeleton(files.base, access, trust_remote_code, features_only=features_only)
 
 
 def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool = False) -> AdaptedLayers:
@@ -155,7 +155,9 @@ def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code
             "weight, or one that depends on it.",
             f"Norms are given for {', '.join(ADDITIVE)}.",
         )
-    found = offline.attach_offline(lambda: skeleton(files, access, trust_remote_code), files.folder, PEFT, files.config)
+    found = weightless.attach_offline(
+        lambda: skeleton(files, access, trust_remote_code), files.folder, PEFT, files.config
+    )
     return AdaptedLayers(found.layers, found.streamed)
 
 
@@ -176,7 +178,7 @@ def lora_parts(
         return None
     model = skeleton(files, access, trust_remote_code)
     roles = find_sublayers(model)
-    update = offline.injected(model, files.config, files.folder)
+    update = weightless.injected(model, files.config, files.folder)
     if update is None:
         return None
     switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
@@ -195,7 +197,7 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
     """
     found: dict[str, AdaptedPart] = {}
     # A module of a full fine-tune is no layer of PEFT, so that only its site is known.
-    layers = {id(site): layer for _, site, layer in offline.listed(model, sites)}
+    layers = {id(site): layer for _, site, layer in weightless.listed(model, sites)}
     for site in sites:
         layer: Any = layers.get(id(site))
         before = found.get(site.role, AdaptedPart(0, 0, frozenset()))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from taia_hub.hub.layout import KINDS, UpdatePlace
 from taia_hub.results import Results
-from taia_hub.updates.kinds import KINDS, UpdatePlace
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CardData:
         default: Label of the published setting.
         adapter_repo: Hub id of the repository that the update lies in, when it is another one.
         adapter_revision: Commit sha of that repository.
-        update_kind: Kind of the update, one of `taia_hub.updates.kinds.KINDS`.
+        update_kind: Kind of the update, one of `taia_hub.hub.layout.KINDS`.
         adapter_path: Folder of the update in its repository.
         adapter_sha256: Hash of the update's weights, or of the index of its shards.
         adapter_config: Contents of the update's configuration.

@@ -14,8 +14,8 @@ from taia_hub.cards.escaping import is_repo_id, plain
 from taia_hub.cards.linking import SPACE_KEY
 from taia_hub.cards.words import MODE_WORDS
 from taia_hub.errors import ConfigError
+from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.results import Results
-from taia_hub.updates.kinds import DENSE, PEFT
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")

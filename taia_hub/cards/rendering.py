@@ -13,15 +13,15 @@ import jinja2
 import yaml
 from huggingface_hub import CardData
 
-from taia_hub._shipped import shipped
 from taia_hub.cards import escaping, linking, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.words import MODE_WORDS
+from taia_hub.common.shipped import shipped
 from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError, closest
-from taia_hub.policy import MODES
 from taia_hub.results import summarise
+from taia_hub.switch.settings import MODES
 
 VARIANTS = ("model_card", "short")
 """The templates for the card of a TAIA repository."""

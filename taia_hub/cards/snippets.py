@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taia_hub.cards.data import CardData
 from taia_hub.cards.escaping import python
-from taia_hub.updates.kinds import PEFT
+from taia_hub.hub.layout import PEFT
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank."""

@@ -36,13 +36,13 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Measure an update by layer and role, and what its modes do to hidden states."""
-    from taia_hub._imports import import_or_raise
     from taia_hub.analysis import draw_figures, load_analysis
     from taia_hub.analysis.examining import examine, matching_results, read_texts
     from taia_hub.analysis.format import analysis_path
     from taia_hub.analysis.hidden import ALL_MODES
     from taia_hub.analysis.text import to_text
-    from taia_hub.progress import ProgressBars
+    from taia_hub.common.imports import import_or_raise
+    from taia_hub.common.progress import ProgressBars
     from taia_hub.results import summarise
 
     if mode and texts is None:

@@ -44,7 +44,7 @@ def card(
 
     What you changed on the card stays.
     """
-    from taia_hub import card_updating
+    from taia_hub.repository import card_updating
 
     request = card_updating.CardRequest(
         repo_id=repo_id,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.compared import Output, compare_prompt, compare_prompts
+from taia_hub.cli.compare_output import Output, compare_prompt, compare_prompts
 from taia_hub.cli.shared import (
     DeviceMap,
     Dtype,
@@ -144,7 +144,7 @@ def _check_task(context: typer.Context, **tasks: Any) -> None:
 
 
 def _labels(modes: Sequence[Any]) -> list[str]:
-    from taia_hub.policy import parse_setting
+    from taia_hub.switch.settings import parse_setting
 
     return [parse_setting(mode).label for mode in modes]
 
@@ -173,7 +173,7 @@ def _format(name: str | None, as_json: bool, out: Path | None) -> str:
 
 def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
     from taia_hub.page import launch_page
-    from taia_hub.policy import MODES
+    from taia_hub.switch.settings import MODES
 
     other = [mode for mode in modes if mode not in MODES]
     if other:

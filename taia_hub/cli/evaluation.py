@@ -65,10 +65,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a repository under several modes with lm-evaluation-harness."""
+    from taia_hub.common.progress import ProgressBars
     from taia_hub.evaluation import evaluate as run
     from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate_task
     from taia_hub.evaluation.harness import check_batch_size
-    from taia_hub.progress import ProgressBars
     from taia_hub.results import RESULTS_FILE, summarise, to_text
 
     if backend not in ("hf", "vllm"):

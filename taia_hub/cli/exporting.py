@@ -20,8 +20,8 @@ from taia_hub.cli.shared import (
     parse_folder,
     parse_mode,
 )
+from taia_hub.common.progress import ProgressBars
 from taia_hub.errors import ConfigError
-from taia_hub.progress import ProgressBars
 
 
 def export(
@@ -111,7 +111,7 @@ def _folders(modes: list[Any]) -> dict[str, Any]:
 
 def _label(mode: Any) -> str:
     from taia_hub.exporting.naming import label_of
-    from taia_hub.policy import parse_setting
+    from taia_hub.switch.settings import parse_setting
 
     return label_of(parse_setting(mode))
 

@@ -50,9 +50,9 @@ def merge(
 
     A merge that was interrupted goes on when the same command is given again.
     """
+    from taia_hub.common.progress import ProgressBars
     from taia_hub.merging import merge as run
     from taia_hub.merging.publishing import check_repository, publish_merged
-    from taia_hub.progress import ProgressBars
 
     if (out is None) == (push is None):
         raise ConfigError("Give a folder with --out, or a Hub id with --push.", "One of the two, not both.")

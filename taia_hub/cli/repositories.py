@@ -72,7 +72,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune."""
-    from taia_hub.creating import create_from_finetuned, create_repository
+    from taia_hub.repository.creating import create_from_finetuned, create_repository
 
     shared: dict[str, Any] = {
         "out": out,
@@ -132,7 +132,7 @@ def push(
     as_json: Json = False,
 ) -> None:
     """Publish a saved TAIA repository in one commit."""
-    from taia_hub.publishing import push_folder
+    from taia_hub.repository.publishing import push_folder
 
     commit = push_folder(
         folder,
@@ -156,7 +156,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a repository holds, by role, without loading weights."""
-    from taia_hub.info import repository_info
+    from taia_hub.repository.info import repository_info
 
     found = repository_info(repo, revision=revision, token=token, trust_remote_code=trust_remote_code)
     if as_json:

@@ -45,8 +45,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Train a recipe of the paper, evaluate every mode, and set the paper's table beside ours."""
-    from taia_hub.recipes import recipe_names
     from taia_hub.reproducing.recipe import load_recipe
+    from taia_hub.training.recipes import recipe_names
 
     if list_recipes:
         found = [load_recipe(name) for name in recipe_names()]
@@ -59,8 +59,8 @@ def reproduce(
         return
     if recipe is None:
         raise ConfigError("No recipe was named.", "Choose one of `taia reproduce --list`, or give a YAML file.")
+    from taia_hub.common.progress import ProgressBars
     from taia_hub.evaluation.harness import check_batch_size
-    from taia_hub.progress import ProgressBars
     from taia_hub.reproducing import reproduce as start
 
     loaded = load_recipe(recipe)

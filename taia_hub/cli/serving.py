@@ -57,7 +57,7 @@ def serve_model(
     vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF; transformers serves a merged
     model a mode. Flags of the engine itself follow after `--`.
     """
-    from taia_hub.progress import ProgressBars
+    from taia_hub.common.progress import ProgressBars
     from taia_hub.serving import check_installed, check_port, find_engine, plan_serving, run
 
     found = find_engine(engine)

@@ -45,7 +45,7 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
     if not base.strip():
         raise ConfigError("The base model's name is empty.", "Name a base model, or leave --base out.")
     from taia_hub import hub
-    from taia_hub.offline import find_update
+    from taia_hub.repository.update_files import find_update
 
     return find_update(repo, revision=revision, base=base, access=hub.HubAccess(token=token))
 
@@ -97,7 +97,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Loads a TAIA repository that is to answer, and its tokenizer."""
     from taia_hub import TAIAForCausalLM
-    from taia_hub._tokenizer import load_tokenizer
+    from taia_hub.repository.tokenizer import load_tokenizer
 
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     model = TAIAForCausalLM.from_pretrained(repo, dtype=check_dtype(dtype), device_map=device_map, **loading)

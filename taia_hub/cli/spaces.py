@@ -38,7 +38,7 @@ def space_create(
 
     What you changed in the Space, and your own files there, stay.
     """
-    from taia_hub import space_making
+    from taia_hub.space import making as space_making
 
     if out is not None and not dry_run:
         raise ConfigError("--out is the folder of --dry-run.", "Add --dry-run, or leave --out out.")

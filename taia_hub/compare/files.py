@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub._lines import LineError, get_text, parse_object, read_lines, refuse
+from taia_hub.common.jsonl import LineError, get_text, parse_object, read_lines, refuse
+from taia_hub.common.progress import Progress
 from taia_hub.compare.comparison import Comparison
 from taia_hub.compare.keeping import Comparisons, Run
 from taia_hub.compare.prompting import encode_prompt, read_messages
 from taia_hub.compare.streaming import DEFAULT_MODES, stream_compare
 from taia_hub.errors import ConfigError
-from taia_hub.policy import parse_setting
-from taia_hub.progress import Progress
 from taia_hub.results import ModelIdentity
+from taia_hub.switch.settings import parse_setting
 
 _FORM = '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, with "id" if you like'
 

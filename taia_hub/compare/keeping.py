@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.policy import parse_setting
 from taia_hub.results import ModelIdentity
+from taia_hub.switch.settings import parse_setting
 
 _FORMAT = 1
 _START = f'{{"taia_comparison": {_FORMAT}, '  # of every line that is written here

@@ -26,7 +26,7 @@ from taia_hub.compare.prompting import (
     with_history,
 )
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
-from taia_hub.policy import Setting, parse_setting
+from taia_hub.switch.settings import Setting, parse_setting
 
 DEFAULT_MODES = ("none", "attention", "all")
 

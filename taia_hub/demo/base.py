@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.demo.folders import complete_folder, is_complete
 from taia_hub.errors import RepositoryError
 

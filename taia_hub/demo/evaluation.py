@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from taia_hub.common.progress import Progress
 from taia_hub.demo.encoding import IGNORED_LABEL, answer_batch, encode_item
 from taia_hub.demo.samples import Item
-from taia_hub.progress import Progress
 from taia_hub.results.statistics import Interval, resample
 
 MODES = ("none", "attention", "ffn", "all")

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.progress import Progress, ProgressBars
 from taia_hub.demo.report import DemoReport
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.local_hub import LocalHub
-from taia_hub.progress import Progress, ProgressBars
 
 DEFAULT_STEPS = 40
 DEFAULT_ITEMS = 64

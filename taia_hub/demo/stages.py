@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import TAIAForCausalLM
+from taia_hub.common.progress import Progress
 from taia_hub.compare import compare
 from taia_hub.demo.base import smollm2_base
 from taia_hub.demo.evaluation import MODES, mode_table
@@ -18,7 +19,6 @@ from taia_hub.demo.folders import MARKER
 from taia_hub.demo.report import DemoReport
 from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, load_items
 from taia_hub.demo.training import train_adapter
-from taia_hub.progress import Progress
 
 BASE_ID = "demo/SmolLM2-135M-Instruct"
 MODEL_ID = "demo/smollm2-135m-medical-taia"

@@ -17,11 +17,11 @@ from transformers import (
     set_seed,
 )
 
+from taia_hub.common.progress import Progress
 from taia_hub.demo.encoding import answer_batch, encode_item
 from taia_hub.demo.folders import complete_folder, is_complete
 from taia_hub.demo.samples import TRAINING_SAMPLE, load_items, sample_digest
 from taia_hub.errors import ConfigError
-from taia_hub.progress import Progress
 
 BATCH_SIZE = 8
 RANK = 16

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError, RepositoryError, closest
 from taia_hub.evaluation.fingerprint import item_hash, prompts_sha256
 from taia_hub.evaluation.harness import FEATURE, HarnessTask, quiet

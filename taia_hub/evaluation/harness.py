@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError
 from taia_hub.results import TaskResults
 

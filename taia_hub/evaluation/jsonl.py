@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub._imports import import_or_raise
-from taia_hub._lines import LineError, get_text, parse_object, read_lines, refuse
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.jsonl import LineError, get_text, parse_object, read_lines, refuse
 from taia_hub.errors import ConfigError, closest
 from taia_hub.evaluation import scoring
 

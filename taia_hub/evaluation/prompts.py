@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from taia_hub._lines import get_text, parse_object, read_lines
+from taia_hub.common.jsonl import get_text, parse_object, read_lines
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.answers import generate_responses
 from taia_hub.evaluation.harness import Advance, Measured, Session

@@ -13,15 +13,15 @@ from typing import Any, Protocol
 
 import torch
 
-from taia_hub._tokenizer import load_tokenizer
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, renewed
 from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, check_batch_size, make_lm
 from taia_hub.modeling_taia import TAIAForCausalLM
-from taia_hub.policy import MODES, Setting, parse_setting
-from taia_hub.progress import Progress
+from taia_hub.repository.tokenizer import load_tokenizer
 from taia_hub.results import Group, ModelIdentity, ModeScores, Results, TaskResults
+from taia_hub.switch.settings import MODES, Setting, parse_setting
 
 DEFAULT_MODES = ("none", "attention", "ffn", "all")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taia_hub._lines import get_text, parse_object, read_lines
+from taia_hub.common.jsonl import get_text, parse_object, read_lines
 from taia_hub.errors import ConfigError
 
 Judge = Callable[[str, str], float]

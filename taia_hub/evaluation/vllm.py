@@ -12,9 +12,9 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
-from taia_hub.policy import parse_setting
-from taia_hub.repository_reading import read_taia_config, update_folder
-from taia_hub.updates.kinds import PEFT
+from taia_hub.hub.layout import PEFT
+from taia_hub.repository.reading import read_taia_config, update_folder
+from taia_hub.switch.settings import parse_setting
 
 
 def vllm_commands(

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
+from taia_hub.engines.conformance import check_engine, check_engines
+from taia_hub.engines.facts import BaseFacts
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
     adapter_config,
@@ -27,8 +30,6 @@ from taia_hub.exporting.assembly import (
     stays_exact,
 )
 from taia_hub.exporting.card import Place, export_card, index_card
-from taia_hub.exporting.conformance import check_engine, check_engines
-from taia_hub.exporting.facts import BaseFacts
 from taia_hub.exporting.low_rank import EXACT, convert
 from taia_hub.exporting.naming import check_names
 from taia_hub.exporting.plan import (
@@ -42,13 +43,15 @@ from taia_hub.exporting.plan import (
 from taia_hub.exporting.report import ExportReport
 from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
 from taia_hub.exporting.writing import new_folder, write_tensors
-from taia_hub.offline import LeanLora, OfflineUpdate, UpdateFiles, open_update, skeleton
-from taia_hub.policy import Setting, parse_setting
-from taia_hub.progress import Progress
-from taia_hub.publishing import base_license, check_publishable
-from taia_hub.updates.dense_checkpoint import StoredTensor, read_header
-from taia_hub.updates.kinds import PEFT
-from taia_hub.updates.strict import ADAPTER
+from taia_hub.hub.layout import PEFT
+from taia_hub.repository.opening import OfflineUpdate, open_update
+from taia_hub.repository.publishing import base_license, check_publishable
+from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.updates.peft.plain_lora import LeanLora
+from taia_hub.updates.peft.strict import ADAPTER
+from taia_hub.updates.weightless import skeleton
+from taia_hub.weights.checkpoint import StoredTensor, read_header
 
 
 def export_adapter(

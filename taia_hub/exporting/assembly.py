@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub.exporting.facts import BaseFacts
+from taia_hub.engines.facts import BaseFacts
 from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor_names
 from taia_hub.exporting.writing import Planned, read_factor
-from taia_hub.offline import OfflineUpdate, linear_shape
-from taia_hub.updates.dense_checkpoint import StoredTensor, read_header
-from taia_hub.updates.kinds import PEFT
+from taia_hub.hub.layout import PEFT
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.updates.peft.plain_lora import linear_shape
+from taia_hub.weights.checkpoint import StoredTensor, read_header
 
 _ROWS = 256
 

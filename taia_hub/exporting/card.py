@@ -12,8 +12,8 @@ from taia_hub import cards
 from taia_hub.configuration_taia import PAPER
 from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
-from taia_hub.offline import OfflineUpdate
-from taia_hub.policy import parse_setting
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.switch.settings import parse_setting
 
 TAGS = ("taia", "export", "lora")
 """Tell the card of an export, and so a repository of our exports, from other cards."""

@@ -14,12 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub import hub
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.exporting.plan import Acting, Factors, base_layer
-from taia_hub.offline import OfflineUpdate, base_checkpoint, holding, merged_weights
-from taia_hub.updates.compressing import truncate
-from taia_hub.updates.dense_checkpoint import Checkpoint, read_header
-from taia_hub.updates.kinds import PEFT
-from taia_hub.updates.methods import ADDITIVE
-from taia_hub.updates.strict import ADAPTER
+from taia_hub.hub.layout import PEFT
+from taia_hub.merging.module import holding, merged_weights
+from taia_hub.repository.opening import OfflineUpdate, base_checkpoint
+from taia_hub.updates.dense.compressing import truncate
+from taia_hub.updates.peft.methods import ADDITIVE
+from taia_hub.updates.peft.strict import ADAPTER
+from taia_hub.weights.checkpoint import Checkpoint, read_header
 
 DEFAULT_RANK = 64
 """Rank of a product that cannot be exact, where none was asked for."""

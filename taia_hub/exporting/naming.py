@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from taia_hub.errors import ConfigError
-from taia_hub.policy import Setting
+from taia_hub.switch.settings import Setting
 
 _NAME = re.compile(r"\w[\w.+-]*")
 
@@ -21,7 +21,7 @@ def label_of(setting: Setting) -> str:
         The mode's name, or its selectors and weights joined by dashes: signs that every engine takes.
 
     Example:
-        >>> from taia_hub.policy import parse_setting
+        >>> from taia_hub.switch.settings import parse_setting
         >>> label_of(parse_setting("attention+other")), label_of(parse_setting({"attention": 1, "ffn@0-7": 0.5}))
         ('attention+other', 'attention-1-ffn-0-7-0.5')
     """

@@ -15,16 +15,18 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub._subclass import Rebuildable
+from taia_hub.common.rebuildable import Rebuildable
 from taia_hub.errors import SettingError, UnsupportedUpdateError
-from taia_hub.offline import Entry, LoraPair, OfflineUpdate, linear_shape
-from taia_hub.policy import MODES, parse_setting
-from taia_hub.sublayers import is_routed
-from taia_hub.updates.dense_checkpoint import StoredTensor
-from taia_hub.updates.kinds import DENSE, PEFT
-from taia_hub.updates.methods import ADDITIVE, CONVERTED
-from taia_hub.updates.molora_layers import MoLoraLinear
-from taia_hub.updates.strict import ADAPTER, PREFIX
+from taia_hub.hub.layout import DENSE, PEFT
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.roles.sublayers import is_routed
+from taia_hub.switch.settings import MODES, parse_setting
+from taia_hub.updates.molora.layers import MoLoraLinear
+from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
+from taia_hub.updates.peft.plain_lora import LoraPair, linear_shape
+from taia_hub.updates.peft.strict import ADAPTER, PREFIX
+from taia_hub.updates.weightless import Entry
+from taia_hub.weights.checkpoint import StoredTensor
 
 _DORA = "DoraLinearVariant"
 _MERGE = "Or write the setting into a whole model, which every engine serves: `taia merge REPO --mode MODE`."
@@ -35,7 +37,7 @@ class Acting:
     """A module whose update acts.
 
     Attributes:
-        entry: The layer, as of `taia_hub.offline`.
+        entry: The layer, as of `taia_hub.updates.weightless`.
         weight: Its weight in (0, 1].
         is_plain: Whether its update is a LoRA pair already; otherwise one is made of its difference.
     """

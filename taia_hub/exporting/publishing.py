@@ -12,13 +12,13 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from taia_hub import hub
-from taia_hub.card_files import card_tags, keep_edits
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
 from taia_hub.exporting.report import ExportReport
-from taia_hub.offline import UpdateFiles, find_update
-from taia_hub.policy import parse_setting
+from taia_hub.repository.side_files import card_tags, keep_edits
+from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.switch.settings import parse_setting
 
 _OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{hub.CARD})")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub.exporting.facts import Verdict
+from taia_hub.engines.facts import Verdict
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
-from taia_hub.offline import OfflineUpdate, injected, is_state_space, tensor_shapes
-from taia_hub.sublayers import find_sublayers
+from taia_hub.hub.layout import PEFT
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
-from taia_hub.updates.kinds import PEFT
-from taia_hub.updates.strict import PREFIX, read_config
+from taia_hub.updates.peft.plain_lora import is_state_space, tensor_shapes
+from taia_hub.updates.peft.strict import PREFIX, read_config
+from taia_hub.updates.weightless import injected
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, by the largest logit, where the export is exact but its tensors are not the same."""

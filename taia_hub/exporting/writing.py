@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from taia_hub import hub
-from taia_hub.updates.dense_checkpoint import StoredTensor
-from taia_hub.updates.dense_files import OutgoingTensor, outgoing, read_whole, write_file
+from taia_hub.weights.checkpoint import StoredTensor
+from taia_hub.weights.shards import OutgoingTensor, outgoing, read_whole, write_file
 
 _ZEROS = 1 << 18
 

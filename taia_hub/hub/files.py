@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
 from taia_hub.hub.access import HubAccess, Source, fetch
-from taia_hub.updates.kinds import PEFT, UpdateKind
+from taia_hub.hub.layout import PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
 ADAPTER_CONFIG = PEFT.config

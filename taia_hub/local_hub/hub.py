@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.local_hub.app import build_app
 from taia_hub.local_hub.names import check_repo_id

@@ -13,11 +13,13 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.offline import Entry, OfflineUpdate, merged_weights
-from taia_hub.updates.dense_checkpoint import Checkpoint, Group, StoredTensor, by_number
-from taia_hub.updates.dense_files import read_whole
-from taia_hub.updates.kinds import DENSE
-from taia_hub.updates.strict import WRAPPERS
+from taia_hub.hub.layout import DENSE
+from taia_hub.merging.module import merged_weights
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.updates.peft.strict import WRAPPERS
+from taia_hub.updates.weightless import Entry
+from taia_hub.weights.checkpoint import Checkpoint, Group, StoredTensor, by_number
+from taia_hub.weights.shards import read_whole
 
 _INNER = ".token_adapter"
 _WAY_OUT = "Choose a mode in which it does not act, or use the update unmerged."

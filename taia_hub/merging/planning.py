@@ -13,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from taia_hub.errors import ConfigError, SettingError, UnsupportedUpdateError
+from taia_hub.hub.layout import DENSE
 from taia_hub.merging.jobs import Change, Job, find_changes, gather
-from taia_hub.offline import OfflineUpdate, check_mergeable
-from taia_hub.sublayers import ROLES
-from taia_hub.updates.dense_checkpoint import DTYPES, Checkpoint, StoredTensor, read_headers
-from taia_hub.updates.kinds import DENSE
-from taia_hub.updates.molora_layers import MoLoraLinear
+from taia_hub.merging.module import check_mergeable
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.roles.sublayers import ROLES
+from taia_hub.updates.molora.layers import MoLoraLinear
+from taia_hub.weights.checkpoint import DTYPES, Checkpoint, StoredTensor, read_headers
 
 
 @dataclass(frozen=True)

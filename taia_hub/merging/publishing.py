@@ -12,11 +12,11 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from taia_hub import cards, hub
-from taia_hub.card_files import card_tags, keep_edits
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.running import MergeReport
-from taia_hub.updates.dense_checkpoint import INDEX
+from taia_hub.repository.side_files import card_tags, keep_edits
+from taia_hub.weights.checkpoint import INDEX
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _EMPTY = {".gitattributes"}

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
 from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
-from taia_hub.offline import OfflineUpdate, UpdateFiles, base_checkpoint, check_not_quantised, open_update
-from taia_hub.progress import Progress
-from taia_hub.updates.dense_checkpoint import Checkpoint, open_checkpoint
+from taia_hub.repository.opening import OfflineUpdate, base_checkpoint, check_not_quantised, open_update
+from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = logging.getLogger(__name__)
 

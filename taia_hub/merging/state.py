@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from taia_hub import hub
-from taia_hub._files import scratch_file, write_atomically
+from taia_hub.common.atomic import scratch_file, write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 
 _STATE = "state.json"

@@ -12,9 +12,9 @@ from typing import Any
 from taia_hub import cards, hub
 from taia_hub._version import __version__
 from taia_hub.merging.planning import MergePlan
-from taia_hub.offline import OfflineUpdate
-from taia_hub.publishing import base_license, save_tokenizer
-from taia_hub.updates.dense_checkpoint import INDEX, SINGLE, Checkpoint
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.publishing import base_license, save_tokenizer
+from taia_hub.weights.checkpoint import INDEX, SINGLE, Checkpoint
 
 _GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"

@@ -11,9 +11,9 @@ from torch import Tensor
 from taia_hub.merging.jobs import Job
 from taia_hub.merging.planning import MergePlan, Piece
 from taia_hub.merging.state import Scratch
-from taia_hub.offline import OfflineUpdate
-from taia_hub.updates.dense_checkpoint import Checkpoint
-from taia_hub.updates.dense_files import OutgoingTensor, converted, outgoing, sliced, write_file
+from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.weights.checkpoint import Checkpoint
+from taia_hub.weights.shards import OutgoingTensor, converted, outgoing, sliced, write_file
 
 _WORKERS = 2  # hashing takes one core a gigabyte a second, so that two shards are written at a time
 

@@ -9,15 +9,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.page import conversation
 from taia_hub.page.answering import make_answer
 from taia_hub.page.board import board_html, status_text
+from taia_hub.page.callbacks import Reactions, shown
 from taia_hub.page.conversation import Turns
 from taia_hub.page.examples import EXAMPLES
 from taia_hub.page.models import Models
 from taia_hub.page.questions import NAMES
-from taia_hub.page.reactions import Reactions, shown
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
 from taia_hub.page.votes import Votes
 

@@ -7,9 +7,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from taia_hub._tokenizer import load_tokenizer
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.page.devices import choose_device, choose_dtype
+from taia_hub.repository.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

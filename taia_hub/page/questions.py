@@ -10,7 +10,7 @@ from typing import Any
 from taia_hub.compare.prompting import LEAST_TEMPERATURE, Messages
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
-from taia_hub.policy import parse_setting
+from taia_hub.switch.settings import parse_setting
 
 NAMES: Mapping[str, str] = {
     "none": "Base model",

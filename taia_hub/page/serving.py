@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.page.blocks import FEATURE, build_page
 from taia_hub.page.examples import card_examples
 from taia_hub.page.models import Models

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taia_hub.errors import ConfigError
-from taia_hub.policy import parse_setting
+from taia_hub.switch.settings import parse_setting
 
 _KEYS = ("table", "setting", "precision", "source", "numbers", "others", "remarks")
 

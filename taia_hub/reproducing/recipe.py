@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from taia_hub.errors import ConfigError, RepositoryError, closest
-from taia_hub.policy import parse_setting
-from taia_hub.recipes import recipe_names, recipe_texts
 from taia_hub.reproducing.paper import PaperTable, paper_tables
+from taia_hub.switch.settings import parse_setting
+from taia_hub.training.recipes import recipe_names, recipe_texts
 
 BROUGHT = ("data", "in_domain", "ood", "prompts")
 """What a user may have to bring."""
@@ -80,8 +80,8 @@ def load_recipe(name: str | Path) -> Recipe:
     """Reads a shipped recipe by its name, or one of the same form from a YAML file.
 
     Args:
-        name: One of `taia_hub.recipes.recipe_names()`, or the path of a file that ends in `.yaml` or `.yml` and holds
-            the fields of training and those of the paper together.
+        name: One of `taia_hub.training.recipes.recipe_names()`, or the path of a file that ends in `.yaml` or
+            `.yml` and holds the fields of training and those of the paper together.
 
     Returns:
         The recipe.

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from taia_hub import hub
-from taia_hub._files import write_atomically
-from taia_hub._imports import import_or_raise
+from taia_hub.common.atomic import write_atomically
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.evaluation import evaluate, safety_task
 from taia_hub.evaluation.catalogue import load_tasks
 from taia_hub.evaluation.harness import check_batch_size
-from taia_hub.policy import parse_setting
-from taia_hub.progress import Progress
 from taia_hub.reproducing.measured import BASE, measure, with_base
 from taia_hub.reproducing.planning import list_differences, plan_runs
 from taia_hub.reproducing.recipe import Recipe, load_recipe
 from taia_hub.reproducing.state import RunFolder
 from taia_hub.reproducing.table import ReproductionTable, make_table
 from taia_hub.results import Results
+from taia_hub.switch.settings import parse_setting
 from taia_hub.training.planning import process_count
 from taia_hub.training.recipe import TrainingRecipe
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub._files import write_atomically
+from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import RESULTS_FILE
 from taia_hub.training.recipe import TrainingRecipe

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub._files import write_atomically
+from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.policy import parse_setting
 from taia_hub.results.identity import ModelIdentity
+from taia_hub.switch.settings import parse_setting
 
 RESULTS_FILE = "taia_results.json"
 """Name of the results file at the root of a TAIA repository."""

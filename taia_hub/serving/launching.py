@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from taia_hub.engines import Command, Engine
 from taia_hub.errors import ConfigError, MissingDependencyError
-from taia_hub.serving.engines import Command, Engine
 
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError
-from taia_hub.offline import tensor_shapes
-from taia_hub.updates.dense_checkpoint import read_header
-from taia_hub.updates.strict import PREFIX
+from taia_hub.updates.peft.plain_lora import tensor_shapes
+from taia_hub.updates.peft.strict import PREFIX
+from taia_hub.weights.checkpoint import read_header
 
 Shapes = Mapping[str, tuple[int, int]]
 """Path of a linear layer to its (rows, columns): outputs and inputs."""

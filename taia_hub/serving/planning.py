@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
+from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
+from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.exporting.naming import label_of
-from taia_hub.offline import find_update
-from taia_hub.policy import Setting, parse_setting
-from taia_hub.progress import Progress
-from taia_hub.serving.engines import Command, Engine, Order, ServedMode, find_engine
-from taia_hub.serving.gguf_lora import HOW_TO_GET_A_GGUF
+from taia_hub.repository.update_files import find_update
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
+from taia_hub.switch.settings import Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
 

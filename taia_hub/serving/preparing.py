@@ -18,17 +18,17 @@ from filelock import FileLock
 from huggingface_hub import constants
 
 from taia_hub import hub
-from taia_hub._files import write_atomically
+from taia_hub.common.atomic import write_atomically
+from taia_hub.common.progress import Progress
+from taia_hub.engines import Engine, ServedMode
+from taia_hub.engines.gguf_lora import Base, read_base, write_gguf_lora
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import ENGINES as CHECKED
 from taia_hub.exporting import export_adapter
 from taia_hub.exporting.naming import label_of
 from taia_hub.merging import merge
-from taia_hub.offline import UpdateFiles
-from taia_hub.policy import Setting
-from taia_hub.progress import Progress
-from taia_hub.serving.engines import Engine, ServedMode
-from taia_hub.serving.gguf_lora import Base, read_base, write_gguf_lora
+from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.switch.settings import Setting
 
 MARKER = "taia_serving.json"
 GGUF_LORA = "adapter.gguf"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taia_hub._lines import LineError
+from taia_hub.common.jsonl import LineError
 from taia_hub.errors import ConfigError
 from taia_hub.training.forms import FORMS, Form, Messages, find_form, to_messages
 from taia_hub.training.rows import Row

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError
 from taia_hub.training import mixing
 from taia_hub.training.composition import Composition, compose, record_noise

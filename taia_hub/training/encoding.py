@@ -11,9 +11,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
-from taia_hub.progress import Progress
 
 IGNORED_LABEL = -100
 """The label that the models of transformers leave out of the loss."""

@@ -9,18 +9,19 @@ from typing import Any
 
 from huggingface_hub import CommitInfo
 
-from taia_hub import creating, hub, publishing
-from taia_hub.card_files import FIGURES, SIDE_FILES
-from taia_hub.card_making import manifest_sha256
-from taia_hub.card_updating import CardRequest, make_card, write_card
-from taia_hub.progress import Progress
-from taia_hub.repository_reading import read_taia_config
+from taia_hub import hub
+from taia_hub.common.progress import Progress
+from taia_hub.hub.layout import KINDS, UpdatePlace
+from taia_hub.repository import creating, publishing
+from taia_hub.repository.card import manifest_sha256
+from taia_hub.repository.card_updating import CardRequest, make_card, write_card
+from taia_hub.repository.reading import read_taia_config
+from taia_hub.repository.side_files import FIGURES, SIDE_FILES
 from taia_hub.training import modelling, record
 from taia_hub.training.composition import plot_composition
 from taia_hub.training.job import Fitted
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.workspace import Workspace
-from taia_hub.updates.kinds import KINDS, UpdatePlace
 
 
 def write_repository(fitted: Fitted, work: Workspace, progress: Progress | None) -> dict[str, Any]:

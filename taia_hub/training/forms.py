@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from taia_hub._lines import LineError, get_text
+from taia_hub.common.jsonl import LineError, get_text
 
 Messages = list[dict[str, str]]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from taia_hub import hub
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError
-from taia_hub.progress import Progress
 from taia_hub.training import modelling, record
 from taia_hub.training.planning import Plan, make_plan, process_rank
 from taia_hub.training.recipe import TrainingRecipe

@@ -126,7 +126,7 @@ def build_model(
     if recipe.method == "full":
         freeze_others(model, selection)
     elif recipe.method == "molora":
-        from taia_hub.updates.molora import MoLoraSettings, add_molora
+        from taia_hub.updates.molora.update import MoLoraSettings, add_molora
 
         model = add_molora(
             model,
@@ -200,7 +200,7 @@ def save_update(
     """
     folder.mkdir(parents=True)
     if recipe.method == "molora":
-        from taia_hub.updates.molora import save_molora
+        from taia_hub.updates.molora.update import save_molora
 
         save_molora(model, folder)
     elif recipe.method == "lora":

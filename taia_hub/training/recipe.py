@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
-from taia_hub.policy import MODES, Setting, parse_setting
-from taia_hub.recipes import recipe_names, recipe_path
+from taia_hub.switch.settings import MODES, Setting, parse_setting
+from taia_hub.training.recipes import recipe_names, recipe_path
 
 METHODS = ("lora", "molora", "full")
 SCHEDULES = ("uniform", "linear")

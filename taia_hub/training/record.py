@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from taia_hub import cards
-from taia_hub._files import write_atomically
-from taia_hub.card_files import TRAINING_FILE
+from taia_hub.common.atomic import write_atomically
+from taia_hub.repository.side_files import TRAINING_FILE
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from taia_hub._imports import import_or_raise
-from taia_hub._lines import LineError, parse_object
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.jsonl import LineError, parse_object
 
 _LONGEST = 64 << 20  # bytes of one item; more is a file of another kind
 _CHUNK = 1 << 20

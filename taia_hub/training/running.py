@@ -16,10 +16,10 @@ from huggingface_hub import CommitInfo, constants
 from transformers.utils import logging as transformers_logging
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
-from taia_hub.policy import parse_setting
-from taia_hub.progress import Progress
-from taia_hub.repository_reading import read_taia_config
+from taia_hub.repository.reading import read_taia_config
+from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling, record
 from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
 from taia_hub.training.finishing import push_repository, write_repository

@@ -13,8 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub.errors import ConfigError, SettingError
-from taia_hub.policy import Entry
-from taia_hub.sublayers import find_sublayers
+from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.switch.settings import Entry
 from taia_hub.training.recipe import TRAINED_ROLES, TrainingRecipe
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")

@@ -13,10 +13,10 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from taia_hub import hub
-from taia_hub._imports import import_or_raise
-from taia_hub._lines import LineError
 from taia_hub.cards.data import DatasetFacts
 from taia_hub.cards.escaping import is_repo_id
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.jsonl import LineError
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.training.checking import Checked, Problems, check_rows
 from taia_hub.training.forms import Form, find_form, to_messages

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TextIO
 
-from taia_hub.progress import ProgressBars
+from taia_hub.common.progress import ProgressBars
 
 
 class TrainingBars(ProgressBars):

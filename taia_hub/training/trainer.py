@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from taia_hub._imports import import_or_raise
+from taia_hub.common.imports import import_or_raise
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, MissingDependencyError, closest
-from taia_hub.progress import Progress
 from taia_hub.training.encoding import IGNORED_LABEL
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
@@ -103,7 +103,7 @@ def make_trainer(
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if recipe.method != "molora" or not recipe.balance_loss:
                 return loss
-            from taia_hub.updates.molora import balance_loss
+            from taia_hub.updates.molora.update import balance_loss
 
             whole = self.accelerator.unwrap_model(model)
             # Trainer divides by the forward passes of a step only what was not divided by its number of tokens.

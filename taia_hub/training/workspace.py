@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from taia_hub import hub
-from taia_hub._files import write_atomically
-from taia_hub.card_files import TRAINING_FILE
+from taia_hub.common.atomic import write_atomically
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.repository.side_files import TRAINING_FILE
 from taia_hub.training.recipe import TrainingRecipe
 
 WORK = ".training"

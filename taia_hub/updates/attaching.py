@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from taia_hub.switch import Switch
-from taia_hub.updates.dense import attach_dense, read_dense_config
-from taia_hub.updates.kinds import DENSE, MOLORA, PEFT, UpdateKind
-from taia_hub.updates.molora import attach_molora, read_molora_config
-from taia_hub.updates.peft import attach_update, read_config
+from taia_hub.hub.layout import DENSE, MOLORA, PEFT, UpdateKind
+from taia_hub.switch.switch import Switch
+from taia_hub.updates.dense.update import attach_dense, read_dense_config
+from taia_hub.updates.molora.update import attach_molora, read_molora_config
+from taia_hub.updates.peft.adapter import attach_update, read_config
 
 
 class Update(Protocol):
@@ -73,7 +73,7 @@ def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> t
         base: The base model, changed in place.
         folder: Folder of the update.
         kind: Its kind.
-        **options: Keywords of `taia_hub.updates.peft.attach_update`.
+        **options: Keywords of `taia_hub.updates.peft.adapter.attach_update`.
 
     Returns:
         The attached update, and its switch.

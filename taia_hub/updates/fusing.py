@@ -20,11 +20,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from taia_hub._subclass import Rebuildable, subclass
+from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
-from taia_hub.switch import Acting, Switch
-from taia_hub.updates.dense_layers import SwitchedTensors, TunedTensor, mixin_for
-from taia_hub.updates.layers import FusedLayer, SwitchedLayer, describe, fused_class, peft_class, switched_class
+from taia_hub.switch.switch import Acting, Switch
+from taia_hub.updates.dense.layers import SwitchedTensors, TunedTensor, mixin_for
+from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, fused_class, peft_class, switched_class
 
 _FUSING = threading.RLock()  # one for all, because locks are neither copied nor pickled
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

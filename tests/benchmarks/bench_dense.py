@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from taia_hub.sublayers import find_sublayers
-from taia_hub.updates.dense import attach_dense, write_dense
+from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.updates.dense.update import attach_dense, write_dense
 
 HIDDEN, INNER, VOCABULARY = 2048, 5632, 32000
 
@@ -93,7 +93,7 @@ def read(*folders: Path) -> float:
 _MEASURED = """
 import json, re, sys, time
 from pathlib import Path
-from taia_hub.updates.dense import write_dense
+from taia_hub.updates.dense.difference import write_dense
 
 def peak():  # of this program alone: getrusage counts what started it too
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -1,0 +1,96 @@
+"""What is known of an adapter and its base, what an engine makes of them, and what a rule is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from taia_hub.updates.peft.strict import PREFIX
+
+TENSOR = re.compile(r"(?P<path>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<other>[AB]))")
+"""Name of a LoRA factor in PEFT's file."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What the rules ask of the base model.
+
+    Attributes:
+        modules: Paths of the modules that LoRA can adapt (linear layers and embeddings), in the head model.
+        embeddings: Those of them that are embeddings, or the head.
+        tied: Whether the head shares its weight with the embedding.
+        remote: Whether the base is named by a Hub id, so that an engine can fetch it.
+    """
+
+    modules: frozenset[str]
+    embeddings: frozenset[str] = frozenset()
+    tied: bool = False
+    remote: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an engine makes of an adapter.
+
+    Attributes:
+        problems: Why the engine refuses it, or would answer wrongly; empty where it takes it.
+        notes: What to know, such as a flag to set.
+    """
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All of it in words: the refusals first."""
+        return (*(f"refused: {problem}" for problem in self.problems), *self.notes)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of an engine's loader.
+
+    Attributes:
+        engine: Name of the engine, as in `ENGINES`.
+        source: Repository, file and version that it was read from.
+        find: Yields what the adapter breaks.
+        is_note: Whether what it finds is to be known rather than a refusal.
+    """
+
+    engine: str
+    source: str
+    find: Callable[[Adapter], Iterable[str]]
+    is_note: bool = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's two files, read as the rules need them.
+
+    Attributes:
+        config: Contents of `adapter_config.json`.
+        shapes: Name of each tensor to its shape.
+        base: The base model.
+    """
+
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    base: BaseFacts
+    paths: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        matches = (TENSOR.fullmatch(name) for name in self.shapes)
+        object.__setattr__(self, "paths", frozenset(match["path"].removeprefix(PREFIX) for match in matches if match))
+
+    @property
+    def rank(self) -> int:
+        """The rank that its configuration says."""
+        return int(self.config.get("r") or 0)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target modules as a list; an expression is one entry."""
+        value = self.config.get("target_modules") or ()
+        return (value,) if isinstance(value, str) else tuple(value)

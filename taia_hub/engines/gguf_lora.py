@@ -1,0 +1,290 @@
+"""A LoRA of PEFT as the GGUF LoRA that llama.cpp reads.
+
+llama.cpp's own converter does this for every architecture that it knows, from its repository and with the base model
+at hand. This one needs the base's GGUF file alone, and knows the architectures of `ROWS`: those whose weights lie in a
+GGUF file row by row as in the checkpoint, or with the one permutation that is written down here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import safe_open
+
+from taia_hub import hub
+from taia_hub.common.atomic import scratch_file
+from taia_hub.common.imports import import_or_raise
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError, closest
+
+_KEY = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
+_CONVERTER = "Use convert_lora_to_gguf.py of https://github.com/ggml-org/llama.cpp, or serve the merged model."
+_DTYPES = {"float32": np.float32, "float16": np.float16}
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the header of a base model's GGUF file says.
+
+    Attributes:
+        path: The file.
+        architecture: Such as `"llama"`.
+        blocks: Number of layers.
+        heads: Number of attention heads.
+        key_heads: Number of key-value heads.
+        shapes: (rows, columns) of each matrix, by its name in the file.
+    """
+
+    path: Path
+    architecture: str
+    blocks: int
+    heads: int
+    key_heads: int
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class GGUFLora:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        architecture: Architecture of the base model.
+        modules: Number of matrices with a LoRA.
+        rank: The LoRA's rank.
+        size: Bytes.
+    """
+
+    path: Path
+    architecture: str
+    modules: int
+    rank: int
+    size: int
+
+
+def _as_they_are(rows: np.ndarray, name: str, base: Base) -> np.ndarray:
+    return rows
+
+
+def _rotary_pairs(rows: np.ndarray, name: str, base: Base) -> np.ndarray:
+    """Puts the rows of a query or key side by side in pairs that rotate together, as Llama's GGUF files have them."""
+    heads = {"attn_q.weight": base.heads, "attn_k.weight": base.key_heads}.get(name.split(".", 2)[-1])
+    if heads is None:
+        return rows
+    size = rows.shape[0] // heads // 2
+    return rows.reshape(heads, 2, size, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+ROWS: Mapping[str, Callable[[np.ndarray, str, Base], np.ndarray]] = {
+    "llama": _rotary_pairs,  # Llama, Mistral: the converter permutes q and k; the file's layout is the original Llama's
+    "qwen2": _as_they_are,  # the converter changes no tensor
+    "qwen3": _as_they_are,  # the same
+    "gemma": _as_they_are,  # it adds 1 to the norms, which no LoRA touches
+    "gemma2": _as_they_are,  # the same
+    "gemma3": _as_they_are,  # the same, and it drops rows of the embedding, which is refused here
+    "phi3": _as_they_are,  # its fused qkv and gate-up are fused in the checkpoint already
+}
+"""Architecture of a GGUF file to how the rows of a lora_B are laid out in it (llama.cpp's conversion/*.py).
+
+Deliberately closed: where the converter reorders rows (Falcon, BLOOM, GPT-NeoX, InternLM2), splits or joins matrices
+(experts, multi-head latent attention) or transposes them, a LoRA that was written as it is would be wrong in silence.
+"""
+
+
+def read_base(path: Path) -> Base:
+    """Reads the header of a base model's GGUF file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What a LoRA must fit.
+
+    Raises:
+        RepositoryError: If the file is missing, is no GGUF, or is one part of several.
+        UnsupportedUpdateError: If it is no model whose LoRA can be written.
+        MissingDependencyError: If `gguf` is not installed.
+    """
+    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
+    if not path.is_file():
+        raise RepositoryError(f"There is no GGUF file '{path}'.", HOW_TO_GET_A_GGUF)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise RepositoryError(f"'{path}' is no GGUF file, or is truncated: {error}.", HOW_TO_GET_A_GGUF) from error
+
+    def value(key: str, default: Any = None) -> Any:
+        found = reader.get_field(key)
+        return default if found is None else found.contents()
+
+    if value("split.count", 0) > 1:
+        raise RepositoryError(f"'{path}' is one part of several.", "Join them with `llama-gguf-split --merge`.")
+    architecture = value("general.architecture", "")
+    if architecture not in ROWS:
+        raise UnsupportedUpdateError(
+            f"How a '{architecture}' model lies in a GGUF file is not known here; known are {', '.join(ROWS)}.",
+            _CONVERTER,
+        )
+    heads = value(f"{architecture}.attention.head_count", 0)
+    key_heads = value(f"{architecture}.attention.head_count_kv", heads)
+    if not isinstance(heads, int) or not isinstance(key_heads, int):
+        raise UnsupportedUpdateError(f"The layers of '{path}' have different numbers of heads.", _CONVERTER)
+    shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
+    return Base(path, architecture, value(f"{architecture}.block_count", 0), heads, key_heads, shapes)
+
+
+HOW_TO_GET_A_GGUF = (
+    "Many base models have one on the Hub (search their name and GGUF, and take that of the very base); otherwise make "
+    "it with llama.cpp: python convert_hf_to_gguf.py BASE_FOLDER --outfile base.gguf"
+)
+
+
+def write_gguf_lora(
+    adapter: str | Path, base: str | Path | Base, out: str | Path, *, dtype: Literal["float32", "float16"] = "float32"
+) -> GGUFLora:
+    """Writes a plain LoRA of PEFT as a GGUF LoRA, one tensor in memory at a time.
+
+    Args:
+        adapter: Folder that `taia export` or PEFT wrote, with one scale for all modules.
+        base: The base model as GGUF, of any precision; only its header is read. Or what `read_base` made of it.
+        out: The file to write; what is there is replaced when the new one is whole.
+        dtype: Type of the tensors.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RepositoryError: If a file is missing, damaged or cannot be written.
+        UnsupportedUpdateError: If llama.cpp cannot apply it: another method, several scales, biases, embeddings, or an
+            architecture that is not known here.
+        UpdateMismatchError: If a tensor does not fit the base.
+        ConfigError: If `dtype` is none of the two.
+        MissingDependencyError: If `gguf` is not installed.
+
+    Example:
+        ```python
+        export_adapter("org/model-taia", "export", "attention")
+        write_gguf_lora("export", "base.gguf", "attention.gguf")
+        ```
+    """
+    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is not known.{closest(dtype, _DTYPES)}", f"Choose {', '.join(_DTYPES)}.")
+    adapter, out = Path(adapter), Path(out)
+    weights = hub.adapter_weights(adapter)
+    scale = _scale(hub.read_json(adapter / hub.ADAPTER_CONFIG), adapter)
+    header = base if isinstance(base, Base) else read_base(Path(base))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with hub.disk_errors(out.parent), safe_open(weights, framework="pt") as file:
+        places = _places(file, header)
+        rank = next(iter(places.values()))[1][0]
+        scratch = scratch_file(out.parent, f".{out.name}-")
+        writer = gguf.GGUFWriter(scratch, header.architecture)
+        try:
+            writer.add_type(gguf.GGUFType.ADAPTER)
+            writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+            writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(scale * rank))  # llama.cpp divides it by the rank
+            kind = np.dtype(_DTYPES[dtype])
+            for name, (_, shape, _) in places.items():
+                writer.add_tensor_info(name, shape, kind, int(np.prod(shape)) * kind.itemsize)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for key, _, rearrange in places.values():
+                tensor = file.get_tensor(key).float().numpy()
+                writer.write_tensor_data(np.ascontiguousarray(rearrange(tensor)).astype(kind, copy=False))
+            writer.close()
+            os.replace(scratch, out)
+        finally:
+            writer.close()
+            scratch.unlink(missing_ok=True)
+    return GGUFLora(out, header.architecture, len(places) // 2, rank, out.stat().st_size)
+
+
+def _places(file: Any, base: Base) -> dict[str, tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
+    """Finds each tensor's name in the GGUF file, its shape, and how its rows are rearranged, in the file's order."""
+    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
+    architecture = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == base.architecture)
+    names = gguf.get_tensor_name_map(architecture, base.blocks)
+    found: dict[str, tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = {}
+    ranks: dict[str, set[int]] = {}
+    for key in sorted(file.keys()):
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise UnsupportedUpdateError(
+                f"The adapter holds '{key}', no LoRA factor of a linear layer; llama.cpp applies nothing else.",
+                "Export the mode first with `taia export`, which writes plain LoRA or says why it cannot.",
+            )
+        target = names.get_name(match["path"])
+        shape = tuple(file.get_slice(key).get_shape())
+        if target is None or f"{target}.weight" not in base.shapes:
+            tied = " The base ties its head to the embedding." if match["path"] == "lm_head" else ""
+            raise UpdateMismatchError(
+                f"'{match['path']}' has no weight in '{base.path.name}'.{tied}",
+                "Give the GGUF file of the base model that the adapter was trained on, or serve the merged model.",
+            )
+        name = f"{target}.weight"
+        rows, columns = _matrix(base, name)
+        expected, rank = (columns, shape[0]) if match["factor"] == "A" else (rows, shape[1])
+        if len(shape) != 2 or expected != (shape[1] if match["factor"] == "A" else shape[0]):
+            raise UpdateMismatchError(
+                f"'{key}' has shape {shape}, but '{name}' in '{base.path.name}' is ({rows}, {columns}).",
+                "Give the GGUF file of the base model that the adapter was trained on.",
+            )
+        ranks.setdefault(name, set()).add(rank)
+        found[f"{name}.lora_{match['factor'].lower()}"] = (key, shape, _rearrange(match["factor"], name, base))
+    _check_pairs(found, ranks)
+    return found
+
+
+def _matrix(base: Base, name: str) -> tuple[int, int]:
+    shape = base.shapes[name]
+    if len(shape) != 2 or name == "token_embd.weight":
+        raise UnsupportedUpdateError(f"llama.cpp applies no plain LoRA to '{name}' of shape {shape}.", _CONVERTER)
+    return shape[0], shape[1]
+
+
+def _rearrange(factor: str, name: str, base: Base) -> Callable[[np.ndarray], np.ndarray]:
+    if factor == "A":  # its columns are the layer's inputs, which lie as they did
+        return lambda tensor: tensor
+    return lambda tensor: ROWS[base.architecture](tensor, name, base)
+
+
+def _check_pairs(found: Mapping[str, Any], ranks: Mapping[str, set[int]]) -> None:
+    if not found:
+        raise UnsupportedUpdateError("The adapter holds no tensor.", "Choose a mode in which an update acts.")
+    single = [name for name in ranks if f"{name}.lora_a" not in found or f"{name}.lora_b" not in found]
+    if single or any(len(each) > 1 for each in ranks.values()):
+        name = single[0] if single else next(name for name, each in ranks.items() if len(each) > 1)
+        raise UpdateMismatchError(f"The two factors of '{name}' do not belong together.", "Export the adapter again.")
+    if len(set().union(*ranks.values())) > 1:
+        raise UnsupportedUpdateError(
+            f"The modules have ranks {sorted(set().union(*ranks.values()))}; llama.cpp scales them by one alpha.",
+            "Export the mode first with `taia export`, which gives them one rank.",
+        )
+
+
+def _scale(config: Mapping[str, Any], adapter: Path) -> float:
+    """Reads the one scale of all modules: alpha over rank, or over its root."""
+    told = {
+        "another method than LoRA": config.get("peft_type", "LORA") != "LORA",
+        "DoRA": config.get("use_dora"),
+        "biases": config.get("bias", "none") != "none" or config.get("lora_bias"),
+        "whole modules": config.get("modules_to_save"),
+        "a rank or scale of its own for some modules": config.get("rank_pattern") or config.get("alpha_pattern"),
+        "repeated layers": config.get("layer_replication"),
+    }
+    if wrong := [what for what, is_so in told.items() if is_so]:
+        raise UnsupportedUpdateError(
+            f"The adapter '{adapter}' has {wrong[0]}, which llama.cpp does not apply.",
+            "Export the mode first with `taia export`, which writes plain LoRA or says why it cannot.",
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise ConfigError(f"{hub.ADAPTER_CONFIG} of '{adapter}' has r {rank!r} and lora_alpha {alpha!r}.", "Export it.")
+    return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

@@ -1,0 +1,335 @@
+"""What an engine is asked to serve, and the command that does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from taia_hub.common.atomic import write_atomically
+from taia_hub.errors import ConfigError
+from taia_hub.hub import disk_errors
+
+HEAD_PORT = 6379
+"""Where Ray's head listens."""
+
+
+@dataclass(frozen=True)
+class ServedMode:
+    """A mode that is ready to be served.
+
+    Attributes:
+        label: What follows the colon of the model's name, such as `"attention"`; `"none"` is the base model.
+        path: The prepared file or folder; None where the engine serves the base itself.
+        rank: Rank of the LoRA; 0 where there is none.
+    """
+
+    label: str
+    path: Path | None = None
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be served, on which machines.
+
+    Attributes:
+        name: Name of the model, without a mode.
+        base: Hub id or folder of the base model.
+        revision: Commit of the base model; None for a folder.
+        modes: The modes, each prepared as the engine needs it; the base is among them only where it was asked for.
+        host: Address to listen on.
+        port: Port to listen on.
+        tensor_parallel: GPUs that each layer is cut over.
+        data_parallel: Copies of the model.
+        nodes: Machines.
+        head: Address of the first machine, where there are several.
+        gguf: The base model as GGUF, for llama.cpp.
+        folder: Where files of the command itself may be written.
+        extra: Flags for the engine, as the user wrote them.
+        trust_remote_code: Whether the base model's own code may run.
+    """
+
+    name: str
+    base: str
+    revision: str | None = None
+    modes: tuple[ServedMode, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    nodes: int = 1
+    head: str | None = None
+    gguf: Path | None = None
+    folder: Path = Path()
+    extra: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+
+    @property
+    def updates(self) -> tuple[ServedMode, ...]:
+        """The modes other than the base model."""
+        return tuple(mode for mode in self.modes if mode.label != "none")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a terminal.
+
+    Attributes:
+        lines: The words, grouped as they are printed: the program, then a flag with its values a line.
+        where: On which machine it runs; empty for this one.
+        folder: The folder that it runs in; None for any.
+        environment: Variables that it needs.
+        without: Variables that would change what it does, and are taken away when it is started here.
+        files: Files that it reads, which are written before it: path and content.
+    """
+
+    lines: tuple[tuple[str, ...], ...]
+    where: str = ""
+    folder: Path | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    files: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the command."""
+        return tuple(word for line in self.lines for word in line)
+
+    def write_files(self) -> None:
+        """Writes the files that it reads.
+
+        Raises:
+            RepositoryError: If they cannot be written.
+        """
+        for path, content in self.files.items():
+            with disk_errors(path.parent):
+                write_atomically(path, content)
+
+    def shell(self) -> str:
+        """Returns the command as a shell takes it, a flag a line, quoted."""
+        first, *rest = (shlex.join(line) for line in self.lines)
+        variables = "".join(f"{name}={shlex.quote(value)} " for name, value in self.environment.items())
+        text = " \\\n    ".join([variables + first, *rest])
+        if self.folder is not None:
+            text = f"cd {shlex.quote(str(self.folder))} && {text}"
+        return text
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine that serves models, and how it is asked to.
+
+    Attributes:
+        name: What `--engine` takes.
+        version: The version whose sources the commands were written for.
+        docs: Where it is documented.
+        run_here: Whether the commands were run when they were written; otherwise they were checked against sources.
+        install: How it is installed.
+        needs: What it serves a mode from: a LoRA folder, a GGUF LoRA, or a merged model.
+        serves_base: Whether it serves mode `none` at no cost beside the others.
+        modules: Modules that must be importable here for it to start.
+        managed: Flags that `taia serve` sets itself, written with dashes, and their aliases.
+        spreading: Those that it sets besides for several machines.
+        build: Makes the commands.
+        models: Makes the name of a model in requests from the model's and the mode's.
+        largest_rank: The largest rank that it takes, and the flag that sets the limit; None where there is none.
+    """
+
+    name: str
+    version: str
+    docs: str
+    run_here: bool
+    install: str
+    needs: Literal["adapter", "gguf", "merged"]
+    serves_base: bool
+    modules: tuple[str, ...]
+    managed: tuple[str, ...]
+    build: Callable[[Order], tuple[Command, ...]]
+    models: Callable[[str, str], str]
+    largest_rank: tuple[int, str] | None = None
+    spreading: tuple[str, ...] = ()
+
+    def check(self, order: Order) -> None:
+        """Refuses what cannot be served in this way; the files of the modes need not be there yet.
+
+        Args:
+            order: What is to be served.
+
+        Raises:
+            ConfigError: If the engine cannot serve it in this way.
+        """
+        managed = (*self.managed, *(self.spreading if order.nodes > 1 else ()))
+        for word in order.extra:
+            flag = flag_of(word)
+            if flag in managed or (len(flag) > 2 and any(one.startswith(flag) for one in managed)):  # abbreviated
+                raise ConfigError(
+                    f"{word.partition('=')[0]} is set by `taia serve`, and came among the engine's own flags.",
+                    "Leave it out: --name, --mode, --host, --port, --tensor-parallel, --data-parallel and --nodes set "
+                    "it.",
+                )
+        if order.nodes > 1 and not order.head:
+            raise ConfigError(
+                f"--nodes {order.nodes} needs the address of the first machine.", "Add it, as in --head 10.0.0.1."
+            )
+        self.build(order)
+
+    def commands(self, order: Order) -> tuple[Command, ...]:
+        """Makes the commands that serve an order, in the order in which they are run.
+
+        Args:
+            order: What is to be served.
+
+        Returns:
+            The commands; the last one is the server on this machine.
+
+        Raises:
+            ConfigError: If the engine cannot serve it in this way.
+        """
+        self.check(order)
+        for mode in order.updates:
+            if self.largest_rank and mode.rank > self.largest_rank[0]:
+                limit, flag = self.largest_rank
+                raise ConfigError(
+                    f"The LoRA of mode '{mode.label}' has rank {mode.rank}; {self.name} takes at most {limit} "
+                    f"({flag}).",
+                    "Export it at a lower rank (`taia export --rank`), or serve the merged model with "
+                    "--engine transformers.",
+                )
+        return self.build(order)
+
+    def model_names(self, order: Order) -> tuple[str, ...]:
+        """Returns the names that requests use for the modes of an order."""
+        return tuple(self.models(order.name, mode.label) for mode in order.modes)
+
+
+def colon_name(name: str, label: str) -> str:
+    """Returns `name:mode`."""
+    return f"{name}:{label}"
+
+
+def one_machine(order: Order, engine: str) -> None:
+    """Refuses what an engine cannot spread.
+
+    Args:
+        order: What is to be served.
+        engine: The engine, for the message.
+
+    Raises:
+        ConfigError: If it asks for several GPUs, copies or machines.
+    """
+    if order.tensor_parallel > 1 or order.data_parallel > 1 or order.nodes > 1:
+        raise ConfigError(
+            f"{engine} serves one copy on one machine; --tensor-parallel, --data-parallel and --nodes do not apply.",
+            "Use --engine vllm or sglang, or start one server a machine behind a load balancer.",
+        )
+
+
+def flag_of(word: str) -> str:
+    """Returns the flag of a word as the managed ones are written: without its value, with dashes.
+
+    Args:
+        word: A word of the user's.
+
+    Returns:
+        The flag; of a word that is none, the word.
+
+    Example:
+        >>> flag_of("--max_lora_rank=8"), flag_of("-tp"), flag_of("a_value")
+        ('--max-lora-rank', '-tp', 'a_value')
+    """
+    name = word.partition("=")[0]
+    return name.replace("_", "-") if name.startswith("--") else name
+
+
+def given_number(order: Order, flag: str, *, hint: str) -> int | None:
+    """Reads a number that the user gave a flag of the engine's.
+
+    Args:
+        order: With the user's words.
+        flag: The flag, with dashes.
+        hint: What to give, where it is no number.
+
+    Returns:
+        The number; None where the flag was not given.
+
+    Raises:
+        ConfigError: If it is no number.
+    """
+    for index, word in enumerate(order.extra):
+        if flag_of(word) == flag:
+            _, equals, value = word.partition("=")
+            value = value if equals else "".join(order.extra[index + 1 : index + 2])
+            if not value.isdecimal():
+                raise ConfigError(f"{flag} {value!r} is no number.", hint)
+            return int(value)
+    return None
+
+
+def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
+    """Refuses a limit of the user's that a LoRA is above.
+
+    Args:
+        order: What is to be served.
+        flag: The flag that sets the limit.
+        given: The limit; None where it was not given.
+        enough: A limit that takes all LoRAs.
+
+    Raises:
+        ConfigError: If a LoRA has a larger rank.
+    """
+    rank = max((mode.rank for mode in order.updates), default=0)
+    if given is not None and given < rank:
+        raise ConfigError(
+            f"{flag} {given} is below rank {rank} of the LoRA.", f"Give {flag} {enough}, or leave it out."
+        )
+
+
+def flags(*pairs: tuple[str, object]) -> tuple[tuple[str, ...], ...]:
+    """Makes lines of flags and values; a value of None leaves the flag out, True gives the flag alone.
+
+    Args:
+        *pairs: Flag and value; a sequence gives several values.
+
+    Returns:
+        A line a flag.
+
+    Example:
+        >>> flags(("--port", 8000), ("--revision", None), ("--enable-lora", True), ("--lora-modules", ["a=b", "c=d"]))
+        (('--port', '8000'), ('--enable-lora',), ('--lora-modules', 'a=b', 'c=d'))
+    """
+    lines: list[tuple[str, ...]] = []
+    for flag, value in pairs:
+        if value is None or value is False:
+            continue
+        if value is True:
+            lines.append((flag,))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            lines.append((flag, *map(str, value)))
+        else:
+            lines.append((flag, str(value)))
+    return tuple(lines)
+
+
+def extra_lines(words: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups a user's words into a flag and its values a line.
+
+    Args:
+        words: As they came.
+
+    Returns:
+        The lines.
+
+    Example:
+        >>> extra_lines(["--max-model-len", "4096", "--enforce-eager"])
+        (('--max-model-len', '4096'), ('--enforce-eager',))
+    """
+    lines: list[list[str]] = []
+    for word in words:
+        if word.startswith("-") or not lines:
+            lines.append([word])
+        else:
+            lines[-1].append(word)
+    return tuple(map(tuple, lines))

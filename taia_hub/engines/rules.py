@@ -1,0 +1,292 @@
+"""The rules of the engines' loaders, each beside the source that it was read from.
+
+A rule that an engine breaks in silence (a tensor that is dropped, a scale that is ignored) counts as a refusal here:
+the engine would answer, and answer wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from taia_hub.engines.facts import TENSOR, Adapter, Rule
+from taia_hub.updates.peft.strict import PREFIX
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `--max-lora-rank` may be (vllm/config/lora.py, `MaxLoRARanks`, v0.27.1)."""
+
+VLLM_DEFAULT_RANK = 16
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_WEIGHT_CHANGING = ("pissa", "olora", "corda", "loftq")
+_TGI_TYPES = re.compile(
+    r"model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)|lm_head"
+)  # what its table of layers names
+
+
+def vllm_rank(rank: int) -> int | None:
+    """Returns the smallest value of vLLM's `--max-lora-rank` that takes a rank; None where none does."""
+    return next((allowed for allowed in VLLM_RANKS if rank <= allowed), None)
+
+
+def _required(adapter: Adapter) -> Iterator[str]:
+    for key in ("r", "lora_alpha", "target_modules"):
+        if not adapter.config.get(key):
+            yield f"{key} is missing"
+    if str(adapter.config.get("peft_type", "LORA")).upper() != "LORA":
+        yield f"the method is {adapter.config['peft_type']}, and only LoRA is read"
+
+
+def _only_lora(adapter: Adapter) -> Iterator[str]:
+    other = [name for name in adapter.shapes if not TENSOR.fullmatch(name)]
+    if other:
+        yield f"{len(other)} tensors are no LoRA factors, first '{other[0]}'"
+
+
+def _prefixed(adapter: Adapter) -> Iterator[str]:
+    if wrong := [name for name in adapter.shapes if not name.startswith(PREFIX)]:
+        yield f"'{wrong[0]}' does not begin with '{PREFIX}'"
+
+
+def _of_head_model(adapter: Adapter) -> Iterator[str]:
+    if adapter.config.get("task_type") == "FEATURE_EXTRACTION":
+        yield "it was trained on a model without a language-modelling head, whose modules have other paths"
+
+
+def _no_dora(adapter: Adapter) -> Iterator[str]:
+    if adapter.config.get("use_dora"):
+        yield "DoRA is not served"
+
+
+def _no_bias(adapter: Adapter) -> Iterator[str]:
+    if adapter.config.get("bias", "none") != "none":
+        yield f"bias={adapter.config['bias']!r} is not served"
+    if adapter.config.get("lora_bias"):
+        yield "lora_bias is not served"
+
+
+def _no_saved_modules(adapter: Adapter) -> Iterator[str]:
+    if other := [one for one in adapter.config.get("modules_to_save") or () if one not in ("classifier", "score")]:
+        yield f"modules_to_save={other} is not served"
+
+
+def _plain_start(adapter: Adapter) -> Iterator[str]:
+    init = adapter.config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_WEIGHT_CHANGING):
+        yield f"init_lora_weights={init!r} changes the base's weights"
+    for key in ("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"):
+        if adapter.config.get(key):
+            yield f"{key} is not served"
+
+
+def _one_scale(adapter: Adapter) -> Iterator[str]:
+    for key, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        values = (adapter.config.get(key) or {}).values()
+        if any(value != adapter.config.get(usual) for value in values):
+            yield f"{key} gives modules values of their own, which is refused or ignored"
+
+
+def _no_rslora(adapter: Adapter) -> Iterator[str]:
+    if adapter.config.get("use_rslora"):
+        yield "use_rslora is ignored, so that the scale would be wrong"
+
+
+def _no_experts(adapter: Adapter) -> Iterator[str]:
+    if adapter.config.get("target_parameters"):
+        yield "target_parameters (experts as parameters) are served wrongly or not at all"
+    fused = [path for path in adapter.paths if path.endswith((".experts", ".base_layer"))]
+    if fused:
+        yield f"'{fused[0]}' are fused experts"
+
+
+def _vllm_rank(adapter: Adapter) -> Iterator[str]:
+    if vllm_rank(adapter.rank) is None:
+        yield f"rank {adapter.rank} is above the largest --max-lora-rank, {VLLM_RANKS[-1]}"
+
+
+def _vllm_flag(adapter: Adapter) -> Iterator[str]:
+    allowed = vllm_rank(adapter.rank)
+    if allowed is not None and adapter.rank > VLLM_DEFAULT_RANK:
+        yield f"--max-lora-rank {allowed}"
+
+
+def _vllm_embeddings(adapter: Adapter) -> Iterator[str]:
+    if adapter.paths & adapter.base.embeddings:
+        yield "embeddings and head: only for architectures whose vLLM class lists embedding_modules"
+
+
+def _no_latent_projection(adapter: Adapter) -> Iterator[str]:
+    if any(path.endswith(".kv_b_proj") for path in adapter.paths):
+        yield "kv_b_proj of multi-head latent attention is dropped in silence"
+
+
+def _sglang_targets(adapter: Adapter) -> Iterator[str]:
+    if isinstance(adapter.config.get("target_modules"), str):
+        yield "target_modules is an expression; a list of plain names is read"
+    if dotted := [name for name in adapter.targets if "." in name]:
+        yield f"target_modules names '{dotted[0]}' with a prefix; plain names are read"
+
+
+def _sglang_flags(adapter: Adapter) -> Iterator[str]:
+    names = " ".join(adapter.targets)
+    yield f"adapters that are loaded later need --max-lora-rank {adapter.rank} --lora-target-modules {names}"
+
+
+def _sglang_together(adapter: Adapter) -> Iterator[str]:
+    names = {path.rpartition(".")[2] for path in adapter.paths}
+    for together in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        missing = [name for name in together if name not in names]
+        if missing and len(missing) < len(together):
+            yield f"{', '.join(missing)} without an update are filled with zeros, which old versions do not do"
+
+
+def _whole_types(adapter: Adapter) -> Iterator[str]:
+    types: dict[str, set[str]] = {}
+    for path in adapter.base.modules:
+        types.setdefault(_NUMBER.sub("*", path), set()).add(path)
+    for name, paths in sorted(types.items()):
+        if (held := paths & adapter.paths) and (lacking := sorted(paths - held)):
+            yield f"'{lacking[0]}' has no tensors, so that all {len(held)} of '{name}' would be dropped"
+
+
+def _tgi_types(adapter: Adapter) -> Iterator[str]:
+    if other := sorted(path for path in adapter.paths if not _TGI_TYPES.fullmatch(path)):
+        yield f"{len(other)} modules are none that it looks up and would be dropped, first '{other[0]}'"
+
+
+def _no_embeddings(adapter: Adapter) -> Iterator[str]:
+    if any(".lora_embedding_" in name for name in adapter.shapes):
+        yield "updates of embeddings are dropped in silence"
+
+
+def _main_only(adapter: Adapter) -> Iterator[str]:
+    yield "reads the main branch of a repository, or a folder: the adapter must lie at its root"
+
+
+def _untied_head(adapter: Adapter) -> Iterator[str]:
+    if adapter.base.tied and "lm_head" in adapter.paths:
+        yield "the head is tied to the embedding, and an update of it fails"
+
+
+def _converted(adapter: Adapter) -> Iterator[str]:
+    yield "as GGUF: convert_lora_to_gguf.py, or `taia serve --engine llama.cpp`"
+    if not adapter.config.get("base_model_name_or_path") or not adapter.base.remote:
+        yield "convert_lora_to_gguf.py needs --base with the base model's folder"
+
+
+def _one_rank(adapter: Adapter) -> Iterator[str]:
+    for name, shape in adapter.shapes.items():
+        if match := TENSOR.fullmatch(name):
+            rank = shape[0] if (match["factor"] or match["other"]) == "A" else shape[1]
+            if rank != adapter.rank:
+                yield f"'{name}' has rank {rank} and the configuration says {adapter.rank}"
+                return
+
+
+def _pairs(adapter: Adapter) -> Iterator[str]:
+    for name in adapter.shapes:
+        if (match := TENSOR.fullmatch(name)) and _counterpart(match) not in adapter.shapes:
+            yield f"'{name}' has no counterpart"
+            return
+
+
+def _counterpart(match: re.Match[str]) -> str:
+    here = match["factor"] or match["other"]
+    other = {"A": "B", "B": "A"}[here]
+    ends = f".lora_{here}.weight", f".lora_{other}.weight"
+    if not match["factor"]:
+        ends = f".lora_embedding_{here}", f".lora_embedding_{other}"
+    return match.string.removesuffix(ends[0]) + ends[1]
+
+
+def _exactly_targeted(adapter: Adapter) -> Iterator[str]:
+    excluded = adapter.config.get("exclude_modules") or ()
+    meant = {
+        path
+        for path in adapter.base.modules
+        if _matches(path, adapter.targets) and not (isinstance(excluded, (list, tuple)) and _matches(path, excluded))
+    }
+    if isinstance(adapter.config.get("target_modules"), str):
+        expression = str(adapter.config["target_modules"])
+        meant = {path for path in adapter.base.modules if re.fullmatch(expression, path)}
+    if missing := sorted(meant - adapter.paths):
+        yield f"{len(missing)} targeted modules have no tensors, first '{missing[0]}'"
+    if unexpected := sorted(adapter.paths - meant):
+        yield f"{len(unexpected)} modules are not targeted and would be dropped, first '{unexpected[0]}'"
+
+
+def _matches(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+_VLLM = "vllm-project/vllm vllm/lora/peft_helper.py (main, 2026-08; e745bafffc)"
+_VLLM_NAMES = "vllm-project/vllm vllm/lora/utils.py, parse_fine_tuned_lora_name (main, 2026-08)"
+_SGLANG = "sgl-project/sglang python/sglang/srt/lora/lora_config.py (0ceb81fe)"
+_SGLANG_MANAGER = "sgl-project/sglang python/sglang/srt/lora/lora_manager.py, validate_new_adapter (main, 2026-08)"
+_TGI = "huggingface/text-generation-inference server/text_generation_server/adapters/lora.py (45d95bdc)"
+_TGI_UTILS = "huggingface/text-generation-inference server/text_generation_server/utils/adapter.py (4b569341)"
+_LORAX = "predibase/lorax server/lorax_server/adapters/lora.py (03679f33)"
+_LLAMA_CPP = "ggml-org/llama.cpp convert_lora_to_gguf.py (0b03adaa)"
+_PEFT = "huggingface/peft src/peft/tuners/tuners_utils.py, check_target_module_exists (0.21.2)"
+
+RULES: tuple[Rule, ...] = (
+    Rule("vllm", _VLLM, _required),
+    Rule("vllm", _VLLM_NAMES, _of_head_model),
+    Rule("vllm", _VLLM, _no_dora),
+    Rule("vllm", _VLLM, _no_bias),
+    Rule("vllm", _VLLM, _no_saved_modules),
+    Rule("vllm", _VLLM, _plain_start),
+    Rule("vllm", _VLLM, _one_scale),  # e745bafffc ignores the patterns, later versions read them
+    Rule("vllm", "vllm-project/vllm vllm/config/lora.py (v0.27.1)", _vllm_rank),
+    Rule("vllm", "vllm-project/vllm vllm/config/lora.py (v0.27.1)", _vllm_flag, is_note=True),
+    Rule("vllm", _VLLM_NAMES, _only_lora),
+    Rule("vllm", "vllm-project/vllm #52198", _no_experts),
+    Rule("vllm", "vllm-project/vllm #48974", _no_latent_projection),
+    Rule("vllm", "vllm-project/vllm vllm/lora/utils.py, get_supported_lora_modules", _vllm_embeddings, is_note=True),
+    Rule("sglang", _SGLANG, _required),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _of_head_model),
+    Rule("sglang", _SGLANG_MANAGER, _no_dora),
+    Rule("sglang", _SGLANG, _one_scale),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py, LoRAAdapter.__init__", _no_rslora),
+    Rule("sglang", "sgl-project/sglang #11034", _sglang_targets),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _only_lora),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _no_bias),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _no_saved_modules),
+    Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _no_experts),
+    Rule("sglang", _SGLANG_MANAGER, _sglang_flags, is_note=True),
+    Rule("sglang", "sgl-project/sglang #28199", _sglang_together, is_note=True),
+    Rule("tgi", _TGI, _required),
+    Rule("tgi", _TGI, _prefixed),
+    Rule("tgi", _TGI, _only_lora),
+    Rule("tgi", _TGI, _of_head_model),
+    Rule("tgi", _TGI, _no_dora),
+    Rule("tgi", _TGI, _no_bias),
+    Rule("tgi", _TGI, _one_scale),
+    Rule("tgi", _TGI, _no_embeddings),
+    Rule("tgi", _TGI_UTILS, _tgi_types),
+    Rule("tgi", _TGI, _whole_types),
+    Rule("tgi", _TGI_UTILS, _main_only, is_note=True),
+    Rule("lorax", _LORAX, _required),
+    Rule("lorax", _LORAX, _prefixed),
+    Rule("lorax", _LORAX, _only_lora),
+    Rule("lorax", _LORAX, _of_head_model),
+    Rule("lorax", _LORAX, _no_dora),
+    Rule("lorax", _LORAX, _no_bias),
+    Rule("lorax", _LORAX, _one_scale),
+    Rule("lorax", _LORAX, _no_embeddings),
+    Rule("lorax", _LORAX, _whole_types),
+    Rule("llama.cpp", _LLAMA_CPP, _required),
+    Rule("llama.cpp", _LLAMA_CPP, _only_lora),
+    Rule("llama.cpp", _LLAMA_CPP, _pairs),
+    Rule("llama.cpp", _LLAMA_CPP, _one_scale),
+    Rule("llama.cpp", _LLAMA_CPP, _no_rslora),
+    Rule("llama.cpp", _LLAMA_CPP, _one_rank),
+    Rule("llama.cpp", "ggml-org/llama.cpp #9065", _untied_head),
+    Rule("llama.cpp", _LLAMA_CPP, _no_experts),
+    Rule("llama.cpp", _LLAMA_CPP, _converted, is_note=True),
+    Rule("peft", _PEFT, _required),
+    Rule("peft", _PEFT, _prefixed),
+    Rule("peft", _PEFT, _pairs),
+    Rule("peft", _PEFT, _exactly_targeted),
+)
+"""Every rule of every engine."""

@@ -1,0 +1,124 @@
+"""SGLang: one base model in memory, a LoRA a mode, one machine or many."""
+
+from __future__ import annotations
+
+from taia_hub.engines.order import Command, Engine, Order, check_rank, extra_lines, flag_of, flags, given_number
+from taia_hub.errors import ConfigError
+
+_RANK = "--max-lora-rank"
+HEAD_PORT = 50000
+"""Where the machines find the first one."""
+
+
+def model_name(name: str, label: str) -> str:
+    """Returns the name of a mode in requests; the base is the plain name.
+
+    SGLang itself reads `model:adapter` in a request, so that `name:attention` is the LoRA `attention` on `name`, and
+    it refuses a colon in the name of the base.
+
+    Args:
+        name: Name of the model.
+        label: The mode.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> model_name("model-taia", "attention"), model_name("model-taia", "none")
+        ('model-taia:attention', 'model-taia')
+    """
+    return name if label == "none" else f"{name}:{label}"
+
+
+def build(order: Order) -> tuple[Command, ...]:
+    """Makes the commands: one, or one a machine.
+
+    Args:
+        order: What is to be served; the modes are LoRA folders that every machine sees under the same path.
+
+    Returns:
+        The commands; the last one is the first machine's, which answers requests.
+
+    Raises:
+        ConfigError: If SGLang cannot spread it in this way, or a flag contradicts the ranks.
+    """
+    if order.nodes > 1 and order.data_parallel > 1:
+        raise ConfigError(
+            "SGLang keeps copies of a model on one machine; --data-parallel and --nodes do not go together.",
+            "Cut one copy over the machines with --tensor-parallel, or start a server a machine behind its router.",
+        )
+    if order.tensor_parallel % order.nodes:
+        raise ConfigError(
+            f"--tensor-parallel {order.tensor_parallel} does not spread evenly over {order.nodes} machines.",
+            f"SGLang counts the GPUs of all machines: choose a multiple of {order.nodes}.",
+        )
+    rank = max((mode.rank for mode in order.updates), default=0)
+    check_rank(order, _RANK, given_number(order, _RANK, hint=f"Give a rank from {rank} on, or leave it out."), rank)
+    ranks = range(order.nodes - 1, -1, -1)
+    return tuple(_command(order, rank) for rank in ranks)
+
+
+def _command(order: Order, machine: int) -> Command:
+    several = order.nodes > 1
+    paths = [f"{mode.label}={mode.path}" for mode in order.updates]
+    lines = (
+        ("python", "-m", "sglang.launch_server"),
+        *flags(
+            ("--model-path", order.base),
+            ("--revision", order.revision),
+            ("--served-model-name", order.name),
+            ("--enable-lora", bool(paths)),
+            ("--lora-paths", paths or None),
+            # the base counts as one of the LoRAs that a batch may mix
+            ("--max-loras-per-batch", len(paths) + 1 if paths and not _has(order, "--max-loras-per-batch") else None),
+            ("--tp-size", order.tensor_parallel if order.tensor_parallel > 1 else None),
+            ("--dp-size", order.data_parallel if order.data_parallel > 1 else None),
+            ("--nnodes", order.nodes if several else None),
+            ("--node-rank", machine if several else None),
+            ("--dist-init-addr", f"{order.head}:{HEAD_PORT}" if several else None),
+            ("--trust-remote-code", order.trust_remote_code),
+            ("--host", order.host),
+            ("--port", order.port),
+        ),
+        *extra_lines(order.extra),
+    )
+    where = "" if not several else "the first machine" if machine == 0 else f"machine {machine + 1}"
+    return Command(lines, where=where)
+
+
+def _has(order: Order, flag: str) -> bool:
+    return any(flag_of(word) == flag for word in order.extra)
+
+
+ENGINE = Engine(
+    name="sglang",
+    version="0.5",
+    docs="https://docs.sglang.io/advanced_features/lora.html",
+    run_here=False,
+    install='pip install "sglang[all]"',
+    needs="adapter",
+    serves_base=True,
+    modules=("sglang",),
+    managed=(
+        "--model-path",
+        "--model",
+        "--served-model-name",
+        "--enable-lora",
+        "--lora-paths",
+        "--revision",
+        "--host",
+        "--port",
+        "--tp-size",
+        "--tp",
+        "--tensor-parallel-size",
+        "--dp-size",
+        "--dp",
+        "--data-parallel-size",
+        "--nnodes",
+        "--node-rank",
+        "--dist-init-addr",
+        "--trust-remote-code",
+    ),
+    build=build,
+    models=model_name,
+)

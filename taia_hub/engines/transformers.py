@@ -1,0 +1,46 @@
+"""`transformers serve`: a merged model a mode; it knows no TAIA repository and no adapter of a mode."""
+
+from __future__ import annotations
+
+from taia_hub.engines.order import Command, Engine, Order, colon_name, extra_lines, flags, one_machine
+
+
+def build(order: Order) -> tuple[Command, ...]:
+    """Makes the command; it runs where the merged folders are, so that a folder's name is the model's.
+
+    One mode is loaded at the start and is the only one that is answered. Several are each loaded when they are first
+    asked for, and every one is a whole model in memory.
+
+    Args:
+        order: What is to be served; the modes are merged folders named `name:mode`.
+
+    Returns:
+        The command.
+
+    Raises:
+        ConfigError: If several machines or GPUs are asked for.
+    """
+    one_machine(order, "transformers serve")
+    pinned = [colon_name(order.name, mode.label) for mode in order.modes] if len(order.modes) == 1 else []
+    lines = (
+        ("transformers", "serve", *pinned),
+        *flags(("--trust-remote-code", order.trust_remote_code), ("--host", order.host), ("--port", order.port)),
+        *extra_lines(order.extra),
+    )
+    # it would fetch whatever model of the Hub a request names
+    return (Command(lines, folder=order.folder, environment={"HF_HUB_OFFLINE": "1"}),)
+
+
+ENGINE = Engine(
+    name="transformers",
+    version="5.23",
+    docs="https://huggingface.co/docs/transformers/serving",
+    run_here=True,
+    install='pip install "transformers[serving]"',
+    needs="merged",
+    serves_base=False,
+    modules=("transformers", "fastapi", "uvicorn", "openai"),
+    managed=("--host", "--port", "--trust-remote-code"),
+    build=build,
+    models=colon_name,
+)

@@ -1,0 +1,134 @@
+"""vLLM: one base model in memory, a LoRA a mode, one machine or many."""
+
+from __future__ import annotations
+
+import json
+
+from taia_hub.engines.order import (
+    HEAD_PORT,
+    Command,
+    Engine,
+    Order,
+    ServedMode,
+    check_rank,
+    colon_name,
+    extra_lines,
+    flags,
+    given_number,
+)
+from taia_hub.engines.rules import VLLM_RANKS, vllm_rank
+from taia_hub.errors import ConfigError
+
+_RANK, _LORAS = "--max-lora-rank", "--max-loras"
+
+
+def build(order: Order) -> tuple[Command, ...]:
+    """Makes the commands: Ray's, where there are several machines, and `vllm serve`.
+
+    Args:
+        order: What is to be served; the modes are LoRA folders that every machine sees under the same path.
+
+    Returns:
+        The commands; the last one is the server, on the first machine.
+
+    Raises:
+        ConfigError: If the copies do not spread evenly, or a flag contradicts the ranks.
+    """
+    rank = max((mode.rank for mode in order.updates), default=0)
+    needed = vllm_rank(rank) if rank else None
+    given = given_number(order, _RANK, hint=f"Give one of {', '.join(map(str, VLLM_RANKS))}.")
+    check_rank(order, _RANK, given, needed or rank)
+    loras = given_number(
+        order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all."
+    )
+    lines = (
+        ("vllm", "serve", order.base),
+        *flags(
+            ("--revision", order.revision),
+            ("--served-model-name", colon_name(order.name, "none")),
+            ("--enable-lora", bool(order.updates)),
+            (_RANK, needed if given is None else None),
+            (_LORAS, (len(order.updates) or None) if loras is None else None),
+            ("--lora-modules", [_module(order.name, mode) for mode in order.updates] or None),
+            ("--tensor-parallel-size", order.tensor_parallel if order.tensor_parallel > 1 else None),
+            *_spread(order),
+            ("--trust-remote-code", order.trust_remote_code),
+            ("--host", order.host),
+            ("--port", order.port),
+        ),
+        *extra_lines(order.extra),
+    )
+    return (*_ray(order), Command(lines, where="the first machine" if order.nodes > 1 else ""))
+
+
+def _module(name: str, mode: ServedMode) -> str:
+    served, path = colon_name(name, mode.label), str(mode.path)
+    if any(sign in f"{served}{path}" for sign in "=,"):  # vLLM reads name=path only where neither sign is in it
+        return json.dumps({"name": served, "path": path})
+    return f"{served}={path}"
+
+
+def _spread(order: Order) -> tuple[tuple[str, object], ...]:
+    """Several copies are spread over the machines; one copy is cut into as many stages as there are machines."""
+    copies, nodes = order.data_parallel, order.nodes
+    if copies % nodes and copies > 1:
+        raise ConfigError(
+            f"{copies} copies do not spread evenly over {nodes} machines.",
+            f"Choose a multiple of {nodes} for --data-parallel, or 1: one copy over all machines.",
+        )
+    several = nodes > 1
+    return (
+        ("--pipeline-parallel-size", nodes if several and copies == 1 else None),
+        ("--distributed-executor-backend", "ray" if several and copies == 1 else None),
+        ("--data-parallel-size", copies if copies > 1 else None),
+        ("--data-parallel-size-local", copies // nodes if several and copies > 1 else None),
+        ("--data-parallel-backend", "ray" if several and copies > 1 else None),
+    )
+
+
+def _ray(order: Order) -> tuple[Command, ...]:
+    if order.nodes == 1:
+        return ()
+    head = (("ray", "start", "--head", f"--node-ip-address={order.head}", f"--port={HEAD_PORT}"),)
+    other = (("ray", "start", f"--address={order.head}:{HEAD_PORT}"),)
+    return Command(head, where="the first machine"), Command(other, where=f"each of the other {order.nodes - 1}")
+
+
+ENGINE = Engine(
+    name="vllm",
+    version="0.27",
+    docs="https://docs.vllm.ai/en/stable/features/lora/",
+    run_here=False,
+    install="pip install vllm",
+    needs="adapter",
+    serves_base=True,
+    modules=("vllm",),
+    managed=(
+        "--served-model-name",
+        "--enable-lora",
+        "--lora-modules",
+        "--revision",
+        "--host",
+        "--port",
+        "--tensor-parallel-size",
+        "--tp",
+        "-tp",
+        "--data-parallel-size",
+        "--dp",
+        "-dp",
+        "--trust-remote-code",
+    ),
+    spreading=(
+        "--pipeline-parallel-size",
+        "--pp",
+        "-pp",
+        "--distributed-executor-backend",
+        "--data-parallel-size-local",
+        "-dpl",
+        "--data-parallel-backend",
+        "-dpb",
+    ),
+    build=build,
+    models=colon_name,
+    largest_rank=(VLLM_RANKS[-1], _RANK),
+)

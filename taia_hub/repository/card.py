@@ -1,0 +1,329 @@
+"""What the card of a repository says, collected from its files; and what a card is checked against."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+
+from taia_hub import cards, hub
+from taia_hub._version import __version__
+from taia_hub.analysis.format import ANALYSIS_FILE
+from taia_hub.analysis.reading import AdaptedPart, AdapterFiles, lora_parts
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.hub.layout import MOLORA, PEFT, UpdateKind
+from taia_hub.repository.info import RepositoryInfo, repository_info
+from taia_hub.repository.reading import base_name
+from taia_hub.repository.side_files import (
+    SideFiles,
+    eval_results_there,
+    read_analysis,
+    read_card,
+    read_results,
+    read_training,
+    true_figures,
+)
+from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
+from taia_hub.roles.sublayers import ROLES
+from taia_hub.updates.molora.update import read_molora_config
+from taia_hub.updates.peft.adapter import read_config
+
+logger = logging.getLogger(__name__)
+
+
+def describe(
+    config: TAIAConfig,
+    folder: Path,
+    *,
+    repo_id: str,
+    method: str,
+    parts: Mapping[str, cards.RolePart],
+    adapter_config: Mapping[str, Any],
+    license_fields: Mapping[str, str | list[str]],
+    tags: Iterable[str] = (),
+) -> cards.CardData:
+    """Collects what the card of a repository says, without the files beside the model.
+
+    Args:
+        config: Its configuration.
+        folder: Folder with its manifest.
+        repo_id: The Hub id that the card shows.
+        method: PEFT's name of the update's method.
+        parts: Role to the update's part of it.
+        adapter_config: Contents of the update's `adapter_config.json`.
+        license_fields: Licence metadata of the base model's card.
+        tags: More tags.
+
+    Returns:
+        What the card says.
+    """
+    place = config.place
+    return cards.CardData(
+        repo_id=repo_id,
+        base_model=config.base_model_name_or_path if config.base_model_revision else None,
+        base_revision=config.base_model_revision,
+        default=config.setting.label,
+        method=method,
+        parts=parts,
+        adapter_repo=config.update.get("repo"),
+        adapter_revision=config.update.get("revision"),
+        update_kind=place.kind.name,
+        adapter_path=place.path,
+        adapter_sha256=manifest_sha256(folder, place.weights),
+        adapter_config=dict(adapter_config),
+        taia_version=__version__,
+        license_fields=license_fields,
+        tags=tuple(tags),
+    )
+
+
+def with_side_files(
+    data: cards.CardData, config: TAIAConfig, files: SideFiles, *, strict: bool = True
+) -> cards.CardData:
+    """Adds what the files beside a model say, as far as they are of this model.
+
+    Args:
+        data: What the card says without them.
+        config: The repository's configuration.
+        files: The files.
+        strict: Whether a file of another model is an error; otherwise it is left out with a warning.
+
+    Returns:
+        What the card says.
+
+    Raises:
+        ConfigError: If a file is damaged or of another model, and `strict`.
+    """
+    expected = ModelIdentity(
+        data.repo_id,
+        None,
+        config.base_model_name_or_path,
+        config.base_model_revision,
+        data.adapter_sha256,
+        "",
+        config_sha256(data.adapter_config) if data.adapter_config else None,
+    )
+
+    def read(path: Path | None, reader: Any) -> Any:
+        if path is None:
+            return None
+        try:
+            return reader(path, expected)
+        except TAIAError as error:
+            if strict:
+                raise
+            logger.warning("Left out of the model card: %s", error.message)
+            return None
+
+    results, training = read(files.results, read_results), read(files.training, read_training)
+    analysis = read(files.analysis, read_analysis)
+    true = [name for name, found in ((RESULTS_FILE, results), (ANALYSIS_FILE, analysis)) if found is not None]
+    full = dataclasses.replace(data, results=results, training=training, figures=true_figures(files.figures, true))
+    if analysis is None:
+        return full
+    parts = {role: dataclasses.replace(part, **analysis.parts.get(role, {})) for role, part in data.parts.items()}
+    return dataclasses.replace(full, parts=parts, update_notes=analysis.notes)
+
+
+def manifest_sha256(folder: Path, name: str) -> str | None:
+    """Reads the hash of a weights file from the manifest of a folder; None where it says nothing.
+
+    Args:
+        folder: Folder of the repository.
+        name: Name of the file in the manifest.
+
+    Returns:
+        The hash.
+    """
+    if not (folder / hub.MANIFEST).is_file():
+        return None
+    entry = (hub.read_json(folder / hub.MANIFEST).get("files") or {}).get(name)
+    return str(entry["sha256"]) if isinstance(entry, dict) and "sha256" in entry else None
+
+
+def card_facts(
+    data: cards.CardData,
+    source: hub.Source,
+    files: Iterable[str],
+    problems: Iterable[cards.Finding] = (),
+    *,
+    template: str | None = None,
+    template_dir: Path | None = None,
+) -> cards.CardFacts:
+    """Collects what a card is checked against.
+
+    Args:
+        data: What the card should say.
+        source: The repository; weights that lie there are hashed.
+        files: Paths of all its files.
+        problems: What did not fit together when the files were read.
+        template: Name of the template that was asked for.
+        template_dir: Folder of templates that come before ours.
+
+    Returns:
+        The facts.
+    """
+    found, hashes = list(problems), {}
+    weights = data.weights_path
+    if not data.adapter_repo and (source.folder / weights).is_file():
+        hashes[weights] = hub.sha256(source.folder / weights)
+    true, listed = hashes.get(weights, data.adapter_sha256), manifest_sha256(source.folder, weights)
+    if true:
+        found.append(cards.Finding(None, f"{hub.MANIFEST}: {weights}", listed == true, true, listed))
+    expected = cards.eval_results_files(data.results)
+    for name, text in eval_results_there(source.folder).items():
+        if name in expected or cards.is_eval_results_file(name, text):
+            found.append(cards.Finding(None, f"{name} holds the scores of {RESULTS_FILE}", text == expected.get(name)))
+    repo_id = source.name if source.revision else None
+    return cards.CardFacts(data, repo_id, frozenset(files), hashes, tuple(found), template, template_dir)
+
+
+def describe_files(
+    source: hub.Source,
+    config: TAIAConfig,
+    *,
+    repo_id: str,
+    license_fields: Mapping[str, str | list[str]],
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> cards.CardData:
+    """Collects what a card says of a repository whose model is not loaded; no weights are loaded.
+
+    Args:
+        source: The repository.
+        config: Its configuration.
+        repo_id: The Hub id that the card shows.
+        license_fields: Licence metadata of the base model's card.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        What the card says, without the files beside the model.
+
+    Raises:
+        TAIAError: If a file is missing or malformed.
+    """
+    found = repository_info(source.name, revision=source.revision, token=token, trust_remote_code=trust_remote_code)
+    access = hub.HubAccess(token=token)
+    holder, place = source, config.place
+    if config.update.get("repo"):
+        name, sha = config.update["repo"], config.update["revision"]
+        holder = hub.fetch(name, [place.config], revision=sha, access=access, what="adapter repository", local=False)
+    folder = holder.folder / place.path
+    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
+    known = None
+    if place.kind is PEFT:
+        files = AdapterFiles(source.name, source.revision, folder, read_config(folder), base)
+        known = lora_parts(files, access, trust_remote_code)
+    data = describe(
+        config,
+        source.folder,
+        repo_id=repo_id,
+        method=found.method,
+        parts=role_parts(known if known is not None else _parts_by_size(found, place.kind, folder)),
+        adapter_config=hub.read_json(folder / place.kind.config),
+        license_fields=license_fields,
+    )
+    if data.adapter_repo:  # the manifest is here, the weights are elsewhere
+        sha256 = _sha256_on_the_hub(data.adapter_repo, place.weights, data.adapter_revision, access)
+        data = dataclasses.replace(data, adapter_sha256=sha256)
+    return data
+
+
+def _parts_by_size(found: RepositoryInfo, kind: UpdateKind, folder: Path) -> dict[str, AdaptedPart]:
+    """Says what an update adapts by role from the sizes of its tensors and its configuration."""
+    ranks: dict[str, frozenset[int]] = {}
+    if kind is MOLORA:
+        settings = read_molora_config(folder).settings
+        ranks = {role: frozenset({settings.rank_of(role)}) for role in ("attention", "ffn")}
+    return {
+        role: AdaptedPart(part.modules, part.parameters, ranks.get(role, frozenset()) if part.modules else frozenset())
+        for role, part in found.roles.items()
+    }
+
+
+def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
+    """Lists what an update adapts in the order that cards have.
+
+    Args:
+        parts: Role to what is adapted.
+
+    Returns:
+        Every role to its part.
+    """
+    there = {role: parts.get(role, AdaptedPart(0, 0, frozenset())) for role in ROLES}
+    return {role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks))) for role, one in there.items()}
+
+
+def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:
+    """Asks the Hub for the hash of a large file; one that it does not keep as such is downloaded and hashed."""
+    with hub.hub_errors(repo_id, what="adapter repository", revision=revision):
+        found = HfApi(token=access.token).get_paths_info(repo_id, path, revision=revision)
+        large = [one.lfs.sha256 for one in found if isinstance(one, RepoFile) and one.lfs]
+    if large:
+        return str(large[0])
+    file = hub.fetch(repo_id, [path], revision=revision, access=access, what="adapter repository", local=False)
+    return hub.sha256(file.folder / path)
+
+
+def render_over(
+    data: cards.CardData, before: Iterable[str | None], *, given: Collection[str] = (), **template: Any
+) -> cards.Merged:
+    """Renders a card with the edits that people made to the cards that are there.
+
+    Args:
+        data: What the card says.
+        before: The cards that are there; what stands in an earlier one wins.
+        given: Metadata keys that were asked for just now; they stay from now on, as if they were set by hand.
+        **template: `template` and `template_dir` of `cards.render_card`.
+
+    Returns:
+        The card and what was kept.
+
+    Raises:
+        ConfigError: If a card was not written by taia-hub or is damaged, or the template is.
+    """
+    there: list[str | None] = [one for one in before if one is not None]
+    if data.space is None:  # only the card knows it
+        data = dataclasses.replace(data, space=next(filter(None, (cards.space_of(one or "") for one in there)), None))
+    text, kept = cards.render_card(data, **template), list[str]()
+    for old in there or [None]:
+        merged = cards.merge_cards(old, text, given=given)
+        text, kept = merged.text, [*kept, *merged.kept]
+    return cards.Merged(text, tuple(dict.fromkeys(kept)))
+
+
+def card_files(
+    data: cards.CardData, before: Iterable[Path | None], folder: Path, *, given: Collection[str] = ()
+) -> dict[str, Path]:
+    """Writes the card of a repository and what else of its results the Hub reads; a damaged card is left alone.
+
+    Args:
+        data: What the card says.
+        before: The cards that are there, or None.
+        folder: Where the files go.
+        given: Metadata keys that were asked for just now.
+
+    Returns:
+        Path in the repository to path on this disk; without the card where one that is there is damaged.
+    """
+    there = [path for path in before if path is not None and path.exists()]
+    texts = cards.eval_results_files(data.results)
+    try:
+        texts[hub.CARD] = render_over(data, map(read_card, there), given=given).text
+    except ConfigError as error:  # a card must not cost anybody a trained model
+        if not there:
+            raise
+        logger.warning("The model card stays as it is: %s", error.message)
+    files = {}
+    for name, text in texts.items():
+        files[name] = folder / name
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        files[name].write_text(text, encoding="utf-8")
+    return files

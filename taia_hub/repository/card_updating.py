@@ -1,0 +1,380 @@
+"""The card of a repository, on the Hub or in a folder, made again, written, published or checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from taia_hub import cards, hub
+from taia_hub.analysis.format import ANALYSIS_FILE
+from taia_hub.cards.escaping import is_repo_id
+from taia_hub.common.atomic import write_atomically
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+from taia_hub.repository.card import card_facts, describe_files, render_over, with_side_files
+from taia_hub.repository.publishing import base_license
+from taia_hub.repository.reading import read_taia_config
+from taia_hub.repository.side_files import (
+    FIGURES,
+    SIDE_FILES,
+    TRAINING_FILE,
+    SideFiles,
+    eval_results_there,
+    read_card,
+    stale_eval_results,
+)
+from taia_hub.results import RESULTS_FILE
+
+_FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
+
+
+@dataclass(frozen=True)
+class CardRequest:
+    """What a person asks of a card.
+
+    Attributes:
+        repo_id: The Hub id that the card of a folder shows.
+        template: Name of the template.
+        template_dir: Folder of templates that come before ours.
+        license: Licence; the base model's by default.
+        license_name: Its name.
+        license_link: Link to it.
+        language: Codes of languages.
+        datasets: Hub ids of training data sets.
+        tags: More tags.
+        widget: Example prompts.
+        results: Results file to show instead of the repository's.
+        analysis: Analysis file to show instead of the repository's.
+        training: Training file to show instead of the repository's.
+        figures: Folder of figures to add to the repository's.
+    """
+
+    repo_id: str | None = None
+    template: str = "model_card"
+    template_dir: Path | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    widget: tuple[str, ...] = ()
+    results: Path | None = None
+    analysis: Path | None = None
+    training: Path | None = None
+    figures: Path | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The metadata keys that were asked for."""
+        names = ("license", "license_name", "license_link", "language", "datasets", "tags", "widget")
+        return tuple(name for name in names if getattr(self, name))
+
+
+@dataclass(frozen=True)
+class MadeCard:
+    """A card that was made again, and what goes with it.
+
+    Attributes:
+        source: The repository.
+        text: The card.
+        before: The card that is there, or None.
+        kept: What of a person's stayed, a sentence each.
+        texts: More text files: path in the repository to content.
+        files: Files that were given: path in the repository to path on this disk.
+        stale: Paths of what an earlier card wrote beside itself and these results do not give.
+    """
+
+    source: hub.Source
+    text: str
+    before: str | None
+    kept: tuple[str, ...]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    stale: tuple[str, ...] = ()
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Paths of what goes with the card and is not there already, and of what is deleted with it."""
+        folder = self.source.folder
+        changed = [name for name, text in self.texts.items() if _read(folder / name) != text.encode()]
+        given = (name for name, path in self.files.items() if not hub.same_bytes(path, folder / name))
+        return (*changed, *given, *self.stale)
+
+    def difference(self) -> str:
+        """Returns the unified diff from the card that is there; empty where nothing changes."""
+        old = (self.before or "").splitlines(keepends=True)
+        new = self.text.splitlines(keepends=True)
+        lines = difflib.unified_diff(old, new, f"{hub.CARD} (there)", f"{hub.CARD} (new)")
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) -> None:
+    """Refuses words that cannot be followed together.
+
+    Args:
+        repo: Hub id or folder.
+        write: Whether the card goes into the folder.
+        push: Whether it goes to the Hub.
+        check: Whether the card that is there is checked instead.
+
+    Raises:
+        ConfigError: If more than one is asked for, or the repository is no place for it.
+    """
+    if write + push + check > 1:
+        raise ConfigError("--write, --push and --check exclude each other.", "Give one of them.")
+    if write and not os.path.isdir(repo):
+        raise ConfigError(f"--write needs a folder; '{repo}' is none here.", "Use --push for a repository on the Hub.")
+    if push and os.path.isdir(repo):
+        raise ConfigError(f"--push needs a Hub id; '{repo}' is a folder.", "Use --write, then `taia push DIR REPO`.")
+
+
+def make_card(
+    name: str,
+    request: CardRequest,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> MadeCard:
+    """Makes the card of a repository again, from its files and with a person's edits; nothing is written.
+
+    Args:
+        name: Hub id or folder of a TAIA repository.
+        request: What is asked of the card.
+        revision: Branch, tag or commit of the repository.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The card.
+
+    Raises:
+        TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
+    """
+    source, config, before = _read_repository(name, revision, token)
+    data = _described(source, config, request, before, token, trust_remote_code)
+    given = _given_files(request)
+    data = with_side_files(data, config, given.over(SideFiles.of(source.folder)))
+    merged = render_over(
+        data, [before], given=request.given, template=request.template, template_dir=request.template_dir
+    )
+    named = {RESULTS_FILE: given.results, ANALYSIS_FILE: given.analysis, TRAINING_FILE: given.training, **given.figures}
+    files = {path: file for path, file in named.items() if file is not None}
+    for path, figure in given.figures.items():  # the same figure as SVG, which says what it shows
+        if figure.with_suffix(".svg").is_file():
+            files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
+    stale = stale_eval_results(eval_results_there(source.folder), data.results)
+    return MadeCard(source, merged.text, before, merged.kept, cards.eval_results_files(data.results), files, stale)
+
+
+def write_card(made: MadeCard) -> str:
+    """Writes a card, and what goes with it, into its folder.
+
+    Args:
+        made: The card of a folder.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RepositoryError: If the disk is full or the folder cannot be written.
+    """
+    folder = made.source.folder
+    with hub.disk_errors(folder):
+        for name, path in made.files.items():
+            if not hub.same_bytes(path, folder / name):
+                write_atomically(folder / name, path.read_bytes())
+        for name, text in {**made.texts, hub.CARD: made.text}.items():
+            write_atomically(folder / name, text)
+        for name in made.stale:
+            (folder / name).unlink(missing_ok=True)
+    return str(folder / hub.CARD)
+
+
+def publish_card(made: MadeCard, message: str | None, token: str | bool | None, revision: str | None = None) -> str:
+    """Publishes a card, and what goes with it, in one commit on top of the one that it was made for.
+
+    Args:
+        made: The card of a repository on the Hub.
+        message: Message of the commit.
+        token: Access token.
+        revision: Branch to commit to.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        RepositoryError: If a request fails or the repository changed meanwhile; it is then as it was.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        files = dict(made.files)
+        for name, text in {**made.texts, hub.CARD: made.text}.items():
+            files[name] = Path(scratch) / name
+            write_atomically(files[name], text)
+        commit = hub.publish(
+            {**files, **dict.fromkeys(made.stale)},
+            made.source.name,
+            commit_message=message or "Update the model card",
+            token=token,
+            revision=revision,
+            parent_commit=made.source.revision,
+        )
+    return str(commit.commit_url)
+
+
+def link_space(name: str, space_id: str, token: str | bool | None) -> str | None:
+    """Links the card of a repository on the Hub to the Space that compares its modes, and changes nothing else of it.
+
+    Args:
+        name: Hub id of the TAIA repository.
+        space_id: Hub id of the Space.
+        token: Access token.
+
+    Returns:
+        Address of the commit; None where the card links to the Space already, or a person decided otherwise.
+
+    Raises:
+        TAIAError: If there is no card, it is somebody else's, or it cannot be published.
+    """
+    source = hub.fetch(name, [hub.CARD], access=hub.HubAccess(token=token), what="TAIA repository", local=False)
+    before = read_card(source.folder / hub.CARD)
+    if before is None:
+        raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
+    text = cards.with_space(before, space_id)
+    if text == before:
+        return None
+    return publish_card(MadeCard(source, text, before, ()), "Link to the Space that compares the modes", token)
+
+
+def check_repository_card(
+    name: str,
+    request: CardRequest,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> list[cards.Finding]:
+    """Checks every fact on the card of a repository that its files can confirm.
+
+    Args:
+        name: Hub id or folder of a TAIA repository.
+        request: Files to check against instead of the repository's.
+        revision: Branch, tag or commit of the repository.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The findings.
+
+    Raises:
+        TAIAError: If the repository has no card, or is missing or malformed.
+    """
+    source, config, before = _read_repository(name, revision, token)
+    if before is None:
+        raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
+    data = _described(source, config, request, before, token, trust_remote_code)
+    data = dataclasses.replace(data, space=cards.space_of(before))
+    beside = _given_files(request).over(SideFiles.of(source.folder))
+    data, problems = _with_true_files(data, config, beside)
+    if source.revision is None:
+        files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
+    else:
+        with hub.hub_errors(name, what="repository", revision=revision):
+            files = HfApi(token=token).list_repo_files(name, revision=source.revision)
+            if not data.adapter_repo:  # its weights, to hash them
+                wanted = [*_FETCHED, data.weights_path]
+                source = hub.fetch(name, wanted, revision=source.revision, access=hub.HubAccess(token))
+    facts = card_facts(data, source, files, problems, template=request.template, template_dir=request.template_dir)
+    return cards.check_card(before, facts)
+
+
+def _read_repository(
+    name: str, revision: str | None, token: str | bool | None
+) -> tuple[hub.Source, TAIAConfig, str | None]:
+    access = hub.HubAccess(token=token)
+    source = hub.fetch(name, _FETCHED, revision=revision, access=access, what="TAIA repository")
+    if not (source.folder / hub.CONFIG).is_file():
+        raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
+    config = read_taia_config(source.folder / hub.CONFIG, name)
+    return source, config, read_card(source.folder / hub.CARD)
+
+
+def _described(
+    source: hub.Source,
+    config: TAIAConfig,
+    request: CardRequest,
+    before: str | None,
+    token: str | bool | None,
+    trust_remote_code: bool,
+) -> cards.CardData:
+    wrong = [dataset for dataset in request.datasets if not is_repo_id(dataset)]
+    if wrong:
+        raise ConfigError(f"The data set {wrong[0]!r} is no Hub id.", "As in tatsu-lab/alpaca.")
+    fields = base_license(config, token) if config.base_model_revision else {}
+    asked = {name: getattr(request, name) for name in ("license", "license_name", "license_link")}
+    if request.license:
+        fields = {}
+    fields |= {name: value for name, value in asked.items() if value}
+    if source.revision:
+        repo_id = source.name
+    else:
+        repo_id = request.repo_id or (cards.title_of(before) if before else None) or source.folder.resolve().name
+    data = describe_files(
+        source,
+        config,
+        repo_id=repo_id,
+        license_fields=fields,
+        token=token,
+        trust_remote_code=trust_remote_code,
+    )
+    return dataclasses.replace(
+        data, language=request.language, datasets=request.datasets, tags=request.tags, widget=request.widget
+    )
+
+
+def _with_true_files(
+    data: cards.CardData, config: TAIAConfig, beside: SideFiles
+) -> tuple[cards.CardData, list[cards.Finding]]:
+    """Adds what the files say that are of this model; says of each whether it is."""
+    problems = []
+    true = SideFiles(figures=beside.figures)
+    for name, one in (
+        (RESULTS_FILE, SideFiles(results=beside.results)),
+        (ANALYSIS_FILE, SideFiles(analysis=beside.analysis)),
+        (TRAINING_FILE, SideFiles(training=beside.training)),
+    ):
+        if one == SideFiles():
+            continue
+        try:
+            with_side_files(data, config, one)
+        except TAIAError as error:
+            problems.append(cards.Finding(None, f"{name} is of this model", False, None, error.message))
+        else:
+            problems.append(cards.Finding(None, f"{name} is of this model", True))
+            true = true.over(one)
+    return with_side_files(data, config, true), problems
+
+
+def _given_files(request: CardRequest) -> SideFiles:
+    """Returns the files that were given, which must be there."""
+    for path in (request.results, request.analysis, request.training):
+        if path is not None and not path.is_file():
+            raise RepositoryError(f"'{path}' does not exist.", "Give an existing file.")
+    if request.figures is not None and not request.figures.is_dir():
+        raise RepositoryError(f"'{request.figures}' is no folder.", "Draw figures with `taia analyze --figures DIR`.")
+    figures = sorted(request.figures.glob("*.png")) if request.figures else []
+    return SideFiles(
+        request.results, request.analysis, request.training, {f"{FIGURES}/{path.name}": path for path in figures}
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,195 @@
+"""What a TAIA repository holds, read from its configuration and the header of its weights; no weights are loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import RepositoryError
+from taia_hub.hub.layout import PEFT
+from taia_hub.repository.reading import base_name, read_taia_config
+from taia_hub.roles.sublayers import ROLES, find_sublayers
+from taia_hub.switch.settings import MODES
+from taia_hub.updates.peft.adapter import PREFIX
+
+
+@dataclass(frozen=True)
+class RoleInfo:
+    """The update's part of one role.
+
+    Attributes:
+        modules: Number of adapted modules.
+        parameters: Number of the update's parameters.
+        bytes: Their size in the file.
+    """
+
+    modules: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RepositoryInfo:
+    """What a TAIA repository holds.
+
+    Attributes:
+        name: Hub id or folder.
+        revision: Commit sha, or None for a folder.
+        base_model: Hub id or folder of the base model.
+        base_revision: Commit sha of the base model, or None.
+        inference_modules: The published setting, in the form that config.json stores.
+        method: PEFT's name of the update's method, as in `"LORA"`.
+        location: Where the update lies: a path in the repository, or `repo@revision/path`.
+        bytes: Size of the update's tensors.
+        dtypes: The dtypes in the file.
+        roles: Role to the update's part of it.
+        modes: Mode name to the number of the update's parameters that act.
+        unplaced: Paths of base modules whose role could not be told; they count as `other`.
+    """
+
+    name: str
+    revision: str | None
+    base_model: str
+    base_revision: str | None
+    inference_modules: Any
+    method: str
+    location: str
+    bytes: int
+    dtypes: tuple[str, ...]
+    roles: Mapping[str, RoleInfo]
+    modes: Mapping[str, int]
+    unplaced: tuple[str, ...]
+
+
+def repository_info(
+    name: str, *, revision: str | None = None, token: str | bool | None = None, trust_remote_code: bool = False
+) -> RepositoryInfo:
+    """Reads what a TAIA repository holds, without its weights: some kilobytes are fetched, whatever its size.
+
+    Args:
+        name: Hub id or folder.
+        revision: Revision of the repository.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The repository's contents by role.
+
+    Raises:
+        TAIAError: If the repository or its base model is missing or malformed.
+    """
+    access = hub.HubAccess(token=token)
+    source = hub.fetch(name, [hub.CONFIG], revision=revision, access=access, what="TAIA repository")
+    if not (source.folder / hub.CONFIG).is_file():
+        raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
+    config = read_taia_config(source.folder / hub.CONFIG, name)
+    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
+    base_config = AutoConfig.from_pretrained(
+        base.name, revision=base.revision, token=token, trust_remote_code=trust_remote_code
+    )
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code)
+    placed = find_sublayers(skeleton)
+    location, method, tensors = _read_update(source, config, access)
+    paths = dict(skeleton.named_modules())
+    modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
+    for key, (_, count, size) in tensors.items():
+        path = _module_of(key, paths)
+        found = modules[placed.roles.get(path, "other")]
+        before = found.get(path, (0, 0))
+        found[path] = before[0] + count, before[1] + size
+    roles = {
+        role: RoleInfo(len(found), sum(count for count, _ in found.values()), sum(size for _, size in found.values()))
+        for role, found in modules.items()
+    }
+    return RepositoryInfo(
+        name=name,
+        revision=source.revision,
+        base_model=base.name,
+        base_revision=base.revision,
+        inference_modules=config.inference_modules,
+        method=method,
+        location=location,
+        bytes=sum(size for _, _, size in tensors.values()),
+        dtypes=tuple(sorted({dtype for dtype, _, _ in tensors.values()})),
+        roles=roles,
+        modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
+        unplaced=placed.unplaced,
+    )
+
+
+def _read_update(
+    source: hub.Source, config: TAIAConfig, access: hub.HubAccess
+) -> tuple[str, str, dict[str, tuple[str, int, int]]]:
+    """Returns where the update is, its method, and for each tensor its dtype, number of elements and bytes."""
+    place = config.place
+    kind = place.kind
+    repo, revision, location = source.name, source.revision, place.path or "."
+    elsewhere = bool(config.update.get("repo"))
+    if elsewhere:
+        repo, revision = config.update["repo"], config.update["revision"]
+        location = f"{repo}@{revision[:8]}/{place.path}".removesuffix("/")
+    wanted = [place.config, place.weights] if kind.shards else [place.config]  # an index is small
+    pointed = hub.fetch(repo, wanted, revision=revision, access=access, what="adapter repository", local=not elsewhere)
+    folder = pointed.folder / place.path
+    if not (folder / kind.config).is_file():
+        hub.update_weights(folder, kind)
+    method = kind.name.upper()
+    if kind is PEFT:
+        method = str(hub.read_json(folder / kind.config).get("peft_type"))
+    if pointed.revision is None:
+        weights = hub.update_weights(folder, kind)
+        headers = [_local_header(path) for path in weights.values() if path.suffix == ".safetensors"]
+        return location, method, {key: value for header in headers for key, value in header.items()}
+    names = hub.index_shards(folder / kind.weights) if kind.shards else (kind.weights,)
+    tensors: dict[str, tuple[str, int, int]] = {}
+    with hub.hub_errors(repo, what="adapter repository", revision=revision):
+        api = HfApi(token=access.token)
+        for name in names:
+            header = api.parse_safetensors_file_metadata(repo, place.named(name), revision=revision)
+            for key, tensor in header.tensors.items():
+                begin, end = tensor.data_offsets
+                tensors[key] = (tensor.dtype, math.prod(tensor.shape), end - begin)
+    return location, method, tensors
+
+
+def _local_header(path: Path) -> dict[str, tuple[str, int, int]]:
+    header = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            piece = file.get_slice(key)
+            count = math.prod(piece.get_shape())
+            header[key] = (piece.get_dtype(), count, count * _BITS[piece.get_dtype()] // 8)
+    return header
+
+
+_BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "I64": 64,
+    "I32": 32,
+    "U8": 8,
+    "I8": 8,
+}
+
+
+def _module_of(key: str, modules: Mapping[str, Any]) -> str:
+    """Finds the base module that a tensor of PEFT's file belongs to, by its longest prefix."""
+    path = key.removeprefix(PREFIX)
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return path

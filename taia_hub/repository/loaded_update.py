@@ -1,0 +1,93 @@
+"""The update of a loaded model as files, which exports and merges start from."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.lora.layer import LoraLayer
+
+from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.updates.attaching import Update, read_update_config
+from taia_hub.updates.peft.plain_lora import lora_scaling
+from taia_hub.updates.peft.strict import ADAPTER
+
+
+@contextlib.contextmanager
+def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
+    """Gives the files of a loaded model's update; one that was trained on is written to a temporary folder.
+
+    Args:
+        model: A loaded TAIA model.
+        access: How to reach the Hub.
+
+    Yields:
+        The files, which hold the model's present update until the block ends.
+
+    Raises:
+        RepositoryError: If the base model's configuration cannot be read, or the update cannot be written.
+        UnsupportedUpdateError: If a layer's scaling was changed in memory, which no file of the update can say.
+    """
+    update, config = model._taia_update, model.taia_config
+    _check_scaling(update)
+    base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, access)
+    with tempfile.TemporaryDirectory(prefix="taia-update-") as scratch:
+        root, folder = Path(scratch), update.source
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(root)
+        revision = getattr(config, "_commit_hash", None)  # only a repository of the Hub has one
+        if not update.is_unchanged():
+            revision, folder = None, root / update.kind.folder
+            update.save(folder)
+        if revision is None:
+            _copy_tokenizer(config, root, access)
+        yield UpdateFiles(
+            name=config._name_or_path if revision else "a loaded model",
+            revision=revision,
+            config=config,
+            root=root,
+            folder=folder,
+            kind=update.kind,
+            settings=read_update_config(folder, update.kind),
+            base=base,
+        )
+
+
+def _check_scaling(update: Update) -> None:
+    """Refuses a LoRA layer whose scaling is not what its rank and alpha give, as a file would."""
+    for path, layer in update.head_model.named_modules():
+        if not isinstance(layer, LoraLayer) or ADAPTER not in layer.scaling:
+            continue
+        rank, alpha, scaling = layer.r[ADAPTER], layer.lora_alpha[ADAPTER], float(layer.scaling[ADAPTER])
+        expected = lora_scaling(alpha, rank, update.settings.get("use_rslora", False))
+        if scaling != expected:
+            raise UnsupportedUpdateError(
+                f"The scaling of '{path}' was changed to {scaling:g}, which no file of the update can say.",
+                f"Set it back to {expected:g}; to weaken an update, give the setting a weight: {{'attention': 0.5}}.",
+            )
+
+
+def _copy_tokenizer(config: TAIAConfig, folder: Path, access: hub.HubAccess) -> None:
+    """Copies the tokenizer of the repository that a model was loaded from, where it is one that has its own."""
+    name, revision = config._name_or_path, getattr(config, "_commit_hash", None)
+    if revision:
+        place = hub.fetch(name, hub.TOKENIZER_FILES, revision=revision, access=access, local=False).folder
+    elif name and (Path(name) / hub.CONFIG).is_file():
+        place = Path(name)
+        if hub.read_json(place / hub.CONFIG).get("model_type") != TAIAConfig.model_type:
+            return
+    else:
+        return
+    for pattern in hub.TOKENIZER_FILES:
+        for path in place.glob(pattern):
+            target = folder / path.relative_to(place)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)

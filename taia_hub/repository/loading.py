@@ -1,0 +1,353 @@
+"""From names to a loaded model with a switch: a TAIA repository, or a base model and an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import TaskType
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.hub.layout import KINDS, PEFT, UpdatePlace
+from taia_hub.repository.reading import (
+    base_name,
+    config_of,
+    read_taia_config,
+    resolve_recorded_base,
+    tell_other_base,
+    update_folder,
+    verify_update,
+    with_safetensors,
+)
+from taia_hub.roles import sublayers
+from taia_hub.switch.switch import Switch
+from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
+from taia_hub.updates.dense.compressing import Compress, CompressionReport, compression_limits
+from taia_hub.updates.dense.compressing import compress as compress_difference
+from taia_hub.updates.dense.update import DEFAULT_SETTING, DenseReport, write_dense
+from taia_hub.updates.peft.adapter import read_config
+
+logger = logging.getLogger(__name__)
+
+_GENERATION = "generation_config.json"
+_ROOT_FILES = (hub.CONFIG, hub.MANIFEST, _GENERATION, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
+_HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
+_INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model with an update attached.
+
+    Attributes:
+        model: The head model, or the backbone where that was asked for; still of the base's own class.
+        config: The TAIA configuration.
+        update: The attached update.
+        switch: The switch of the model.
+    """
+
+    model: PreTrainedModel
+    config: TAIAConfig
+    update: Update
+    switch: Switch
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded, whatever its source.
+
+    Attributes:
+        head: Whether the model keeps its language-modelling head.
+        inference_modules: The setting to begin with, or None for the published one (`"all"` where it is trained).
+        verify: Whether the manifest is checked.
+        is_trainable: Whether the update's parameters get gradients.
+        autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
+        access: How to reach the Hub.
+        base_keywords: Keywords for the base model's `from_pretrained`.
+        skeleton: Whether the base is built on the meta device, without weights: enough to check an update.
+    """
+
+    head: bool
+    inference_modules: Any
+    verify: bool
+    is_trainable: bool
+    autocast_adapter_dtype: bool
+    access: hub.HubAccess
+    base_keywords: dict[str, Any]
+    skeleton: bool = False
+
+    @classmethod
+    def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
+        """Sorts the keywords of a `from_pretrained` into those for the Hub and those for the base."""
+        hub_keywords = {key: keywords.pop(key) for key in _HUB_KEYWORDS if key in keywords}
+        for key in _INTERNAL_KEYWORDS:  # what transformers' Auto classes pass along for their own loading
+            keywords.pop(key, None)
+        if keywords.pop("subfolder", None):
+            raise ConfigError(
+                "Repositories and adapters in a subfolder are not read.", "Download the folder, and name it instead."
+            )
+        return cls(access=hub.HubAccess(**hub_keywords), base_keywords=keywords, **options)
+
+
+def load_repository(name: str, revision: str | None, config: TAIAConfig | None, options: LoadOptions) -> Loaded:
+    """Loads a TAIA repository, or a plain PEFT adapter repository.
+
+    Args:
+        name: Folder or Hub id.
+        revision: Revision of the TAIA repository; the base's comes from its configuration.
+        config: The configuration where transformers has read it already.
+        options: How to load.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        ConfigError: If `config.json` or the manifest is malformed.
+        UpdateMismatchError: If the update does not fit the base.
+        UnsupportedUpdateError: If the update cannot be switched.
+    """
+    source = hub.fetch(
+        name,
+        [*_ROOT_FILES, *(f"{kind.folder}/*" for kind in KINDS.values())],
+        revision=revision,
+        access=options.access,
+        what="TAIA repository",
+    )
+    if config is not None and not isinstance(config, TAIAConfig):
+        raise ConfigError(
+            f"A {type(config).__name__} came as `config`; a TAIA repository has a TAIAConfig.",
+            "Leave `config` out: the base model's comes from its own repository.",
+        )
+    if config is None:
+        if not (source.folder / hub.CONFIG).is_file():
+            return _load_plain_adapter(source, options)
+        config = read_taia_config(source.folder / hub.CONFIG, name)
+    if (source.folder / _GENERATION).is_file():
+        hub.read_json(source.folder / _GENERATION)
+    config._name_or_path, config._commit_hash = source.name, source.revision
+    base_id = base_name(config, name)
+    options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
+    options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
+    for name_, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
+        if (value := getattr(config, name_)) != default:  # put these keywords into the configuration that they read
+            options.base_keywords.setdefault(name_, value)
+    folder = update_folder(source, config, options.access)
+    verify_update(source.folder, folder, config, verify=options.verify)
+    base = resolve_recorded_base(base_id, config.base_model_revision, options.access)
+    loaded = _load(base, folder, config, options)
+    if loaded.model.can_generate() and (source.folder / _GENERATION).is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    return loaded
+
+
+def load_adapter(
+    base: str,
+    adapter: str,
+    base_revision: str | None,
+    adapter_revision: str | None,
+    published: Any,
+    options: LoadOptions,
+) -> Loaded:
+    """Loads a base model and any PEFT adapter, or the folder of an update of another kind.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        adapter: Folder or Hub id of the adapter.
+        base_revision: Revision of the base; by default the one that the adapter names, else the main branch.
+        adapter_revision: Revision of the adapter.
+        published: The setting that the configuration publishes.
+        options: How to load.
+
+    Returns:
+        The loaded model.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        UpdateMismatchError: If the update does not fit the base.
+        UnsupportedUpdateError: If the update cannot be switched.
+    """
+    source = hub.fetch(
+        adapter,
+        [name for kind in KINDS.values() for name in kind.files],
+        revision=adapter_revision,
+        access=options.access,
+        what="adapter",
+    )
+    return _load_adapter_source(base, base_revision, source, published, options)
+
+
+def load_finetuned(
+    base: hub.Source,
+    finetuned: hub.Source,
+    published: Any,
+    options: LoadOptions,
+    scratch: Path,
+    compress: Compress = None,
+) -> tuple[Loaded, DenseReport | CompressionReport]:
+    """Loads a base model with a full fine-tune of it as its update.
+
+    Args:
+        base: The base model, as `fetch_checkpoints` brought it.
+        finetuned: The fine-tune, a checkpoint of the same architecture.
+        published: The setting that the configuration publishes; None for `"attention+other"`, or for `"attention"`
+            where the difference is compressed.
+        options: How to load.
+        scratch: Folder for the update's files, which the loaded model reads as long as it lives.
+        compress: As for `TAIAForCausalLM.from_finetuned`.
+
+    Returns:
+        The loaded model, and how the two checkpoints differ or what compressing lost.
+
+    Raises:
+        RepositoryError: If files are missing, damaged or out of reach.
+        UpdateMismatchError: If the two are not of one family, or do not differ.
+    """
+    trusted = bool(options.base_keywords.get("trust_remote_code"))
+    report: DenseReport | CompressionReport
+    if compress is None:
+        report = write_dense(base.folder, finetuned.folder, scratch, trust_remote_code=trusted)
+    else:
+        limits = compression_limits(compress)
+        report = compress_difference(
+            base.folder, finetuned.folder, scratch, **limits, base_name=base.name, trust_remote_code=trusted
+        )
+    if published is None:
+        published = DEFAULT_SETTING if compress is None else "attention"
+    loaded = _load_adapter_source(
+        base.name, base.revision, hub.Source(finetuned.name, scratch, None), published, options
+    )
+    if loaded.model.can_generate() and (finetuned.folder / _GENERATION).is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
+    return loaded, report
+
+
+def fetch_checkpoints(
+    base: str, finetuned: str, base_revision: str | None, finetuned_revision: str | None, access: hub.HubAccess
+) -> tuple[hub.Source, hub.Source]:
+    """Brings the weights of a base model and of its fine-tune to this disk.
+
+    Args:
+        base: Folder or Hub id of the base model.
+        finetuned: Folder or Hub id of the fine-tune.
+        base_revision: Revision of the base.
+        finetuned_revision: Revision of the fine-tune.
+        access: How to reach the Hub.
+
+    Returns:
+        Both, at fixed commits where they come from the Hub.
+
+    Raises:
+        RepositoryError: If one is missing or out of reach.
+    """
+    return (
+        hub.fetch_model(base, revision=base_revision, access=access, what="base model"),
+        hub.fetch_model(finetuned, hub.TOKENIZER_FILES, revision=finetuned_revision, access=access, what="fine-tune"),
+    )
+
+
+def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
+    if not (source.folder / hub.ADAPTER_CONFIG).is_file():
+        raise RepositoryError(
+            f"'{source.name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
+            "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
+        )
+    base = read_config(source.folder).base_model_name_or_path
+    if not base:
+        raise ConfigError(
+            f"The adapter '{source.name}' names no base model.", "Use `TAIAForCausalLM.from_adapter(base, adapter)`."
+        )
+    loaded = _load_adapter_source(base, None, source, "attention", options)
+    logger.warning(
+        "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
+        "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
+        source.name,
+        base,
+        loaded.switch.default.label,
+    )
+    return loaded
+
+
+def _load_adapter_source(
+    base: str, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
+) -> Loaded:
+    kind = find_kind(source.folder)
+    folder = with_safetensors(source, UpdatePlace(kind, ""), options.access)
+    hub.update_weights(folder, kind)
+    made_for, made_at = base_of(read_update_config(folder, kind))
+    resolved = hub.resolve_base(base, base_revision or made_at, options.access)
+    tell_other_base(source.name, made_for, base)
+    config = config_of(resolved, kind, inference_modules=published)
+    return _load(resolved, folder, config, options)
+
+
+def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptions) -> Loaded:
+    setting: Any = options.inference_modules
+    if setting is None:
+        setting = "all" if options.is_trainable else config.setting
+    kind = config.place.kind
+    features_only = kind is PEFT and read_config(folder).task_type == TaskType.FEATURE_EXTRACTION
+    if features_only and options.head:
+        raise UnsupportedUpdateError(
+            "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
+            "Load it with `TAIAModel` or `AutoModel`.",
+        )
+    hub_keywords = {key: getattr(options.access, key) for key in _HUB_KEYWORDS}
+    keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
+    auto = AutoModel if features_only else AutoModelForCausalLM
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        model = (_skeleton if options.skeleton else auto.from_pretrained)(base.name, revision=base.revision, **keywords)
+    if hasattr(model, "taia_config"):
+        raise UnsupportedUpdateError(
+            f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
+        )
+    placed = sublayers.find_sublayers(model)
+    update, switch = attach(
+        model,
+        folder,
+        kind,
+        roles=placed.roles,
+        unplaced=placed.unplaced,
+        inference_modules=setting,
+        is_trainable=options.is_trainable,
+        autocast_adapter_dtype=options.autocast_adapter_dtype,
+    )
+    switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
+    config.base_model_revision = base.revision
+    for role in ("attention", "ffn"):
+        if not any(site.role == role for site in switch.sites):
+            logger.warning("This update has no %s part: mode '%s' equals the base model.", role, role)
+    if not options.head and not features_only:
+        path, model = _backbone(model)
+        update.prefix = f"{path}."
+    return Loaded(model, config, update, switch)
+
+
+def _backbone(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """Finds the model without its head, and its path in the head model."""
+    if model.base_model is not model:
+        return model.base_model_prefix, cast(PreTrainedModel, model.base_model)
+    for path, module in model.named_modules():  # a few classes name a prefix that they do not have
+        if path and isinstance(module, PreTrainedModel):
+            return path, module
+    raise UnsupportedUpdateError(
+        f"{type(model).__name__} has no backbone that stands alone.", "Load it with `TAIAForCausalLM`."
+    )
+
+
+def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, **keywords)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=keywords.get("trust_remote_code", False)
+        )
+    with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
+        model.generation_config = GenerationConfig.from_pretrained(name, **keywords)
+    return model

@@ -1,0 +1,203 @@
+"""An update on its base's structure: what acts under a setting, and the base's own weights when they are needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.hub.layout import UpdateKind
+from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.switch.switch import Switch
+from taia_hub.updates.attaching import Update
+from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
+from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
+from taia_hub.updates.weightless import Attached, Entry, attach_offline, skeleton
+from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
+
+
+@dataclass(frozen=True)
+class OfflineUpdate:
+    """An update on the structure of its base model, without the base's weights.
+
+    Attributes:
+        files: Where the update is, and what it belongs to.
+        attached: Its layers and its switch.
+    """
+
+    files: UpdateFiles
+    attached: Attached
+
+    @property
+    def config(self) -> TAIAConfig:
+        """Configuration of the TAIA repository."""
+        return self.files.config
+
+    @property
+    def folder(self) -> Path:
+        """Folder with the update's files."""
+        return self.files.folder
+
+    @property
+    def kind(self) -> UpdateKind:
+        """The kind of update."""
+        return self.files.kind
+
+    @property
+    def base(self) -> hub.Source:
+        """The base model; only its configuration is on this disk."""
+        return self.files.base
+
+    @property
+    def update(self) -> Update | LeanLora:
+        """The attached update."""
+        return self.attached.update
+
+    @property
+    def model(self) -> Any:
+        """The base model on the meta device, with PEFT's layers unless the update was opened lean."""
+        return self.attached.update.head_model
+
+    @property
+    def switch(self) -> Switch:
+        """What says which weights a setting gives to `switch.sites`."""
+        return self.attached.switch
+
+    @property
+    def layers(self) -> tuple[Entry, ...]:
+        """Name in the injected model, site and layer of each adapted module; as of `Attached`."""
+        return self.attached.layers
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the tensors stay in the file and are read one layer at a time, by `holding`."""
+        return self.attached.streamed
+
+    def weights(self, setting: Any) -> tuple[tuple[Entry, float], ...]:
+        """Says how strongly each adapted module acts under a setting.
+
+        Args:
+            setting: As `inference_modules`; one for all rows.
+
+        Returns:
+            Each entry of `layers` and its weight in [0, 1].
+
+        Raises:
+            SettingError: If the setting is not understood or cannot act on this update.
+        """
+        weights = dict(zip(map(id, self.switch.sites), self.switch.resolve(setting).weights, strict=True))
+        return tuple((entry, float(weights[id(entry[1])])) for entry in self.layers)  # type: ignore[arg-type]
+
+    @cached_property
+    def keys(self) -> dict[int, str]:
+        """`id` of each parameter of a streamed update to the name of its tensor in the file."""
+        held = set(tensor_shapes(self.folder / self.kind.weights))
+        found: dict[int, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            key = PREFIX + name.replace(".modules_to_save.", ".").replace(f".{ADAPTER}", "")
+            for candidate in (key, key.removesuffix(".weight")):  # DoRA's magnitudes lose their last part
+                if candidate in held and f".{ADAPTER}" in name:
+                    found.setdefault(id(parameter), candidate)
+                    break
+        return found
+
+
+def open_update(
+    source: str | os.PathLike[str] | UpdateFiles,
+    *,
+    revision: str | None = None,
+    access: hub.HubAccess,
+    trust_remote_code: bool = False,
+    lean: bool = False,
+) -> OfflineUpdate:
+    """Opens the update of a TAIA repository, or a plain one, without the base model's weights.
+
+    Args:
+        source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or files that were found.
+        revision: Revision of the repository.
+        access: How to reach the Hub.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
+
+    Returns:
+        The update on its base's structure.
+
+    Raises:
+        TAIAError: If it is neither, is damaged, does not fit its base, or its base cannot be reached.
+
+    Example:
+        ```python
+        update = open_update("org/model-taia", access=hub.HubAccess())
+        [(site.path, weight) for (_, site, _), weight in update.weights("attention")]
+        ```
+    """
+    files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
+    return open_files(files, access=access, trust_remote_code=trust_remote_code, lean=lean)
+
+
+def open_files(
+    files: UpdateFiles, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
+) -> OfflineUpdate:
+    """Puts an update that was found on its base's structure; arguments, result and errors as of `open_update`."""
+
+    def make() -> PreTrainedModel:
+        return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
+
+    return OfflineUpdate(files, attach_offline(make, files.folder, files.kind, files.settings, lean=lean))
+
+
+def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Fetches the base model's weights and reads their headers.
+
+    Args:
+        update: The update.
+        access: How to reach the Hub.
+        trust_remote_code: Whether the base model's own code may run, to learn its structure.
+
+    Returns:
+        The base model's checkpoint.
+
+    Raises:
+        RepositoryError: If files are missing, pickled, truncated or out of reach.
+        UnsupportedUpdateError: If the weights are quantised.
+        UpdateMismatchError: If weights are missing.
+    """
+    check_not_quantised(update.base)
+    source = hub.fetch_model(
+        update.base.name,
+        ("*.py", *hub.TOKENIZER_FILES),
+        revision=update.base.revision,
+        access=access,
+        what="base model",
+        local=update.base.revision is None,
+    )
+    return open_checkpoint(source.folder, what="base model", trust_remote_code=trust_remote_code)
+
+
+def check_not_quantised(base: hub.Source) -> None:
+    """Refuses a base model whose weights are quantised, before they are downloaded.
+
+    Args:
+        base: The base model, with its configuration on this disk.
+
+    Raises:
+        UnsupportedUpdateError: If they are.
+    """
+    values = hub.read_json(base.folder / hub.CONFIG)
+    settings = values.get("quantization_config") or (values.get("text_config") or {}).get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise UnsupportedUpdateError(
+            f"The weights of the base model '{base.name}' are quantised ({method or 'by an unnamed method'}), so that "
+            "an update cannot be added to them exactly.",
+            "Merge into the unquantised model that it was made from: name that one as `base_model_name_or_path` in "
+            "the update's configuration. Where there is none, load the base with `dequantize=True` in its quantisation "
+            "config, `save_pretrained` it, and name that folder; quantise the merged model afterwards.",
+        )

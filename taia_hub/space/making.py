@@ -1,0 +1,325 @@
+"""A Space that compares the modes of a model: made, published in one commit and brought up to date, or written."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, SpaceHardware
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from taia_hub import cards, hub
+from taia_hub._version import __version__
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError, closest
+from taia_hub.repository.card_updating import link_space
+from taia_hub.space.reading import installed_versions, read_model
+from taia_hub.space.rendering import CARD, STATE, MergedSpace, SpaceModel, merge_space, space_files, written_files
+
+__all__ = ["CreatedSpace", "SpaceModel", "SpacePlan", "create_space", "plan_space", "publish_space", "space_files"]
+
+
+@dataclass(frozen=True)
+class SpacePlan:
+    """A Space that was looked at, and what would change in it; nothing is done yet.
+
+    Attributes:
+        space_id: Its Hub id.
+        model: The model.
+        changes: What is written.
+        folder: The folder that it is written to instead of the Hub.
+        head: The commit of the Space that was looked at, or None where it is new.
+        private: Whether a new Space is private.
+        hardware: The hardware to ask for, or None.
+    """
+
+    space_id: str
+    model: SpaceModel
+    changes: MergedSpace
+    folder: Path | None = None
+    head: str | None = None
+    private: bool | None = None
+    hardware: str | None = None
+
+    @property
+    def makes_public(self) -> bool:
+        """Whether carrying it out makes a Space that everybody sees."""
+        return self.folder is None and self.head is None and not self.private
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the Space needs besides its files, a sentence each."""
+        if not self.model.closed:
+            return ()
+        names = " and ".join(f"'{name}'" for name in self.model.closed)
+        return (f"{names} cannot be read without a token: give the Space one as its secret HF_TOKEN",)
+
+
+@dataclass(frozen=True)
+class CreatedSpace:
+    """A Space that was published, or written to a folder.
+
+    Attributes:
+        space_id: Its Hub id.
+        url: Its address, or the folder.
+        commit: Sha of the commit; None where nothing changed, or for a folder.
+        files: Paths of the files that were written.
+        deleted: Paths of the files that were deleted.
+        kept: What of a person's stayed, a sentence each.
+        warnings: What is left to do by hand, a sentence each.
+        card_commit: Address of the commit that linked the model's card to the Space, or None.
+    """
+
+    space_id: str
+    url: str
+    commit: str | None
+    files: tuple[str, ...]
+    deleted: tuple[str, ...]
+    kept: tuple[str, ...]
+    warnings: tuple[str, ...]
+    card_commit: str | None = None
+
+
+def create_space(
+    repo: str,
+    *,
+    space_id: str | None = None,
+    revision: str | None = None,
+    hardware: str | None = None,
+    private: bool | None = None,
+    title: str | None = None,
+    out: Path | None = None,
+    token: str | bool | None = None,
+    link: bool = True,
+) -> CreatedSpace:
+    """Makes the Space of a TAIA repository, or brings it up to date; a person's files and edits in it stay.
+
+    Args:
+        repo: Hub id of the TAIA repository.
+        space_id: Hub id of the Space; `NAME-compare` under the repository's owner, or the user, by default.
+        revision: Branch, tag or commit of the repository; the Space is pinned to its commit.
+        hardware: Hardware to ask the Hub for; what costs money is only taken when it is named here.
+        private: Whether a new Space is private.
+        title: Title of the Space.
+        out: Folder to write the Space to instead of publishing it.
+        token: Access token.
+        link: Whether the model's card is linked to the Space.
+
+    Returns:
+        What was done.
+
+    Raises:
+        TAIAError: If the repository is no TAIA repository, an argument is not allowed, or a request fails; the Hub or
+            the folder is then as it was.
+    """
+    plan = plan_space(
+        repo,
+        space_id=space_id,
+        revision=revision,
+        hardware=hardware,
+        private=private,
+        title=title,
+        out=out,
+        token=token,
+    )
+    return write_space(plan) if plan.folder else publish_space(plan, token=token, link=link)
+
+
+def plan_space(
+    repo: str,
+    *,
+    space_id: str | None = None,
+    revision: str | None = None,
+    hardware: str | None = None,
+    private: bool | None = None,
+    title: str | None = None,
+    out: Path | None = None,
+    token: str | bool | None = None,
+) -> SpacePlan:
+    """Looks at the model and at the Space that is there; changes nothing. Arguments as in `create_space`.
+
+    Returns:
+        What would be done.
+
+    Raises:
+        TAIAError: As `create_space`.
+    """
+    known = [one.value for one in SpaceHardware]
+    if hardware is not None and hardware not in known:
+        raise ConfigError(
+            f"There is no hardware '{hardware}'.{closest(hardware, known)}", f"Choose one of {', '.join(known)}."
+        )
+    if token is False and out is None:
+        raise ConfigError("A Space cannot be published without a token.", "Leave `token` out, or give `out`.")
+    model = read_model(repo, revision, token)
+    name = _checked(space_id or _default_id(repo, token, ask=out is None))
+    if out is None:
+        name = hub.full_repo_id(name, token)
+    python, version = ".".join(platform.python_version_tuple()[:2]), __version__
+    files = space_files(model, installed_versions(), title=title, hardware=hardware, python=python)
+    if out is not None:
+        changes = merge_space(files, _in_folder(out, files), version)
+        return SpacePlan(name, model, changes, folder=out)
+    head, there = _on_hub(name, files, private, token)
+    changes = merge_space(files, there, version)
+    return SpacePlan(name, model, changes, head=head, private=private, hardware=hardware)
+
+
+def write_space(plan: SpacePlan) -> CreatedSpace:
+    """Writes a planned Space to its folder, whole or not at all.
+
+    Args:
+        plan: A plan with a folder.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RepositoryError: If the folder cannot be written; it is then as it was.
+    """
+    if plan.folder is None:
+        raise ConfigError("The plan has no folder to write to.", "Give `out` to `plan_space`.")
+    with hub.written_whole(plan.folder) as scratch:
+        _write(plan.changes.files, scratch)
+    for name in plan.changes.deleted:
+        (plan.folder / name).unlink(missing_ok=True)
+    return _done(plan, str(plan.folder), None)
+
+
+def publish_space(plan: SpacePlan, *, token: str | bool | None = None, link: bool = True) -> CreatedSpace:
+    """Publishes a planned Space in one commit and links the model's card to it.
+
+    Args:
+        plan: The plan.
+        token: Access token.
+        link: Whether the model's card is linked to the Space; where that fails there is a warning with the line.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RepositoryError: If a request fails, or the Space changed since the plan was made; it is then as it was.
+    """
+    settings = hub.SpaceSettings(plan.model.variables, plan.hardware)
+    commit = None
+    if plan.changes.files or plan.changes.deleted:
+        with tempfile.TemporaryDirectory() as scratch:
+            published = hub.publish(
+                {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)},
+                plan.space_id,
+                commit_message=f"Compare the modes of {plan.model.repo_id}",
+                private=plan.private,
+                token=token,
+                parent_commit=plan.head,
+                space=settings,
+            )
+        commit = published.oid
+    else:
+        hub.set_space(plan.space_id, settings, token=token)
+    url = f"{HfApi().endpoint}/spaces/{plan.space_id}"
+    return _done(plan, url, commit, *(_linked(plan, token) if link else (None, ())))
+
+
+def _linked(plan: SpacePlan, token: str | bool | None) -> tuple[str | None, tuple[str, ...]]:
+    """Links the model's card; the Space is there, whatever comes of it."""
+    try:
+        return link_space(plan.model.repo_id, plan.space_id, token), ()
+    except TAIAError as error:
+        line = cards.try_it(plan.space_id)
+        reason = f"the card of '{plan.model.repo_id}' was not linked: {error.message}"
+        return None, (f"{reason} Add this line to it by hand: {line}",)
+
+
+def _done(
+    plan: SpacePlan, url: str, commit: str | None, card_commit: str | None = None, more: tuple[str, ...] = ()
+) -> CreatedSpace:
+    changes = plan.changes
+    return CreatedSpace(
+        space_id=plan.space_id,
+        url=url,
+        commit=commit,
+        files=tuple(sorted(changes.files)),
+        deleted=changes.deleted,
+        kept=changes.kept,
+        warnings=(*plan.warnings, *more),
+        card_commit=card_commit,
+    )
+
+
+def _default_id(repo: str, token: str | bool | None, *, ask: bool) -> str:
+    """Names the Space after the model, under its owner where the user may write there."""
+    owner, _, name = repo.rpartition("/")
+    if ask:
+        with hub.hub_errors(f"{repo}-compare", what="Space"):
+            me = HfApi(token=token).whoami()
+        organisations = {one["name"] for one in me.get("orgs") or () if one.get("roleInOrg") != "read"}
+        owner = owner if owner in {me["name"], *organisations} else me["name"]
+    return f"{owner}/{name}-compare"
+
+
+def _checked(space_id: str) -> str:
+    try:
+        validate_repo_id(space_id)
+    except HFValidationError as error:
+        raise ConfigError(f"'{space_id}' is no name for a Space.", f"Choose another with --space. {error}") from error
+    return space_id
+
+
+def _on_hub(
+    space_id: str, new: Collection[str], private: bool | None, token: str | bool | None
+) -> tuple[str | None, dict[str, bytes] | None]:
+    """Returns the head of a Space and the files that matter here; two times None where there is no Space."""
+    api = HfApi(token=token, library_name="taia-hub")
+    with hub.hub_errors(space_id, what="Space"):
+        if not api.repo_exists(space_id, repo_type="space"):
+            return None, None
+        info = api.space_info(space_id)
+        names = {one.rfilename for one in info.siblings or ()}
+        if private is not None and private != info.private:
+            state = "private" if info.private else "public"
+            raise ConfigError(
+                f"The Space '{space_id}' is there already, and {state}.",
+                "Change that in its settings on the Hub, or leave --private and --public out.",
+            )
+        if STATE not in names:
+            if names <= {".gitattributes", CARD} and len(api.list_repo_commits(space_id, repo_type="space")) <= 1:
+                return info.sha, {}  # as the Hub makes it
+            raise RepositoryError(
+                f"'{space_id}' is a Space that was not made by taia-hub; nothing in it was touched.",
+                "Choose another name with --space.",
+            )
+
+        def read(name: str) -> bytes:
+            return Path(api.hf_hub_download(space_id, name, repo_type="space", revision=info.sha)).read_bytes()
+
+        return info.sha, _relevant(names, new, read)
+
+
+def _in_folder(folder: Path, new: Collection[str]) -> dict[str, bytes] | None:
+    """Returns the files of a Space in a folder; None where there are none."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    if not (folder / STATE).is_file():
+        raise RepositoryError(
+            f"'{folder}' is not empty and holds no Space of taia-hub; nothing in it was touched.",
+            "Give an empty or a new folder with --out.",
+        )
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return _relevant(names, new, lambda name: (folder / name).read_bytes())
+
+
+def _relevant(names: set[str], new: Collection[str], read: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Reads the files of a Space that were written here, or would be; the rest is none of ours."""
+    ours = {STATE, CARD, *new, *written_files(read(STATE))}
+    return {name: read(name) for name in sorted(ours & names)}
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> dict[str, Path]:
+    paths = {name: folder / name for name in files}
+    for name, content in files.items():
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        paths[name].write_bytes(content)
+    return paths

@@ -1,0 +1,134 @@
+"""What a Space needs to know: the parts of a model, each at its commit, and the versions that are in use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+from fnmatch import fnmatch
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from taia_hub import hub
+from taia_hub._version import __version__
+from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
+from taia_hub.repository.publishing import check_publishable
+from taia_hub.repository.reading import read_taia_config
+from taia_hub.space.rendering import CARD, SpaceModel, required_packages
+
+logger = logging.getLogger(__name__)
+
+_MAKE_ONE = "Make a TAIA repository of a base model and any PEFT adapter: `taia create BASE ADAPTER --push REPO`."
+_TOKENIZER = ("*token*", "*vocab*", "merges.txt", "*.model", "chat_template*", "tekken.json")
+_OURS = ("config.json", hub.MANIFEST, CARD, "generation_config.json", *_TOKENIZER)
+_BASE = ("config.json", "generation_config.json", "*.py", *_TOKENIZER)
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+
+
+def read_model(repo: str, revision: str | None, token: str | bool | None) -> SpaceModel:
+    """Reads what a Space needs to know of a TAIA repository; no weights are fetched.
+
+    Args:
+        repo: Hub id.
+        revision: Branch, tag or commit.
+        token: Access token.
+
+    Returns:
+        The model, every part of it at a commit.
+
+    Raises:
+        TAIAError: If it is no TAIA repository on the Hub, or a part of it cannot be read.
+    """
+    if os.path.isdir(repo):
+        raise ConfigError(
+            f"'{repo}' is a folder here; a Space loads its model from the Hub.",
+            "Publish it first with `taia push DIR REPO`, then `taia space create REPO`.",
+        )
+    access = hub.HubAccess(token=token)
+    info = _info(repo, revision, "TAIA repository", token)  # asked first: a fetch may answer from an older cache
+    source = hub.fetch(repo, [hub.CONFIG], revision=info.sha, access=access, what="TAIA repository", local=False)
+    if not (source.folder / hub.CONFIG).is_file():
+        raise RepositoryError(f"'{repo}' is no TAIA repository: it has no {hub.CONFIG}.", _MAKE_ONE)
+    config = read_taia_config(source.folder / hub.CONFIG, repo)
+    check_publishable(config)
+    base = hub.resolve_base(str(config.base_model_name_or_path), config.base_model_revision, access)
+    update = config.place.files
+    adapter = config.update.get("repo")
+    parts = {
+        repo: (source.revision, "TAIA repository", _OURS if adapter else (*_OURS, *update)),
+        base.name: (base.revision, "base model", _BASE),
+        **({adapter: (config.update["revision"], "adapter repository", update)} if adapter else {}),
+    }
+    infos = {name: _info(name, sha, what, token) for name, (sha, what, _) in parts.items() if name != repo}
+    infos = {repo: info, **infos}
+    sizes = _weights(infos[base.name])
+    preload = {name: _matching(infos[name], patterns) for name, (_, _, patterns) in parts.items()}
+    preload[base.name] = (*preload[base.name], *_matching(infos[base.name], ("*.index.json",)), *sizes)
+    closed = tuple(name for name, info in infos.items() if info.private or info.gated)
+    whole = hub.read_json(base.folder / hub.CONFIG)
+    halved = "float32" in (whole.get("dtype"), whole.get("torch_dtype"))
+    return SpaceModel(
+        repo_id=repo,
+        revision=infos[repo].sha,
+        base_model=base.name,
+        base_revision=infos[base.name].sha,
+        adapter_repo=adapter,
+        adapter_revision=infos[adapter].sha if adapter else None,
+        preload={name: files for name, files in preload.items() if name not in closed},
+        licenses={name: found for name, info in infos.items() if (found := _license(info))},
+        bytes=sum(sizes.values()) // (2 if halved else 1),
+        closed=closed,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Returns package to version of what a Space requires, as it is installed here.
+
+    Returns:
+        The versions; what is not installed is absent.
+
+    Raises:
+        MissingDependencyError: If Gradio is not installed, whose version every Space names.
+    """
+    found = {"taia-hub": __version__}
+    for name in required_packages():
+        if name not in found:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                logger.debug("%s is not installed: the Space takes its newest version.", name)
+    if "gradio" not in found:
+        raise MissingDependencyError(
+            "A Space names the version of Gradio that it runs on, and Gradio is not installed.",
+            'Install it with: pip install "taia-hub[space]"',
+        )
+    return found
+
+
+def _info(name: str, revision: str | None, what: str, token: str | bool | None) -> Any:
+    with hub.hub_errors(name, what=what, revision=revision):
+        return HfApi(token=token, library_name="taia-hub").model_info(name, revision=revision, files_metadata=True)
+
+
+def _matching(info: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    names = sorted(one.rfilename for one in info.siblings or ())
+    return tuple(
+        name for name in names if any(name == one or ("/" not in name and fnmatch(name, one)) for one in patterns)
+    )
+
+
+def _weights(info: Any) -> dict[str, int]:
+    """Returns path to size of the weights that transformers loads: safetensors before anything else."""
+    sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    for pattern in _WEIGHTS:
+        found = {name: size for name, size in sorted(sizes.items()) if "/" not in name and fnmatch(name, pattern)}
+        if found:
+            return found
+    return {}
+
+
+def _license(info: Any) -> str | None:
+    card = info.card_data
+    found = getattr(card, "license_name", None) or getattr(card, "license", None) if card else None
+    return found if isinstance(found, str) else None

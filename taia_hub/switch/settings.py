@@ -1,0 +1,261 @@
+"""The grammar of a setting: which roles' updates act, and with which weight.
+
+A setting is a mode name, roles joined by `+`, or a mapping from a role, a role at layers or a glob on the
+module path to a weight in [0, 1]. It is parsed once, at the edge, into a `Setting`; files store `Setting.published`.
+"""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+from taia_hub.errors import SettingError, closest
+from taia_hub.roles.sublayers import ROLES
+
+MODES: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attention",),
+    "ffn": ("ffn",),
+    "all": ROLES,
+    "none": (),
+}
+"""Mode name to the roles whose updates act: TAIA, TAIF, the vanilla fine-tune and the base model."""
+
+_ALLOWED = (
+    f"Choose one of {', '.join(map(repr, MODES))}, roles joined by '+' (as in 'attention+other'), or a mapping of a "
+    "role ('ffn'), a role at layers ('ffn@0-7') or a glob on the module path ('model.layers.3.mlp.*') to a weight in "
+    "[0, 1]."
+)
+_LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
+
+
+class Adapted(Protocol):
+    """What a setting needs to know of an adapted module."""
+
+    @property
+    def path(self) -> str:
+        """Module path as in the head model."""
+
+    @property
+    def role(self) -> str:
+        """One of `ROLES`."""
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the layer that the module is in, or None outside the layers."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a setting: what it selects and with which weight.
+
+    Attributes:
+        key: The selector as the user wrote it.
+        weight: Weight in [0, 1].
+        role: The role that the selector names, or None for a glob.
+        layers: First and last layer (inclusive) that the selector names, or None for every layer.
+    """
+
+    key: str
+    weight: float
+    role: str | None
+    layers: tuple[int, int] | None
+
+    def selects(self, module: Adapted) -> bool:
+        """Tells whether this entry's weight applies to `module`."""
+        if self.role is None:
+            return fnmatchcase(module.path, self.key)
+        if self.role != module.role:
+            return False
+        if self.layers is None:
+            return True
+        return module.layer is not None and self.layers[0] <= module.layer <= self.layers[1]
+
+
+def _short(weight: float) -> str:
+    """Writes a weight in as few digits as tell it from every other."""
+    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A parsed setting. Make one with `parse_setting`.
+
+    Attributes:
+        entries: The lines in order; a later line overrides an earlier one where both select a module.
+        name: The string that the setting was given as, or None when it was a mapping.
+    """
+
+    entries: tuple[Entry, ...]
+    name: str | None = None
+
+    @property
+    def published(self) -> str | list[list[Any]]:
+        """The form that config.json stores: the string, or a list of `[selector, weight]` pairs in order."""
+        return self.name if self.name is not None else [[entry.key, entry.weight] for entry in self.entries]
+
+    @property
+    def value(self) -> str | dict[str, float]:
+        """The form that users write: the string, or a mapping of selectors to weights."""
+        return self.name if self.name is not None else {entry.key: entry.weight for entry in self.entries}
+
+    @property
+    def label(self) -> str:
+        """A short text for tables: the string, or `selector=weight` joined by commas."""
+        return self.name or ", ".join(f"{entry.key}={_short(entry.weight)}" for entry in self.entries) or "none"
+
+    def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
+        """Gives each adapted module its weight.
+
+        Args:
+            modules: The N adapted modules of a model.
+
+        Returns:
+            N weights in [0, 1], in the order of `modules`; 0 where no entry selects the module.
+
+        Raises:
+            SettingError: If a selector with layers or a glob matches no adapted module.
+        """
+        result = [0.0] * len(modules)
+        for entry in self.entries:
+            hits = [index for index, module in enumerate(modules) if entry.selects(module)]
+            if not hits and (entry.role is None or entry.layers is not None):
+                raise _no_match(entry, modules)
+            for index in hits:
+                result[index] = entry.weight
+        return tuple(result)
+
+
+def parse_setting(value: Any) -> Setting:
+    """Parses what a user wrote into a `Setting`.
+
+    Args:
+        value: A mode name, roles joined by `+`, a mapping of selectors to weights in [0, 1], or a `Setting`.
+
+    Returns:
+        The parsed setting.
+
+    Raises:
+        SettingError: If `value` is none of these; the message names the closest match.
+
+    Example:
+        >>> parse_setting("attention+other").published
+        'attention+other'
+        >>> parse_setting({"attention": 1, "ffn@0-7": 0.5}).published
+        [['attention', 1.0], ['ffn@0-7', 0.5]]
+    """
+    if isinstance(value, Setting):
+        return value
+    if isinstance(value, str):
+        return _parse_name(value)
+    if isinstance(value, Mapping):
+        return Setting(tuple(_parse_entry(key, weight) for key, weight in value.items()))
+    if isinstance(value, (list, tuple)):
+        raise SettingError(
+            f"A list of {len(value)} settings came where one setting is expected.",
+            "A list means one setting a row of a batch, and only `forward` and `generate` take it: "
+            'model.generate(**rows, inference_modules=["none", "attention"]).',
+        )
+    raise SettingError(f"Inference modules cannot be {value!r} of type {type(value).__name__}.", _ALLOWED)
+
+
+def parse_published(value: Any) -> Setting:
+    """Parses the form that config.json stores.
+
+    Args:
+        value: A string, or a list of `[selector, weight]` pairs.
+
+    Returns:
+        The parsed setting.
+
+    Raises:
+        SettingError: If `value` is neither.
+
+    Example:
+        >>> parse_published([["attention", 1.0], ["ffn@0-7", 0.5]]).value
+        {'attention': 1.0, 'ffn@0-7': 0.5}
+    """
+    if not isinstance(value, (list, tuple)):
+        return parse_setting(value)
+    entries: list[Entry] = []
+    for pair in value:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise SettingError(
+                f"Published inference modules hold {pair!r} where a pair of selector and weight is expected.",
+                'Write them as [["attention", 1.0], ["ffn@0-7", 0.5]].',
+            )
+        entry = _parse_entry(*pair)
+        if any(entry.key == earlier.key for earlier in entries):
+            raise SettingError(
+                f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other."
+            )
+        entries.append(entry)
+    return Setting(tuple(entries))
+
+
+def _parse_name(name: str) -> Setting:
+    roles = MODES.get(name)
+    if roles is None:
+        roles = tuple(name.split("+"))
+        if unknown := [role for role in roles if role not in ROLES]:
+            if unknown[0] in MODES:
+                raise SettingError(f"'{unknown[0]}' in '{name}' is a mode; '+' joins roles.", _ALLOWED)
+            what = f"'{name}'" if len(roles) == 1 else f"'{unknown[0]}' in '{name}'"
+            raise SettingError(f"Unknown inference modules {what}.{closest(unknown[0], (*MODES, 'other'))}", _ALLOWED)
+        if len(set(roles)) < len(roles):
+            raise SettingError(f"A role comes twice in '{name}'.", "Name each role once.")
+    return Setting(tuple(Entry(role, 1.0, role, None) for role in roles), name)
+
+
+def _parse_entry(key: Any, weight: Any) -> Entry:
+    if not isinstance(key, str) or not key:
+        raise SettingError(f"A selector of inference modules cannot be {key!r}.", _ALLOWED)
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= (number := float(weight)) <= 1:
+        raise SettingError(
+            f"The weight of '{key}' is {weight!r}; it must be a number from 0 (masked) to 1 (acts in full).",
+            'Write it as in {"attention": 1, "ffn": 0.5}.',
+        )
+    role, at, layers = key.partition("@")
+    if role not in ROLES:
+        if at or key in MODES or "+" in key:
+            hint = f"Use the selector '*' for every module. {_ALLOWED}" if key in MODES else _ALLOWED
+            raise SettingError(f"Unknown selector '{key}' in a mapping.{closest(role, ROLES)}", hint)
+        return Entry(key, number, None, None)
+    if not at:
+        return Entry(key, number, role, None)
+    match = _LAYERS.fullmatch(layers)
+    first = int(match["first"]) if match else 0
+    last = int(match["last"] or first) if match else -1
+    if last < first:
+        raise SettingError(
+            f"Layers '{layers}' in '{key}' are neither one layer nor a rising range.",
+            f"Write '{role}@12' or '{role}@0-7', both ends included.",
+        )
+    return Entry(key, number, role, (first, last))
+
+
+def _no_match(entry: Entry, modules: Iterable[Adapted]) -> SettingError:
+    modules = list(modules)
+    if entry.role is not None:
+        layers = sorted({module.layer for module in modules if module.role == entry.role and module.layer is not None})
+        has, hint = f"none of them is {entry.role} in a layer", "Leave it out: where there is no update, nothing acts."
+        if layers:
+            has = f"its adapted {entry.role} modules are in layers {_ranges(layers)}"
+            hint = f"Write '{entry.role}@{layers[0]}-{layers[-1]}', or '{entry.role}' for every layer."
+        return SettingError(f"'{entry.key}' matches none of the model's {len(modules)} adapted modules; {has}.", hint)
+    paths = [module.path for module in modules]
+    example = f" The first adapted module is '{paths[0]}'." if paths else ""
+    return SettingError(
+        f"'{entry.key}' matches none of the model's {len(paths)} adapted modules."
+        f"{closest(entry.key, [*ROLES, *paths])}",
+        f"A selector is a role, a role at layers, or a glob on the module path.{example}",
+    )
+
+
+def _ranges(numbers_: Sequence[int]) -> str:
+    if numbers_[-1] - numbers_[0] == len(numbers_) - 1:
+        return f"{numbers_[0]}-{numbers_[-1]}"
+    return ", ".join(map(str, numbers_))

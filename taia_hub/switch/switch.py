@@ -1,0 +1,423 @@
+"""The switch: which updates act in this call, this row, this thread.
+
+A `Switch` belongs to one loaded model and knows its adapted modules as plain values. Every adapted layer holds its
+switch and its own index, and asks `Switch.acting()` when it runs. A setting for one call lives in one context
+variable that maps switches to settings: threads and tasks each see their own, and a second model sees none of it.
+Switching therefore touches no weight and no module, whatever the depth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from taia_hub.errors import SettingError
+from taia_hub.roles.sublayers import ROLES
+from taia_hub.switch.settings import Setting, parse_setting
+
+_CACHED_SETTINGS = 256
+
+
+@dataclass(frozen=True)
+class Site:
+    """One adapted module.
+
+    Attributes:
+        path: Module path as in the head model, without PEFT's wrapper names.
+        role: One of `taia_hub.roles.sublayers.ROLES`.
+        layer: Index of the layer that the module is in, or None outside the layers.
+        method: Name of the tuner layer's class, as in `"Linear"` or `"LoHa Linear"`.
+        parameters: Number of parameters of the update.
+        whole_only: Why the update cannot take a weight strictly between 0 and 1, or None when it can.
+        same_rows: Why the rows of a batch cannot take different weights here, or None when they can.
+    """
+
+    path: str
+    role: str
+    layer: int | None
+    method: str
+    parameters: int
+    whole_only: str | None = None
+    same_rows: str | None = None
+
+
+class RowWeights:
+    """The weights of the rows of a batch at one adapted module.
+
+    Args:
+        weights: R weights in [0, 1], one a row of the call; not all the same.
+    """
+
+    def __init__(self, weights: tuple[float, ...]) -> None:
+        self.weights = weights
+        self._selected: dict[tuple[int, torch.device], tuple[slice | torch.Tensor, float | torch.Tensor]] = {}
+
+    def per_row(self, n: int) -> tuple[float, ...]:
+        """Repeats each row's weight evenly: beams multiply the rows, some layers flatten (R, T, H) to (R * T, H).
+
+        Args:
+            n: Size of the layer input's dimension 0, a multiple of R.
+
+        Returns:
+            n weights.
+
+        Raises:
+            SettingError: If n is not a multiple of R, so that rows cannot be told apart here.
+        """
+        times, rest = divmod(n, len(self.weights))
+        if rest or not times:
+            raise SettingError(
+                f"A layer got {n} rows where the call has a setting for each of {len(self.weights)}.",
+                "This architecture regroups rows on the way; run the modes one after the other instead.",
+            )
+        return tuple(weight for weight in self.weights for _ in range(times))
+
+    def select(self, n: int, device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
+        """Finds the rows whose update acts; the others are not computed.
+
+        Args:
+            n: Size of the layer input's dimension 0.
+            device: Device of the layer input.
+
+        Returns:
+            The K acting rows, as a slice where they are evenly spaced and as an int64 tensor (K,) elsewhere, and
+            their weights: one float where they agree, else a float64 tensor (K,).
+        """
+        key = (n, device)
+        if (found := self._selected.get(key)) is None:
+            with torch.inference_mode(False):  # what is kept may be used under autograd later
+                found = self._select(self.per_row(n), device)
+            if len(self._selected) < _CACHED_SETTINGS:
+                self._selected[key] = found
+        return found
+
+    @staticmethod
+    def _select(weights: tuple[float, ...], device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
+        rows = [row for row, weight in enumerate(weights) if weight]
+        steps = {after - before for before, after in itertools.pairwise(rows)}
+        acting = [weights[row] for row in rows]
+        return (
+            slice(rows[0], rows[-1] + 1, steps.pop() if steps else 1)
+            if len(steps) < 2
+            else torch.tensor(rows, device=device),
+            acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device, dtype=torch.float64),
+        )
+
+
+Weight = float | RowWeights
+
+
+@dataclass(frozen=True)
+class Acting:
+    """What a setting means on one model.
+
+    Attributes:
+        settings: The setting, or one a row of the batch.
+        weights: A weight for each adapted module of the switch.
+    """
+
+    settings: tuple[Setting, ...]
+    weights: tuple[Weight, ...]
+
+
+@dataclass(frozen=True)
+class RoleStatus:
+    """How the adapted modules of one role stand now.
+
+    Attributes:
+        adapted: Number of adapted modules.
+        acting: How many of them have a weight above 0.
+        masked: How many of them have the weight 0.
+        weights: Each weight in use, with the number of modules that have it.
+        parameters: Number of parameters of the role's updates.
+    """
+
+    adapted: int
+    acting: int
+    masked: int
+    weights: Mapping[float, int]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class SwitchStatus:
+    """How a model's switch stands now, in this thread.
+
+    Attributes:
+        inference_modules: The setting in force, in the form that users write.
+        roles: Role to its status, for each of `taia_hub.roles.sublayers.ROLES`.
+        methods: Class name of the tuner layers to the number of modules.
+        unplaced: Paths of modules whose role could not be told from the structure; they count as `other`.
+        fused: The setting whose updates are folded into the weights, so that no other can act; None when none are.
+    """
+
+    inference_modules: str | dict[str, float]
+    roles: Mapping[str, RoleStatus]
+    methods: Mapping[str, int]
+    unplaced: tuple[str, ...] = field(default=())
+    fused: str | dict[str, float] | None = None
+
+
+_ACTIVE: ContextVar[Mapping[Switch, Acting]] = ContextVar("taia_hub_settings", default={})  # noqa: B039 - never mutated
+_SWITCHES: weakref.WeakValueDictionary[int, Switch] = weakref.WeakValueDictionary()
+# ^ lets a compiled graph, which can hold integers only, find the switch at run time
+_NUMBERS = itertools.count()
+
+
+class Switch:
+    """The switch of one loaded model.
+
+    Args:
+        sites: The adapted modules, in the order of the indices that their layers hold.
+        inference_modules: The setting that holds where no call or block says otherwise.
+        unplaced: Paths of modules whose role could not be told from the structure.
+
+    Raises:
+        SettingError: If the setting cannot act on these modules.
+    """
+
+    def __init__(self, sites: Sequence[Site], inference_modules: Any, unplaced: Sequence[str] = ()) -> None:
+        self.sites = tuple(sites)
+        self.unplaced = tuple(unplaced)
+        self.fused = None
+        self._enlist()
+        self._default = self.resolve(inference_modules)
+
+    def _enlist(self) -> None:
+        self._cache: dict[Any, Acting] = {}
+        self.number = next(_NUMBERS)
+        _SWITCHES[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "number")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._enlist()
+
+    @property
+    def default(self) -> Setting:
+        """The setting that holds where no call or block says otherwise; while fused, the fused one."""
+        return (self._fused or self._default).settings[0]
+
+    @default.setter
+    def default(self, value: Any) -> None:
+        self._default = self._allowed(self.resolve(value))
+
+    @property
+    def fused(self) -> Acting | None:
+        """What is folded into the weights, so that no other setting can act; None when nothing is."""
+        return self._fused
+
+    @fused.setter
+    def fused(self, acting: Acting | None) -> None:
+        self._fused = acting
+        # What the layers obey meanwhile: nothing, because the weights hold the updates.
+        self._silent = None if acting is None else Acting(acting.settings, (0.0,) * len(self.sites))
+
+    def acting(self) -> Acting:
+        """Returns what the layers obey now, in this thread or task: nothing while the weights hold the updates."""
+        return self._silent or _ACTIVE.get().get(self) or self._default
+
+    def asked(self) -> Acting:
+        """Returns the setting in force now, in this thread or task."""
+        return self._fused or _ACTIVE.get().get(self) or self._default
+
+    def check(self) -> None:
+        """Refuses to run a fused model in a thread or task that is inside a block of another setting.
+
+        Raises:
+            SettingError: If the setting of the block differs from the fused one at any adapted module.
+        """
+        if self._fused is not None and (active := _ACTIVE.get().get(self)) is not None:
+            self._allowed(active)
+
+    def _allowed(self, acting: Acting) -> Acting:
+        if self._fused is not None and acting.weights != self._fused.weights:
+            came = ", ".join(repr(value) for value in dict.fromkeys(str(one.value) for one in acting.settings))
+            raise SettingError(
+                f"The setting {came} came, but the model is fused: its weights hold the updates of "
+                f"'{self._fused.settings[0].value}'.",
+                "Call `model.unfuse()` first, or leave the `with model.fused(...)` block.",
+            )
+        return acting
+
+    def resolve(self, value: Any) -> Acting:
+        """Finds what one setting means on this model; nothing is changed.
+
+        Args:
+            value: A setting as in `taia_hub.switch.settings.parse_setting`.
+
+        Returns:
+            The weights of all adapted modules. Settings seen before are looked up in constant time.
+
+        Raises:
+            SettingError: If the setting is not understood, or not possible on one of the modules.
+        """
+        # The types belong to the key because True == 1, and only one of them is a weight.
+        key = (Mapping, *((k, v, type(v)) for k, v in value.items())) if isinstance(value, Mapping) else value
+        try:
+            found = self._cache.get(key)
+        except TypeError:  # not hashable, so certainly not a setting: parsing says why
+            found = None
+        if found is None:
+            setting = parse_setting(value)
+            weights = setting.weights(self.sites)
+            for site, weight in zip(self.sites, weights, strict=True):
+                if site.whole_only and 0 < weight < 1:
+                    raise SettingError(
+                        f"The weight {weight:g} came for '{site.path}', which takes only 0 or 1: {site.whole_only}.",
+                        "Use weights between 0 and 1 for plain LoRA updates, and 0 or 1 here.",
+                    )
+            found = self._remember(key, Acting((setting,), weights))
+        return found
+
+    def resolve_rows(self, values: Sequence[Any], rows: int | None = None) -> Acting:
+        """Finds what one setting a row means on this model; nothing is changed.
+
+        Args:
+            values: One setting a row.
+            rows: Number of rows of the batch, or None where it is not known yet.
+
+        Returns:
+            The weights of all adapted modules, `RowWeights` where the rows differ.
+
+        Raises:
+            SettingError: If there are not as many settings as rows, one is not understood, or a module cannot
+                treat rows differently.
+        """
+        if not values or (rows is not None and len(values) != rows):
+            raise SettingError(
+                f"{len(values)} settings came for a batch of {'unknown size' if rows is None else f'{rows} rows'}.",
+                "Give one setting for the whole batch, or a list with exactly one setting a row.",
+            )
+        acting = [self.resolve(value) for value in values]
+        key = (RowWeights, *(one.settings[0] for one in acting))
+        if (found := self._cache.get(key)) is None:
+            patterns: dict[tuple[float, ...], Weight] = {}
+            columns = list(zip(*(one.weights for one in acting), strict=True))
+            for site, column in zip(self.sites, columns, strict=True):
+                differ = len(set(column)) > 1
+                if differ and site.same_rows:
+                    raise SettingError(
+                        f"The rows of the batch have different settings at '{site.path}', which must treat all rows "
+                        f"alike: {site.same_rows}.",
+                        "Run the modes one after the other: `with model.using(mode): ...`.",
+                    )
+                patterns.setdefault(column, RowWeights(column) if differ else column[0])
+            settings = tuple(one.settings[0] for one in acting)
+            found = self._remember(key, Acting(settings, tuple(patterns[column] for column in columns)))
+        return found
+
+    def _remember(self, key: Any, acting: Acting) -> Acting:
+        if len(self._cache) >= _CACHED_SETTINGS:
+            self._cache = {}
+        self._cache[key] = acting
+        return acting
+
+    @contextlib.contextmanager
+    def hold(self, acting: Acting) -> Iterator[None]:
+        """Puts `acting` in force for the block, in this thread or task only, and restores what was before.
+
+        Args:
+            acting: What `resolve` or `resolve_rows` gave.
+
+        Raises:
+            SettingError: If the model is fused with another setting.
+        """
+        token = _ACTIVE.set({**_ACTIVE.get(), self: self._allowed(acting)})
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def status(self) -> SwitchStatus:
+        """Returns what is in force now, by role."""
+        acting, fused = self.asked(), self._fused
+        roles = {}
+        for role in ROLES:
+            modules = {  # a module may be wrapped by more than one tuner layer: it counts once
+                site.path: _largest(weight)
+                for site, weight in zip(self.sites, acting.weights, strict=True)
+                if site.role == role
+            }
+            weights = Counter(modules.values())
+            roles[role] = RoleStatus(
+                adapted=len(modules),
+                acting=len(modules) - weights[0.0],
+                masked=weights[0.0],
+                weights=dict(sorted(weights.items())),
+                parameters=sum(site.parameters for site in self.sites if site.role == role),
+            )
+        return SwitchStatus(
+            inference_modules=acting.settings[0].value,
+            roles=roles,
+            methods=dict(Counter(site.method for site in self.sites)),
+            unplaced=self.unplaced,
+            fused=None if fused is None else fused.settings[0].value,
+        )
+
+
+def weight_at(switch: int, site: int) -> Weight:
+    """Returns the weight in force at a site, by numbers alone: what a compiled graph can hold.
+
+    Args:
+        switch: `Switch.number`.
+        site: Index of the site in `Switch.sites`.
+
+    Returns:
+        The weight now, in this thread.
+    """
+    return _SWITCHES[switch].acting().weights[site]
+
+
+def check(switch: int) -> None:
+    """Refuses, by a number alone, what `Switch.check` refuses.
+
+    Args:
+        switch: `Switch.number`.
+
+    Raises:
+        SettingError: As in `Switch.check`.
+    """
+    _SWITCHES[switch].check()
+
+
+@dataclass(frozen=True)
+class KeepSetting:
+    """An activation checkpointing function that recomputes under the setting of its forward.
+
+    The recomputation runs in the backward pass, after a `using` block has ended and, on CUDA, in another thread.
+
+    Attributes:
+        checkpoint: A function such as `torch.utils.checkpoint.checkpoint`, which takes the function to run first.
+        switch: The switch of the model, whose own setting may change before the backward pass.
+    """
+
+    checkpoint: Callable[..., Any]
+    switch: Switch
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls `checkpoint` with `function` bound to the setting in force now."""
+        active = {**_ACTIVE.get(), self.switch: self.switch.asked()}
+
+        def run(*inner_args: Any, **inner_kwargs: Any) -> Any:
+            token = _ACTIVE.set(active)
+            try:
+                return function(*inner_args, **inner_kwargs)
+            finally:
+                _ACTIVE.reset(token)
+
+        return self.checkpoint(run, *args, **kwargs)
+
+
+def _largest(weight: Weight) -> float:
+    return max(weight.weights) if isinstance(weight, RowWeights) else weight

@@ -1,0 +1,125 @@
+"""The files of a full fine-tune: configuration, index and shards, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taia_hub import hub
+from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError
+from taia_hub.hub.layout import DENSE
+from taia_hub.weights.checkpoint import Group, group_tensors, read_shards
+
+VERSION = 1
+
+
+def read_dense_config(folder: Path) -> dict[str, Any]:
+    """Reads the configuration of a full fine-tune.
+
+    Args:
+        folder: Folder with `dense_config.json`.
+
+    Returns:
+        Its contents.
+
+    Raises:
+        ConfigError: If it is malformed, or of a later version.
+        RepositoryError: If it is missing.
+    """
+    path = folder / DENSE.config
+    if not path.is_file():
+        raise RepositoryError(f"'{folder}' has no {DENSE.config}.", "Write it with `taia create BASE TUNED --dense`.")
+    config = hub.read_json(path)
+    version = config.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise ConfigError(f"'{path}' has the version {version!r}; {VERSION} is expected.", "Write it again.")
+    if version > VERSION:
+        raise ConfigError(f"'{path}' has the version {version}; {VERSION} is known here.", "Upgrade taia-hub.")
+    for name, fits in (("aliases", _is_names), ("resized", _is_rows)):
+        if not fits(config.get(name)):
+            raise ConfigError(f"'{path}' holds a malformed '{name}': {config.get(name)!r}.", "Write it again.")
+    return config
+
+
+def verify_shards(folder: Path) -> None:
+    """Checks every shard against the sha256 in the index.
+
+    Args:
+        folder: Folder of the update.
+
+    Raises:
+        RepositoryError: If a shard is missing or damaged.
+        ConfigError: If the index is malformed.
+    """
+    metadata = hub.read_json(folder / DENSE.weights).get("metadata")
+    digests = metadata.get("sha256") if isinstance(metadata, dict) else None
+    for name in hub.index_shards(folder / DENSE.weights):
+        digest = digests.get(name) if isinstance(digests, dict) else None
+        if not isinstance(digest, str):
+            raise ConfigError(f"'{folder / DENSE.weights}' holds no sha256 of '{name}'.", "Write it again.")
+        if not (folder / name).is_file() or hub.sha256(folder / name) != digest:
+            raise RepositoryError(
+                f"'{folder / name}' is missing or damaged: its sha256 is not that of {DENSE.weights}.",
+                "Download the repository again; `verify=False` skips this check.",
+            )
+
+
+def dense_groups(base: Any, folder: Path, config: Mapping[str, Any]) -> dict[str, Group]:
+    """Finds what each tuned parameter is made of, and checks names and shapes.
+
+    Args:
+        base: The base model, of its own class, on any device.
+        folder: Folder of the update.
+        config: Contents of its `dense_config.json`.
+
+    Returns:
+        Name of each tuned parameter to its tensors.
+
+    Raises:
+        UpdateMismatchError: If a tensor belongs to no parameter of the base, or has another shape.
+        RepositoryError: If a shard is missing or damaged.
+        ConfigError: If the index is malformed.
+    """
+    model_type = getattr(getattr(base, "config", None), "model_type", None)
+    if model_type != config.get("model_type"):
+        raise UpdateMismatchError(
+            f"The fine-tune is of a model of type {config.get('model_type')!r}; the base is {model_type!r}.",
+            "Name the base model that it was made from.",
+        )
+    found, unused = group_tensors(base, read_shards(folder, DENSE.weights))
+    groups = {name: group for group in found for name in group.shapes}
+    for name, source in config["aliases"].items():
+        if source not in groups:
+            raise ConfigError(f"{DENSE.config} ties '{name}' to '{source}', which is not there.", "Write it again.")
+        groups[name] = groups[source]
+    own = base.state_dict()
+    if unknown := [*unused, *(name for name in groups if name not in own)]:
+        raise UpdateMismatchError(
+            f"{len(unknown)} tensors of the fine-tune belong to no parameter of the base model, first '{unknown[0]}'.",
+            "Name the base model, and its revision, that the fine-tune was made from.",
+        )
+    for name, group in groups.items():
+        shape, expected = next(iter(group.shapes.values())), tuple(own[name].shape)
+        if name in group.shapes:
+            shape = group.shapes[name]
+        if name in config["resized"]:
+            before, after = config["resized"][name]
+            expected = (after, *expected[1:]) if expected[:1] == (before,) else expected
+        if shape != expected:
+            raise UpdateMismatchError(
+                f"The fine-tune holds '{name}' with shape {shape}; {expected} fits the base model.",
+                "Name the base model, and its revision, that the fine-tune was made from.",
+            )
+    return groups
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(rows, list) and len(rows) == 2 and all(isinstance(one, int) for one in rows)
+        for rows in value.values()
+    )

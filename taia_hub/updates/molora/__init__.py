@@ -1,0 +1,1 @@
+"""MoLoRA updates: routed LoRA experts, their files and their layers."""

@@ -1,0 +1,78 @@
+"""The two files of a mixture of LoRA experts, and what is refused when they do not fit a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from taia_hub.common.atomic import write_atomically
+from taia_hub.errors import RepositoryError, UpdateMismatchError
+from taia_hub.updates.molora.config import MOLORA_CONFIG, MOLORA_WEIGHTS, MoLoraDescription
+from taia_hub.updates.molora.targets import FITS, few
+
+
+def write_molora(description: MoLoraDescription, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Writes the two files of a mixture.
+
+    Args:
+        description: What the configuration shall say.
+        tensors: Tensors by the names that they have in the file.
+        folder: The folder, made if need be.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / MOLORA_WEIGHTS, save(plain, metadata={"format": "pt"}))
+    description.write(folder)
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads `molora_model.safetensors`.
+
+    Args:
+        folder: Folder of the update.
+
+    Returns:
+        Tensors by the names that they have in the file.
+
+    Raises:
+        RepositoryError: If the file is missing, truncated or damaged.
+    """
+    path = folder / MOLORA_WEIGHTS
+    if not path.is_file():
+        raise RepositoryError(f"'{folder}' has no {MOLORA_WEIGHTS}.", "Download or save the update again.")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise RepositoryError(
+            f"'{path}' is truncated or no safetensors file: {error}.", "Download or save the update again."
+        ) from error
+
+
+def check_tensors(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Checks that a file holds the tensors of an attached mixture and no others.
+
+    Args:
+        expected: Tensors of the attached mixture by their names in the file.
+        tensors: Tensors of the file.
+
+    Raises:
+        UpdateMismatchError: If tensors are missing, left over, of another shape or no numbers.
+    """
+    problems = []
+    if missing := sorted(expected.keys() - tensors.keys()):
+        problems.append(f"{len(missing)} missing: {few(missing)}")
+    if unexpected := sorted(tensors.keys() - expected.keys()):
+        problems.append(f"{len(unexpected)} of no adapted module: {few(unexpected)}")
+    for name in sorted(expected.keys() & tensors.keys()):
+        if tensors[name].shape != expected[name].shape:
+            was, fits = tuple(tensors[name].shape), tuple(expected[name].shape)
+            problems.append(f"'{name}' has the shape {was} instead of {fits}")
+        elif not tensors[name].is_floating_point():
+            problems.append(f"'{name}' holds {tensors[name].dtype}")
+    if problems:
+        raise UpdateMismatchError(
+            f"{MOLORA_WEIGHTS} does not fit its {MOLORA_CONFIG} and base model; {'; '.join(problems[:3])}.", FITS
+        )

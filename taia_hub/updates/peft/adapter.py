@@ -1,0 +1,317 @@
+"""Updates in PEFT's own format: a strict load, attaching the switch, and a save that keeps bytes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import safe_open
+from torch import nn
+
+from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.roles.sublayers import layer_of
+from taia_hub.switch.switch import Site, Switch
+from taia_hub.updates.peft.layers import describe, refusal, same_rows, switched_class, whole_only
+from taia_hub.updates.peft.strict import (
+    ADAPTER,
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    WRAPPERS,
+    check_base_untouched,
+    check_tensors,
+    mismatch,
+    read_config,
+    tensor_names,
+)
+
+__all__ = ["ADAPTER", "PREFIX", "PeftUpdate", "attach_switch", "attach_update", "read_config"]
+
+
+_ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
+# ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
+
+
+@dataclass
+class PeftUpdate:
+    """A PEFT adapter that is attached to a loaded model.
+
+    Attributes:
+        peft_model: PEFT's wrapper, kept for saving; the model inside it is the one that users hold.
+        source: Folder that the adapter was read from; its bytes are kept while the weights are unchanged.
+        prefix: What precedes the held model's parameter names in those of the head model.
+    """
+
+    kind: ClassVar[UpdateKind] = PEFT
+
+    peft_model: PeftModel
+    source: Path
+    prefix: str = ""
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method, as in `"LORA"`."""
+        return str(getattr(self.config.peft_type, "value", "PEFT"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Contents of the update's configuration file."""
+        return dict(self.config.to_dict())
+
+    @property
+    def config(self) -> PeftConfig:
+        """The adapter's configuration."""
+        return self.peft_model.peft_config[ADAPTER]
+
+    @property
+    def head_model(self) -> nn.Module:
+        """The base model with its head, inside PEFT's wrapper."""
+        model: Any = self.peft_model.base_model.model
+        return cast(nn.Module, model)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Returns the update's tensors by the names that they have in PEFT's file."""
+        return dict(get_peft_model_state_dict(self.peft_model, adapter_name=ADAPTER, save_embedding_layers=False))
+
+    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes the two files of the update; an unchanged update keeps the bytes of its files.
+
+        Args:
+            folder: Where configuration and weights go, by the names that the kind has for them; made if need be.
+            state_dict: State dict of the held model to take the tensors from, as Trainer passes it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is None and self.is_unchanged():
+            for name in (self.kind.config, self.kind.weights):
+                shutil.copyfile(self.source / name, folder / name)
+            return
+        self._write(
+            folder,
+            None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()},
+        )
+
+    def _write(self, folder: Path, named: Mapping[str, torch.Tensor] | None) -> None:
+        """Writes changed tensors, those of the model or `named` by the names in PEFT's wrapper."""
+        self.peft_model.save_pretrained(
+            str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
+        )
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card would say that every part acts
+        written, expected = set(tensor_names(folder / WEIGHTS_NAME)), set(self.parameters())
+        if written != expected:
+            raise UpdateMismatchError(
+                f"The state dict holds {len(written & expected)} of the update's {len(expected)} tensors.",
+                "Pass the whole state dict of the model, or none.",
+            )
+
+    def load(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
+        """Puts tensors with the names of PEFT's file into the attached update.
+
+        Args:
+            state_dict: Tensors by their names in `adapter_model.safetensors`.
+
+        Returns:
+            `(missing_keys, unexpected_keys)` as of `nn.Module.load_state_dict`, the base's own keys left out.
+        """
+        result: Any = set_peft_model_state_dict(self.peft_model, dict(state_dict), adapter_name=ADAPTER)
+        result.missing_keys[:] = [key for key in result.missing_keys if f".{ADAPTER}" in key]
+        return result
+
+    def is_unchanged(self) -> bool:
+        """Tells whether the tensors are still those of the file that they were read from."""
+        if not all((self.source / name).is_file() for name in (self.kind.config, self.kind.weights)):
+            return False
+        now = self.parameters()
+        if any(tensor.is_meta for tensor in now.values()):
+            return True  # a skeleton never had the weights, so it cannot have changed them
+        with safe_open(self.source / self.kind.weights, framework="pt") as file:
+            if not now.keys() <= set(file.keys()):
+                return False
+            return all(torch.equal(file.get_tensor(key).to(tensor.dtype), tensor.cpu()) for key, tensor in now.items())
+
+
+def attach_update(
+    base: nn.Module,
+    folder: Path,
+    *,
+    roles: Mapping[str, str],
+    unplaced: Sequence[str] = (),
+    inference_modules: Any = "attention",
+    is_trainable: bool = False,
+    autocast_adapter_dtype: bool = True,
+) -> tuple[PeftUpdate, Switch]:
+    """Injects an adapter into a base model and makes its layers obey a new switch.
+
+    Args:
+        base: The base model, changed in place.
+        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        roles: Module path to role, of the base before the injection.
+        unplaced: Paths whose role could not be told.
+        inference_modules: The setting to begin with.
+        is_trainable: Whether the update's parameters get gradients.
+        autocast_adapter_dtype: Whether PEFT keeps 16-bit adapter weights in float32.
+
+    Returns:
+        The attached update, and its switch.
+
+    Raises:
+        UpdateMismatchError: If the adapter does not fit the base: modules, tensors or shapes.
+        UnsupportedUpdateError: If the update changes the base's own parameters.
+        SettingError: If the setting cannot act on this update.
+    """
+    config = read_config(folder)
+    placement = _placement(base)
+    keys = set(tensor_names(folder / WEIGHTS_NAME))
+    before = {
+        name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
+    }
+    in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
+    named = dict(base.named_parameters(remove_duplicate=False))
+    originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
+    is_quick = not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
+            # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            peft_model = PeftModel.from_pretrained(
+                base,
+                str(folder),
+                config=config,
+                is_trainable=is_trainable,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=is_quick,
+                **placement,
+            )
+    except (TypeError, AttributeError, re.error) as error:
+        raise ConfigError(
+            f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {error}.",
+            "Save the adapter again with `model.save_pretrained(...)`, or correct the value.",
+        ) from error
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise mismatch(error, config, base) from error
+    update = PeftUpdate(peft_model, folder)
+    copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, folder, keys, originals)
+    copies = {id(named[name]) for name in copied}  # one tensor, tied names
+    check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
+    return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
+
+
+def attach_switch(
+    model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str] = ()
+) -> Switch:
+    """Makes the adapted layers of a model obey a new switch.
+
+    Args:
+        model: The model inside PEFT's wrapper; its layers' classes are swapped for subclasses.
+        roles: Module path to role, of the base before the injection.
+        inference_modules: The setting to begin with.
+        unplaced: Paths whose role could not be told.
+
+    Returns:
+        The switch.
+
+    Raises:
+        SettingError: If the setting cannot act on these layers; no layer was changed.
+    """
+    layers: list[tuple[str, Any]] = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
+    for name, layer in layers:
+        if reason := refusal(layer):
+            raise UnsupportedUpdateError(
+                f"The update of '{name}' cannot be switched: {reason}.", "Adapt other modules, or use PEFT alone."
+            )
+    counted: set[int] = set()
+    regrouped = _ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
+    sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
+    switch = Switch(sites, inference_modules, unplaced)
+    for index, (_, layer) in enumerate(layers):
+        layer.__class__ = switched_class(layer, ADAPTER)
+        layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
+    return switch
+
+
+def _placement(base: nn.Module) -> dict[str, Any]:
+    """Returns keywords that make PEFT keep an offloaded base where it is, instead of placing it anew."""
+    devices: Mapping[str, Any] = getattr(base, "hf_device_map", None) or {}
+    names = {str(device) for device in devices.values()}
+    if "disk" in names:
+        raise UnsupportedUpdateError(
+            "The device map leaves parts of the base model on the disk, where PEFT cannot attach an update.",
+            "Use a device_map of GPUs and 'cpu' alone, or a smaller dtype.",
+        )
+    return (
+        {"device_map": {f"{PREFIX}{key}".rstrip("."): device for key, device in devices.items()}}
+        if "cpu" in names
+        else {}
+    )
+
+
+def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapter_dtype: bool) -> bool:
+    """Tells whether PEFT's quick way of loading gives the same numbers as its usual one."""
+    if config.peft_type != PeftType.LORA or getattr(config, "modules_to_save", None):
+        return False
+    # The quick way rounds the file's float32 tensors to a 16-bit base's dtype before it makes them float32 again.
+    return not autocast_adapter_dtype or all(
+        parameter.is_meta or parameter.dtype not in (torch.float16, torch.bfloat16) for parameter in base.parameters()
+    )
+
+
+def _is_whole(update: PeftUpdate, before: Mapping[str, tuple[nn.Parameter, Any, Any]], keys: set[str]) -> bool:
+    """Tells that an adapter got every tensor of its file and lacks none, without PEFT's long way to their names.
+
+    PEFT's quick way makes the adapter's parameters without memory and puts a tensor of the file into each: where as
+    many tensors came as there are parameters, and none is without memory, they are one to one.
+    """
+    bases = {id(parameter) for parameter, _, _ in before.values()}
+    new = [parameter for parameter in update.head_model.parameters() if id(parameter) not in bases]
+    return len(new) == len(keys) and not any(parameter.is_meta for parameter in new)
+
+
+def _site(
+    name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[int], regrouped: str | None = None
+) -> Site:
+    module_path = WRAPPERS.sub("", name)
+    path = f"{module_path}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module_path
+    parameters = 0
+    for key, parameter in layer.named_parameters():
+        own = not key.startswith(("base_layer.", "original_module.", "token_adapter."))
+        if own and id(parameter) not in counted:  # some methods share one tensor between layers
+            counted.add(id(parameter))
+            parameters += parameter.numel()
+    return Site(
+        path=path,
+        role=_role(module_path, roles),
+        layer=layer_of(path),
+        method=describe(layer),
+        parameters=parameters,
+        whole_only=whole_only(layer, ADAPTER),
+        same_rows=regrouped or same_rows(layer, ADAPTER, path),
+    )
+
+
+def _role(path: str, roles: Mapping[str, str]) -> str:
+    if path in roles:
+        return roles[path]
+    inside = {role for name, role in roles.items() if name.startswith(f"{path}.")}
+    return inside.pop() if len(inside) == 1 else "other"

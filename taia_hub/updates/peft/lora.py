@@ -1,0 +1,148 @@
+"""Adding a plain LoRA update under a weight: in eager code, in a compiled graph, with and without gradients.
+
+The order of operations and the dtypes are those of PEFT's `lora.Linear.forward`, so that a weight of 1 gives PEFT's
+output bit for bit. In compiled code the update is a custom operator that reads the setting when it runs: one graph
+serves every mode and every row. Where gradients are off it adds in place; where they are on it is functional,
+because an operator that mutates has no autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taia_hub.switch.switch import RowWeights, Weight, weight_at
+
+
+def add_update(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, weight: Weight, in_place: bool
+) -> Tensor:
+    """Adds `weight * scaling * b @ a @ x` to `y`; a masked row is not computed.
+
+    Args:
+        y: (N, ..., D_out) output of the base layer.
+        x: (N, ..., D_in) input of the layer, in the dtype of `a`.
+        a: (r, D_in) first factor.
+        b: (D_out, r) second factor.
+        bias: (D_out,) bias of the second factor (`lora_bias`), or None.
+        scaling: The adapter's own scaling, such as alpha / r.
+        weight: Weight above 0, or weights by row.
+        in_place: Whether `y` may be overwritten; gradients must be off.
+
+    Returns:
+        (N, ..., D_out) tensor in the dtype of `y`; `y` itself when `in_place`.
+
+    Raises:
+        SettingError: If rows cannot be told apart in this layer.
+    """
+    if type(weight) is not RowWeights:
+        update = F.linear(F.linear(x, a), b, bias)
+        if in_place:
+            return y.add_(update.mul_(scaling * weight))  # type: ignore[operator]
+        return (y + update * (scaling * weight)).to(y.dtype)  # type: ignore[operator]
+    rows, scale = weight.select(y.shape[0], y.device)
+    update = F.linear(F.linear(x[rows], a), b, bias)
+    if isinstance(scale, Tensor):
+        scale = scale.to(update.dtype).view(-1, *[1] * (update.dim() - 1))
+    factor = scaling * scale
+    update = (update.mul_(factor) if in_place else update * factor).to(y.dtype)
+    if not in_place:
+        y = y.clone()
+    if isinstance(rows, slice):
+        y[rows].add_(update)
+    else:
+        y.index_add_(0, rows, update)
+    return y
+
+
+@torch.library.custom_op("taia_hub::add_update_", mutates_args=("y",), tags=(torch.Tag.cudagraph_unsafe,))
+def add_update_in_graph(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, switch: int, site: int
+) -> None:
+    """Adds the update in place under the setting in force when the graph runs. Arguments as in `add_update`."""
+    weight = weight_at(switch, site)
+    if type(weight) is RowWeights or weight:
+        add_update(y, x.to(a.dtype), a, b, bias, scaling, weight, in_place=True)
+
+
+@add_update_in_graph.register_fake
+def _(y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Any, scaling: float, switch: int, site: int) -> None:
+    return None
+
+
+@torch.library.custom_op("taia_hub::with_update", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def with_update_in_graph(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, switch: int, site: int
+) -> tuple[Tensor, Tensor]:
+    """Returns `y` plus the update, and the scale of each row for the backward pass. Arguments as in `add_update`.
+
+    Returns:
+        (N, ..., D_out) tensor and a float64 tensor (N,) on the CPU with `scaling * weight` of each row.
+    """
+    weight = weight_at(switch, site)
+    n = y.shape[0]
+    weights = weight.per_row(n) if isinstance(weight, RowWeights) else (weight,) * n
+    scales = torch.tensor(weights, dtype=torch.float64) * scaling
+    if not any(weights):
+        return y.clone(memory_format=torch.contiguous_format), scales
+    return add_update(y, x.to(a.dtype), a, b, bias, scaling, weight, in_place=False).contiguous(), scales
+
+
+@with_update_in_graph.register_fake
+def _(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Any, scaling: float, switch: int, site: int
+) -> tuple[Tensor, Tensor]:
+    return y.new_empty(y.shape), torch.empty(y.shape[0], dtype=torch.float64, device="cpu")
+
+
+@torch.library.custom_op("taia_hub::with_update_backward", mutates_args=())
+def update_gradients(
+    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients of a LoRA update with respect to its input, its two factors and its bias.
+
+    Args:
+        grad: (N, ..., D_out) gradient of the output.
+        x: (N, ..., D_in) input of the layer.
+        a: (r, D_in) first factor.
+        b: (D_out, r) second factor.
+        scales: float64 tensor (N,) on the CPU with the scale of each row in the forward pass.
+
+    Returns:
+        Gradients (N, ..., D_in), (r, D_in), (D_out, r) and (D_out,).
+    """
+    if not scales.any():  # every update was masked: nothing was computed, nothing flows back
+        return x.new_zeros(x.shape), a.new_zeros(a.shape), b.new_zeros(b.shape), b.new_zeros(b.shape[0])
+    scale = scales.to(grad.device, b.dtype).view(-1, *[1] * (grad.dim() - 1))
+    grad_update = (grad.to(b.dtype) * scale).reshape(-1, b.shape[0])
+    flat = x.to(a.dtype).reshape(-1, a.shape[1])
+    grad_hidden = grad_update @ b
+    return (
+        (grad_hidden @ a).view(x.shape).to(x.dtype),
+        grad_hidden.T @ flat,
+        grad_update.T @ (flat @ a.T),
+        grad_update.sum(0),
+    )
+
+
+@update_gradients.register_fake
+def _(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape), b.new_empty(b.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, x, a, b, bias, _, _, _ = inputs
+    ctx.save_for_backward(x, a, b, output[1])
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    x, a, b, scales = ctx.saved_tensors
+    grad_x, grad_a, grad_b, grad_bias = update_gradients(grad, x, a, b, scales)
+    return grad, grad_x, grad_a, grad_b, grad_bias if ctx.has_bias else None, None, None, None
+
+
+with_update_in_graph.register_autograd(_backward, setup_context=_setup_context)

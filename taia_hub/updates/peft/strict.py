@@ -1,0 +1,212 @@
+"""What is refused when an adapter is loaded: options that cannot be switched, and tensors that do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftType, load_peft_weights
+from safetensors import safe_open
+from torch import nn
+
+from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.hub.layout import PEFT
+
+ADAPTER = "default"
+PREFIX = "base_model.model."
+CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
+
+WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
+
+_REFUSED_TYPES: dict[Any, str] = {
+    PeftType.ADAPTION_PROMPT: "it replaces whole attention modules and has no layer that can be switched",
+    PeftType.XLORA: "its gates run as hooks on the whole model, outside the layers",
+    PeftType.POLY: "its layers need task ids in every call",
+    PeftType.SHADOW: "its layers hand a second stream from one to the next, so that none can be masked alone",
+}
+_REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """Reads an adapter's configuration and refuses what cannot be switched.
+
+    Args:
+        folder: Folder with `adapter_config.json`.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: If the file is no adapter configuration.
+        UnsupportedUpdateError: If the method, or an option of it, cannot be switched off at run time.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        why = f"it does not know {error}" if isinstance(error, KeyError) else error
+        raise ConfigError(
+            f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.",
+            "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
+        ) from error
+    if config.peft_type is None:
+        raise ConfigError(
+            f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
+        )
+    if reason := _refusal(config):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise UnsupportedUpdateError(f"This {kind} adapter cannot be switched: {reason[0]}.", reason[1])
+    return config
+
+
+def _refusal(config: PeftConfig) -> tuple[str, str] | None:
+    """Returns why the adapter cannot be switched and the way out, or None when it can."""
+    if config.is_prompt_learning:
+        return (
+            "prompt learning adds tokens to the input and updates no module, so there is no attention or FFN part",
+            "Load it with `PeftModel.from_pretrained`; TAIA needs a method that updates modules, such as LoRA.",
+        )
+    way_out = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
+    if config.peft_type in _REFUSED_TYPES:
+        return _REFUSED_TYPES[config.peft_type], way_out
+    if (bias := getattr(config, "bias", "none")) not in ("none", False, None):
+        return f"bias={bias!r} overwrites the base model's biases, which PEFT cannot switch back", way_out
+    init = getattr(config, "init_lora_weights", True)
+    if isinstance(init, str) and init.startswith(_REFUSED_INITS):
+        return (
+            f"init_lora_weights={init!r} changes the base model's weights when it is loaded",
+            "Convert it to a plain LoRA with PEFT's `save_pretrained(path_initial_model_for_weight_conversion=...)`.",
+        )
+    for option in ("layer_replication", "alora_invocation_tokens", "arrow_config"):
+        if getattr(config, option, None):
+            return f"{option} acts outside the adapted layers", way_out
+    return None
+
+
+def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[str, torch.Tensor]) -> set[str]:
+    """Checks that every tensor of the file is used and every adapted module got its tensors.
+
+    PEFT saves the base's embeddings along when they are adapted. A faithful copy does no harm; one that differs would
+    replace the base's.
+
+    Args:
+        update: The attached `PeftUpdate`.
+        folder: Folder of the adapter.
+        keys: Names of the tensors in its file.
+        originals: The base's own tensors that the file carries too, as they were before the load.
+
+    Returns:
+        Names of the base's parameters that the file holds faithful copies of.
+
+    Raises:
+        UnsupportedUpdateError: If the file would replace tensors of the base.
+        UpdateMismatchError: If tensors are missing or left over.
+    """
+    expected = set(update.parameters())
+    if keys == expected:
+        return set()
+    own = {
+        PREFIX + path: (WRAPPERS.sub("", path), parameter)
+        for path, parameter in update.head_model.named_parameters(remove_duplicate=False)
+    }
+    carried = sorted((keys - expected) & own.keys())
+    if changed := [key for key in carried if not _equal(own[key][1], originals.get(own[key][0]))]:
+        raise UnsupportedUpdateError(
+            f"The adapter's file carries {len(changed)} of the base model's own tensors with other values, "
+            f"{_few(changed)}, which would replace the base's and could not be switched off.",
+            "Save it again with `save_embedding_layers=False`, or list these modules in `modules_to_save`.",
+        )
+    keys, copies = keys.difference(carried), {own[key][0] for key in carried}
+    if keys == expected:
+        return copies
+    # PEFT converts old checkpoints while it loads (names, fused experts), so its own verdict decides.
+    result = update.load(load_peft_weights(str(folder), device="cpu"))
+    missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
+    if not missing and not unexpected and keys - expected and expected - keys:
+        return copies
+    missing, unexpected = missing or sorted(expected - keys), unexpected or sorted(keys - expected)
+    problems = []
+    if missing:
+        missing = [name.replace(f".{ADAPTER}", "") for name in missing]  # as the file would name them
+        problems.append(f"{_count(missing)} missing: {_few(missing)}")
+    if unexpected:
+        problems.append(f"{_count(unexpected)} of no adapted module: {_few(unexpected)}")
+    raise UpdateMismatchError(
+        f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
+        "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
+    )
+
+
+def _equal(parameter: torch.Tensor, original: torch.Tensor | None) -> bool:
+    if original is None or parameter.shape != original.shape:
+        return False
+    return parameter.is_meta or torch.equal(parameter.to(original.device), original)
+
+
+def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:
+    """Refuses an adapter whose loading changed the base's own parameters.
+
+    Args:
+        model: The head model with the adapter attached.
+        before: Name of each parameter to the parameter, its address and its version before the load.
+
+    Raises:
+        UnsupportedUpdateError: If one was changed, replaced or moved.
+    """
+    if {"cpu", "disk"} & {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}:
+        return  # PEFT dispatches an offloaded model anew, which moves the base's parameters without changing them
+    here = {id(parameter) for parameter in model.parameters()}
+    changed = [
+        name
+        for name, (parameter, pointer, version) in before.items()
+        if id(parameter) not in here or parameter.data_ptr() != pointer or parameter._version != version
+    ]
+    if changed:
+        raise UnsupportedUpdateError(
+            f"Loading the adapter changes {len(changed)} of the base model's own parameters, {_few(changed)}, so the "
+            "base model could not be had back at run time.",
+            "Load it with `PeftModel.from_pretrained`; TAIA needs an update that stands beside the base's weights.",
+        )
+
+
+def mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMismatchError:
+    """Says in our words why PEFT could not put an adapter on a base model.
+
+    Args:
+        error: What PEFT raised.
+        config: The adapter's configuration.
+        base: The base model.
+
+    Returns:
+        The error to raise from `error`.
+    """
+    base_name = getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
+    made_for = config.base_model_name_or_path
+    hint = f"The adapter was made for '{made_for}' and the base is '{base_name}'; check that they belong together."
+    if made_for == base_name:
+        hint = f"Adapter and base both are of '{base_name}', so one has changed: try the base's older revisions."
+    if isinstance(error, KeyError):
+        return UpdateMismatchError(f"{WEIGHTS_NAME} lacks the tensor {error}.", hint)
+    lines = [line.strip() for line in str(error).splitlines() if "size mismatch for" in line]
+    if lines:
+        shown = " ".join(line.removeprefix("size mismatch for ") for line in lines[:3])
+        return UpdateMismatchError(f"{_count(lines)} of another shape than the base: {shown}", hint)
+    return UpdateMismatchError(f"The adapter does not fit the base model: {error}", hint)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Reads the names of the tensors in a safetensors file; no tensor is loaded."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+
+
+def _few(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(f"'{name}'" for name in names[:count]) + more

@@ -1,0 +1,167 @@
+"""An update attached to its base's structure on the meta device, without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, PeftType
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from taia_hub import hub
+from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.switch.switch import Site, Switch
+from taia_hub.updates.attaching import Update, attach
+from taia_hub.updates.peft.adapter import PREFIX, PeftUpdate, attach_switch
+from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, tensor_shapes, update_shapes
+
+Entry = tuple[str, Site, Any]
+"""Name of an adapted module in the injected model, its site, and its layer."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """An update attached to a model without weights.
+
+    Attributes:
+        update: The update.
+        switch: The switch of the model.
+        layers: Name in the injected model, site and layer of each adapted module: PEFT's layer, the module itself
+            where a full fine-tune replaces its tensors, or a `LoraPair`.
+        streamed: Whether the layers are on the meta device and their tensors are read from the file one at a time;
+            otherwise the layers hold them.
+    """
+
+    update: Update | LeanLora
+    switch: Switch
+    layers: tuple[Entry, ...]
+    streamed: bool
+
+
+def skeleton(
+    base: hub.Source, access: hub.HubAccess, trust_remote_code: bool = False, *, features_only: bool = False
+) -> PreTrainedModel:
+    """Builds a base model on the meta device, without weights.
+
+    Args:
+        base: The base model.
+        access: How to reach the Hub.
+        trust_remote_code: Whether the base model's own code may run.
+        features_only: Whether it is built without its head.
+
+    Returns:
+        The base model.
+
+    Raises:
+        RepositoryError: If the base model's configuration cannot be read.
+    """
+    auto = AutoModel if features_only else AutoModelForCausalLM
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        config = AutoConfig.from_pretrained(
+            base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
+        )
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
+def attach_offline(
+    make: Callable[[], PreTrainedModel], folder: Path, kind: UpdateKind, settings: Any, *, lean: bool = False
+) -> Attached:
+    """Attaches an update to a model without weights, and checks that they fit together.
+
+    A LoRA whose file names the very tensors that PEFT expects is left in its file, and so are full fine-tunes.
+    Everything else (other methods, old checkpoints that PEFT converts, files that do not fit) goes through the strict
+    load.
+
+    Args:
+        make: Builds the base model on the meta device; called a second time where the strict load is needed.
+        folder: Folder of the update.
+        kind: Its kind.
+        settings: What its configuration file says.
+        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
+
+    Returns:
+        The attached update.
+
+    Raises:
+        UpdateMismatchError: If the update does not fit the base model.
+        UnsupportedUpdateError: If it cannot be switched.
+    """
+    model = make()
+    roles = find_sublayers(model)
+    if kind is PEFT and settings.peft_type == PeftType.LORA:
+        carried = saved_along(model)
+        if lean and (read := read_lean(model, settings, folder, roles, carried)) is not None:
+            return Attached(read, read.switch, read.layers, streamed=True)
+        lora: Any = injected(model, settings, folder)
+        if lora is not None and _fits(lora, folder / PEFT.weights, carried):
+            switch = attach_switch(lora.head_model, roles.roles, "all", roles.unplaced)
+            return Attached(lora, switch, listed(lora.head_model, switch.sites), streamed=True)
+        model = make()
+    if kind is PEFT:
+        _give_zeros(model, folder / PEFT.weights)
+    update, switch = attach(model, folder, kind, roles=roles.roles, unplaced=roles.unplaced, inference_modules="all")
+    return Attached(update, switch, listed(update.head_model, switch.sites), streamed=kind is not PEFT)
+
+
+def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
+    """Injects a LoRA without its weights.
+
+    Args:
+        model: The base model on the meta device, changed in place.
+        config: PEFT's configuration of the adapter.
+        folder: Its folder.
+
+    Returns:
+        The update; None where PEFT cannot, which the strict load says in our words.
+    """
+    try:
+        return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
+    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, re.error):
+        return None
+
+
+def listed(model: nn.Module, sites: Sequence[Site]) -> tuple[Entry, ...]:
+    """Lists the adapted modules of a model with a switch.
+
+    Args:
+        model: The model inside PEFT's wrapper.
+        sites: The switch's sites.
+
+    Returns:
+        Name in the model, site and layer of each.
+    """
+    return tuple(
+        (name, sites[layer._taia_site], layer)
+        for name, layer in model.named_modules()
+        if getattr(layer, "_taia_site", None) is not None
+    )
+
+
+def _fits(update: Any, weights: Path, carried: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tells whether a LoRA's file holds exactly what PEFT expects; `carried` as of `saved_along`."""
+    try:
+        expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
+        return False
+    return update_shapes(weights, expected, carried) == expected
+
+
+def _give_zeros(model: nn.Module, weights: Path) -> None:
+    """Puts zeros that take no memory in the place of weights, so that PEFT keeps the update off the meta device.
+
+    Parameters that the file holds too stay on the meta device: their values cannot be compared.
+    """
+    held = {key.removeprefix(PREFIX) for key in tensor_shapes(weights)}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if f"{path}.{name}" not in held:
+                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                setattr(module, name, nn.Parameter(zeros, requires_grad=False))

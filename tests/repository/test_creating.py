@@ -1,0 +1,234 @@
+"""MoLoRA and full fine-tunes as repositories: made, published, loaded, described and checked like adapters."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import taia_hub.cli
+from taia_hub import TAIAForCausalLM
+from taia_hub.errors import RepositoryError, TAIAError, UnsupportedUpdateError
+from taia_hub.evaluation.environment import identify
+from taia_hub.repository.creating import create_from_finetuned, create_repository
+from taia_hub.repository.info import repository_info
+from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
+
+MODES = ("none", "attention", "ffn", "all")
+
+
+def random_change(model: Any, names: tuple[str, ...] = ("",), seed: int = 1) -> Any:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and any(part in name for part in names):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture
+def tuned(online: Any, tmp_path: Path) -> Path:
+    """A full fine-tune of the online base, with a tokenizer of its own."""
+    folder = tmp_path / "tuned"
+    random_change(AutoModelForCausalLM.from_pretrained(online.base)).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(online.base)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def mixture(online: Any, tmp_path: Path) -> Path:
+    """A MoLoRA on the online base."""
+    base = AutoModelForCausalLM.from_pretrained(online.base)
+    folder = tmp_path / "mixture"
+    save_molora(random_change(add_molora(base, MoLoraSettings(rank=4, alpha=6))), folder)
+    return folder
+
+
+@pytest.fixture(params=["molora", "dense"])
+def made(request: pytest.FixtureRequest, online: Any, tmp_path: Path) -> tuple[str, Path]:
+    """A repository of each kind in a folder, made from the online base."""
+    out = tmp_path / "made"
+    if request.param == "dense":
+        create_from_finetuned(online.base, str(request.getfixturevalue("tuned")), out=out)
+    else:
+        create_repository(online.base, str(request.getfixturevalue("mixture")), out=out)
+    return request.param, out
+
+
+def taia(*words: str) -> None:
+    """Runs a command that must succeed."""
+    with pytest.raises(SystemExit) as ended:
+        taia_hub.cli.main(list(words))
+    assert not ended.value.code
+
+
+def logits(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        return {mode: model(ids, inference_modules=mode).logits for mode in MODES}
+
+
+def test_published_and_loaded_by_id(online: Any, made: Any, repo_id: str, pico: Any) -> None:
+    _, folder = made
+    ids = pico.ids()
+    here = logits(TAIAForCausalLM.from_pretrained(folder).eval(), ids)
+    online.hub.requests.clear()
+    taia("push", str(folder), repo_id)
+    assert online.commits() == [f"/api/models/{repo_id}/commit/main"]
+    there = AutoModelForCausalLM.from_pretrained(repo_id).eval()
+    assert all(torch.equal(one, here[mode]) for mode, one in logits(there, ids).items())
+    assert torch.equal(here["none"], AutoModelForCausalLM.from_pretrained(online.base).eval()(ids).logits)
+    assert len({tuple(one.flatten().tolist()) for one in here.values()}) == 4
+
+
+def test_a_loaded_model_is_in_evaluation_mode(made: Any) -> None:
+    _, folder = made
+    model = TAIAForCausalLM.from_pretrained(folder)
+    assert not [name for name, module in model.named_modules() if module.training]
+
+
+def test_saving_again_keeps_the_bytes(made: Any, tmp_path: Path) -> None:
+    kind, folder = made
+    TAIAForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    for path in (folder / kind).iterdir():
+        assert (tmp_path / "again" / kind / path.name).read_bytes() == path.read_bytes()
+    assert json.loads((folder / "config.json").read_text())["update"] == {"kind": kind, "path": kind}
+
+
+def test_info_counts_what_is_there(made: Any, online: Any) -> None:
+    kind, folder = made
+    info = repository_info(str(folder))
+    model = TAIAForCausalLM.from_pretrained(folder)
+    assert info.method == kind.upper() == model._taia_update.method
+    assert {role: part.parameters for role, part in info.roles.items()} == {
+        role: part.parameters for role, part in model.status().roles.items()
+    }
+
+
+def test_info_of_a_published_one_downloads_no_weights(made: Any, online: Any, repo_id: str) -> None:
+    kind, folder = made
+    taia("push", str(folder), repo_id)
+    online.hub.requests.clear()
+    info = repository_info(repo_id)
+    assert dataclasses.replace(repository_info(str(folder)), name=repo_id, revision=info.revision) == info
+    whole = [path for method, path in online.hub.requests if method == "GET" and path.endswith(".safetensors")]
+    assert len(whole) <= 1 + (kind == "dense")  # headers by range requests
+
+
+def test_the_card_is_true_and_says_what_it_is(made: Any, capsys: pytest.CaptureFixture[str], online: Any) -> None:
+    kind, folder = made
+    taia("card", str(folder), "--check")
+    card = (folder / "README.md").read_text()
+    assert ("A full fine-tune of" if kind == "dense" else "A MoLoRA fine-tune of") in card
+    assert f"base_model_relation: {'finetune' if kind == 'dense' else 'adapter'}" in card
+    assert "PeftModel" not in card  # plain PEFT reads neither
+
+
+def test_a_changed_byte_is_found(made: Any) -> None:
+    kind, folder = made
+    weights = next((folder / kind).glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RepositoryError, match="damaged"):
+        TAIAForCausalLM.from_pretrained(folder)
+
+
+def test_results_know_the_update_again(made: Any, tmp_path: Path) -> None:
+    _, folder = made
+    first = identify(TAIAForCausalLM.from_pretrained(folder))
+    shutil.copytree(folder, tmp_path / "copy")
+    assert identify(TAIAForCausalLM.from_pretrained(tmp_path / "copy")).adapter_sha256 == first.adapter_sha256
+
+
+def test_a_fine_tune_brings_its_tokenizer(online: Any, tuned: Path, repo_id: str) -> None:
+    created = create_from_finetuned(online.base, str(tuned), push=repo_id)
+    assert created.commit is not None
+    assert len(online.commits()) == 1
+    assert AutoTokenizer.from_pretrained(repo_id).chat_template == "{{ messages[0]['content'] }}"
+    model = AutoModelForCausalLM.from_pretrained(repo_id)
+    assert model.inference_modules == "attention+other"
+
+
+def test_from_finetuned(online: Any, tuned: Path, pico: Any) -> None:
+    model = TAIAForCausalLM.from_finetuned(online.base, tuned).eval()
+    ids = pico.ids()
+    assert torch.equal(
+        model(ids, inference_modules="all").logits, AutoModelForCausalLM.from_pretrained(tuned)(ids).logits
+    )
+    assert model.taia_config.base_model_revision == online.base_sha
+
+
+def test_fewer_shards_than_before_leave_none_behind(online: Any, tuned: Path, repo_id: str, tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    create_from_finetuned(online.base, str(tuned), out=out)
+    stale = out / "dense" / "dense-00007-of-00009.safetensors"
+    save_file({"x": torch.zeros(1)}, stale)
+    online.api.create_repo(repo_id)
+    online.api.upload_file(path_or_fileobj=stale, path_in_repo=f"dense/{stale.name}", repo_id=repo_id)
+    taia("push", str(out), repo_id)
+    assert not [name for name in online.files(repo_id) if name.endswith(stale.name)]
+    TAIAForCausalLM.from_pretrained(out).save_pretrained(out)
+    assert not stale.exists()
+
+
+def test_compressed_to_a_plain_adapter(online: Any, tuned: Path, tmp_path: Path, capsys: Any, pico: Any) -> None:
+    asked = ["--compress", '{"attention": 8, "ffn": 0.9}']
+    taia("create", online.base, str(tuned), "--dense", *asked, "--out", str(tmp_path / "lora"), "--json")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["status"]["inference_modules"] == "attention"
+    config = json.loads((tmp_path / "lora" / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", online.base)
+    kept = TAIAForCausalLM.from_pretrained(tmp_path / "lora").eval()
+    again = TAIAForCausalLM.from_finetuned(online.base, tuned, compress={"attention": 8, "ffn": 0.9}).eval()
+    ids = pico.ids()
+    assert torch.equal(kept(ids).logits, again(ids).logits)
+    tensors = load_file(tmp_path / "lora" / "adapter" / "adapter_model.safetensors")
+    assert {len(one) for name, one in tensors.items() if "self_attn" in name and "lora_A" in name} == {8}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dense", "--link"], "--link is for adapters"),
+        (["--compress", "4"], "--compress is for full fine-tunes"),
+        (["--dense", "--compress", "many"], "no number and no JSON object"),
+        (["--dense", "--compress", "0"], "rank"),
+        (["--dense", "--compress", "[4]"], "neither a rank, a share"),
+        (["--dense", "--compress", "1.5"], "energy"),
+        (["--dense", "--mode", "atention"], "Did you mean"),
+    ],
+)
+def test_bad_words(online: Any, tuned: Path, tmp_path: Path, capsys: Any, words: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        taia_hub.cli.main(["create", online.base, str(tuned), "--out", str(tmp_path / "out"), *words])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fine_tune_of_another_model(online: Any, pico: Any, tmp_path: Path) -> None:
+    with pytest.raises(TAIAError, match=r"LlamaForCausalLM.*GPT2LMHeadModel"):
+        create_from_finetuned(online.base, str(pico.base("gpt2")), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_measured_says_what_it_cannot(made: Any, capsys: Any) -> None:
+    _, folder = made
+    with pytest.raises(SystemExit, match="1"):
+        taia_hub.cli.main(["analyze", str(folder)])
+    assert "only PEFT adapters are measured" in capsys.readouterr().err
+
+
+def test_a_fine_tune_is_not_trained_on(made: Any) -> None:
+    kind, folder = made
+    if kind == "molora":
+        assert any(one.requires_grad for one in TAIAForCausalLM.from_pretrained(folder, is_trainable=True).parameters())
+        return
+    with pytest.raises(UnsupportedUpdateError, match="cannot be trained"):
+        TAIAForCausalLM.from_pretrained(folder, is_trainable=True)

@@ -1,0 +1,614 @@
+"""`taia serve`: commands as values, the files of modes, the start of an engine, and bad input."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from taia_hub import TAIAForCausalLM
+from taia_hub.cli.serving import serve_model
+from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
+from taia_hub.serving import ENGINES, Command, Order, ServedMode, check_installed, check_port, plan_serving, run
+from taia_hub.serving.memory import kv_bytes, lora_bytes, lora_shapes, merged_memory, slots_memory, weights_bytes
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+MODES = (
+    ServedMode("attention", Path("/m/attention"), 24),
+    ServedMode("all", Path("/m/all"), 8),
+    ServedMode("none"),
+)
+
+
+def order(**values):
+    return Order(**{"name": "model", "base": "org/base", "revision": SHA, "modes": MODES, **values})
+
+
+def shown(engine, **values):
+    return "\n".join(command.shell() for command in ENGINES[engine].commands(order(**values)))
+
+
+def flat(engine, **values):
+    return shown(engine, **values).replace(" \\\n    ", " ")
+
+
+# --- Commands ------------------------------------------------------------------------------------------------------
+def test_vllm_on_one_machine():
+    assert shown("vllm") == (
+        "vllm serve org/base \\\n"
+        f"    --revision {SHA} \\\n"
+        "    --served-model-name model:none \\\n"
+        "    --enable-lora \\\n"
+        "    --max-lora-rank 32 \\\n"
+        "    --max-loras 2 \\\n"
+        "    --lora-modules model:attention=/m/attention model:all=/m/all \\\n"
+        "    --host 127.0.0.1 \\\n"
+        "    --port 8000"
+    )
+    assert ENGINES["vllm"].model_names(order()) == ("model:attention", "model:all", "model:none")
+
+
+def test_vllm_on_several_gpus_and_machines():
+    assert "--tensor-parallel-size 4 --data-parallel-size 2 --host" in flat("vllm", tensor_parallel=4, data_parallel=2)
+    several = shown("vllm", nodes=2, head="10.0.0.1", tensor_parallel=8).splitlines()
+    assert several[0] == "ray start --head --node-ip-address=10.0.0.1 --port=6379"
+    assert several[1] == "ray start --address=10.0.0.1:6379"
+    cut = flat("vllm", nodes=2, head="10.0.0.1", tensor_parallel=8)
+    assert "--tensor-parallel-size 8 --pipeline-parallel-size 2 --distributed-executor-backend ray --host" in cut
+    copies = flat("vllm", nodes=2, head="10.0.0.1", data_parallel=4)
+    assert "--data-parallel-size 4 --data-parallel-size-local 2 --data-parallel-backend ray --host" in copies
+    assert "pipeline" not in copies
+    where = [command.where for command in ENGINES["vllm"].commands(order(nodes=3, head="h"))]
+    assert where == ["the first machine", "each of the other 2", "the first machine"]
+    with pytest.raises(ConfigError, match="3 copies do not spread evenly over 2 machines"):
+        shown("vllm", nodes=2, head="h", data_parallel=3)
+    with pytest.raises(ConfigError, match="needs the address") as caught:
+        shown("vllm", nodes=2)
+    assert "--head" in caught.value.hint
+
+
+def test_vllm_without_adapters_and_with_the_users_own_flags():
+    alone = flat("vllm", modes=(ServedMode("none"),), base="/models/base", revision=None, trust_remote_code=True)
+    assert alone == (
+        "vllm serve /models/base --served-model-name model:none --trust-remote-code --host 127.0.0.1 --port 8000"
+    )
+    own = flat("vllm", extra=("--max-lora-rank", "64", "--max-loras=1", "--max-cpu-loras", "8"))
+    assert own.endswith("--port 8000 --max-lora-rank 64 --max-loras=1 --max-cpu-loras 8")
+    assert own.count("--max-lora-rank") == own.count("--max-loras") == 1
+    with pytest.raises(ConfigError, match="--max-lora-rank 16 is below rank 24") as caught:
+        flat("vllm", extra=("--max-lora-rank=16",))
+    assert "--max-lora-rank 32" in caught.value.hint
+    with pytest.raises(ConfigError, match="'auto' is no number") as caught:
+        flat("vllm", extra=("--max-loras", "auto"))
+    assert "one batch may mix" in caught.value.hint
+    with pytest.raises(ConfigError, match="'x' is no number") as caught:
+        flat("vllm", extra=("--max-lora-rank", "x"))
+    assert "Give one of 1, 8" in caught.value.hint
+
+
+def test_signs_that_vllm_reads_as_its_own_go_into_json():
+    odd = ServedMode("attention", Path("/m/r=8,v=2"), 8)
+    words = ENGINES["vllm"].commands(order(modes=(odd,)))[-1].words
+    assert json.loads(words[words.index("--lora-modules") + 1]) == {"name": "model:attention", "path": "/m/r=8,v=2"}
+
+
+def test_sglang_on_one_machine():
+    assert flat("sglang", tensor_parallel=2, data_parallel=2) == (
+        f"python -m sglang.launch_server --model-path org/base --revision {SHA} --served-model-name model "
+        "--enable-lora --lora-paths attention=/m/attention all=/m/all --max-loras-per-batch 3 --tp-size 2 --dp-size 2 "
+        "--host 127.0.0.1 --port 8000"
+    )
+    # SGLang splits `model:adapter` itself and refuses a colon in the base's name
+    assert ENGINES["sglang"].model_names(order()) == ("model:attention", "model:all", "model")
+    assert "lora" not in flat("sglang", modes=(ServedMode("none"),))
+    assert "--max-loras-per-batch 8" in flat("sglang", extra=("--max-loras-per-batch", "8"))
+    assert flat("sglang", extra=("--max-loras-per-batch", "8")).count("per-batch") == 1
+    assert "--max-lora-rank 24" in flat("sglang", extra=("--max-lora-rank", "24"))
+    with pytest.raises(ConfigError, match="--max-lora-rank 4 is below rank 24") as caught:
+        flat("sglang", extra=("--max-lora-rank", "4"))
+    assert "--max-lora-rank 24" in caught.value.hint
+
+
+def test_sglang_on_several_machines():
+    commands = ENGINES["sglang"].commands(order(nodes=2, head="10.0.0.1", tensor_parallel=16))
+    assert [command.where for command in commands] == ["machine 2", "the first machine"]
+    first = " ".join(commands[-1].words)
+    assert "--tp-size 16 --nnodes 2 --node-rank 0 --dist-init-addr 10.0.0.1:50000" in first
+    assert " ".join(commands[0].words) == first.replace("--node-rank 0", "--node-rank 1")
+    with pytest.raises(ConfigError, match="do not go together"):
+        shown("sglang", nodes=2, head="h", data_parallel=2)
+    with pytest.raises(ConfigError, match="--tensor-parallel 3 does not spread"):
+        shown("sglang", nodes=2, head="h", tensor_parallel=3)
+
+
+def test_llama_cpp_has_an_entry_a_mode():
+    modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
+    asked = order(modes=modes, gguf=Path("/b.gguf"), folder=Path("/out"), extra=("--n_ctx", "4096", "--chat_format=x"))
+    (command,) = ENGINES["llama.cpp"].commands(asked)
+    ((path, text),) = command.files.items()
+    assert command.shell() == f"python -m llama_cpp.server \\\n    --config_file {path}"
+    assert path.parent == Path("/out")
+    (other,) = ENGINES["llama.cpp"].commands(dataclasses.replace(asked, port=8001))
+    assert path not in other.files  # two servers of one folder do not share a file
+    described = json.loads(text)
+    assert (described["host"], described["port"]) == ("127.0.0.1", 8000)
+    first, second = described["models"]
+    assert first == {
+        "model": "/b.gguf",
+        "model_alias": "model:attention",
+        "lora_path": "/m/a.gguf",
+        "n_ctx": 4096,
+        "chat_format": "x",
+        "n_gpu_layers": -1,
+        "logits_all": False,
+        "verbose": False,
+    }
+    assert second["model_alias"] == "model:none"
+    assert "lora_path" not in second
+    with pytest.raises(ConfigError, match="'--n_ctx' is no flag with a value"):
+        ENGINES["llama.cpp"].commands(order(extra=("--n_ctx",), gguf=Path("/b.gguf")))
+
+
+def test_llama_cpps_entries_are_what_its_server_reads():
+    settings = pytest.importorskip("llama_cpp.server.settings")
+    modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
+    (command,) = ENGINES["llama.cpp"].commands(order(modes=modes, gguf=Path("/b.gguf")))
+    (text,) = command.files.values()
+    read = settings.ConfigFileSettings.model_validate_json(text)
+    assert [model.model_alias for model in read.models] == ["model:attention", "model:none"]
+    own = ("--api_key", "123", "--ssl-keyfile=k", "--interrupt_requests", "false")
+    (command,) = ENGINES["llama.cpp"].commands(order(modes=modes, gguf=Path("/b.gguf"), extra=own))
+    read = settings.ConfigFileSettings.model_validate_json(*command.files.values())
+    assert (read.api_key, read.ssl_keyfile, read.interrupt_requests) == ("123", "k", False)
+    known = set(settings.ModelSettings.model_fields)
+    assert all(set(entry) <= known for entry in json.loads(text)["models"])
+
+
+def test_transformers_is_pinned_to_a_single_mode():
+    one = order(modes=MODES[:1], folder=Path("/out dir/merged"))
+    (command,) = ENGINES["transformers"].commands(one)
+    assert command.shell().replace(" \\\n    ", " ") == (
+        "cd '/out dir/merged' && HF_HUB_OFFLINE=1 transformers serve model:attention --host 127.0.0.1 --port 8000"
+    )
+    (command,) = ENGINES["transformers"].commands(order())
+    assert command.words[:3] == ("transformers", "serve", "--host")
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
+@pytest.mark.parametrize("spread", [{"tensor_parallel": 2}, {"data_parallel": 2}, {"nodes": 2, "head": "h"}])
+def test_engines_of_one_machine_refuse_more(engine, spread):
+    with pytest.raises(ConfigError, match="one copy on one machine") as caught:
+        ENGINES[engine].commands(order(gguf=Path("/b.gguf"), **spread))
+    assert "--engine vllm" in caught.value.hint
+
+
+def test_a_rank_above_the_limit_names_the_flag():
+    large = ServedMode("attention", Path("/m"), 513)
+    with pytest.raises(ConfigError, match=r"rank 513; vllm takes at most 512 \(--max-lora-rank\)") as caught:
+        ENGINES["vllm"].commands(order(modes=(large,)))
+    assert "taia export" in caught.value.hint
+    ENGINES["sglang"].commands(order(modes=(large,)))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_flags_that_are_set_already_are_refused(engine):
+    with pytest.raises(ConfigError, match="--port is set by `taia serve`"):
+        ENGINES[engine].commands(order(gguf=Path("/b.gguf"), extra=("--port=1",)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "word"),
+    [
+        ("vllm", "--served_model_name"),
+        ("vllm", "--tp"),
+        ("vllm", "-dp=2"),
+        ("vllm", "--served-model"),
+        ("vllm", "--trust_remote_code"),
+        ("sglang", "--lora_paths=x"),
+        ("sglang", "--dp"),
+        ("llama.cpp", "--lora-path"),
+        ("llama.cpp", "--model-alias"),
+        ("llama.cpp", "--model_alias"),
+        ("transformers", "--trust_remote_code"),
+    ],
+)
+def test_other_forms_of_such_flags_are_refused_too(engine, word):
+    with pytest.raises(ConfigError, match=r"is set by `taia serve`"):
+        ENGINES[engine].commands(order(gguf=Path("/b.gguf"), extra=(word, "2")))
+
+
+def test_flags_of_several_machines_are_refused_where_there_are():
+    with pytest.raises(ConfigError, match="-pp is set by"):
+        flat("vllm", nodes=2, head="h", extra=("-pp", "4"))
+    assert flat("vllm", extra=("--pipeline-parallel-size", "2")).endswith("--pipeline-parallel-size 2")
+    with pytest.raises(ConfigError, match="--max-lora-rank 1 is below"):
+        flat("vllm", extra=("--max_lora_rank", "1"))
+
+
+def test_engines_say_what_they_were_written_for():
+    for engine in ENGINES.values():
+        assert engine.version
+        assert engine.docs.startswith("https://")
+        assert engine.install.startswith("pip install")
+    assert {name for name, engine in ENGINES.items() if engine.run_here} == {"llama.cpp", "transformers"}
+
+
+def test_what_is_printed_is_what_a_shell_reads(tmp_path):
+    odd = "it's $HOME"
+    script = "import sys, os; print(repr((sys.argv[1:], os.getcwd(), os.environ['X'])))"
+    command = Command(((sys.executable, "-c", script), (odd,)), folder=tmp_path, environment={"X": odd})
+    done = subprocess.run(["sh", "-c", command.shell()], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(([odd], str(tmp_path), odd))
+
+
+# --- Plans: from a repository to commands --------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def repository(pico, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serving") / "pico-taia"
+    TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama")).save_pretrained(folder)
+    return folder
+
+
+def test_exports_of_modes_are_prepared_and_used_again(repository, pico, tmp_path):
+    plan = plan_serving(repository, "vllm", ["attention", {"attention": 1, "ffn": 0.5}], out=tmp_path)
+    assert plan.models == ("pico-taia:attention", "pico-taia:attention-1-ffn-0.5", "pico-taia:none")
+    words = plan.commands[-1].words
+    assert words[:3] == ("vllm", "serve", str(pico.base("llama").absolute()))
+    assert "--revision" not in words
+    assert words[words.index("--max-lora-rank") + 1] == "8"
+    assert f"pico-taia:attention={tmp_path}/adapters/attention" in words
+    weights = tmp_path / "adapters" / "attention" / "adapter_model.safetensors"
+    assert all("self_attn" in name for name in load_file(weights))
+    made = weights.stat().st_mtime_ns
+    again = plan_serving(repository, "sglang", ["attention"], out=tmp_path)
+    assert again.models == ("pico-taia:attention", "pico-taia")
+    assert weights.stat().st_mtime_ns == made
+    names = {path.name for path in (tmp_path / "adapters").iterdir()}
+    assert names == {"attention", "attention-1-ffn-0.5"}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99])])
+def test_damaged_files_are_prepared_again(repository, tmp_path, damage):
+    plan = plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    path = plan.order.modes[0].path / "adapter_model.safetensors"
+    before = path.read_bytes()
+    damage(path)
+
+    plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+
+    assert path.read_bytes() == before
+
+
+def test_another_update_replaces_what_was_prepared(repository, pico, tmp_path):
+    plan_serving(repository, "vllm", out=tmp_path)
+    weights = tmp_path / "adapters" / "attention" / "adapter_model.safetensors"
+    before = load_file(weights)
+    other = tmp_path / "pico-taia"
+    adapter = pico.adapter("llama", label="another", seed=7)
+    TAIAForCausalLM.from_adapter(pico.base("llama"), adapter).save_pretrained(other)
+    plan_serving(other, "vllm", out=tmp_path)
+    after = load_file(weights)
+    assert not all(torch.equal(after[name], before[name]) for name in after)
+
+
+def test_other_peoples_files_are_left_alone(repository, tmp_path):
+    mine = tmp_path / "adapters" / "attention" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(RepositoryError, match="not prepared for serving") as caught:
+        plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    assert "--out" in caught.value.hint
+    assert [path.name for path in mine.parent.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_is_left_of_a_mode_that_fails(repository, tmp_path, monkeypatch):
+    from taia_hub.serving import preparing
+
+    def fail(*arguments, **keywords):
+        Path(arguments[1]).mkdir()
+        raise RepositoryError("no space", "free some")
+
+    monkeypatch.setattr(preparing, "export_adapter", fail)
+    with pytest.raises(RepositoryError, match="no space"):
+        plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+
+def test_a_hub_repository_is_fixed_by_commits(online, tmp_path):
+    plan = plan_serving(online.taia, "vllm", ["attention", "none"], out=tmp_path)
+    words = plan.commands[-1].words
+    assert words[:5] == ("vllm", "serve", online.base, "--revision", online.base_sha)
+    assert plan.models == ("model-taia:attention", "model-taia:none")
+    sha = online.api.model_info(online.taia).sha
+    assert plan.prepared == (
+        f"taia export {online.taia} --mode attention --out {tmp_path}/adapters/attention --revision {sha}",
+    )
+    assert plan.text().splitlines()[:3] == [
+        "# vllm: commands for version 0.27, checked against its sources, not run. "
+        "https://docs.vllm.ai/en/stable/features/lora/",
+        "# Models: model-taia:attention, model-taia:none",
+        f"# Made before: {plan.prepared[0]}",
+    ]
+
+
+def test_a_name_cannot_end_a_comment(pico, tmp_path):
+    source = tmp_path / "x\ntouch PWNED; #"
+    shutil.copytree(pico.adapter("llama"), source)
+    plan = plan_serving(source, "vllm", ["attention"], out=tmp_path / "out", name="m")
+    script = plan.text().replace("vllm serve", "true")
+    subprocess.run(["sh", "-c", script], cwd=tmp_path, check=True)
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_damaged_and_foreign_files_are_named(repository, tmp_path):
+    plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+    marker = tmp_path / "adapters" / "attention" / "taia_serving.json"
+    for text in ("{", "[]", "{}", '{"made_from": {}, "rank": "8"}'):
+        marker.write_text(text)
+        with pytest.raises(RepositoryError, match=r"taia_serving\.json'.* is damaged") as caught:
+            plan_serving(repository, "vllm", ["attention"], out=tmp_path)
+        assert "Delete that folder" in caught.value.hint
+    (tmp_path / "merged" / "m:none").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match=r"merged/m:none' holds files that were not prepared"):
+        plan_serving(repository, "transformers", ["none"], out=tmp_path, name="m")
+
+
+def test_the_default_folder_is_in_the_cache(online):
+    from huggingface_hub import constants
+
+    plan = plan_serving(online.taia, "sglang")
+    (path,) = (mode.path for mode in plan.order.updates)
+    assert path.is_relative_to(Path(constants.HF_HOME) / "taia-serving")
+    assert path.parents[1].name.startswith("model-taia-")
+    assert plan.models == ("model-taia:attention", "model-taia")  # the published mode, and the base
+
+
+def test_merged_models_have_the_names_of_requests(repository, pico, tmp_path):
+    plan = plan_serving(repository, "transformers", ["attention", "none"], out=tmp_path, name="m")
+    folder = tmp_path / "merged"
+    assert plan.commands[-1].folder == folder
+    assert sorted(path.name for path in folder.iterdir()) == ["m:attention", "m:none"]
+    assert (folder / "m:none").resolve() == pico.base("llama").resolve()
+    from transformers import AutoModelForCausalLM
+
+    model = pico.taia("llama")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "m:attention").eval()
+    ids = pico.ids()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids, inference_modules="attention").logits)
+    plan_serving(repository, "transformers", ["attention", "none"], out=tmp_path, name="m")  # the link is made again
+
+
+def test_gguf_loras_are_made_of_exports(repository, tmp_path):
+    from tests.engines.test_gguf_lora import read, write_base
+
+    base = write_base(tmp_path / "base.gguf")
+    plan = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
+    (mode, none) = plan.order.modes
+    assert (mode.path, none.path) == (tmp_path / "gguf" / "attention" / "adapter.gguf", None)
+    assert len(read(mode.path)[1]) == 2 * 2 * 4
+    assert plan.prepared[0].endswith(f"--out {tmp_path}/gguf/attention-lora")
+    trusting = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base, trust_remote_code=True)
+    assert trusting.prepared[0].endswith("--trust-remote-code")
+    made = mode.path.stat().st_mtime_ns
+    plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
+    assert mode.path.stat().st_mtime_ns == made
+    os.utime(base, ns=(1, 1))  # another base perhaps
+    plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
+    assert mode.path.stat().st_mtime_ns != made
+    assert [path.name for path in (tmp_path / "gguf").iterdir()] == ["attention"]
+
+
+# --- Bad input -----------------------------------------------------------------------------------------------------
+def test_modes_and_names_that_cannot_be_served(repository, tmp_path):
+    for modes, message in (
+        ([{"attention": 0}], "masks every update"),
+        (["attention", "attention"], "comes twice"),
+        (["atention"], "Did you mean 'attention'"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            plan_serving(repository, "vllm", modes, out=tmp_path)
+    for name in ("a:b", "a b", "org/model", "a=b", "-x", ""):
+        with pytest.raises(ConfigError, match="cannot be the name"):
+            plan_serving(repository, "vllm", name=name, out=tmp_path)
+    with pytest.raises(ConfigError, match="Did you mean 'vllm'"):
+        plan_serving(repository, "vlm", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gguf_is_asked_for_where_it_is_needed(repository, tmp_path):
+    with pytest.raises(ConfigError, match="needs the base model as GGUF") as caught:
+        plan_serving(repository, "llama.cpp", out=tmp_path)
+    assert "--gguf FILE" in caught.value.hint
+    assert "convert_hf_to_gguf.py" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"There is no GGUF file"):
+        plan_serving(repository, "llama.cpp", out=tmp_path, gguf=tmp_path / "missing.gguf")
+    with pytest.raises(ConfigError, match="--gguf has no meaning with --engine vllm"):
+        plan_serving(repository, "vllm", out=tmp_path, gguf="x.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_impossible_orders_are_refused_before_the_work(repository, tmp_path):
+    with pytest.raises(ConfigError, match="one machine"):
+        plan_serving(repository, "transformers", out=tmp_path, tensor_parallel=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_is_not_installed_is_named(monkeypatch):
+    from taia_hub.serving import launching
+
+    monkeypatch.setattr(launching, "_is_importable", lambda name: name not in ("vllm", "sse_starlette"))
+    with pytest.raises(MissingDependencyError, match=r"'vllm' is not installed here") as caught:
+        check_installed(ENGINES["vllm"])
+    assert "pip install vllm" in caught.value.hint
+    assert "--print" in caught.value.hint
+    with pytest.raises(MissingDependencyError, match="no module 'sse_starlette'") as caught:
+        check_installed(ENGINES["llama.cpp"])
+    assert "llama-cpp-python[server]" in caught.value.hint
+    check_installed(ENGINES["transformers"])
+
+
+def test_a_port_in_use_is_an_error():
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use") as caught:
+            check_port("127.0.0.1", port)
+        assert "--port" in caught.value.hint
+    check_port("127.0.0.1", port)
+    with pytest.raises(ConfigError, match=r"cannot listen on '192\.0\.2\.1'"):
+        check_port("192.0.2.1", port)
+
+
+# --- Starting ------------------------------------------------------------------------------------------------------
+def test_a_command_runs_with_its_files_and_variables(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PORT", "1")
+    alone = "os.getsid(0) == os.getpid()"
+    shown = f"os.environ['X'], 'PORT' in os.environ, open('f').read(), {alone}"
+    script = f"import os; print({shown}, flush=True); os._exit(3)"
+    command = Command(
+        (("python", "-c", script),),
+        folder=tmp_path,
+        environment={"X": "x"},
+        without=("PORT",),
+        files={tmp_path / "f": "content"},
+    )
+    assert run(command) == 3
+    assert capfd.readouterr().out == "x False content True\n"
+    with pytest.raises(MissingDependencyError, match="no program 'no-such-engine'"):
+        run(Command((("no-such-engine",),)))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_are_passed_on_and_the_exit_code_comes_back(tmp_path, name):
+    number, ready = getattr(signal, name), tmp_path / "ready"
+    code = (
+        "import os, pathlib, signal, sys\n"
+        f"signal.signal(signal.{name}, lambda *_: sys.exit(7))\n"
+        "path = pathlib.Path('ready')\n"
+        "path.with_suffix('.new').write_text(str(os.getpid()))\n"
+        "path.with_suffix('.new').rename(path)\n"
+        "signal.alarm(60)\n"
+        "signal.pause()\n"
+    )
+
+    def send():  # while `run` waits, its handlers stand in for those of the tests
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    threading.Thread(target=send, daemon=True).start()
+    assert run(Command((("python", "-c", code),), folder=tmp_path)) == 7
+    assert signal.getsignal(number) is before
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ready.read_text()), 0)
+
+
+def test_a_child_that_a_signal_ended_has_the_shells_code():
+    assert run(Command((("python", "-c", "import os; os.kill(os.getpid(), 15)"),))) == 143
+
+
+# --- The command ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def taia_serve():
+    import typer
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(serve_model)
+
+    def call(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    return call
+
+
+def test_print_shows_the_commands_and_starts_nothing(taia_serve, repository, tmp_path):
+    words = (repository, "--engine", "vllm", "--mode", "attention", "--mode", "all", "--name", "m", "--out", tmp_path)
+    result = taia_serve(*words, "--print", "--tensor-parallel", 2, "--", "--max-model-len", 4096)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("#")]
+    text = "\n".join(lines)
+    assert "--lora-modules m:attention=" in text
+    assert text.endswith("--port 8000 \\\n    --max-model-len 4096")
+    assert subprocess.run(["sh", "-n", "-c", result.stdout], check=True)
+
+
+def test_print_writes_what_the_command_reads(taia_serve, repository, tmp_path):
+    from tests.engines.test_gguf_lora import write_base
+
+    base = write_base(tmp_path / "base.gguf")
+    result = taia_serve(repository, "--engine", "llama.cpp", "--gguf", base, "--out", tmp_path / "o", "--print")
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "o").glob("llama_cpp_server-*.json")
+    assert path.name in result.stdout
+    described = json.loads(path.read_text())
+    assert [Path(entry["model"]) for entry in described["models"]] == [base, base]
+
+
+def test_what_cannot_be_started_is_said_before_the_work(taia_serve, repository, tmp_path):
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        result = taia_serve(repository, "--engine", "transformers", "--port", port, "--out", tmp_path)
+    assert isinstance(result.exception, ConfigError)
+    assert "in use" in result.exception.message
+    result = taia_serve(repository, "--engine", "vllm", "--nodes", 2, "--head", "h", "--out", tmp_path)
+    assert "--print" in result.exception.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Memory --------------------------------------------------------------------------------------------------------
+def test_the_formula_of_memory_is_that_of_files(repository, pico, tmp_path):
+    plan = plan_serving(repository, "vllm", ["attention", "all"], out=tmp_path)
+    base = pico.plain("llama")
+    assert weights_bytes(pico.base("llama")) == sum(one.numel() * one.element_size() for one in base.parameters())
+    for mode in plan.order.updates:
+        shapes = lora_shapes(mode.path)
+        linear = dict(base.named_modules())
+        assert all(tuple(linear[path].weight.shape) == shape for path, shape in shapes.items())
+        assert weights_bytes(mode.path) == lora_bytes(shapes, mode.rank, 4)
+    with pytest.raises(ConfigError, match="no safetensors"):
+        weights_bytes(tmp_path)
+
+
+def test_slots_are_padded_to_the_largest_rank(repository, pico, tmp_path):
+    plan = plan_serving(repository, "vllm", ["all"], out=tmp_path)
+    shapes, base = lora_shapes(plan.order.updates[0].path), weights_bytes(pico.base("llama"))
+    token = kv_bytes(json.loads((pico.base("llama") / "config.json").read_text()), itemsize=4)
+    held = slots_memory(base, token, shapes, slots=10, max_rank=16, itemsize=4)
+    assert held.adapters == 10 * 4 * weights_bytes(plan.order.updates[0].path)  # rank 4 in slots of 16
+    assert held.total(100) == base + held.adapters + 100 * token
+    assert merged_memory([base, base], token).total(0) == 2 * base
+
+
+def test_keys_and_values_of_a_token(pico):
+    model, ids = pico.plain("llama"), pico.ids(rows=1, length=5)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == 5 * kv_bytes(model.config.to_dict(), itemsize=4)
+
+
+def test_the_guides_figures():
+    """Llama-3.1-8B in 16 bits, as the README says."""
+    hidden, inner, keys = 4096, 14336, 1024
+    layer = {"q": (hidden, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, hidden)}
+    ffn = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    assert round(32 * lora_bytes({**layer, **ffn}, rank=16, itemsize=2) / 1e6) == 84
+    assert round(32 * lora_bytes(layer, rank=16, itemsize=2) / 1e6) == 27
+    config = {"num_hidden_layers": 32, "hidden_size": hidden, "num_attention_heads": 32, "num_key_value_heads": 8}
+    assert kv_bytes(config) == 131072

@@ -1,0 +1,72 @@
+"""A Space as the Hub starts it: downloaded into an empty folder, run with nothing but its own files and variables."""
+
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import gradio_client
+import pytest
+from huggingface_hub import snapshot_download
+from packaging.requirements import Requirement
+
+from taia_hub.space.making import create_space
+
+
+@pytest.fixture
+def downloaded(online, tmp_path):
+    """A published Space in an empty folder, with the variables that were set for it."""
+    made = create_space(online.taia, space_id="own/started", private=True, token=online.hub.token, link=False)
+    folder = tmp_path / "space"
+    snapshot_download(made.space_id, repo_type="space", local_dir=folder, token=online.hub.token)
+    variables = online.api.get_space_variables(made.space_id)
+    yield folder, {name: variable.value for name, variable in variables.items()}
+    online.api.delete_repo(made.space_id, repo_type="space")
+
+
+def test_the_requirements_are_the_versions_in_use(downloaded):
+    lines = [line for line in (downloaded[0] / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    for line in lines:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(importlib.metadata.version(wanted.name).partition("+")[0]), line
+
+
+@pytest.mark.slow
+def test_a_downloaded_space_answers(downloaded, online, tmp_path):
+    folder, variables = downloaded
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {"GRADIO_SERVER_PORT": port, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": online.hub.token}
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_HUB_CACHE")}
+    log = (tmp_path / "log.txt").open("w+")
+    app = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=folder, env={**environment, **own, **variables}, stdout=log, stderr=log
+    )
+    try:
+        client = _client(app, f"http://127.0.0.1:{port}", log)
+        found = client.predict(prompt="the sea", max_new_tokens=4, api_name="/compare")
+        assert found["model"] == online.taia
+        assert [answer["mode"] for answer in found["answers"]] == ["none", "attention", "all"]
+        assert found["revision"] == variables["TAIA_REVISION"]
+    finally:
+        app.terminate()
+        app.wait(30)
+        log.close()
+
+
+def _client(app, url, log):
+    end = time.monotonic() + 120
+    while time.monotonic() < end and app.poll() is None:
+        try:
+            return gradio_client.Client(url, verbose=False, download_files=False)
+        except (OSError, ValueError):
+            time.sleep(0.5)
+        except Exception as error:  # the transport has errors of its own
+            if "Connect" not in type(error).__name__:
+                raise
+            time.sleep(0.5)
+    log.seek(0)
+    pytest.fail(f"The Space did not start:\n{log.read()[-3000:]}")

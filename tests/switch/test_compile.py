@@ -1,0 +1,276 @@
+"""Compiled models: one graph serves every mode and every row, with gradients and without."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from taia_hub.errors import SettingError
+from taia_hub.switch.switch import _ACTIVE
+
+MODES = ["none", "attention", "ffn", "all"]
+SETTINGS = [*MODES, {"attention": 0.5, "*.mlp.*": 0.25}]
+SMALL = "llama-single"
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def fullgraph():
+    """Compiles a whole model; any graph break is an error, and graphs are counted."""
+
+    def compile(model, backend="aot_eager"):
+        counter = CompileCounterWithBackend(backend)
+        return torch.compile(model, backend=counter, fullgraph=True), counter
+
+    return compile
+
+
+def forward(model, ids, **keywords):
+    return model(input_ids=ids, use_cache=False, **keywords).logits
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_one_graph_serves_every_mode(pico, fullgraph, name):
+    model, ids = pico.taia(name), pico.ids()
+    with torch.no_grad():
+        expected = [forward(model, ids, inference_modules=setting) for setting in SETTINGS]
+        compiled, graphs = fullgraph(model)
+
+        for setting, eager in zip(SETTINGS, expected, strict=True):
+            with model.using(setting):
+                assert torch.equal(forward(compiled, ids), eager)
+            model.inference_modules = setting
+            assert torch.equal(forward(compiled, ids), eager)
+
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grad", [False, True])
+def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph, grad):
+    model, ids = pico.taia(SMALL, is_trainable=grad), pico.ids()
+    compiled, graphs = fullgraph(model, "inductor")
+
+    with torch.set_grad_enabled(grad):
+        for setting in SETTINGS:
+            with model.using(setting):
+                torch.testing.assert_close(forward(compiled, ids), forward(model, ids), **CLOSE)
+        rows = model._taia_switch.resolve_rows(["none", "all"])
+        with model._taia_switch.hold(rows):
+            torch.testing.assert_close(forward(compiled, ids), forward(model, ids), **CLOSE)
+
+    assert graphs.frame_count == 1
+
+
+def test_one_graph_serves_rows(pico, fullgraph):
+    model, ids = pico.taia(SMALL), pico.ids(4)
+    compiled, graphs = fullgraph(model)
+
+    with torch.no_grad():
+        for settings in (MODES, MODES[::-1], ["all", "none", "none", {"ffn": 0.5}]):
+            expected = forward(model, ids, inference_modules=settings)
+            with model._taia_switch.hold(model._taia_switch.resolve_rows(settings)):
+                assert torch.equal(forward(compiled, ids), expected)
+        with model.using("none"):
+            assert torch.equal(forward(compiled, ids), forward(model, ids))
+
+    assert graphs.frame_count == 1
+
+
+def test_the_keyword_works_on_a_compiled_model(pico):
+    """The keyword is resolved outside the graph, so a compiled model takes every form of it."""
+    model, ids = pico.taia(SMALL), pico.ids()
+    expected = {mode: forward(model, ids, inference_modules=mode) for mode in MODES}
+    rows = forward(model, ids, inference_modules=["none", "all"])
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=graphs)
+
+    with torch.no_grad():
+        for _ in range(2):
+            for mode in MODES:
+                assert torch.equal(forward(compiled, ids, inference_modules=mode), expected[mode])
+            assert torch.equal(forward(compiled, ids, inference_modules=["none", "all"]), rows)
+        compiled_frames = graphs.frame_count
+        for mode in MODES:
+            forward(compiled, ids, inference_modules=mode)
+
+    assert graphs.frame_count == compiled_frames
+
+
+@pytest.mark.parametrize("variant", ["bfloat16", "bias_and_dropout"])
+def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
+    options = {} if variant == "bfloat16" else {"lora_bias": True, "lora_dropout": 0.3}  # dropout rests in eval mode
+    label = variant if options else "lora"
+    pico.adapter(SMALL, pico.lora(SMALL, **options), label)
+    dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
+    close = {"rtol": 0.1, "atol": 0.02} if variant == "bfloat16" else {"rtol": 1e-4, "atol": 1e-5}
+    model, ids = pico.taia(SMALL, label, is_trainable=True, dtype=dtype), pico.ids()
+    compiled, graphs = fullgraph(model)
+
+    def gradients(one):
+        model.zero_grad()
+        one(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        return {key: value.grad for key, value in model.named_parameters() if value.requires_grad}
+
+    for setting in SETTINGS[1:]:
+        with model.using(setting):
+            expected, ours = gradients(model), gradients(compiled)
+        assert any(gradient is not None for gradient in expected.values())
+        for key, gradient in expected.items():
+            # a masked update gets no gradient in eager code, and zeros from the one graph of all modes
+            torch.testing.assert_close(
+                ours[key], torch.zeros_like(ours[key]) if gradient is None else gradient, **close
+            )
+
+    assert graphs.frame_count == 1
+
+
+def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
+    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids(3)
+    compiled, _ = fullgraph(model)
+    rows = model._taia_switch.resolve_rows(["ffn", "all", {"attention": 0.5}])
+
+    def gradients(one):
+        model.zero_grad()
+        with model._taia_switch.hold(rows):
+            forward(one, ids).square().sum().backward()
+        return {key: value.grad for key, value in model.named_parameters() if value.requires_grad}
+
+    expected, ours = gradients(model), gradients(compiled)
+
+    for key, gradient in expected.items():
+        torch.testing.assert_close(ours[key], gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
+    """The backward pass goes by the weights that the forward had, whatever is in force by then."""
+    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids()
+    compiled, _ = fullgraph(model)
+    weight = model.model.layers[0].mlp.up_proj.lora_B["default"].weight
+
+    def gradient(one, later):
+        with model.using({"*": 0.5}):
+            loss = one(input_ids=ids, labels=ids, use_cache=False).loss
+        with model.using(later):
+            return torch.autograd.grad(loss, weight)[0]
+
+    torch.testing.assert_close(gradient(compiled, "none"), gradient(model, "all"), **CLOSE)
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, autocast):
+    options = {"dtype": torch.bfloat16, "autocast_adapter_dtype": autocast}
+    model, ids = pico.taia(SMALL, **options), pico.ids()
+    compiled, _ = fullgraph(model)
+
+    with torch.no_grad():
+        for setting in MODES:
+            with model.using(setting):
+                assert torch.equal(forward(compiled, ids), forward(model, ids))
+
+
+def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, _ = fullgraph(model)
+    with torch.no_grad():
+        forward(compiled, ids)
+        twin = copy.deepcopy(model)
+        twin.inference_modules = "all"
+        compiled_twin, _ = fullgraph(twin)
+        assert torch.equal(forward(compiled_twin, ids), forward(twin, ids))
+        assert torch.equal(forward(compiled, ids), forward(model, ids))
+        assert not torch.equal(forward(twin, ids), forward(model, ids))
+
+
+def generate(model, ids, **keywords):
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
+    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **keywords)
+
+
+@pytest.mark.slow
+def test_a_compiled_forward_generates_in_every_mode(pico):
+    """With a static cache, `generate` runs a compiled forward; here it is compiled by hand, as on a CPU it is not."""
+    model, ids = pico.taia(SMALL), pico.ids(1)
+    expected = {mode: generate(model, ids, inference_modules=mode) for mode in MODES}
+    rows = generate(model, ids.repeat(4, 1), inference_modules=MODES)
+
+    graphs = CompileCounterWithBackend("aot_eager")
+    model.forward = torch.compile(model.forward, backend=graphs)
+
+    frames = set()
+    for mode in (*MODES, "none"):
+        assert torch.equal(generate(model, ids, inference_modules=mode), expected[mode])
+        frames.add(graphs.frame_count)
+    assert len(frames) == 1  # the first mode compiled all that the others run
+    for settings in (MODES, MODES[::-1], ["all", {"ffn": 0.5}, "none", "none"]):
+        tokens = generate(model, ids.repeat(4, 1), inference_modules=settings)
+        assert settings != MODES or torch.equal(tokens, rows)
+        frames.add(graphs.frame_count)
+    assert len(frames) == 2  # the larger batch compiled once, whatever its rows are set to
+    for mode in (*MODES, MODES):
+        model.inference_modules = "all"
+        generate(model, ids if isinstance(mode, str) else ids.repeat(4, 1), inference_modules=mode)
+    assert graphs.frame_count == max(frames)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_static_cache_on_a_gpu_follows_the_mode_between_calls(pico, dtype):
+    """There `generate` compiles the decoding step with CUDA graphs by itself, which replay what ran at capture."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    model, ids = pico.taia(SMALL, dtype=dtype).cuda(), pico.ids(1).cuda()
+    expected = {mode: generate(model, ids, inference_modules=mode, disable_compile=True) for mode in MODES}
+    rows = generate(model, ids.repeat(4, 1), inference_modules=MODES, disable_compile=True)
+
+    for mode in (*MODES, *MODES[::-1], "ffn", "none"):
+        assert torch.equal(generate(model, ids, inference_modules=mode), expected[mode]), mode
+        model.inference_modules = mode
+        assert torch.equal(generate(model, ids), expected[mode]), mode
+    assert torch.equal(generate(model, ids.repeat(4, 1), inference_modules=MODES), rows)
+    assert len({tuple(tokens.flatten().tolist()) for tokens in expected.values()}) > 1
+
+
+def test_fusing_compiles_once_and_is_left_again(pico, fullgraph):
+    """A graph from before must not add the update a second time, and one of a fused model none too few."""
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, graphs = fullgraph(model)
+    with torch.no_grad():
+        expected = {mode: forward(model, ids, inference_modules=mode) for mode in ("attention", "all")}
+        frames = []
+        for _ in range(2):
+            for mode, unfused in expected.items():
+                with model.using(mode):
+                    assert torch.equal(forward(compiled, ids), unfused)
+                with model.fused(mode):
+                    torch.testing.assert_close(forward(compiled, ids), unfused, **CLOSE)
+                    assert torch.equal(forward(compiled, ids), forward(model, ids))
+                frames.append(graphs.frame_count)
+
+    assert frames == [2, 3, 3, 3]  # unfused; then one for each fused mode
+
+
+def test_a_graph_of_a_fused_model_refuses_another_setting(pico, fullgraph):
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, graphs = fullgraph(model)
+    with torch.no_grad(), model.using("all"), model.fused("attention"), pytest.raises(SettingError, match="is fused"):
+        forward(compiled, ids)
+    with torch.no_grad(), model.fused("attention"):
+        forward(compiled, ids)
+        frames = graphs.frame_count
+        token = _ACTIVE.set({model._taia_switch: model._taia_switch.resolve("all")})  # a block from before the fuse
+        try:
+            with pytest.raises(SettingError, match="is fused"):
+                forward(compiled, ids)
+        finally:
+            _ACTIVE.reset(token)
+
+    assert graphs.frame_count == frames
