@@ -298,7 +298,7 @@ def test_a_merged_layer_is_refused(layer):
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 @torch.no_grad()
 def test_a_copy_has_parts_of_its_own(layer, way):
-    layer.compile(backend="eager")
+    assert layer.__dict__["_taia_direct"] is not None
     twin = way(layer)
     assert isinstance(twin, DirectLinear)
     assert twin.__dict__["_taia_direct"] is None
@@ -307,6 +307,11 @@ def test_a_copy_has_parts_of_its_own(layer, way):
     a_weight(twin)
     assert not torch.equal(twin(inputs()), before)
     assert torch.equal(layer(inputs()), before)
+
+
+def test_a_copy_of_a_compiled_layer_is_not_compiled(layer):
+    layer.compile(backend="eager")
+    assert "_compiled_call_impl" not in copy.deepcopy(layer).__dict__
 
 
 def test_functional_calls_use_the_tensors_that_they_are_given(pico):
