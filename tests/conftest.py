@@ -39,6 +39,8 @@ import taia_hub  # noqa: E402
 from taia_hub import TAIAForCausalLM  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
+collect_ignore = ["benchmarks"]  # scripts with arguments of their own, not tests
+
 # --- Pico models: random, two layers, written once a session -------------------------------------------------------
 _SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}

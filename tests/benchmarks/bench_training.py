@@ -24,9 +24,8 @@ from taia_hub.training import TrainingRecipe, train
 from taia_hub.training.data import prepare_data
 from taia_hub.training.encoding import Encoder
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 6
-BATCH, MICRO, LENGTH, ROUNDS = 8, 4, 256, 2
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BATCH, MICRO, LENGTH, ROUNDS = 8, 4, 256, 2
 
 
 class Clock(TrainerCallback):
@@ -43,20 +42,20 @@ class Clock(TrainerCallback):
         return statistics.median(later - sooner for sooner, later in itertools.pairwise(self.times))
 
 
-def recipe_of(base: Path, data: Path) -> TrainingRecipe:
+def recipe_of(base: Path, data: Path, steps: int) -> TrainingRecipe:
     return TrainingRecipe(
         base=str(base), data=(str(data),), batch_size=BATCH, micro_batch_size=MICRO, max_length=LENGTH,
-        max_steps=STEPS, dtype="float32", gradient_checkpointing=False, save_steps=10 * STEPS,
+        max_steps=steps, dtype="float32", gradient_checkpointing=False, save_steps=10 * steps,
     )  # fmt: skip
 
 
 def ours(recipe: TrainingRecipe, folder: Path) -> tuple[float, float]:
     clock = Clock()
     done = train(recipe, out=folder, progress=lambda stage, *_: clock.on_step_end() if stage == "training" else None)
-    return done.tokens / STEPS / clock.seconds(), done.last_loss
+    return done.tokens / recipe.max_steps / clock.seconds(), done.last_loss
 
 
-def by_hand(base: Path, rows: list, folder: Path) -> tuple[float, float]:
+def by_hand(base: Path, rows: list, folder: Path, steps: int) -> tuple[float, float]:
     set_seed(0)
     tokenizer, clock = AutoTokenizer.from_pretrained(base), Clock()
     model = get_peft_model(
@@ -67,7 +66,7 @@ def by_hand(base: Path, rows: list, folder: Path) -> tuple[float, float]:
         model=model,
         args=SFTConfig(
             output_dir=str(folder), per_device_train_batch_size=MICRO, gradient_accumulation_steps=BATCH // MICRO,
-            max_steps=STEPS, max_length=LENGTH, bf16=False, use_cpu=True,
+            max_steps=steps, max_length=LENGTH, bf16=False, use_cpu=True,
             gradient_checkpointing=False, learning_rate=2e-4, lr_scheduler_type="cosine", warmup_steps=1,
             train_sampling_strategy="sequential", save_strategy="no", logging_steps=1, report_to="none",
             disable_tqdm=True, seed=0,
@@ -78,27 +77,28 @@ def by_hand(base: Path, rows: list, folder: Path) -> tuple[float, float]:
         callbacks=[clock],
     )  # fmt: skip
     trainer.train()
-    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]][: STEPS * BATCH]
+    lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]][: steps * BATCH]
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return sum(lengths) / STEPS / clock.seconds(), losses[-1]
+    return sum(lengths) / steps / clock.seconds(), losses[-1]
 
 
 def main() -> None:
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     logging.disable(logging.WARNING)
     scratch = Path(tempfile.mkdtemp())
     base = smollm2_base(scratch)
-    chosen = load_items(TRAINING_SAMPLE)[: STEPS * BATCH]
+    chosen = load_items(TRAINING_SAMPLE)[: steps * BATCH]
     rows = [
         {"messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.answer}]}
         for one in chosen
     ]
     data = scratch / "items.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = recipe_of(base, data)
+    recipe = recipe_of(base, data, steps)
     rows = list(prepare_data(recipe).train)  # the same items in the same order, so the same padding
     figures = []
     for number in range(ROUNDS):
-        theirs, their_loss = by_hand(base, rows, scratch / f"hand-{number}")
+        theirs, their_loss = by_hand(base, rows, scratch / f"hand-{number}", steps)
         mine, my_loss = ours(recipe, scratch / f"ours-{number}")
         figures.append((mine, theirs))
         sys.stdout.write(
