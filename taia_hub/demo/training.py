@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Mark, whole_folder
+from taia_hub.demo.base import MARKER
 from taia_hub.demo.encoding import answer_batch, encode_item
-from taia_hub.demo.folders import complete_folder, is_complete
 from taia_hub.demo.samples import TRAINING_SAMPLE, load_items, sample_digest
 from taia_hub.errors import ConfigError
 
@@ -63,9 +64,10 @@ def train_adapter(
         raise ConfigError(f"The number of training steps must be at least 1, not {steps}.")
     recipe = {"rank": RANK, "alpha": ALPHA, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE}
     inputs = {"base": str(base), "sample": sample_digest(TRAINING_SAMPLE), "steps": steps, "seed": seed}
-    if not is_complete(folder, recipe | inputs):
-        with complete_folder(folder, recipe | inputs) as partial_folder:
-            _train(base, partial_folder, steps, seed, progress)
+    mark = Mark(folder / MARKER, recipe | inputs)
+    if not mark.fits():
+        with whole_folder(mark) as (partial, _):
+            _train(base, partial, steps, seed, progress)
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -17,6 +15,7 @@ import torch
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import digest
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
 from taia_hub.merging.state import Scratch, check_target, locked
@@ -130,7 +129,7 @@ def merge(
     check_setting(update, inference_modules)
     checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
     plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
-    with hub.disk_errors(target), locked(target):
+    with locked(target):
         check_target(target)  # another merge may have finished meanwhile
         scratch = Scratch(target, _fingerprint(update, checkpoint, inference_modules, wanted))
         notes = list(plan.notes)
@@ -182,7 +181,7 @@ def _fingerprint(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any, dt
         "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
         "dtype": str(dtype),
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return digest(parts)
 
 
 def _check_space(plan: MergePlan, scratch: Scratch) -> None:

@@ -25,7 +25,6 @@ from taia_hub.demo.evaluation import (
     mode_table,
     summarise,
 )
-from taia_hub.demo.folders import complete_folder, is_complete
 from taia_hub.demo.report import conclusions, table_text
 from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, TRAINING_SAMPLE, Item, load_items
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
@@ -246,25 +245,6 @@ def test_text_holds_table_conclusions_answers_and_next_steps():
     parts += ["taia hub serve 'my demo/hub'", "taia generate demo/model --prompt 'How much?'"]
     for part in parts:
         assert part in text
-
-
-# --- Folders -------------------------------------------------------------------------------------------------------
-def test_failed_work_leaves_the_finished_folder(tmp_path):
-    target = tmp_path / "made"
-    with complete_folder(target, {"seed": 0}) as folder:
-        (folder / "old").write_text("old")
-    with pytest.raises(FileNotFoundError), complete_folder(target, {"seed": 1}) as folder:
-        (folder / "missing").rename(folder / "new")
-    assert is_complete(target, {"seed": 0})
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
-    with complete_folder(target, {"seed": 1}) as folder:
-        (folder / "new").write_text("new")
-    assert sorted(path.name for path in target.iterdir()) == ["demo.json", "new"]
-    assert is_complete(target, {"seed": 1})
-
-
-def test_folder_without_marker_is_not_complete(tmp_path):
-    assert not is_complete(tmp_path, {})
 
 
 # --- Training ------------------------------------------------------------------------------------------------------

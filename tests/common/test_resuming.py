@@ -1,0 +1,97 @@
+"""Locks that a dead process leaves free, marks that tell one work from another, folders that are whole or absent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import taia_hub
+from taia_hub.common.resuming import Mark, differences, digest, sole, whole_folder
+from taia_hub.errors import ConfigError, RepositoryError
+
+BUSY = RepositoryError("Somebody is in.")
+
+
+def test_one_at_a_time_and_free_again_whatever_happens(tmp_path):
+    lock = tmp_path / "new" / "lock"
+    with sole(lock, BUSY), pytest.raises(RepositoryError, match="Somebody is in"), sole(lock, BUSY):
+        pass
+    for _ in range(2):
+        with pytest.raises(KeyError), sole(lock, BUSY):
+            raise KeyError
+    with sole(lock), sole(tmp_path / "other", BUSY):
+        pass
+
+
+def test_a_killed_process_leaves_its_lock_free(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from taia_hub.common.resuming import sole\n"
+        "with sole(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lock")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(taia_hub.__file__).parents[1])},
+    )
+    assert child.stdout.readline() == b"in\n"
+    with pytest.raises(RepositoryError), sole(tmp_path / "lock", BUSY):
+        pass
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    with sole(tmp_path / "lock", BUSY):
+        pass
+
+
+def test_a_mark_knows_its_own_work(tmp_path):
+    mark = Mark(tmp_path / "work" / "mark.json", {"base": "org/base", "sizes": (1, 2)})
+    assert not mark.fits()
+    assert mark.read() == {}
+    mark.write(done=["a"])
+    mark.write(more=1)
+    assert mark.fits()
+    assert mark.read() == {"base": "org/base", "sizes": [1, 2], "done": ["a"], "more": 1}
+    other = Mark(mark.path, {"base": "org/other", "sizes": (1, 2)})
+    assert not other.fits()
+    other.write()  # nothing of another work stays
+    assert other.read() == {"base": "org/other", "sizes": [1, 2]}
+    assert [path.name for path in mark.path.parent.iterdir()] == ["mark.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_mark_is_nobodys(tmp_path, content):
+    mark = Mark(tmp_path / "mark.json", {"seed": 0})
+    mark.path.write_bytes(content)
+    assert not mark.fits()
+    with pytest.raises(ConfigError, match=r"mark\.json' is damaged"):
+        mark.read()
+    mark.write()
+    assert json.loads(mark.path.read_text()) == {"seed": 0}
+
+
+def test_differences_are_named_in_order():
+    assert differences({"a": 1, "gone": 2}, {"new": 3, "a": 1, "b": None}) == {"new": (None, 3), "gone": (2, None)}
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
+
+
+def test_failed_work_leaves_the_finished_folder(tmp_path):
+    mark, again = (Mark(tmp_path / "made" / "mark.json", {"seed": seed}) for seed in (0, 1))
+    with whole_folder(mark) as (folder, facts):
+        (folder / "old").write_text("old")
+        facts["files"] = 1
+    with pytest.raises(FileNotFoundError), whole_folder(again) as (folder, _):
+        (folder / "missing").rename(folder / "new")
+    assert mark.fits()
+    assert mark.read() == {"seed": 0, "files": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    with whole_folder(again) as (folder, _):
+        (folder / "new").write_text("new")
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["mark.json", "new"]
+    assert again.fits()
+
+
+def test_a_folder_without_a_mark_is_not_finished(tmp_path):
+    assert not Mark(tmp_path / "mark.json", {}).fits()
