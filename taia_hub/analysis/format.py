@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,13 @@ from taia_hub.analysis.hidden import Curve, HiddenStates
 from taia_hub.analysis.reading import AdapterFiles
 from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.environment import installed_versions
 from taia_hub.errors import ConfigError, RepositoryError
 
 ANALYSIS_FILE = "taia_analysis.json"
 """Name of the analysis file at the root of a TAIA repository."""
 
 FORMAT = 1
-_PACKAGES = ("taia-hub", "torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class Analysis:
     subject: Subject
     update: UpdateAnalysis
     hidden: HiddenStates | None = None
-    versions: Mapping[str, str | None] = field(default_factory=lambda: installed_versions())
-    hidden_versions: Mapping[str, str | None] = field(default_factory=lambda: installed_versions())
+    versions: Mapping[str, str | None] = field(default_factory=installed_versions)
+    hidden_versions: Mapping[str, str | None] = field(default_factory=installed_versions)
 
     def with_kept(self, older: Analysis) -> Analysis:
         """Takes what was not measured this time from an older analysis of the same model.
@@ -173,17 +171,6 @@ def load_analysis(path: Path) -> Analysis:
 def analysis_path(path: Path) -> Path:
     """Returns the analysis file in a folder, or the path itself where it is no folder."""
     return path / ANALYSIS_FILE if path.is_dir() else path
-
-
-def installed_versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of the packages that measure."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _module(value: Mapping[str, Any]) -> ModuleUpdate:

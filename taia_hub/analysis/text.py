@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from taia_hub.analysis.format import Analysis
 from taia_hub.analysis.hidden import HiddenStates
 from taia_hub.analysis.updates import UpdateAnalysis, UpdatePart
+from taia_hub.common.text_tables import aligned
 
 _HEAD = ["layer", "role", "modules", "parameters", "‖ΔW‖ F", "‖ΔW‖ 2", "eff. rank", "stable rank"]
 _RELATIVE = ["F / base", "2 / base"]
@@ -36,7 +35,7 @@ def _update(update: UpdateAnalysis) -> str:
     rows += [_row("all", role, part, relative) for role, part in update.by_role.items()]
     rows.append(_row("all", "all", update.total, relative))
     rows += [_row(str(layer), role, part, relative) for (layer, role), part in update.by_layer.items()]
-    return "\n".join([_aligned(rows, left=(1,)), *(f"Note: {note}" for note in update.notes)])
+    return "\n".join([aligned(rows, left=(1,)), *(f"Note: {note}" for note in update.notes)])
 
 
 def _row(layer: str, role: str, part: UpdatePart, relative: bool) -> list[str]:
@@ -54,19 +53,8 @@ def _hidden(hidden: HiddenStates) -> str:
     for title, curves in measures:
         by_layer = zip(*(curve.mean for curve in curves.values()), strict=True)
         rows = [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(by_layer)]
-        blocks.append(f"{title}\n{_aligned([['layer', *curves], *rows])}")
+        blocks.append(f"{title}\n{aligned([['layer', *curves], *rows], left=())}")
     return "\n\n".join([*blocks, "Layer 0: the embeddings."])
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _number(value: float | None) -> str:

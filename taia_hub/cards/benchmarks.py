@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump
 
-from taia_hub.cards.words import MODE_WORDS
+from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.results import Results, summarise
 
 FOLDER = ".eval_results"

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCar
 from taia_hub.cards import data as values
 from taia_hub.cards.escaping import is_repo_id, plain
 from taia_hub.cards.linking import SPACE_KEY
-from taia_hub.cards.words import MODE_WORDS
+from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.errors import ConfigError
 from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.results import Results

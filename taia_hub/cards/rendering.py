@@ -16,7 +16,7 @@ from huggingface_hub import CardData
 from taia_hub.cards import escaping, linking, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
-from taia_hub.cards.words import MODE_WORDS
+from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.common.shipped import shipped
 from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError, closest

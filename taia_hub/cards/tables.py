@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from taia_hub.cards.escaping import code, text
-from taia_hub.cards.words import MODE_WORDS
+from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
 
@@ -14,23 +15,21 @@ MINUS = "\N{MINUS SIGN}"
 MEMBER = "\N{EN DASH} "
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of Markdown.
+class ModeWords(NamedTuple):
+    """What cards call a mode, after the paper: its name in the head of a table, what acts, what the model is then."""
 
-    Attributes:
-        head: The head of each column.
-        right: Whether each column holds numbers.
-        rows: The cells, a row each.
-    """
+    name: str
+    acting: str
+    meaning: str
 
-    head: tuple[str, ...]
-    right: tuple[bool, ...]
-    rows: tuple[tuple[str, ...], ...]
 
-    def __str__(self) -> str:
-        lines = [self.head, tuple("---:" if right else "---" for right in self.right), *self.rows]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+MODE_WORDS: Mapping[str, ModeWords] = {
+    "attention": ModeWords("TAIA", "attention", "TAIA"),
+    "ffn": ModeWords("TAIF", "feed-forward", "TAIF"),
+    "all": ModeWords("vanilla", "all", "the vanilla fine-tune"),
+    "none": ModeWords("base", "none", "the base model"),
+}
+"""Mode to its words, in the order of tables."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +51,23 @@ class Choice:
     others: tuple[str, ...]
 
 
-def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> Table:
-    """Lays scores out by task and mode: the best of a row in bold, the second best in italics.
-
-    Args:
-        rows: Rows of a summary.
-        modes: Labels of the settings to show.
-
-    Returns:
-        The table.
-    """
-    head = ("task", "shots", "items", "metric", *(mode_name(mode) for mode in modes))
-    right = (False, True, True, False, *(True for _ in modes))
-    return Table(head, right, tuple((*row_names(row), *(score_cell(row, mode) for mode in modes)) for row in rows))
+def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> str:
+    """Lays scores out by task and mode: the best of a row in bold, the second best in italics."""
+    head = ("task", "shots", "items", "metric", *map(mode_name, modes))
+    body = [(*row_names(row), *(score_cell(row, mode) for mode in modes)) for row in rows]
+    return markdown_table(head, body, left=(0, 3))
 
 
-def differences_table(rows: Sequence[Row]) -> Table | None:
-    """Lays differences of the modes to the base model and to the vanilla fine-tune out, those beyond noise in bold.
-
-    Args:
-        rows: Rows of a summary.
-
-    Returns:
-        The table; None where there is nothing to compare.
-    """
+def differences_table(rows: Sequence[Row]) -> str | None:
+    """Lays differences to the base model and to the vanilla fine-tune out; None where there is nothing to compare."""
     pairs = sorted(
         dict.fromkeys(pair for row in rows for pair in row.differences),
         key=lambda pair: REFERENCES.index(pair[1]) if pair[1] in REFERENCES else len(REFERENCES),
     )
     if not pairs:
         return None
-    head = ("task", *(pair_name(pair) for pair in pairs))
-    body = tuple((row_names(row)[0], *(difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows)
-    return Table(head, (False, *(True for _ in pairs)), body)
+    body = [(row_names(row)[0], *(difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows]
+    return markdown_table(("task", *map(pair_name, pairs)), body)
 
 
 def choice(summary: Summary) -> Choice | None:
@@ -133,7 +116,6 @@ def difference_cell(interval: Interval | None) -> str:
     return f"{mark}{format_difference(interval).replace('[', '(').replace(']', ')').replace(', ', ' to ')}{mark}"
 
 
-def name_table(values: Mapping[str, object], head: tuple[str, str]) -> Table:
+def name_table(values: Mapping[str, object], head: tuple[str, str]) -> str:
     """Lays names and values out, both escaped."""
-    rows = tuple((text(name), code(value)) for name, value in values.items())
-    return Table(head, (False, False), rows)
+    return markdown_table(head, [(text(name), code(value)) for name, value in values.items()], left=(0, 1))

@@ -45,6 +45,7 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Train a recipe of the paper, evaluate every mode, and set the paper's table beside ours."""
+    from taia_hub.common.text_tables import aligned
     from taia_hub.reproducing.recipe import load_recipe
     from taia_hub.training.recipes import recipe_names
 
@@ -53,9 +54,7 @@ def reproduce(
         if as_json:
             echo_json([{"name": one.name, "description": one.description, "runs": one.labels} for one in found])
             return
-        width = max(len(one.name) for one in found)
-        for one in found:
-            typer.echo(f"{one.name:<{width}}  {one.description}")
+        typer.echo(aligned([[one.name, one.description] for one in found], left=(0, 1)))
         return
     if recipe is None:
         raise ConfigError("No recipe was named.", "Choose one of `taia reproduce --list`, or give a YAML file.")

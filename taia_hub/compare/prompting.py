@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 
+from taia_hub.common.chat import Messages, chat_tokens
 from taia_hub.compare.decoding import UNKNOWN_SAMPLING, warpers
 from taia_hub.errors import ConfigError, closest
 
-Messages = Sequence[Mapping[str, str]]
 _ROLES = ("system", "user", "assistant")
 _REFUSED = {
     *("prompt_lookup_num_tokens", "stop_strings", "penalty_alpha", "dola_layers", "force_words_ids", "constraints"),
@@ -102,38 +101,15 @@ def _checked(messages: Messages) -> list[Mapping[str, str]]:
 
 
 def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str], ...], *, chat: bool = True) -> Prompt:
-    """Turns messages into tokens, by the chat template where there is one.
-
-    Args:
-        model: The language model that they are for.
-        tokenizer: Its tokenizer.
-        messages: The messages.
-        chat: Whether the chat template is applied, where the tokenizer has one.
-
-    Returns:
-        The prompt.
+    """Turns messages into tokens, by the chat template where there is one and `chat` is true.
 
     Raises:
-        ConfigError: If the prompt leaves no room for an answer.
+        ConfigError: If the chat template refuses the messages, or they leave no room for an answer.
     """
-    notes: tuple[str, ...] = ()
-    if chat and tokenizer.chat_template:
-        chat_ = [dict(message) for message in messages]
-        try:
-            encoded = tokenizer.apply_chat_template(
-                chat_, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        except TemplateError as error:
-            raise ConfigError(
-                f"The chat template refuses these messages: {error}.", "Leave the system message out, or use --raw."
-            ) from error
-        input_ids = encoded["input_ids"]
-    else:
-        if chat:
-            notes = ("The model has no chat template: the text was taken as it is.",)
-        text = "\n\n".join(message["content"] for message in messages)
-        input_ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    length, most = input_ids.shape[1], context_length(model)
+    lacking = chat and not tokenizer.chat_template
+    notes = ("The model has no chat template: the text was taken as it is.",) if lacking else ()
+    tokens = chat_tokens(tokenizer, messages, chat=chat)
+    length, most = len(tokens), context_length(model)
     if not length:
         raise ConfigError("The prompt has no tokens.", "Write a text.")
     if most is not None and length >= most:
@@ -142,7 +118,7 @@ def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str],
             f"{length - most + 1:,} too long.",
             "Shorten it, or clear the conversation.",
         )
-    return Prompt(input_ids.to(model.device), notes)
+    return Prompt(torch.tensor([tokens], device=model.device), notes)
 
 
 def context_length(model: Any) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from taia_hub.cards.escaping import text as escaped
+from taia_hub.common.text_tables import markdown_table
 from taia_hub.compare.words import Part
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def to_markdown(comparison: Comparison, against: str | None = None) -> str:
             lines += [_fenced(answer.text), ""]
     if against is not None:
         comparison.answer(against)
-    lines += [*_table(comparison), ""]
+    lines += [_table(comparison), ""]
     lines += [f"*{escaped(note)}*\n" for note in comparison.notes]
     lines += [escaped(_how(comparison))]
     return "\n".join(lines) + "\n"
@@ -132,7 +133,7 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def _table(comparison: Comparison) -> list[str]:
+def _table(comparison: Comparison) -> str:
     measured = all(answer.log_likelihoods for answer in comparison.answers)
     head = ["mode", "tokens", "tokens/s"]
     head += (
@@ -146,11 +147,7 @@ def _table(comparison: Comparison) -> list[str]:
         if measured:
             row += [_mean(answer.entropy), *(f"{answer.log_likelihoods[mode]:.1f}" for mode in comparison.modes)]
         rows.append(row)
-    return [_line(head), _line(["---"] + ["---:"] * (len(head) - 1)), *map(_line, rows)]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return markdown_table(head, rows)
 
 
 def _figures(answer: ComparedAnswer) -> list[str]:

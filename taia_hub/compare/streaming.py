@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from taia_hub.common.chat import Messages
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.compare.decoding import decode
 from taia_hub.compare.detokenizing import GrowingText
 from taia_hub.compare.measuring import measure
 from taia_hub.compare.prompting import (
-    Messages,
     Prompt,
     encode_prompt,
     read_generation,

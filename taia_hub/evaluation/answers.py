@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 
+from taia_hub.common.chat import chat_tokens
 from taia_hub.errors import ConfigError, closest
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # as lm-eval ranks them
@@ -48,31 +48,18 @@ def generate_responses(
         SettingError: If the setting is not understood.
         ConfigError: If there is no such keyword of generation, or the chat template refuses a prompt.
     """
-    chat = bool(tokenizer.chat_template) if chat_template is None else chat_template
-    texts = [_written(tokenizer, prompt, system_instruction, chat) for prompt in prompts]
+    chat = chat_template is not False
+    before = [{"role": "system", "content": system_instruction}] if system_instruction else []
+    rows = [chat_tokens(tokenizer, [*before, {"role": "user", "content": prompt}], chat=chat) for prompt in prompts]
     keywords, stops = _keywords(gen_kwargs or {}, max_new_tokens)
     keywords |= {} if mode is None else {"inference_modules": mode}
     outputs: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        # A chat template writes the special tokens itself.
-        ids = tokenizer(texts[start : start + batch_size], add_special_tokens=not chat)["input_ids"]
-        outputs += [_until(text, stops) for text in _generate(model, tokenizer, ids, keywords)]
+        batch = rows[start : start + batch_size]
+        outputs += [_until(text, stops) for text in _generate(model, tokenizer, batch, keywords)]
         if progress:
             progress(len(outputs), len(prompts))
     return outputs
-
-
-def _written(tokenizer: Any, prompt: str, system: str | None, chat: bool) -> str:
-    if not chat:
-        return f"{system}\n\n{prompt}" if system else prompt
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
-        raise ConfigError(
-            f"The chat template refuses the prompt: {error}.", "Leave out the system message, or the chat template."
-        ) from error
 
 
 def _keywords(gen_kwargs: Mapping[str, Any], max_new_tokens: int) -> tuple[dict[str, Any], list[str]]:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
 from taia_hub import hub
+from taia_hub.common.environment import hardware, installed_versions
 from taia_hub.results import ModelIdentity, config_sha256
-
-_PACKAGES = ("taia-hub", "torch", "transformers", "peft", "lm-eval", "datasets", "accelerate")
 
 
 def identify(model: Any) -> ModelIdentity:
@@ -48,20 +44,10 @@ def identify(model: Any) -> ModelIdentity:
 
 
 def describe(model: Any, processes: int) -> Mapping[str, Any]:
-    """Says with what and on what a model is evaluated.
-
-    Args:
-        model: The loaded model.
-        processes: Number of processes that share the items.
-
-    Returns:
-        `versions`, `hardware` and `date`, as JSON values.
-    """
-    device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    """Returns `versions`, `hardware` and `date`, as JSON values, of a loaded model whose items `processes` share."""
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "hardware": {"device": device.type, "name": name, "processes": processes, "threads": torch.get_num_threads()},
+        "versions": installed_versions("lm-eval", "datasets", "accelerate"),
+        "hardware": hardware(model.device, processes),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
@@ -81,10 +67,3 @@ def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, A
     if {**last, "date": None} != {**now, "date": None}:
         earlier.append(last)
     return {**now, "earlier": earlier} if earlier else now
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

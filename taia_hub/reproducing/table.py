@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from taia_hub.cards.escaping import text
-from taia_hub.cards.words import MODE_WORDS
+from taia_hub.cards.tables import MODE_WORDS
+from taia_hub.common.text_tables import markdown_table
 from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing.measured import Cell, Measured
 from taia_hub.reproducing.paper import PaperTable
@@ -192,7 +193,7 @@ def _lines(table: ReproductionTable) -> Iterator[str]:
     ours = text(f"ours: {table.setting}")
     several = len({row.run for row in table.rows}) > 1
     lead = ["run"] if several else []
-    yield from _markdown(
+    yield markdown_table(
         [*lead, "task", "mode", *heads, ours, "items"],
         [
             [
@@ -205,7 +206,7 @@ def _lines(table: ReproductionTable) -> Iterator[str]:
             ]
             for row in table.rows
         ],
-        left=len(lead) + 2,
+        left=range(len(lead) + 2),
     )
     yield ""
     yield (
@@ -216,7 +217,7 @@ def _lines(table: ReproductionTable) -> Iterator[str]:
         yield ""
         yield "Differences between modes; ours with paired 95 % intervals over the same items:"
         yield ""
-        yield from _markdown(
+        yield markdown_table(
             [*lead, "task", "difference", *heads, ours],
             [
                 [
@@ -228,7 +229,7 @@ def _lines(table: ReproductionTable) -> Iterator[str]:
                 ]
                 for one in table.contrasts
             ],
-            left=len(lead) + 2,
+            left=range(len(lead) + 2),
         )
     yield from _others(table)
 
@@ -242,19 +243,14 @@ def _others(table: ReproductionTable) -> Iterator[str]:
             yield ""
             yield f"Other methods of the paper, not run here ({text(one.setting)}):"
             yield ""
-            yield from _markdown(
+            yield markdown_table(
                 ["method", *(text(_TITLES.get(task, task)) for task in tasks)],
                 [
                     [text(name), *(_paper([row.get(task)], [one], "")[0] for task in tasks)]
                     for name, row in one.others.items()
                 ],
-                left=1,
+                left=(0,),
             )
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
-    for line in (head, ["---" if column < left else "---:" for column in range(len(head))], *rows):
-        yield f"| {' | '.join(line)} |"
 
 
 def _mode(mode: str) -> str:

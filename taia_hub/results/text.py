@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taia_hub.common.text_tables import aligned
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.summary import AVERAGE, Row, Summary
 
@@ -25,12 +26,7 @@ def to_text(summary: Summary) -> str:
         return "Nothing was evaluated."
     head = ["task", "shots", "items", "metric", *summary.modes]
     table = [head, *([*_names(row), *(_cell(row, mode) for mode in summary.modes)] for row in summary.rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) if column in (0, 3) else cell.rjust(width) for column, (cell, width) in pairs)
-        for pairs in (enumerate(zip(line, widths, strict=True)) for line in table)
-    ]
-    text = [*(line.rstrip() for line in lines), "", "* best  ' second best  ± standard error"]
+    text = [aligned(table, left=(0, 3)), "", "* best  ' second best  ± standard error"]
     differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]
     if differences:
         text += ["", "Differences with paired 95 % intervals over items:", *differences]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from taia_hub import cards
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.environment import hardware, installed_versions
 from taia_hub.repository.side_files import TRAINING_FILE
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
@@ -21,7 +18,6 @@ from taia_hub.training.recipe import TrainingRecipe
 RECIPE_FILE = "taia_recipe.yaml"
 LOSSES_FILE = "taia_losses.jsonl"
 
-_PACKAGES = ("taia-hub", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 _FIGURES = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
 
 
@@ -71,8 +67,8 @@ def training_record(
     return {
         "datasets": [dict(one) for one in datasets],
         "hyperparameters": _hyperparameters(recipe, plan),
-        "hardware": hardware(plan),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "hardware": hardware(plan.device, plan.processes),
+        "versions": installed_versions("trl", "accelerate", "datasets"),
         "seconds": round(seconds, 3),
         "adapter_sha256": adapter_sha256,
         "fingerprint": fingerprint,
@@ -104,19 +100,6 @@ def write_record(
     write_atomically(folder / TRAINING_FILE, json.dumps(record, indent=2) + "\n")
     write_atomically(folder / RECIPE_FILE, recipe.to_yaml())
     write_atomically(folder / LOSSES_FILE, "".join(json.dumps(one) + "\n" for one in losses))
-
-
-def hardware(plan: Plan) -> dict[str, Any]:
-    """Says what a training runs on.
-
-    Args:
-        plan: How it is run.
-
-    Returns:
-        Name to value.
-    """
-    name = torch.cuda.get_device_name() if plan.device == "cuda" else platform.processor() or platform.machine()
-    return {"device": plan.device, "name": name, "processes": plan.processes, "threads": torch.get_num_threads()}
 
 
 def _hyperparameters(recipe: TrainingRecipe, plan: Plan) -> dict[str, Any]:
@@ -156,10 +139,3 @@ def check_readable(record: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

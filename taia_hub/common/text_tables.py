@@ -1,0 +1,38 @@
+"""Tables of text: aligned for a terminal, or in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+Rows = Sequence[Sequence[str]]
+
+
+def aligned(rows: Rows, left: Container[int] = (0,)) -> str:
+    """Aligns the columns of rows, the numbers of those in `left` to the left and the others to the right.
+
+    Example:
+        >>> print(aligned([["mode", "score"], ["all", "0.5"]]))
+        mode  score
+        all     0.5
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def markdown_table(head: Sequence[str], rows: Rows, left: Container[int] = (0,)) -> str:
+    """Writes a table of cells that are Markdown already: `cards.escaping.text` makes it of a user's text.
+
+    Example:
+        >>> print(markdown_table(["mode", "score"], [["all", "0.5"]]))
+        | mode | score |
+        | --- | ---: |
+        | all | 0.5 |
+    """
+    rule = ["---" if column in left else "---:" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
