@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,20 +38,29 @@ def read_lines(path: Path, parse: Callable[[str], T], form: str) -> tuple[bytes,
         content = path.read_bytes()
     except OSError as e:
         raise RepositoryError(f"'{path}' cannot be read: {e.strerror or e}.", "Check the path.") from e
-    found, problems = [], []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        try:
-            text = line.decode("utf-8").strip()
-            if text:
-                found.append((number, parse(text)))
-        except UnicodeDecodeError:
-            problems.append(f"{path}:{number}: not UTF-8")
-        except LineError as e:
-            problems.append(f"{path}:{number}: {e}")
+    found, problems = list[tuple[int, T]](), []
+    for number, item in parse_lines(content.split(b"\n"), parse):
+        if isinstance(item, LineError):
+            problems.append(f"{path}:{number}: {item}")
+        else:
+            found.append((number, item))
     refuse(problems, form)
     if not found:
         raise ConfigError(f"'{path}' is empty.", f"One item a line: {form}")
     return content, found
+
+
+def parse_lines(lines: Iterable[bytes], parse: Callable[[str], T]) -> Iterator[tuple[int, T | LineError]]:
+    """Yields number, from 1, and item of each line of UTF-8, or why there is none; empty lines are passed over."""
+    for number, line in enumerate(lines, 1):
+        try:
+            text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8").strip()
+            if text:
+                yield number, parse(text)
+        except UnicodeDecodeError:
+            yield number, LineError("not UTF-8")
+        except LineError as e:
+            yield number, e
 
 
 def refuse(problems: list[str], form: str) -> None:

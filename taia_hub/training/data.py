@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taia_hub.common.imports import import_or_raise
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.training import mixing
 from taia_hub.training.composition import Composition, compose, record_noise
 from taia_hub.training.noise import Noise, draw_noise, noisy_rows
-from taia_hub.training.sources import Progress, Source, cached_dataset, fingerprint_of, read_sources
+from taia_hub.training.sources import Source, cached_dataset, fingerprint_of, read_sources
 
 if TYPE_CHECKING:
     from taia_hub.training.recipe import TrainingRecipe
@@ -69,9 +70,9 @@ def prepare_data(
     groups = ["data"] * len(recipe.data) + ["in_domain"] * len(recipe.in_domain) + ["ood"] * len(recipe.ood)
     _check(recipe)
     sources = read_sources(names, token=token, progress=progress)
-    sizes = np.array([len(one) for one in sources])
+    sizes = np.array([len(one.dataset) for one in sources])
     numbers = np.repeat(np.arange(len(sources)), sizes)
-    answers, questions = (np.concatenate([getattr(one.checked, key) for one in sources]) for key in _HASHES)
+    answers, questions = (np.concatenate([getattr(one, key) for one in sources]) for key in ("answers", "questions"))
     outside = np.array([group == "ood" for group in groups])[numbers]
 
     inside, ood = _choose(recipe, np.flatnonzero(~outside), np.flatnonzero(outside))
@@ -86,11 +87,9 @@ def prepare_data(
     )
     used = np.bincount(numbers[np.unique(order)], minlength=len(sources)).tolist()
     facts = (dataclasses.replace(one.facts, items=count) for one, count in zip(sources, used, strict=True))
-    train = _pool(datasets, sources, noise).select(_pointed(order, noise, len(numbers)))
+    pool = _pool(datasets, sources, noise).select_columns(["messages", "source"])
+    train = pool.select(_pointed(order, noise, len(numbers)))
     return PreparedData(train, tuple(dataclasses.asdict(one) for one in facts), composition)
-
-
-_HASHES = ("answers", "questions")
 
 
 def _check(recipe: TrainingRecipe) -> None:

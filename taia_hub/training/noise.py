@@ -88,14 +88,6 @@ def _draw_others(
 
 
 def noisy_rows(pool: Any, noise: Noise) -> Iterator[dict[str, Any]]:
-    """Makes the items with their wrong answers.
-
-    Args:
-        pool: The data set that the indices are of.
-        noise: Which items, and whose answers.
-
-    Yields:
-        The items, in the order of `noise.items`; of each only the last turn is another.
-    """
+    """Yields the items with their wrong answers, in the order of `noise.items`: of each the last turn is another."""
     for row, donor in zip(pool.select(noise.items), pool.select(noise.donors), strict=True):
-        yield {**row, "messages": [*row["messages"][:-1], donor["messages"][-1]]}
+        yield {**row, "messages": [*row["messages"][:-1], donor["messages"][-1]], "answer": donor["answer"]}

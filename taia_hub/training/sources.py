@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi
 
 from taia_hub import hub
 from taia_hub.cards.data import DatasetFacts
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.imports import import_or_raise
-from taia_hub.common.jsonl import LineError
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.training.checking import Checked, Problems, check_rows
-from taia_hub.training.forms import Form, find_form, to_messages
-from taia_hub.training.rows import Row, open_rows
+from taia_hub.training.checking import Problems, check_rows
+from taia_hub.training.rows import Row, read_rows
 
-Progress = Callable[[str, int, int], None]
-
-_VERSION = 1  # of the conversion: another one makes what was converted before out of date
+_EVERY = 512  # items between two reports of progress
+_VERSION = 2  # of the conversion: another one makes what was converted before out of date
 _FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv)$", re.IGNORECASE)
 _HUB = re.compile(r"(?P<id>[^@:\s]+/[^@:\s]+)(@(?P<revision>[^@:\s]+))?(:((?P<config>[^/:\s]+)/)?(?P<split>[^/:\s]+))?")
 
@@ -52,31 +51,28 @@ class Source:
 
     Attributes:
         label: What it is called in the composition.
-        dataset: N items, memory-mapped: `messages` and `source`.
+        dataset: N items, memory-mapped, as of `cached_dataset`.
         facts: What the record says of it; `items` are all that it has.
-        checked: What is known of its items.
+        questions: (N,) int64 hashes of all turns but the answer.
+        answers: (N,) int64 hashes of the answer, the last turn.
         fingerprint: Names its content and conversion.
     """
 
     label: str
     dataset: Any
     facts: DatasetFacts
-    checked: Checked
+    questions: np.ndarray
+    answers: np.ndarray
     fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.checked)
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A source that was found, before its items are looked at; `rows` may be gone through more than once."""
+    """A source that was found, before its items are looked at; `content` names what they are."""
 
     facts: DatasetFacts
     content: str
     rows: Callable[[], Iterator[Row]]
-    where: Callable[[int], str]
-    verify: Callable[[], None] = lambda: None
 
 
 def parse_name(name: str) -> Path | HubName:
@@ -115,10 +111,11 @@ def parse_name(name: str) -> Path | HubName:
 def read_sources(
     names: Sequence[str], *, token: str | bool | None = None, progress: Progress | None = None
 ) -> tuple[Source, ...]:
-    """Reads, checks and converts data. Every item of every source is checked before anything is converted.
+    """Reads, checks and converts data, in one pass over each source; the faults of all sources are told together.
 
     Converted items lie in the cache of `datasets` as Arrow files, named by the content they were made of, so that the
-    same data is converted once. Data sets of the Hub are fixed to the commit that their revision points to now.
+    same data is read once: later a file's bytes are compared by their hash. Data sets of the Hub are fixed to the
+    commit that their revision points to now.
 
     Args:
         names: Files and data sets on the Hub.
@@ -135,44 +132,35 @@ def read_sources(
     """
     datasets = import_or_raise("datasets", "train", "Training")
     found = [parse_name(name) for name in names]
-    labels = _labels(names, found)
-    problems, opened, checked = Problems(), [], []
-    for name, place, label in zip(names, found, labels, strict=True):
-        one = _open_file(place, label) if isinstance(place, Path) else _open_hub(datasets, name, place, token)
-
-        def told(share: float, label: str = label) -> None:
-            if progress:
-                progress(f"checking {label}", round(100 * share), 100)
-
-        before = problems.count
-        with _readable(name):
-            known = check_rows(one.rows(), one.where, problems, told)
-        if not len(known) and problems.count == before:
-            raise ConfigError(f"The data '{name}' is empty.", "Leave it out, or give data with items.")
-        opened.append(one)
-        checked.append(known)
+    problems, sources = Problems(), []
+    for name, place, label in zip(names, found, _labels(names, found), strict=True):
+        opened = _open_file(place, label) if isinstance(place, Path) else _open_hub(datasets, name, place, token)
+        try:
+            sources.append(_convert(datasets, name, label, opened, problems, progress))
+        except _Wrong:  # the others are checked all the same
+            continue
     problems.refuse()
-    return tuple(_convert(datasets, *parts, progress) for parts in zip(labels, opened, checked, strict=True))
+    return tuple(sources)
+
+
+class _Wrong(ConfigError):
+    """Items of a source are wrong, and are told with those of the others."""
 
 
 def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], fingerprint: str) -> Any:
-    """Makes a data set of `messages` and `source`, or takes it from the cache of `datasets`.
+    """Makes a data set of what `rows` yields, memory-mapped, or takes it from the cache of `datasets`.
 
-    Args:
-        datasets: The module.
-        rows: Makes the items, one after the other.
-        fingerprint: Names their content.
-
-    Returns:
-        The data set, memory-mapped.
+    An item has `messages`, `source`, and the int64 hashes `question` and `answer`; `fingerprint` names their content.
 
     Raises:
         RepositoryError: If the disk is full or cannot be written, or what lies in the cache is damaged.
         ConfigError: If `rows` raises it.
     """
     pyarrow = import_or_raise("pyarrow", "train", "Training")
-    text = datasets.Value("string")
-    features = datasets.Features({"messages": [{"role": text, "content": text}], "source": text})
+    text, number = datasets.Value("string"), datasets.Value("int64")
+    features = datasets.Features(
+        {"messages": [{"role": text, "content": text}], "source": text, "question": number, "answer": number}
+    )
     try:
         with _quiet(datasets), hub.disk_errors(Path(datasets.config.HF_DATASETS_CACHE)):
             return datasets.Dataset.from_generator(rows, features=features, fingerprint=fingerprint)
@@ -202,44 +190,46 @@ def fingerprint_of(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, (_VERSION, *parts))).encode()).hexdigest()[:32]
 
 
-def _convert(datasets: Any, label: str, opened: _Opened, checked: Checked, progress: Progress | None) -> Source:
-    fingerprint = fingerprint_of(opened.content, checked.form, label)
-    form, total = checked.form, len(checked)
+def _convert(
+    datasets: Any, name: str, label: str, opened: _Opened, problems: Problems, progress: Progress | None
+) -> Source:
+    told = progress or (lambda stage, done, total: None)
+
+    def counted() -> Iterator[Row]:
+        for count, row in enumerate(opened.rows()):
+            if count % _EVERY == 0:
+                told(f"reading {label}", round(100 * row.done), 100)
+            yield row
 
     def rows() -> Iterator[dict[str, Any]]:
-        for done, row in enumerate(opened.rows()):
-            if isinstance(row.item, LineError) or find_form(row.item) is not form:
-                raise RepositoryError(f"The data '{label}' changed while it was read.", "Start again.")
-            yield {"messages": to_messages(row.item, _known(form)), "source": label}
-            if progress and done % 512 == 0:
-                progress(f"converting {label}", done, total)
-        opened.verify()
+        before, empty = problems.count, True
+        with _readable(name):
+            for item in check_rows(counted(), name, problems):
+                yield {**item, "source": label}
+                empty = False
+        if problems.count > before:
+            raise _Wrong("Items are wrong.")
+        if empty:
+            raise ConfigError(f"The data '{name}' is empty.", "Leave it out, or give data with items.")
 
+    fingerprint = fingerprint_of(opened.content, label)
     dataset = cached_dataset(datasets, rows, fingerprint)
-    if len(dataset) != total:
-        raise _damaged(datasets, f"it holds {len(dataset)} items of '{label}' instead of {total}")
-    if progress:
-        progress(f"converting {label}", total, total)
-    return Source(label, dataset, opened.facts, checked, fingerprint)
-
-
-def _known(form: Form | None) -> Form:
-    if form is None:
-        raise ValueError("A source without items has no form.")
-    return form
+    told(f"reading {label}", 100, 100)
+    hashes = dataset.with_format("numpy")
+    return Source(label, dataset, opened.facts, hashes["question"][:], hashes["answer"][:], fingerprint)
 
 
 def _open_file(path: Path, label: str) -> _Opened:
     with _readable(path):
-        rows, digest, size = open_rows(path), hub.sha256(path), path.stat().st_size
+        before, digest = path.stat(), hub.sha256(path)
 
-    def verify() -> None:
-        if hub.sha256(path) != digest:
+    def rows() -> Iterator[Row]:
+        yield from read_rows(path)
+        now = path.stat()
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise RepositoryError(f"'{path}' changed while it was read.", "Start again.")
 
-    join = ":" if rows.unit == "line" else f", {rows.unit} "
-    facts = DatasetFacts(label, bytes=size, sha256=digest)
-    return _Opened(facts, digest, lambda: iter(rows), lambda number: f"{path}{join}{number}", verify)
+    return _Opened(DatasetFacts(label, bytes=before.st_size, sha256=digest), digest, rows)
 
 
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:
@@ -259,7 +249,7 @@ def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None
 
     def rows() -> Iterator[Row]:
         for number, item in enumerate(dataset, 1):
-            yield Row(number, item, number / total)
+            yield Row(f", row {number}", item, number / total)
 
     license = info.card_data.get("license") if info.card_data else None
     part = "" if (place.config, place.split) == (None, "train") else f":{place.config or ''}/{place.split}"
@@ -271,7 +261,7 @@ def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None
         license=", ".join(license) if isinstance(license, list) else license,
     )
     content = f"{place.id}@{sha}:{place.config}/{place.split}"
-    return _Opened(facts, content, rows, lambda number: f"{name}, row {number}")
+    return _Opened(facts, content, rows)
 
 
 def _labels(names: Sequence[str], places: Sequence[Path | HubName]) -> list[str]:

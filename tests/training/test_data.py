@@ -15,7 +15,7 @@ from taia_hub.training.composition import Composition, plot_composition
 from taia_hub.training.data import prepare_data
 from taia_hub.training.forms import Form, find_form, to_messages
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.rows import open_rows
+from taia_hub.training.rows import read_rows
 from taia_hub.training.sources import HubName, parse_name
 
 
@@ -215,16 +215,20 @@ def test_faults_of_an_array_or_table_name_their_place(tmp_path, content, place):
     assert f"{path}{place}" in caught.value.message
 
 
-def test_an_array_is_read_in_pieces(tmp_path, monkeypatch):
-    from taia_hub.training import rows
-
+def test_the_items_of_an_array_have_the_lines_that_they_begin_at(tmp_path):
     items = [{"prompt": f'{number} ä\n\\"' * 9, "completion": "x" * number} for number in range(1, 40)]
     (tmp_path / "data.json").write_text(json.dumps(items, indent=1, ensure_ascii=False), encoding="utf-8")
-    for size in (1, 7, 64):
-        monkeypatch.setattr(rows, "_CHUNK", size)
-        found = list(open_rows(tmp_path / "data.json"))
-        assert [row.item for row in found] == items
-        assert [row.number for row in found] == [2 + 4 * number for number in range(39)]
+    found = list(read_rows(tmp_path / "data.json"))
+    assert [row.item for row in found] == items
+    assert [row.place for row in found] == [f":{2 + 4 * number}" for number in range(39)]
+    assert [row.done for row in found] == sorted(row.done for row in found)
+
+
+def test_a_line_too_long_for_one_item_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("taia_hub.training.rows._LONGEST", 100)
+    path = write(tmp_path / "data.jsonl", [alpaca(1), alpaca(2, "x" * 100)])
+    with pytest.raises(ConfigError, match=r"data\.jsonl:2: longer than"):
+        prepare(path)
 
 
 def test_faults_of_csv_name_the_line_where_the_item_begins(tmp_path):
@@ -243,6 +247,19 @@ def anonymous_memory():
     """Returns the MiB of this process that no file backs: Arrow files that are mapped do not count."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) >> 10
+
+
+def test_each_item_is_read_and_checked_once(tmp_path, monkeypatch):
+    from taia_hub.training import checking, sources
+
+    path = write(tmp_path / "data.jsonl", map(alpaca, range(200, 207)))
+    read, made = [], []
+    rows, messages = sources.read_rows, checking.to_messages
+    monkeypatch.setattr(sources, "read_rows", lambda path: (read.append(path), rows(path))[1])
+    monkeypatch.setattr(checking, "to_messages", lambda *item: (made.append(item), messages(*item))[1])
+    for _ in range(2):  # the second time nothing but the file's hash is looked at
+        assert len(prepare(path).train) == 7
+        assert (len(read), len(made)) == (1, 7)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
@@ -271,12 +288,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_what_was_converted_is_taken_from_the_cache_until_the_file_changes(tmp_path, monkeypatch):
-    from taia_hub.training import sources
+    from taia_hub.training import checking, sources
 
     path = write(tmp_path / "data.jsonl", map(alpaca, range(4)))
     prepare(path)
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "to_messages", lambda *_: pytest.fail("converted again"))
+        patched.setattr(checking, "to_messages", lambda *_: pytest.fail("converted again"))
+        patched.setattr(sources, "read_rows", lambda *_: pytest.fail("read again"))
         assert len(prepare(path).train) == 4
     write(tmp_path / "data.jsonl", map(alpaca, range(4, 9)))
     assert sorted(map(question, prepare(path).train)) == [f"Question {number}?" for number in range(4, 9)]
@@ -300,16 +318,16 @@ def test_a_damaged_cache_is_said(tmp_path, monkeypatch, kept):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    from taia_hub.training import sources
+    from taia_hub.training import checking
 
     path = write(tmp_path / "data.jsonl", map(alpaca, range(70, 74)))
-    convert = sources.to_messages
+    convert = checking.to_messages
 
     def change(*arguments):
         write(tmp_path / "data.jsonl", map(alpaca, range(70, 75)))
         return convert(*arguments)
 
-    monkeypatch.setattr(sources, "to_messages", change)
+    monkeypatch.setattr(checking, "to_messages", change)
     with pytest.raises(RepositoryError, match="changed while it was read"):
         prepare(path)
     monkeypatch.undo()
@@ -485,7 +503,7 @@ def test_progress_is_told_to_the_end(tmp_path):
     recipe = TrainingRecipe(base="x", data=(write(tmp_path / "fresh.jsonl", map(alpaca, range(1030))),))
     prepare_data(recipe, progress=lambda *words: told.append(words))
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
-    assert stages == ["checking fresh.jsonl", "converting fresh.jsonl"]
+    assert stages == ["reading fresh.jsonl"]
     for stage in stages:
         steps = [done for name, done, total in told if name == stage]
         assert steps == sorted(steps)
