@@ -161,3 +161,20 @@ def test_nothing_is_warned_of(tmp_path, capfd):
     finally:
         transformers_logging.set_verbosity_warning()
     assert "warn" not in capfd.readouterr().err.lower()
+
+
+def test_the_published_setting_keeps_its_order_however_it_is_set(pico, tmp_path):
+    model = pico.taia("llama")
+    model.taia_config.inference_modules = {"model.layers.1.*": 1, "attention": 0}
+    model.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["inference_modules"] == [
+        ["model.layers.1.*", 1.0],
+        ["attention", 0.0],
+    ]
+    with pytest.raises(SettingError, match="Did you mean 'attention'"):
+        model.taia_config.inference_modules = "atention"
+
+
+def test_a_base_model_is_fixed_by_a_sha():
+    with pytest.raises(ConfigError, match="commit sha"):
+        TAIAConfig(base_model_name_or_path="org/base", base_model_revision="main")

@@ -8,10 +8,11 @@ import pickle
 import pytest
 import torch
 from accelerate import cpu_offload
+from peft import LoraConfig
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, TextStreamer, pipeline
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
-from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError
+from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 
 MODES = ["none", "attention", "ffn", "all"]
 
@@ -475,3 +476,53 @@ def test_the_setting_to_begin_with_is_not_published(saved, tmp_path):
 
     assert model.inference_modules == {"attention": 1.0, "ffn": 0.5}
     assert TAIAForCausalLM.from_pretrained(tmp_path / "again").inference_modules == "attention"
+
+
+def test_the_backbone_of_a_class_without_its_prefix(pico, tmp_path):
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    config = Llama4TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, intermediate_size_mlp=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2, moe_layers=[],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = Llama4ForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    from peft import get_peft_model
+
+    lora_config = LoraConfig(r=2, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(base, lora_config).save_pretrained(tmp_path / "lora")
+    backbone = TAIAModel.from_adapter(tmp_path / "base", tmp_path / "lora")
+    head = TAIAForCausalLM.from_adapter(tmp_path / "base", tmp_path / "lora")
+    assert not hasattr(backbone, "lm_head")
+    ids = pico.ids()
+    with torch.no_grad():
+        inside = head(ids, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(backbone(ids).last_hidden_state, inside)
+    backbone.save_pretrained(tmp_path / "saved", state_dict=backbone.state_dict())
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(ids).logits, head(ids).logits)
+
+
+def test_half_a_state_dict_is_not_saved(pico, tmp_path):
+    model = pico.taia("llama")
+    half = {name: tensor for name, tensor in model.state_dict().items() if "layers.0." in name}
+    with pytest.raises(UpdateMismatchError, match="14 of the update's 28"):
+        model.save_pretrained(tmp_path / "saved", state_dict=half)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_strict_loading_of_a_state_dict_is_strict(pico):
+    model = pico.taia("llama")
+    tensors = model._taia_update.parameters()
+    first = next(iter(tensors))
+    renamed = {("base_model.model.nothing" if name == first else name): value for name, value in tensors.items()}
+    with pytest.raises(UpdateMismatchError, match="1 are missing and 1 belong"):
+        model.load_state_dict(renamed)
+    assert model.load_state_dict(renamed, strict=False).unexpected_keys
+
+
+def test_options_of_transformers_configurations_reach_the_base(pico, tmp_path):
+    pico.taia("llama").save_pretrained(tmp_path / "saved")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_hidden_states=True)
+    assert model.config.output_hidden_states
+    assert len(model(pico.ids()).hidden_states) == 3

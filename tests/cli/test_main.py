@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import cli
+from taia_hub.cli import main
 from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
 
@@ -238,3 +239,19 @@ def test_the_demo_needs_no_option(taia, monkeypatch, tmp_path):
     assert asked == [(Path("taia-demo"), DEFAULT_STEPS)]
     taia("demo", "--dir", tmp_path)
     assert asked[-1][0] == tmp_path
+
+
+@pytest.mark.parametrize("words", [["create", "a", "b", "--out", ""], ["push", "", "org/x"], ["demo", "--dir", " "]])
+def test_an_empty_folder_is_not_the_working_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code
+    assert "name is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_dtype_is_named(online, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", online.taia, "--prompt", "the", "--dtype", "float99"])
+    assert "--dtype 'float99' is not known" in capsys.readouterr().err

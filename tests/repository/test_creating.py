@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoHaConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import taia_hub.cli
 from taia_hub import TAIAForCausalLM
-from taia_hub.errors import RepositoryError, TAIAError, UnsupportedUpdateError
+from taia_hub.errors import RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.evaluation.environment import identify
 from taia_hub.repository.creating import create_from_finetuned, create_repository
 from taia_hub.repository.info import repository_info
@@ -232,3 +234,25 @@ def test_a_fine_tune_is_not_trained_on(made: Any) -> None:
         return
     with pytest.raises(UnsupportedUpdateError, match="cannot be trained"):
         TAIAForCausalLM.from_pretrained(folder, is_trainable=True)
+
+
+def test_a_folder_inside_a_file_is_refused(online, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RepositoryError, match=r"was not written: .* is a file"):
+        create_repository(online.base, online.adapter, out=tmp_path / "file" / "folder")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_loading_draws_no_warnings_that_nobody_can_act_on(pico, tmp_path):
+    adapter = pico.adapter("llama", LoHaConfig(r=2, target_modules=["q_proj", "up_proj"]), "loha")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_repository(str(pico.base("llama")), str(adapter), out=tmp_path / "made")
+        TAIAForCausalLM.from_pretrained(tmp_path / "made")
+
+
+def test_a_wrong_mode_of_create_is_not_called_one_of_config_json(online, tmp_path):
+    with pytest.raises(SettingError) as caught:
+        create_repository(online.base, online.adapter, out=tmp_path / "out", inference_modules="atention")
+    assert "config.json" not in caught.value.message
+    assert "Did you mean 'attention'" in caught.value.message

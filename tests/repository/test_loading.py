@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import CommitOperationAdd, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save, save_file
 from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAForCausalLM, TAIAModel
-from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError
+from taia_hub.errors import ConfigError, RepositoryError, SettingError, UpdateMismatchError
 from taia_hub.hub import write_manifest
 
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -289,3 +291,67 @@ def test_a_failed_load_leaves_the_classes_as_they_were(folder, original, pico):
     loaded = TAIAForCausalLM.from_pretrained(original)
     peft_model = PeftModel.from_pretrained(pico.plain("llama"), str(pico.adapter("llama")))
     assert torch.equal(loaded(ids, inference_modules="all").logits, peft_model(ids).logits)
+
+
+def test_a_damaged_generation_config_is_named(saved):
+    (saved / "generation_config.json").write_text('{"eos')
+    with pytest.raises(ConfigError, match=r"generation_config.json' is no JSON"):
+        TAIAForCausalLM.from_pretrained(saved)
+
+
+def test_damaged_base_weights_are_named(pico, tmp_path):
+    model = pico.plain("llama")
+    model.save_pretrained(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RepositoryError, match=r"A weights file of the base model .*base' is damaged"):
+        TAIAForCausalLM.from_adapter(tmp_path / "base", pico.adapter("llama"))
+
+
+def test_a_published_setting_that_matches_nothing_is_refused_at_once(pico):
+    with pytest.raises(SettingError, match="matches none"):
+        TAIAForCausalLM.from_adapter(
+            pico.base("llama"), pico.adapter("llama"), is_trainable=True, inference_modules={"nomatch.*": 1}
+        )
+
+
+def test_a_base_without_a_revision_is_fixed_when_it_is_loaded(online, tmp_path):
+    TAIAForCausalLM.from_adapter(online.base, online.adapter).save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    (tmp_path / "saved/config.json").write_text(json.dumps({**config, "base_model_revision": None}))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").taia_config.base_model_revision == online.base_sha
+
+
+def test_a_foreign_config_is_refused(pico, tmp_path):
+    pico.taia("llama").save_pretrained(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="LlamaConfig came as `config`"):
+        TAIAForCausalLM.from_pretrained(tmp_path / "saved", config=pico.plain("llama").config)
+
+
+@pytest.mark.parametrize("value", ["atention", {"ffn": 2}, ["all", "none"]])
+def test_a_bad_setting_at_load(online, value):
+    with pytest.raises(SettingError) as caught:
+        AutoModelForCausalLM.from_pretrained(online.taia, inference_modules=value)
+    assert caught.value.hint
+
+
+def test_a_setting_that_this_update_cannot_act_on_at_load(online):
+    with pytest.raises(SettingError, match="layers 0-1"):
+        AutoModelForCausalLM.from_pretrained(online.taia, inference_modules={"ffn@5": 1})
+
+
+def test_a_subfolder_has_no_meaning(online):
+    with pytest.raises(ConfigError, match="subfolder"):
+        TAIAForCausalLM.from_pretrained(online.taia, subfolder="adapter")
+
+
+def test_an_adapter_that_was_published_by_hand_with_a_broken_manifest(online, repo_id):
+    files = {path.name: path for path in Path(snapshot_download(online.taia)).iterdir() if path.is_file()}
+    folder = Path(snapshot_download(online.taia)) / "adapter"
+    operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != "taia_manifest.json"]
+    operations += [CommitOperationAdd(f"adapter/{path.name}", path) for path in folder.iterdir()]
+    online.api.create_repo(repo_id)
+    online.api.create_commit(repo_id, operations, commit_message="by hand")
+    with pytest.raises(RepositoryError, match=r"has no taia_manifest\.json"):
+        AutoModelForCausalLM.from_pretrained(repo_id)
+    assert AutoModelForCausalLM.from_pretrained(repo_id, verify=False)

@@ -10,12 +10,12 @@ from pathlib import Path
 import huggingface_hub.utils._http as client
 import pytest
 import torch
-from huggingface_hub import CommitInfo, CommitOperationAdd, ModelCard, snapshot_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
-from taia_hub.errors import RepositoryError, TAIAError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub import published_files
 from taia_hub.repository.publishing import push_folder
 
@@ -598,3 +598,119 @@ def test_the_clients_own_error_is_the_cause(online, model, repo_id):
     with pytest.raises(RepositoryError) as caught:
         model.push_to_hub(repo_id)
     assert isinstance(caught.value.__cause__, HfHubHTTPError)
+
+
+def test_a_failed_push_does_not_delete_what_somebody_else_published_meanwhile(online, saved, repo_id, monkeypatch):
+    real = HfApi.create_commit
+    other = shutil.copytree(saved, saved.with_name("other"))
+    (other / "README.md").write_text("theirs")
+
+    def after_another(self, *arguments, **keywords):
+        monkeypatch.setattr(HfApi, "create_commit", real)
+        push_folder(other, repo_id)  # somebody else is quicker
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(HfApi, "create_commit", after_another)
+    (saved / "README.md").write_text("mine")
+    with pytest.raises(RepositoryError, match="got another commit"):
+        push_folder(saved, repo_id)
+    assert online.api.repo_exists(repo_id)
+    assert "config.json" in online.api.list_repo_files(repo_id)
+
+
+def test_a_failed_push_deletes_what_it_made_itself(online, saved, repo_id):
+    online.hub.fail = lambda method, path: 500 if method == "POST" and "/commit/" in path else None
+    with pytest.raises(RepositoryError):
+        push_folder(saved, repo_id)
+    online.hub.fail = None
+    assert not online.api.repo_exists(repo_id)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter/adapter_config.json", '{"foo": 1}', "adapter_config.json"),
+        ("adapter/adapter_config.json", '{"peft_type": "NOPE"}', "NOPE"),
+        ("generation_config.json", '{"eos_tok', "generation_config.json' is no JSON"),
+        ("tokenizer.json", '{"version', "tokenizer.json' is no JSON"),
+    ],
+)
+def test_what_cannot_be_loaded_is_not_pushed(online, saved, file, content, message):
+    repo_id = "own/never-pushed"
+    (saved / file).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        push_folder(saved, repo_id)
+    assert not online.api.repo_exists(repo_id)
+
+
+def test_one_tag_that_is_no_list_is_refused(pico):
+    with pytest.raises(ConfigError, match="tags='abc' is a text"):
+        pico.taia("llama").push_to_hub("own/tags", tags="abc")
+
+
+def test_a_commit_between_looking_and_publishing_is_a_race(online, repo_id, monkeypatch):
+    model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
+    model.push_to_hub(repo_id)
+    from taia_hub.repository import publishing
+
+    publish = publishing.hub.publish
+
+    def late(*args, **kwargs):
+        card = [CommitOperationAdd("README.md", b"# mine\n")]
+        online.api.create_commit(repo_id, card, commit_message="by hand")
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr(publishing.hub, "publish", late)
+    with pytest.raises(RepositoryError, match="another commit"):
+        model.push_to_hub(repo_id)
+    with open(online.api.hf_hub_download(repo_id, "README.md")) as card:
+        assert card.read() == "# mine\n"
+
+
+def test_a_repository_that_somebody_makes_meanwhile_gets_no_commit(online, repo_id, monkeypatch):
+    from taia_hub.repository import publishing
+
+    publish = publishing.hub.publish
+
+    def late(*args, **kwargs):
+        online.api.create_repo(repo_id)
+        online.api.upload_file(path_or_fileobj=b"# theirs\n", path_in_repo="README.md", repo_id=repo_id)
+        return publish(*args, **kwargs)
+
+    monkeypatch.setattr(publishing.hub, "publish", late)
+    with pytest.raises(RepositoryError, match="409"):
+        TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md"}
+
+
+def test_a_sharded_model_is_not_overwritten(pico, tmp_path):
+    pico.plain("llama").save_pretrained(tmp_path / "model", max_shard_size="5KB")
+    assert not (tmp_path / "model/model.safetensors").exists()
+    before = (tmp_path / "model/config.json").read_bytes()
+    with pytest.raises(RepositoryError, match="holds another model"):
+        pico.taia("llama").save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model/config.json").read_bytes() == before
+
+
+def test_a_pointer_is_pushed_without_the_copy_that_lay_there(online, repo_id, tmp_path):
+    from taia_hub.repository.creating import create_repository
+    from taia_hub.repository.publishing import push_folder
+
+    create_repository(online.base, online.adapter, out=tmp_path / "made")
+    create_repository(online.base, online.adapter, out=tmp_path / "made", link=True)
+    push_folder(tmp_path / "made", repo_id)
+    assert not any(name.startswith("adapter/") for name in online.api.list_repo_files(repo_id))
+
+
+def test_saving_into_the_working_directory_names_the_card(pico, tmp_path, monkeypatch):
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path / "my-model")
+    pico.taia("llama").save_pretrained(".")
+    assert "# my-model\n" in (tmp_path / "my-model/README.md").read_text()
+
+
+def test_saving_through_a_link_to_a_folder(pico, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    pico.taia("llama").save_pretrained(tmp_path / "link")
+    assert (tmp_path / "real/taia_manifest.json").is_file()

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from taia_hub.errors import SettingError, TAIAError
 from taia_hub.roles.sublayers import ROLES
@@ -276,3 +277,79 @@ def test_random_settings_survive_the_way_to_a_file_and_back(seed):
     assert back == setting
     assert back.value == value
     assert parse_setting(back.value) == setting
+
+
+# On a loaded model
+
+
+@pytest.fixture(scope="module")
+def model(pico):
+    return pico.taia("llama")
+
+
+def ways(model, ids):
+    """The ways in which a setting for the whole batch reaches a model."""
+
+    def using(value):
+        with model.using(value):
+            pytest.fail("The block was entered.")
+
+    return {
+        "setter": lambda value: setattr(model, "inference_modules", value),
+        "using": using,
+        "forward": lambda value: model(ids, inference_modules=value),
+        "generate": lambda value: model.generate(ids, inference_modules=value, max_new_tokens=1),
+    }
+
+
+@pytest.mark.parametrize("way", ["setter", "using", "forward", "generate"])
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ("atention", "Unknown inference modules 'atention'. Did you mean 'attention'?"),
+        ({"ffn": 1.5}, "The weight of 'ffn' is 1.5"),
+        ({"ffn": -0.1}, "The weight of 'ffn' is -0.1"),
+        ({"ffn": math.nan}, "The weight of 'ffn' is nan"),
+        ({"ffn": True}, "The weight of 'ffn' is True"),
+        ({"ffn": "0.5"}, "The weight of 'ffn' is '0.5'"),
+        ({"model.layers.9.*": 1}, "matches none of the model's 14 adapted modules"),
+        ({"ffn@2-5": 1}, "ffn modules are in layers 0-1"),
+        (3, "Inference modules cannot be 3"),
+    ],
+)
+def test_a_bad_setting_changes_nothing(model, pico, way, value, match):
+    ids = pico.ids()
+    model.inference_modules = {"ffn": 0.5}
+    before = model(ids).logits
+    with pytest.raises(SettingError) as caught:
+        ways(model, ids)[way](value)
+    assert match in caught.value.message
+    assert caught.value.hint
+    assert model.inference_modules == {"ffn": 0.5}
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("way", ["setter", "using"])
+def test_a_list_is_for_calls_alone(model, pico, way):
+    model.inference_modules = "attention"
+    with pytest.raises(SettingError, match="A list of 2 settings") as caught:
+        ways(model, pico.ids())[way](["none", "all"])
+    assert "generate" in caught.value.hint
+    assert model.inference_modules == "attention"
+
+
+@pytest.mark.parametrize("way", ["forward", "generate"])
+@pytest.mark.parametrize("rows", [[], ["all"], ["all", "none", "ffn"]])
+def test_a_list_of_the_wrong_length(model, pico, way, rows):
+    ids = pico.ids()
+    model.inference_modules = "attention"
+    before = model(ids).logits
+    with pytest.raises(SettingError, match=f"{len(rows)} settings? .*2 rows") as caught:
+        ways(model, ids)[way](rows)
+    assert caught.value.hint
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_a_bad_setting_in_a_list_is_named(model, pico):
+    with pytest.raises(SettingError, match=r"'al'.*Did you mean 'all'"):
+        model(pico.ids(), inference_modules=["none", "al"])

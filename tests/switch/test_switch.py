@@ -1,6 +1,7 @@
 """The switch: setter, block and keyword; rows, threads, tasks, copies of the call; and nothing else changes."""
 
 import asyncio
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TextIteratorStreamer
 
 from taia_hub.errors import SettingError
-from taia_hub.switch.switch import RowWeights
+from taia_hub.switch.switch import KeepSetting, RowWeights
 
 MODES = ["none", "attention", "ffn", "all"]
 ROWS_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -572,3 +573,51 @@ def test_status_names_what_could_not_be_placed(pico):
     model._taia_switch.unplaced = ("model.layers.0.mystery",)
 
     assert model.status().unplaced == ("model.layers.0.mystery",)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_recomputation_keeps_the_setting_when_the_setter_is_used_before_backward(pico, use_reentrant):
+    model, ids = pico.taia("llama", is_trainable=True).train(), pico.ids()
+
+    def gradients(checkpointed):
+        one = copy.deepcopy(model)
+        one.inference_modules = "attention"
+        if checkpointed:
+            one.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            one.enable_input_require_grads()
+        loss = one(input_ids=ids, labels=ids).loss
+        one.inference_modules = "all"
+        loss.backward()
+        return {name: p.grad for name, p in one.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_the_function_of_checkpointing_is_wrapped_with_the_models_switch(pico):
+    model = pico.taia("llama", is_trainable=True)
+    model.gradient_checkpointing_enable()
+    assert all(
+        isinstance(module._gradient_checkpointing_func, KeepSetting)
+        for module in model.modules()
+        if hasattr(module, "_gradient_checkpointing_func")
+    )
+    assert KeepSetting(checkpoint, model._taia_switch).switch is model._taia_switch
+
+
+def test_rows_seen_in_inference_mode_serve_gradients_later(pico):
+    model, ids = pico.taia("llama", is_trainable=True), pico.ids(4)
+    rows = ["all", "none", "all", {"attention": 0.5}]
+    with torch.inference_mode():
+        model(ids, inference_modules=rows)
+    model(input_ids=ids, labels=ids, inference_modules=rows).loss.backward()
+    _, weights = RowWeights((1.0, 0.5)).select(2, torch.device("cpu"))
+    assert not weights.is_inference()
+
+
+def test_a_weight_that_only_equals_a_number_is_refused_whatever_came_before(pico):
+    model = pico.taia("llama")
+    model.inference_modules = {"attention": 1}
+    with pytest.raises(SettingError, match="True"):
+        model.inference_modules = {"attention": True}

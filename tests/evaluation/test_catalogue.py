@@ -1,4 +1,4 @@
-"""Tasks, numbers and modes that cannot be evaluated: what came, what is allowed, what to do."""
+"""Tasks, numbers and batches that cannot be evaluated: what came, what is allowed, what to do."""
 
 import json
 import os
@@ -7,16 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from lm_eval.utils import simple_parse_args_string
 
 import taia_hub
 from taia_hub import evaluate
 from taia_hub.cli import main
-from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
-from taia_hub.evaluation import vllm_commands
+from taia_hub.errors import ConfigError, MissingDependencyError
 from taia_hub.evaluation.catalogue import check_names, load_tasks
 from taia_hub.evaluation.harness import check_batch_size
-from taia_hub.evaluation.vllm import _file_name
 from taia_hub.results import summarise
 
 TASK = """task: {name}
@@ -64,7 +61,6 @@ def items(path, count=4):
     return path
 
 
-# --- Tasks ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("names", [["own_*"], ["own_group", "own_a"], ["own_a", "own_a", "own_group"]])
 def test_a_task_that_is_asked_for_twice_is_evaluated_once(own, names):
     tasks, groups = load_tasks(names, include_path=[own])
@@ -101,7 +97,6 @@ def test_more_examples_than_there_are_are_refused(own, sampler, fewshot_split, t
         load_tasks(["own_a"], include_path=[own], num_fewshot=[there + 1])
 
 
-# --- Metrics -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("metric", ["acc", "acc_mutual_info"])
 def test_metrics_of_lm_eval_are_read(pico, tokenizer, own, metric):
     edit(own / "own_a.yaml", "metric: acc", f"metric: {metric}")
@@ -121,7 +116,6 @@ def test_a_first_metric_that_the_task_does_not_give_is_named(pico, tokenizer, ow
     assert not out.exists()
 
 
-# --- Batches and processes -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("size", [0, -1, "0", "-1", "foo", "", "8.0", 2.5, True, None, "auto:", "auto:0", "auto:x"])
 def test_what_is_no_batch_size_is_refused(pico, tokenizer, tmp_path, size):
     with pytest.raises(ConfigError, match="is no batch size") as caught:
@@ -169,74 +163,8 @@ def test_two_processes_say_so_and_end(pico, tokenizer, tmp_path):
     assert "ConfigError: The task 't' has 1 items, too few for 2 processes" in done.stderr
 
 
-# --- Commands for vLLM ---------------------------------------------------------------------------------------------
-def test_weighted_settings_give_plain_names(online):
-    setting = {"attention": 1, "ffn": 0.5}
-    comment, command = vllm_commands(online.taia, ["mmlu"], [setting])
-    words = command.split("--model_args ")[1].split(" ")[0]
-    args = simple_parse_args_string(words)
-
-    assert "'" not in command
-    assert "attention=1, ffn=0.5" in comment
-    assert args["lora_local_path"] == "./adapter-attention-1-ffn-0.5"
-    assert args["max_lora_rank"] == 8
-    assert args["pretrained"] == online.base
-    assert "--output_path results-attention-1-ffn-0.5" in command
-
-
-def test_two_settings_never_share_a_name():
-    assert _file_name("ffn=0.5", []) == "ffn-0.5"
-    assert _file_name("ffn@0.5", ["ffn-0.5"]) == "ffn-0.5-2"
-    assert _file_name("../*", []) == "mode"
-    assert len(_file_name("attention@0=1, " * 40, [])) <= 80
-
-
-def test_a_folder_with_a_comma_is_refused(pico, tmp_path):
-    folder = tmp_path / "a,b"
-    pico.taia("llama").save_pretrained(folder)
-    with pytest.raises(ConfigError, match="--model_args take no comma"):
-        vllm_commands(str(folder), ["mmlu"], ["all"])
-
-
-def test_words_are_quoted(online):
-    (command,) = vllm_commands(online.taia, ["mmlu"], ["none"], system_instruction="it's; rm", max_gen_toks=5)
-    assert """--system_instruction 'it'"'"'s; rm'""" in command
-    assert "--gen_kwargs max_gen_toks=5" in command
-
-
-@pytest.mark.parametrize(
-    ("tasks", "error", "message"),
-    [
-        ([], ConfigError, "No task was given"),
-        (["mmul"], ConfigError, "no task 'mmul'. Did you mean 'mmlu'"),
-        (["no_such_*"], ConfigError, "No task matches"),
-        (["missing.yaml"], RepositoryError, "no task file 'missing.yaml'"),
-    ],
-)
-def test_commands_for_no_task_are_refused(tasks, error, message):
-    with pytest.raises(error, match=message):
-        vllm_commands("no/model", tasks, ["none"])
-
-
 def test_names_need_lm_eval(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError):
         check_names(["mmlu"])
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["--backend", "vllm", "--task", "mmlu", "--prompts", "p.txt"],
-            "--prompts cannot be part of commands for vLLM",
-        ),
-        (["--backend", "vllm", "--task", "mmlu", "--include-path", "."], "--include-path cannot be part of"),
-        (["--task", "mmlu", "--batch-size", "many"], "batch_size='many' is no batch size"),
-    ],
-)
-def test_the_command_refuses_words_that_it_cannot_use(words, message, capsys):
-    with pytest.raises(SystemExit):
-        main(["eval", "org/model", *words])
-    assert message in capsys.readouterr().err

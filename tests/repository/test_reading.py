@@ -1,0 +1,153 @@
+"""What a repository and an adapter say of themselves: read strictly, and refused with what is allowed."""
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from taia_hub import TAIAForCausalLM
+from taia_hub.cli import main
+from taia_hub.errors import ConfigError, RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture(scope="module")
+def original(pico, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad") / "taia"
+    pico.taia("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "taia")
+
+
+def test_a_folder_without_a_configuration(tmp_path):
+    with pytest.raises(RepositoryError, match=r"holds neither a config\.json nor an adapter_config\.json") as caught:
+        TAIAForCausalLM.from_pretrained(tmp_path)
+    assert "PEFT adapter" in caught.value.hint
+
+
+def test_a_repository_without_a_configuration(online, repo_id):
+    online.api.create_repo(repo_id)
+    with pytest.raises(RepositoryError, match=r"holds neither a config\.json nor an adapter_config\.json"):
+        TAIAForCausalLM.from_pretrained(repo_id)
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json", "[]", "3", "null", '"taia"', "\x00"])
+def test_a_configuration_that_is_no_json_object(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json") as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert caught.value.hint
+
+
+def test_a_configuration_that_is_no_text(folder):
+    (folder / "config.json").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        TAIAForCausalLM.from_pretrained(folder)
+
+
+def test_a_repository_of_another_model(online, pico):
+    for name, model_type in [(online.base, "llama"), (str(pico.base("gpt2")), "gpt2")]:
+        with pytest.raises(ConfigError, match=f"no TAIA repository: .* model_type '{model_type}'") as caught:
+            TAIAForCausalLM.from_pretrained(name)
+        assert "from_adapter" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "match"),
+    [
+        ({"inference_modules": "atention"}, SettingError, "config.json.*'atention'. Did you mean 'attention'"),
+        ({"inference_modules": 3}, SettingError, "inference_modules of config.json"),
+        ({"inference_modules": [["ffn", "x"]]}, SettingError, "inference_modules of config.json"),
+        ({"inference_modules": [["ffn@7", 1]]}, SettingError, "'ffn@7' matches none"),
+        ({"base_model_name_or_path": 3}, ConfigError, "base_model_name_or_path is 3"),
+        ({"base_model_name_or_path": None}, ConfigError, "names no base model"),
+        ({"base_model_name_or_path": "./gone"}, RepositoryError, "base model './gone' is no folder here"),
+        ({"base_model_revision": ["x"]}, ConfigError, "base_model_revision is"),
+        ({"update": "adapter"}, ConfigError, "update is 'adapter'"),
+        ({"update": {"kind": "galore", "path": "galore"}}, ConfigError, "update.kind is 'galore'"),
+        ({"update": {"kind": "peft", "path": "../adapter"}}, ConfigError, "update.path is '../adapter'"),
+        ({"update": {"kind": "peft", "path": "elsewhere"}}, RepositoryError, "has no adapter_config"),
+        ({"update": {"kind": "peft", "path": "", "repo": "a/b", "revision": "main"}}, ConfigError, "commit sha"),
+        ({"model_type": "tiaa"}, ConfigError, "model_type 'tiaa'"),
+        ({"model_type": None}, ConfigError, "model_type None"),
+        ({"dtype": "float99"}, ConfigError, "holds a value that transformers cannot use.*float99"),
+    ],
+)
+def test_a_configuration_with_a_wrong_value(folder, values, kind, match):
+    edit(folder / "config.json", **values)
+    with pytest.raises(kind, match=match) as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"inference_modules": "atention"}, "Did you mean 'attention'"),
+        ({"update": {"kind": "peft", "path": "../adapter"}}, "update.path is '../adapter'"),
+        ({"base_model_name_or_path": 3}, "base_model_name_or_path is 3"),
+    ],
+)
+def test_the_auto_classes_say_the_same(folder, values, match):
+    edit(folder / "config.json", **values)
+    for auto in (AutoConfig, AutoModel, AutoModelForCausalLM):
+        with pytest.raises(TAIAError, match=match) as caught:
+            auto.from_pretrained(folder)
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"peft_type": "LORRA"}', '{"peft_type": 3}'])
+def test_an_adapter_configuration_that_is_none(folder, text):
+    (folder / "adapter" / "adapter_config.json").write_text(text)
+    with pytest.raises(TAIAError, match=r"adapter_config\.json") as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "values", [{"r": "four"}, {"r": -1}, {"target_modules": 3}, {"lora_alpha": None}, {"target_modules": "("}]
+)
+def test_an_adapter_configuration_with_a_wrong_value(folder, values):
+    edit(folder / "adapter" / "adapter_config.json", **values)
+    with pytest.raises(TAIAError) as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert caught.value.hint
+
+
+def test_a_plain_adapter_that_names_no_base(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=None)
+    with pytest.raises(ConfigError, match="names no base model") as caught:
+        TAIAForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert "from_adapter" in caught.value.hint
+
+
+def test_a_plain_adapter_on_a_base_that_is_gone(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="/gone/base")
+    with pytest.raises(RepositoryError, match="base model '/gone/base' is no folder here") as caught:
+        TAIAForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert "from_adapter" in caught.value.hint
+
+
+def test_a_prompt_learning_adapter_is_refused_with_the_reason(folder):
+    values = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(values))
+    with pytest.raises(UnsupportedUpdateError, match=r"PROMPT_TUNING .* updates no module"):
+        TAIAForCausalLM.from_pretrained(folder)
+
+
+def test_a_repository_without_a_base_says_so_in_info(saved, capsys):
+    config = saved / "config.json"
+    config.write_text(config.read_text().replace('"org/base"', "null"))
+    with pytest.raises(SystemExit):
+        main(["info", str(saved)])
+    assert "names no base model" in capsys.readouterr().err
