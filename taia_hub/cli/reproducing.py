@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from taia_hub.cli.shared import Json, Token, Trust, echo_json, parse_folder, parse_mode
+from taia_hub.cli.shared import Json, Token, Trust, echo_json, parse_folder, parse_mode, progress
 from taia_hub.errors import ConfigError
 
 
@@ -47,7 +46,7 @@ def reproduce(
     """Train a recipe of the paper, evaluate every mode, and set the paper's table beside ours."""
     from taia_hub.common.text_tables import aligned
     from taia_hub.reproducing.recipe import load_recipe
-    from taia_hub.training.recipes import recipe_names
+    from taia_hub.training.recipe import recipe_names
 
     if list_recipes:
         found = [load_recipe(name) for name in recipe_names()]
@@ -58,14 +57,12 @@ def reproduce(
         return
     if recipe is None:
         raise ConfigError("No recipe was named.", "Choose one of `taia reproduce --list`, or give a YAML file.")
-    from taia_hub.common.progress import ProgressBars
     from taia_hub.evaluation.harness import check_batch_size
     from taia_hub.reproducing import reproduce as start
 
     loaded = load_recipe(recipe)
     folder = parse_folder(out) if out is not None else Path(f"reproduction-{loaded.name}")
-    bars = ProgressBars()
-    try:
+    with progress(f"What was finished is in '{folder}'; the same command does the rest.") as bars:
         done = start(
             loaded,
             out=folder,
@@ -85,12 +82,6 @@ def reproduce(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    except KeyboardInterrupt:
-        bars.close()
-        typer.echo(f"What was finished is in '{folder}'; the same command does the rest.", err=True)
-        raise
-    finally:
-        bars.close()
     if as_json:
         echo_json(done.table.to_json())
         return
@@ -100,6 +91,8 @@ def reproduce(
 
 def _change(text: str) -> tuple[str, Any]:
     """Reads `FIELD=VALUE`; the value is YAML, so that numbers, true and mappings are what they look like."""
+    import yaml
+
     name, sign, value = text.partition("=")
     if not sign or not name.strip():
         raise ConfigError(f"--set '{text}' is no FIELD=VALUE.", "As in --set learning_rate=1e-3.")

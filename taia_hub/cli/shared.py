@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +115,23 @@ def read_sampling(temperature: float, **narrowing: float | None) -> dict[str, An
         name = next(iter(given)).replace("_", "-")
         raise ConfigError(f"--{name} has no meaning without sampling.", "Add a --temperature above 0.")
     return {"do_sample": False}
+
+
+@contextlib.contextmanager
+def progress(stopped: str = "", bars: Any = None) -> Iterator[Any]:
+    """Shows how far work is, on bars of its own or these; `stopped` says what stays where Ctrl-C ends it."""
+    from taia_hub.common.progress import ProgressBars
+
+    bars = bars or ProgressBars()
+    try:
+        yield bars
+    except KeyboardInterrupt:
+        bars.close()
+        if stopped:
+            typer.echo(stopped, err=True)
+        raise
+    finally:
+        bars.close()
 
 
 def echo_json(value: Any) -> None:

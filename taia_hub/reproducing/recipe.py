@@ -12,7 +12,7 @@ import yaml
 from taia_hub.errors import ConfigError, RepositoryError, closest
 from taia_hub.reproducing.paper import PaperTable, paper_tables
 from taia_hub.switch.settings import parse_setting
-from taia_hub.training.recipes import recipe_names, recipe_texts
+from taia_hub.training.recipe import RECIPES, recipe_names
 
 BROUGHT = ("data", "in_domain", "ood", "prompts")
 """What a user may have to bring."""
@@ -80,7 +80,7 @@ def load_recipe(name: str | Path) -> Recipe:
     """Reads a shipped recipe by its name, or one of the same form from a YAML file.
 
     Args:
-        name: One of `taia_hub.training.recipes.recipe_names()`, or the path of a file that ends in `.yaml` or
+        name: One of `taia_hub.training.recipe.recipe_names()`, or the path of a file that ends in `.yaml` or
             `.yml` and holds the fields of training and those of the paper together.
 
     Returns:
@@ -95,23 +95,24 @@ def load_recipe(name: str | Path) -> Recipe:
         16
     """
     if str(name).endswith((".yaml", ".yml")):
-        try:
-            return parse_recipe(_yaml(Path(name).read_text(encoding="utf-8"), str(name)), str(name))
-        except (OSError, UnicodeError) as error:
-            raise RepositoryError(f"The recipe '{name}' cannot be read: {error}.", "Check the path.") from error
+        return parse_recipe(_yaml(Path(name), str(name)), str(name))
     known = recipe_names()
     if str(name) not in known:
         raise ConfigError(
             f"There is no recipe '{name}'.{closest(str(name), known)}",
             f"Choose one of {', '.join(known)}, or give a YAML file of the same form.",
         )
-    training, paper = (_yaml(text, f"recipe {name}") for text in recipe_texts(str(name)))
-    return parse_recipe({**training, **paper}, f"recipe {name}")
+    where = f"recipe {name}"
+    return parse_recipe(
+        {**_yaml(RECIPES / f"{name}.yaml", where), **_yaml(RECIPES / f"paper/{name}.yaml", where)}, where
+    )
 
 
-def _yaml(text: str, where: str) -> Mapping[str, Any]:
+def _yaml(path: Path, where: str) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(text), where)
+        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), where)
+    except (OSError, UnicodeError) as error:
+        raise RepositoryError(f"The recipe '{path}' cannot be read: {error}.", "Check the path.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}.", "Mend the file.") from error
 

@@ -5,8 +5,21 @@ trained and `planning.py` what fits; `job.py` finds this out before weights are 
 `running.py` train, with checkpoints in `workspace.py`; `record.py` and `finishing.py` write down what was done.
 """
 
-from taia_hub.training.planning import Plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.running import Trained, plan_training, train
+
+if TYPE_CHECKING:
+    from taia_hub.training.planning import Plan
+    from taia_hub.training.running import Trained, plan_training, train
 
 __all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "train"]
+_HOMES = {"Plan": "planning", "Trained": "running", "plan_training": "running", "train": "running"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs torch when it is asked for: the command line reads the recipe's fields without it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

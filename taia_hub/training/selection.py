@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import Entry
-from taia_hub.training.recipe import TRAINED_ROLES, TrainingRecipe
+from taia_hub.training.fields import TRAINED_ROLES
+from taia_hub.training.recipe import TrainingRecipe
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 _MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}

@@ -24,7 +24,7 @@ from taia_hub.reproducing.state import RunFolder
 from taia_hub.reproducing.table import make_table
 from taia_hub.results import Results
 from taia_hub.training import TrainingRecipe
-from taia_hub.training.recipes import recipe_names
+from taia_hub.training.recipe import recipe_names
 
 MODES = ("none", "attention", "ffn", "all")
 CHOICES = ["the sea", "a tree", "the sun"]

@@ -5,7 +5,7 @@ import yaml
 
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.training import TrainingRecipe
-from taia_hub.training.recipes import recipe_names
+from taia_hub.training.recipe import recipe_names
 
 
 def test_the_defaults_are_those_of_the_paper():

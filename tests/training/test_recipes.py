@@ -13,7 +13,7 @@ from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing import load_recipe
 from taia_hub.reproducing.planning import list_differences, plan_runs
 from taia_hub.training import TrainingRecipe
-from taia_hub.training.recipes import recipe_names, recipe_texts
+from taia_hub.training.recipe import RECIPES, recipe_names
 
 NAMES = (
     *("data-scaling", "full", "lora", "lora-cot", "molora", "noisy-data"),
@@ -36,7 +36,7 @@ def brought(recipe, items):
 
 def test_every_recipe_of_the_paper_ships():
     assert recipe_names() == NAMES
-    files = resources.files("taia_hub.training.recipes")
+    files = resources.files("taia_hub.training") / "recipes"
     for name in NAMES:
         assert (files / f"{name}.yaml").is_file()
         assert (files / "paper" / f"{name}.yaml").is_file()
@@ -45,7 +45,7 @@ def test_every_recipe_of_the_paper_ships():
 def test_the_wheel_holds_every_recipe():
     root = Path(taia_hub.__file__).parents[1]
     found = {file.distribution_path for file in WheelBuilder(str(root)).recurse_included_files()}
-    wanted = {f"taia_hub/recipes/{folder}{name}.yaml" for name in NAMES for folder in ("", "paper/")}
+    wanted = {f"taia_hub/training/recipes/{folder}{name}.yaml" for name in NAMES for folder in ("", "paper/")}
     assert wanted <= found
 
 
@@ -235,5 +235,6 @@ def test_what_differs_from_the_paper_is_said(items):
 
 def test_the_two_files_of_a_recipe_share_no_key():
     for name in NAMES:
-        training, paper = (set(yaml.safe_load(text)) for text in recipe_texts(name))
+        files = (RECIPES / f"{name}.yaml", RECIPES / "paper" / f"{name}.yaml")
+        training, paper = (set(yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files)
         assert not training & paper
