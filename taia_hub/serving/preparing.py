@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
 import json
-import os
 import shlex
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from huggingface_hub import constants
 
 from taia_hub import hub
-from taia_hub.common.atomic import write_atomically
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Mark, digest, sole, whole_folder
 from taia_hub.engines import Engine, ServedMode
 from taia_hub.engines.gguf_lora import Base, read_base, write_gguf_lora
 from taia_hub.errors import ConfigError, RepositoryError
@@ -81,6 +78,12 @@ class Preparing:
         words += ["--revision", self.files.revision] if self.files.revision else []
         return shlex.join([*words, *(["--trust-remote-code"] if self.trust_remote_code else [])])
 
+    @contextlib.contextmanager
+    def sole(self) -> Iterator[None]:
+        """Waits until nobody else prepares files in the folder, and says of a disk what is wrong with it."""
+        with hub.disk_errors(self.folder), sole(self.folder / ".lock"):
+            yield
+
     @functools.cached_property
     def gguf_base(self) -> Base:
         """The header of the base's GGUF file, read once for all modes."""
@@ -88,28 +91,12 @@ class Preparing:
 
 
 def default_folder(files: UpdateFiles, name: str) -> Path:
-    """Returns where prepared files go by default: in the Hub's cache, a folder an update.
-
-    Args:
-        files: The update, and its base.
-        name: Name of the served model.
-
-    Returns:
-        The folder; it need not be there.
-    """
-    key = hashlib.sha256(json.dumps(_identity(files), sort_keys=True).encode()).hexdigest()[:12]
-    return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{key}"
+    """Returns where prepared files go by default: in the Hub's cache, a folder an update; it need not be there."""
+    return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{digest(_identity(files))[:12]}"
 
 
 def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
-    """Makes the files of a mode, or finds those that were made before from the same.
-
-    Args:
-        preparing: What they are made from, and where they go.
-        setting: The mode.
-
-    Returns:
-        The mode, ready to be served.
+    """Makes the files of a mode, or finds those that were made before from the same; the mode is ready to be served.
 
     Raises:
         TAIAError: If the mode cannot be exported or merged, or the folder cannot be written or holds other files.
@@ -118,32 +105,16 @@ def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
     if label == "none":
         return ServedMode(label, _link_base(preparing) if preparing.engine.needs == "merged" else None)
     target = preparing.place(label)
-    with hub.disk_errors(preparing.folder):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(preparing.folder / ".lock"):
-            made_from = {**_made_from(preparing), "setting": setting.published}
-            known = _read_marker(target)
-            if known is None or known["made_from"] != made_from or known.get("files") != _sizes(target):
-                if known is None and target.exists() and any(target.iterdir()):
-                    raise _foreign(target)
-                known = _make(preparing, setting, target, made_from)
+    mark = Mark(target / MARKER, {"made_from": {**_made_from(preparing), "setting": setting.published}})
+    with preparing.sole():
+        known = _read(mark)
+        if known.get("files") != _sizes(target) or not mark.fits():
+            if not known and target.exists() and any(target.iterdir()):
+                raise _foreign(target)
+            with whole_folder(mark) as (folder, known):
+                known |= {"rank": _write(preparing, setting, folder), "files": _sizes(folder)}
     path = target / GGUF_LORA if preparing.engine.needs == "gguf" else target
     return ServedMode(label, path.absolute(), known["rank"])
-
-
-def _make(preparing: Preparing, setting: Setting, target: Path, made_from: Mapping[str, Any]) -> dict[str, Any]:
-    # of a fixed name, so that an interrupted merge is continued
-    scratch = target.with_name(f".{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        rank = _write(preparing, setting, scratch)
-        marker = {"made_from": made_from, "rank": rank, "files": _sizes(scratch)}
-        write_atomically(scratch / MARKER, json.dumps(marker, indent=2) + "\n")
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return marker
 
 
 def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:
@@ -171,14 +142,13 @@ def _link_base(preparing: Preparing) -> Path:
     access = hub.HubAccess(token=preparing.token)
     folder = hub.fetch(base.name, _BASE, revision=base.revision, access=access, what="base model").folder.resolve()
     link = preparing.place("none")
-    with hub.disk_errors(preparing.folder):
+    with preparing.sole():
         link.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(preparing.folder / ".lock"):
-            if link.is_symlink():
-                link.unlink()
-            elif link.exists():
-                raise _foreign(link)
-            link.symlink_to(folder, target_is_directory=True)
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            raise _foreign(link)
+        link.symlink_to(folder, target_is_directory=True)
     return link.absolute()
 
 
@@ -203,7 +173,7 @@ def _identity(files: UpdateFiles) -> dict[str, Any]:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Returns the sizes of a mode's files, which tell one that was cut short or deleted since."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MARKER}
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("*")) if path.name != MARKER}
 
 
 def _stamp(path: Path) -> list[int]:
@@ -211,20 +181,18 @@ def _stamp(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _read_marker(folder: Path) -> dict[str, Any] | None:
-    path = folder / MARKER
-    if not path.is_file():
-        return None
+def _read(mark: Mark) -> dict[str, Any]:
     try:
-        values = hub.read_json(path)
+        known = mark.read()
+        damaged = mark.path.is_file() and not ("made_from" in known and isinstance(known.get("rank"), int))
     except ConfigError:
-        values = {}
-    if "made_from" not in values or not isinstance(values.get("rank"), int):
+        damaged = True
+    if damaged:
         raise RepositoryError(
-            f"'{path}', which says what '{folder}' was prepared from, is damaged.",
+            f"'{mark.path}', which says what '{mark.path.parent}' was prepared from, is damaged.",
             "Delete that folder, and it is prepared again; or name another one with --out.",
         )
-    return values
+    return known
 
 
 def _foreign(path: Path) -> RepositoryError:

@@ -316,7 +316,7 @@ def test_nothing_is_left_of_a_mode_that_fails(repository, tmp_path, monkeypatch)
     from taia_hub.serving import preparing
 
     def fail(*arguments, **keywords):
-        Path(arguments[1]).mkdir()
+        Path(arguments[1], "half").write_text("half")
         raise RepositoryError("no space", "free some")
 
     monkeypatch.setattr(preparing, "export_adapter", fail)
