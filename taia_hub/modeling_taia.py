@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
@@ -18,15 +18,16 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, UpdateMismatchError
+from taia_hub.hub.layout import PREFIX
 from taia_hub.model.constructors import Loading
 from taia_hub.model.outputs import Writing
-from taia_hub.repository.loading import Loaded
 from taia_hub.switch.keyword import with_setting
 from taia_hub.switch.switch import KeepSetting, Switch, SwitchStatus
-from taia_hub.updates import fusing
-from taia_hub.updates.attaching import Update
-from taia_hub.updates.fusing import FuseReport
-from taia_hub.updates.peft.adapter import PREFIX, PeftUpdate
+
+if TYPE_CHECKING:
+    from taia_hub.repository.loading import Loaded
+    from taia_hub.updates.attaching import Update
+    from taia_hub.updates.fusing import FuseReport
 
 
 class TAIAMixin(Loading, Writing, Rebuildable):
@@ -59,6 +60,8 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         Returns:
             The same model object, of a subclass of its base model's class.
         """
+        from taia_hub.updates.peft.adapter import PeftUpdate
+
         model: Any = loaded.model
         mixin = TAIAForCausalLM if cls._taia_head else TAIAModel
         model.taia_config = loaded.config
@@ -149,10 +152,14 @@ class TAIAMixin(Loading, Writing, Rebuildable):
             model.unfuse()
             ```
         """
+        from taia_hub.updates import fusing
+
         return fusing.fuse(self, inference_modules)
 
     def unfuse(self) -> None:
         """Puts the original weights back, bit for bit; a model that is not fused stays as it is."""
+        from taia_hub.updates import fusing
+
         fusing.unfuse(self)
 
     @contextlib.contextmanager
@@ -175,6 +182,8 @@ class TAIAMixin(Loading, Writing, Rebuildable):
                 model.generate(**inputs)
             ```
         """
+        from taia_hub.updates import fusing
+
         with fusing.fused(self, inference_modules):
             yield self
 

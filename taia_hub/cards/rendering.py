@@ -18,8 +18,8 @@ from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, Sp
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.common.shipped import shipped
-from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError, closest
+from taia_hub.hub.config import PAPER
 from taia_hub.results import summarise
 from taia_hub.switch.settings import MODES
 

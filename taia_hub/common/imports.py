@@ -1,9 +1,13 @@
-"""Optional dependencies: one way to import them, one error when they are missing."""
+"""Imports that need not or cannot happen at once: optional dependencies, and what to do once a module is there."""
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from types import ModuleType
+from typing import Any
 
 from taia_hub.errors import MissingDependencyError
 
@@ -33,3 +37,46 @@ def import_or_raise(module: str, extra: str, feature: str) -> ModuleType:
             f"{feature} needs the module '{e.name}', which is not installed.",
             hint=f'Install it with: pip install "taia-hub[{extra}]"',
         ) from e
+
+
+def when_imported(module: str, then: Callable[[], object]) -> None:
+    """Calls a function as soon as a module is imported: at once, where it is already.
+
+    So a library is told of this package without being imported for that alone.
+
+    Args:
+        module: The full name of the module.
+        then: What is called once, after the module has run; what it raises, the import raises.
+
+    Example:
+        >>> when_imported("json", lambda: print("here"))
+        here
+    """
+    if module in sys.modules:
+        then()
+    else:
+        sys.meta_path.insert(0, _Awaiting(module, then))
+
+
+class _Awaiting(MetaPathFinder):
+    """Finds the awaited module as the other finders do, and has it followed by a call."""
+
+    def __init__(self, module: str, then: Callable[[], object]) -> None:
+        self.module, self.then = module, then
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != self.module:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self.then()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from taia_hub import cards
-from taia_hub.configuration_taia import PAPER
 from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
+from taia_hub.hub.config import PAPER
 from taia_hub.repository.opening import OfflineUpdate
 from taia_hub.switch.settings import parse_setting
 

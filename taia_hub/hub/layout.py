@@ -34,6 +34,9 @@ class UpdateKind:
         return tuple(filter(None, (self.config, self.weights, self.shards)))
 
 
+PREFIX = "base_model.model."
+"""What the name of every tensor in PEFT's file begins with."""
+
 PEFT = UpdateKind("peft", "adapter", "adapter_config.json", "adapter_model.safetensors", noun="adapter")
 MOLORA = UpdateKind("molora", "molora", "molora_config.json", "molora_model.safetensors", noun="MoLoRA update")
 DENSE = UpdateKind(

@@ -17,7 +17,7 @@ from taia_hub.hub.layout import DENSE
 from taia_hub.merging.jobs import Change, Job, find_changes, gather
 from taia_hub.merging.module import check_mergeable
 from taia_hub.repository.opening import OfflineUpdate
-from taia_hub.roles.sublayers import ROLES
+from taia_hub.roles import ROLES
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.weights.checkpoint import DTYPES, Checkpoint, StoredTensor, read_headers
 

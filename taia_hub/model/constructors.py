@@ -7,18 +7,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.repository.loading import (
-    Loaded,
-    LoadOptions,
-    fetch_checkpoints,
-    load_adapter,
-    load_finetuned,
-    load_repository,
-)
-from taia_hub.updates.dense.compressing import Compress
+if TYPE_CHECKING:
+    from taia_hub.configuration_taia import TAIAConfig
+    from taia_hub.repository.loading import Loaded
+    from taia_hub.updates.dense.compressing import Compress
 
 
 class Loading:
@@ -66,6 +60,8 @@ class Loading:
             model.inference_modules = "all"
             ```
         """
+        from taia_hub.repository.loading import LoadOptions, load_repository
+
         options = LoadOptions.split(
             kwargs,
             head=cls._taia_head,
@@ -115,11 +111,11 @@ class Loading:
             model.push_to_hub("org/model-taia")
             ```
         """
+        from taia_hub.repository.loading import LoadOptions, load_adapter
+
         options = LoadOptions.split(
             kwargs,
             head=cls._taia_head,
-            inference_modules=None,
-            verify=True,
             is_trainable=is_trainable,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
@@ -170,14 +166,9 @@ class Loading:
             model = TAIAForCausalLM.from_finetuned("org/base", "org/base-instruct")
             ```
         """
-        options = LoadOptions.split(
-            kwargs,
-            head=cls._taia_head,
-            inference_modules=None,
-            verify=True,
-            is_trainable=False,
-            autocast_adapter_dtype=False,
-        )
+        from taia_hub.repository.loading import LoadOptions, fetch_checkpoints, load_finetuned
+
+        options = LoadOptions.split(kwargs, head=cls._taia_head, autocast_adapter_dtype=False)
         one, other = fetch_checkpoints(
             os.fspath(base), os.fspath(finetuned), base_revision, finetuned_revision, options.access
         )

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import CommitInfo
-
-from taia_hub import hub
-from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
-from taia_hub.exporting import ExportReport, export_adapter
-from taia_hub.merging import MergeReport, merge
-from taia_hub.repository import publishing
-from taia_hub.repository.loaded_update import files_of
+
+if TYPE_CHECKING:
+    import torch
+    from huggingface_hub import CommitInfo
+
+    from taia_hub.common.progress import Progress
+    from taia_hub.exporting import ExportReport
+    from taia_hub.merging import MergeReport
 
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
 
@@ -55,6 +54,8 @@ class Writing:
             raise TypeError(f"save_pretrained() got unexpected keyword arguments {sorted(kwargs)}")
         if not is_main_process:
             return
+        from taia_hub.repository import publishing
+
         publishing.save(self, Path(save_directory), state_dict=state_dict)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
@@ -92,6 +93,8 @@ class Writing:
             RepositoryError: If the base model is a local folder, or a request fails; the repository is then as it
                 was before.
         """
+        from taia_hub.repository import publishing
+
         return publishing.push(
             self,
             repo_id,
@@ -145,6 +148,10 @@ class Writing:
             PeftModel.from_pretrained(base, "./attention-lora")
             ```
         """
+        from taia_hub import hub
+        from taia_hub.exporting import export_adapter
+        from taia_hub.repository.loaded_update import files_of
+
         with files_of(self, hub.HubAccess(token=token)) as files:
             return export_adapter(
                 files,
@@ -194,6 +201,10 @@ class Writing:
             AutoModelForCausalLM.from_pretrained("./model-attention")
             ```
         """
+        from taia_hub import hub
+        from taia_hub.merging import merge
+        from taia_hub.repository.loaded_update import files_of
+
         with files_of(self, hub.HubAccess(token=token)) as files:
             return merge(
                 files,

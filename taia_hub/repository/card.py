@@ -30,7 +30,7 @@ from taia_hub.repository.side_files import (
     true_figures,
 )
 from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
-from taia_hub.roles.sublayers import ROLES
+from taia_hub.roles import ROLES
 from taia_hub.updates.molora.update import read_molora_config
 from taia_hub.updates.peft.adapter import read_config
 

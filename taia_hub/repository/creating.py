@@ -187,10 +187,6 @@ def _beside(out: Path | None) -> Path | None:
 
 def _skeleton_options(token: str | bool | None, trust_remote_code: bool) -> LoadOptions:
     return LoadOptions(
-        head=True,
-        inference_modules=None,
-        verify=True,
-        is_trainable=False,
         autocast_adapter_dtype=False,
         access=hub.HubAccess(token=token),
         base_keywords={"trust_remote_code": trust_remote_code},

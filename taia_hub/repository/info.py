@@ -18,7 +18,8 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.reading import base_name, read_taia_config
-from taia_hub.roles.sublayers import ROLES, find_sublayers
+from taia_hub.roles import ROLES
+from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
 from taia_hub.updates.peft.adapter import PREFIX
 

@@ -64,23 +64,23 @@ class LoadOptions:
     """How a model is loaded, whatever its source.
 
     Attributes:
+        access: How to reach the Hub.
+        base_keywords: Keywords for the base model's `from_pretrained`.
         head: Whether the model keeps its language-modelling head.
         inference_modules: The setting to begin with, or None for the published one (`"all"` where it is trained).
         verify: Whether the manifest is checked.
         is_trainable: Whether the update's parameters get gradients.
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
-        access: How to reach the Hub.
-        base_keywords: Keywords for the base model's `from_pretrained`.
         skeleton: Whether the base is built on the meta device, without weights: enough to check an update.
     """
 
-    head: bool
-    inference_modules: Any
-    verify: bool
-    is_trainable: bool
-    autocast_adapter_dtype: bool
     access: hub.HubAccess
     base_keywords: dict[str, Any]
+    head: bool = True
+    inference_modules: Any = None
+    verify: bool = True
+    is_trainable: bool = False
+    autocast_adapter_dtype: bool = True
     skeleton: bool = False
 
     @classmethod

@@ -2,7 +2,7 @@
 
 The answer is read from structure: several signs (class name without the model's own name, attribute name, shape of
 the children, arguments of `forward`) must agree before a module is placed. What structure leaves in doubt stands in
-`_sublayer_overrides.py`, or is reported as unplaced.
+`overrides.py`, or is reported as unplaced.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from taia_hub.errors import ConfigError, closest
+from taia_hub.roles import ROLES
 from taia_hub.roles.tree import Tree, place
-
-ROLES = ("attention", "ffn", "other")
 
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from taia_hub.errors import SettingError, closest
-from taia_hub.roles.sublayers import ROLES
+from taia_hub.roles import ROLES
 
 MODES: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention",),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from taia_hub.errors import SettingError
-from taia_hub.roles.sublayers import ROLES
+from taia_hub.roles import ROLES
 from taia_hub.switch.settings import Setting, parse_setting
 
 _CACHED_SETTINGS = 256
@@ -32,7 +32,7 @@ class Site:
 
     Attributes:
         path: Module path as in the head model, without PEFT's wrapper names.
-        role: One of `taia_hub.roles.sublayers.ROLES`.
+        role: One of `taia_hub.roles.ROLES`.
         layer: Index of the layer that the module is in, or None outside the layers.
         method: Name of the tuner layer's class, as in `"Linear"` or `"LoHa Linear"`.
         parameters: Number of parameters of the update.
@@ -153,7 +153,7 @@ class SwitchStatus:
 
     Attributes:
         inference_modules: The setting in force, in the form that users write.
-        roles: Role to its status, for each of `taia_hub.roles.sublayers.ROLES`.
+        roles: Role to its status, for each of `taia_hub.roles.ROLES`.
         methods: Class name of the tuner layers to the number of modules.
         unplaced: Paths of modules whose role could not be told from the structure; they count as `other`.
         fused: The setting whose updates are folded into the weights, so that no other can act; None when none are.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from taia_hub.errors import SettingError, TAIAError
-from taia_hub.roles.sublayers import ROLES
+from taia_hub.roles import ROLES
 from taia_hub.switch.settings import MODES, Setting, parse_published, parse_setting
 
 

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError, closest
 from taia_hub.hub.layout import PEFT
-from taia_hub.roles.sublayers import ROLES, find_sublayers
+from taia_hub.roles import ROLES
+from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense.difference import Difference, open_difference
 from taia_hub.updates.peft.strict import PREFIX
 from taia_hub.weights.checkpoint import Group

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 from taia_hub.hub.layout import DENSE
-from taia_hub.roles.sublayers import ROLES, find_sublayers
+from taia_hub.roles import ROLES
+from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense.config import VERSION, dense_groups, read_dense_config
 from taia_hub.weights.checkpoint import Checkpoint, Group, StoredTensor, open_checkpoint
 from taia_hub.weights.shards import SHARD_BYTES, Shard, same_values, write_shards
@@ -70,7 +71,7 @@ class DenseReport:
     """What full fine-tuning changed, and what was written.
 
     Attributes:
-        roles: Role to what was done to it, for each of `taia_hub.roles.sublayers.ROLES`.
+        roles: Role to what was done to it, for each of `taia_hub.roles.ROLES`.
         shards: Names of the files with the tuned tensors.
         notes: What to know of the two checkpoints: other vocabularies, dtypes, names or tying.
         unplaced: Paths of modules whose role could not be told; they count as `other`.

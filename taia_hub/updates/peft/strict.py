@@ -13,10 +13,9 @@ from safetensors import safe_open
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.hub.layout import PEFT
+from taia_hub.hub.layout import PEFT, PREFIX
 
 ADAPTER = "default"
-PREFIX = "base_model.model."
 CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
 
 WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
