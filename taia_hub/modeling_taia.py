@@ -26,7 +26,6 @@ from taia_hub.switch.switch import KeepSetting, Switch, SwitchStatus
 
 if TYPE_CHECKING:
     from taia_hub.repository.loading import Loaded
-    from taia_hub.updates.attaching import Update
     from taia_hub.updates.fusing import FuseReport
 
 
@@ -38,7 +37,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
     taia_config: TAIAConfig
     # ^ what config.json publishes; `config` is the base model's own
     _taia_switch: Switch
-    _taia_update: Update
+    _taia_update: Any  # an Update: transformers evaluates the annotations of classes, and would have it imported
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
