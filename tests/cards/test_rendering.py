@@ -13,8 +13,8 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from taia_hub import cards
 from taia_hub.cards import rendering, snippets, tables
-from taia_hub.configuration_taia import PAPER
 from taia_hub.errors import ConfigError
+from taia_hub.hub.config import PAPER
 from taia_hub.results import Results, summarise
 from taia_hub.switch.settings import MODES, parse_setting
 from tests.card_samples import (
