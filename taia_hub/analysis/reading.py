@@ -22,6 +22,7 @@ from taia_hub.switch.switch import Site
 from taia_hub.updates import weightless
 from taia_hub.updates.peft.adapter import ADAPTER, attach_switch
 from taia_hub.updates.peft.methods import ADDITIVE
+from taia_hub.weights import skeleton as structure
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def skeleton(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool
         RepositoryError: If the base model's configuration cannot be read.
     """
     features_only = files.config.task_type == TaskType.FEATURE_EXTRACTION
-    return weightless.skeleton(files.base, access, trust_remote_code, features_only=features_only)
+    return structure.skeleton(files.base, access, trust_remote_code, features_only=features_only)
 
 
 def adapted_layers(files: AdapterFiles, access: hub.HubAccess, trust_remote_code: bool = False) -> AdaptedLayers:

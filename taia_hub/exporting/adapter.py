@@ -50,8 +50,8 @@ from taia_hub.repository.update_files import UpdateFiles
 from taia_hub.switch.settings import Setting, parse_setting
 from taia_hub.updates.peft.plain_lora import LeanLora
 from taia_hub.updates.peft.strict import ADAPTER
-from taia_hub.updates.weightless import skeleton
 from taia_hub.weights.checkpoint import StoredTensor, read_header
+from taia_hub.weights.skeleton import skeleton
 
 
 def export_adapter(

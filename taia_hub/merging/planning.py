@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from taia_hub.errors import ConfigError, SettingError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE
@@ -20,6 +19,7 @@ from taia_hub.repository.opening import OfflineUpdate
 from taia_hub.roles import ROLES
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.weights.checkpoint import DTYPES, Checkpoint, StoredTensor, read_headers
+from taia_hub.weights.skeleton import build
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,7 @@ def _check_untied(checkpoint: Checkpoint, names: Sequence[str], trust_remote_cod
     config = copy.deepcopy(checkpoint.config)
     for one in {id(one): one for one in (config, config.get_text_config())}.values():
         one.tie_word_embeddings = False
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model = build(config, trust_remote_code)
     still = set(names) & set(getattr(model, "all_tied_weights_keys", None) or {})
     if still:
         raise UnsupportedUpdateError(

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
@@ -22,6 +20,7 @@ from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
 from taia_hub.updates.peft.adapter import PREFIX
+from taia_hub.weights.skeleton import skeleton
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,10 @@ def repository_info(
         raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
     config = read_taia_config(source.folder / hub.CONFIG, name)
     base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
-    base_config = AutoConfig.from_pretrained(
-        base.name, revision=base.revision, token=token, trust_remote_code=trust_remote_code
-    )
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(base_config, trust_remote_code=trust_remote_code)
-    placed = find_sublayers(skeleton)
+    model = skeleton(base, access, trust_remote_code)
+    placed = find_sublayers(model)
     location, method, tensors = _read_update(source, config, access)
-    paths = dict(skeleton.named_modules())
+    paths = dict(model.named_modules())
     modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
     for key, (_, count, size) in tensors.items():
         path = _module_of(key, paths)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import TaskType
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
@@ -33,6 +32,7 @@ from taia_hub.updates.dense.compressing import Compress, CompressionReport, comp
 from taia_hub.updates.dense.compressing import compress as compress_difference
 from taia_hub.updates.dense.update import DEFAULT_SETTING, DenseReport, write_dense
 from taia_hub.updates.peft.adapter import read_config
+from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -299,11 +299,16 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
             "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
             "Load it with `TAIAModel` or `AutoModel`.",
         )
-    hub_keywords = {key: getattr(options.access, key) for key in _HUB_KEYWORDS}
+    hub_keywords = {"revision": base.revision, **{key: getattr(options.access, key) for key in _HUB_KEYWORDS}}
     keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
     auto = AutoModel if features_only else AutoModelForCausalLM
     with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        model = (_skeleton if options.skeleton else auto.from_pretrained)(base.name, revision=base.revision, **keywords)
+        if options.skeleton:
+            model: PreTrainedModel = skeleton(base, options.access, keywords.get("trust_remote_code", False))
+            with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
+                model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
+        else:
+            model = auto.from_pretrained(base.name, **keywords)
     if hasattr(model, "taia_config"):
         raise UnsupportedUpdateError(
             f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
@@ -340,14 +345,3 @@ def _backbone(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     raise UnsupportedUpdateError(
         f"{type(model).__name__} has no backbone that stands alone.", "Load it with `TAIAForCausalLM`."
     )
-
-
-def _skeleton(name: str, **keywords: Any) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(name, **keywords)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=keywords.get("trust_remote_code", False)
-        )
-    with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
-        model.generation_config = GenerationConfig.from_pretrained(name, **keywords)
-    return model

@@ -19,8 +19,9 @@ from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
-from taia_hub.updates.weightless import Attached, Entry, attach_offline, skeleton
+from taia_hub.updates.weightless import Attached, Entry, attach_offline
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
+from taia_hub.weights.skeleton import skeleton
 
 
 @dataclass(frozen=True)

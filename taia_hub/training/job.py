@@ -17,6 +17,7 @@ from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import Selection, select, trained_parameters
 from taia_hub.training.trainer import check_trackers
 from taia_hub.training.workspace import fingerprint
+from taia_hub.weights.skeleton import skeleton
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,15 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
         )
     data = prepare_data(recipe, token=token, progress=progress if process_rank() == 0 else None)
     tokenizer = modelling.load_tokenizer(base, recipe, token)
-    skeleton = modelling.build_skeleton(base, recipe, token)
+    model = skeleton(base, hub.HubAccess(token=token), recipe.trust_remote_code)
     return Job(
         recipe=recipe,
         base=base,
         data=data,
         tokenizer=tokenizer,
-        config=skeleton.config,
-        selection=select(skeleton, recipe),
-        parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        config=model.config,
+        selection=select(model, recipe),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         fingerprint=fingerprint(recipe, base, data.datasets),
         token=token,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
@@ -48,41 +48,6 @@ def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, token: str | bool |
             f"The tokenizer of the base model '{base.name}' cannot be loaded: {' '.join(str(error).split())[:300]}",
             "Save one into the base model's folder or repository: tokenizer.save_pretrained(...).",
         ) from error
-
-
-def build_skeleton(base: hub.Source, recipe: TrainingRecipe, token: str | bool | None) -> Any:
-    """Builds the base model without weights, to choose what is trained before gigabytes are read.
-
-    Args:
-        base: The resolved base model.
-        recipe: The recipe.
-        token: Access token.
-
-    Returns:
-        The model, on the meta device.
-
-    Raises:
-        RepositoryError: If its configuration is missing or no language model's.
-        UnsupportedUpdateError: If the base is a TAIA repository.
-    """
-    keywords = {"revision": base.revision, "token": token, "trust_remote_code": recipe.trust_remote_code}
-    with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        try:
-            config = AutoConfig.from_pretrained(base.name, **keywords)
-            if config.model_type == "taia":
-                raise UnsupportedUpdateError(
-                    f"The base model '{base.name}' is itself a TAIA repository.",
-                    "Merge it first, and name the merged model.",
-                )
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.trust_remote_code)
-        except UnsupportedUpdateError:
-            raise
-        except ValueError as error:
-            raise RepositoryError(
-                f"'{base.name}' is no language model that transformers knows: {' '.join(str(error).split())[:300]}",
-                "Give the Hub id or folder of one; --trust-remote-code lets its own code run.",
-            ) from error
 
 
 def build_model(

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from peft import PeftModel, PeftType
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from taia_hub import hub
 from taia_hub.hub.layout import PEFT, UpdateKind
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site, Switch
@@ -42,33 +41,6 @@ class Attached:
     switch: Switch
     layers: tuple[Entry, ...]
     streamed: bool
-
-
-def skeleton(
-    base: hub.Source, access: hub.HubAccess, trust_remote_code: bool = False, *, features_only: bool = False
-) -> PreTrainedModel:
-    """Builds a base model on the meta device, without weights.
-
-    Args:
-        base: The base model.
-        access: How to reach the Hub.
-        trust_remote_code: Whether the base model's own code may run.
-        features_only: Whether it is built without its head.
-
-    Returns:
-        The base model.
-
-    Raises:
-        RepositoryError: If the base model's configuration cannot be read.
-    """
-    auto = AutoModel if features_only else AutoModelForCausalLM
-    with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        config = AutoConfig.from_pretrained(
-            base.name, revision=base.revision, token=access.token, trust_remote_code=trust_remote_code
-        )
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
-    return model
 
 
 def attach_offline(

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.weights.skeleton import skeleton
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of weights that are read, by safetensors' names; any other one is a quantised form."""
 
@@ -168,7 +170,7 @@ def open_checkpoint(folder: Path, *, what: str, trust_remote_code: bool = False)
             "Name a model in float32, bfloat16 or float16.",
         )
     tensors = read_headers(folder, what)
-    model = _skeleton(folder, what, trust_remote_code)
+    model = skeleton(hub.Source(str(folder), folder, None), hub.HubAccess(), trust_remote_code, what=what)
     groups, unused = group_tensors(model, tensors)
     found = {name: group for group in groups for name in group.shapes}
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -365,19 +367,6 @@ def _convert(
     joined.collected_tensors.update(pieces)
     made: dict[str, Any] = joined.convert(name, model=model, config=model.config)
     return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
-
-
-def _skeleton(folder: Path, what: str, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        with hub.hub_errors(str(folder), what=what), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"The {what} '{folder}' is no causal language model that transformers can build: {error}",
-            "Check its config.json, or allow its own code with trust_remote_code=True.",
-        ) from error
-    return model
 
 
 def _tie(model: PreTrainedModel, found: dict[str, Group]) -> None:

@@ -30,8 +30,8 @@ from taia_hub.exporting.verification import check_loads
 from taia_hub.repository.side_files import card_tags
 from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
-from taia_hub.updates.weightless import skeleton
 from taia_hub.weights import shards as dense_files
+from taia_hub.weights.skeleton import skeleton
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]

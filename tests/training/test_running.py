@@ -39,7 +39,7 @@ from taia_hub.training import TrainingRecipe, plan_training, train
 from taia_hub.training.data import prepare_data
 from taia_hub.training.encoding import IGNORED_LABEL, Encoder
 from taia_hub.training.job import prepare_job
-from taia_hub.training.modelling import build_skeleton, check_sharding
+from taia_hub.training.modelling import check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
 from taia_hub.training.telling import TrainingBars
 from taia_hub.training.trainer import check_trackers
@@ -628,9 +628,10 @@ def test_bfloat16_computes_in_bfloat16(recipe, tmp_path):
 # --- What is trained ----------------------------------------------------------------------------------------------
 def skeleton(pico, name):
     from taia_hub import hub
+    from taia_hub.weights.skeleton import skeleton
 
     folder = pico.base(name)
-    return build_skeleton(hub.Source(str(folder), folder, None), TrainingRecipe(), None)
+    return skeleton(hub.Source(str(folder), folder, None), hub.HubAccess())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "mixtral", "qwen2_moe", "jamba", "qwen3_next"])

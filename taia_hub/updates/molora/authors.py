@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.molora.files import write_molora
 from taia_hub.updates.molora.update import MoLoraDescription, MoLoraSettings, attach_molora
 from taia_hub.updates.peft.strict import CONFIG_NAME, PREFIX, WEIGHTS_NAME, read_config
+from taia_hub.weights.skeleton import skeleton
 
 AUTHORS_EXPERTS = "non_lora_trainables.bin"
 _PICKLED = "adapter_model.bin"
@@ -210,12 +211,8 @@ def _check_fit(
     token: str | bool | None,
 ) -> None:
     """Attaches the update to a base without weights, which is as strict as a load."""
-    try:
-        config = AutoConfig.from_pretrained(base, revision=revision, token=token)
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"The base model '{base}' cannot be read: {error}", "Check its name.") from error
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
+    access = hub.HubAccess(token=token)
+    model = skeleton(hub.resolve_base(base, revision, access), access)
     with tempfile.TemporaryDirectory() as scratch:
         write_molora(description, tensors, Path(scratch))
-        attach_molora(skeleton, Path(scratch), roles=find_sublayers(skeleton).roles)
+        attach_molora(model, Path(scratch), roles=find_sublayers(model).roles)

@@ -768,7 +768,7 @@ class TestAuthors:
             with pytest.raises(error):
                 convert_authors(authors, tmp_path / "out", base)
         (authors / "config.json").write_text(json.dumps(config))
-        with pytest.raises(RepositoryError, match="cannot be read"):
+        with pytest.raises(RepositoryError, match="no-base' is no folder here"):
             convert_authors(authors, tmp_path / "out", str(tmp_path / "no-base"))
         with pytest.raises(UpdateMismatchError):
             convert_authors(authors, tmp_path / "out", str(pico.base("opt")))
