@@ -561,7 +561,7 @@ def test_steps_loss_and_schedule_are_those_of_a_plain_loop(recipe, tmp_path, pic
 
 # --- Batches ----------------------------------------------------------------------------------------------------
 def test_the_batch_is_the_same_however_it_is_divided(recipe, tmp_path):
-    one = recipe.replace(dropout=0.0, max_steps=3)
+    one = recipe.replace(dropout=0.0, dtype="float32", max_steps=3)
     train(one.replace(micro_batch_size=8), out=tmp_path / "whole")
     train(one.replace(micro_batch_size=2), out=tmp_path / "parts")
 
@@ -600,7 +600,7 @@ def test_when_one_item_is_too_much_the_error_says_what_to_do(recipe, tmp_path, m
 
 
 def test_packed_items_do_not_see_each_other(recipe, tmp_path):
-    one = recipe.replace(dropout=0.0, epochs=1, scheduler="constant", warmup_ratio=0)
+    one = recipe.replace(dropout=0.0, dtype="float32", epochs=1, scheduler="constant", warmup_ratio=0)
     apart = train(one.replace(batch_size=40, micro_batch_size=40), out=tmp_path / "apart")
     packed = train(one.replace(packing=True, max_length=2000, batch_size=1), out=tmp_path / "packed")
 
@@ -740,7 +740,9 @@ def test_accelerate_reads_the_configurations(name):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(recipe, tmp_path):
-    one = recipe.replace(dropout=0.0, micro_batch_size=2, epochs=1.93)  # 77 items: the last step is not whole
+    one = recipe.replace(
+        dropout=0.0, dtype="float32", micro_batch_size=2, epochs=1.93
+    )  # 77 items: the last step is not whole
     (tmp_path / "recipe.yaml").write_text(one.to_yaml())
     train(one.replace(micro_batch_size=4), out=tmp_path / "one")
     root = str(Path(taia_hub.__file__).parents[1])
