@@ -1,4 +1,38 @@
-"""TAIA for the Hugging Face Hub: train all parameters, infer with only the attention updates (arXiv 2405.20192)."""
+"""TAIA for the Hugging Face Hub: train all parameters, infer with only the attention updates (arXiv 2405.20192).
+
+How this is built. Three rules: imports point down this list (a test holds it against the source), values go out
+(frozen, made once, handed on), and what comes in is checked where it comes in. A room's own docstring says what comes
+in and what goes out; what is public stands in the README or in a room's `__all__`.
+
+    cli                 the command line: parse, call, print
+    demo                a small fine-tune shown whole, in minutes
+    reproducing         a row of the paper: trained, evaluated, laid beside the paper's numbers
+    page                the comparison of modes as a Gradio page
+    space               a Space on the Hub that shows that page
+    serving             the modes of a repository behind an engine: files, commands, start
+    training            from a recipe to a repository, by TRL, PEFT and accelerate
+    evaluation          lm-evaluation-harness on one loaded model under every mode
+    compare             one prompt, an answer by each mode
+    analysis            norms, ranks and hidden states of an update
+    modeling_taia       `TAIAModel` and `TAIAForCausalLM`: a base model of any class, with a switch
+    model               where a model comes from, and what it turns into
+    exporting           a mode as a plain LoRA
+    merging             a mode as a plain checkpoint, shard by shard
+    repository          a TAIA repository: opened, loaded, made, described, published
+    local_hub           a Hub in a folder
+    cards               model cards: values in, text out
+    engines             what vLLM, SGLang, llama.cpp, transformers and others take
+    updates             the kinds of update (peft, molora, dense), each put on a model under the switch
+    weights             checkpoints as files, and a base's structure without its weights
+    results             result files, paired statistics
+    configuration_taia  `TAIAConfig`: config.json as a configuration of transformers
+    hub                 the Hub: layout and strict reading of a repository, publishing in one commit
+    switch              the grammar of a setting, and which updates act now
+    roles               which module is attention, which is feed-forward
+    common              what knows nothing of TAIA: whole files, resuming, progress, tables
+    errors              what came, what is allowed, what to do next
+    _version            the version
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
