@@ -98,25 +98,6 @@ def sublayer_roles(model: nn.Module) -> dict[str, str]:
     return find_sublayers(model).roles
 
 
-def unplaced_modules(model: nn.Module) -> tuple[str, ...]:
-    """Gives the paths whose role is `"other"` only because structure left a doubt.
-
-    Args:
-        model: As for `sublayer_roles`.
-
-    Returns:
-        Module paths in the order of `model.named_modules()`; empty where every module has its place.
-
-    Raises:
-        ConfigError: If a registered pattern matches no module of the model.
-
-    Example:
-        >>> unplaced_modules(nn.Sequential(nn.Linear(4, 4)))
-        ('0',)
-    """
-    return find_sublayers(model).unplaced
-
-
 def find_sublayers(model: nn.Module) -> SublayerRoles:
     """Places every module that owns parameters, and tells which ones could not be placed.
 

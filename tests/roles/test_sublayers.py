@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from taia_hub.errors import ConfigError
 from taia_hub.roles import sublayers
 from taia_hub.roles.overrides import OVERRIDES
-from taia_hub.roles.sublayers import find_sublayers, register_roles, sublayer_roles, unplaced_modules
+from taia_hub.roles.sublayers import find_sublayers, register_roles, sublayer_roles
 from tests import make_role_table
 
 ROWS = [tuple(line.split("\t")) for line in make_role_table.TABLE.read_text().splitlines()[1:]]
@@ -342,7 +342,7 @@ def registry(monkeypatch):
 
 def test_what_cannot_be_placed_is_other_and_reported():
     model = MysteryModel()
-    assert unplaced_modules(model) == tuple(f"layers.{i}.mystery.{name}" for i in (0, 1) for name in "ab")
+    assert find_sublayers(model).unplaced == tuple(f"layers.{i}.mystery.{name}" for i in (0, 1) for name in "ab")
     roles = sublayer_roles(model)
     assert roles["layers.0.mystery.a"] == "other"
     assert roles["layers.0.mlp.0"] == "ffn"
@@ -358,7 +358,7 @@ def test_one_weight_for_attention_and_mlp_is_not_placed():
             return x
 
     model = nn.ModuleDict({"layers": nn.ModuleList([Block()])})
-    assert unplaced_modules(model) == ("layers.0.qkv_mlp", "layers.0.out_proj")
+    assert find_sublayers(model).unplaced == ("layers.0.qkv_mlp", "layers.0.out_proj")
 
 
 @pytest.mark.parametrize("key", ["mystery", MysteryModel])
@@ -375,7 +375,7 @@ def test_registered_roles_win(registry, key):
 def test_an_empty_registration_removes_one(registry):
     register_roles("mystery", {"layers.*.mystery": "attention"})
     register_roles("mystery", {})
-    assert unplaced_modules(MysteryModel())
+    assert find_sublayers(MysteryModel()).unplaced
 
 
 def test_a_registration_is_checked(registry):
