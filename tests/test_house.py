@@ -73,4 +73,3 @@ def test_a_room_imports_only_what_stands_below_it(name):
 
 def test_there_is_no_circle():
     tuple(TopologicalSorter(IMPORTS).static_order())  # raises CycleError, which names it
-
