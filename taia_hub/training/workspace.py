@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from taia_hub import hub
-from taia_hub.common.atomic import write_atomically
+from taia_hub.common.resuming import Mark, differences, digest, sole
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.repository.side_files import TRAINING_FILE
@@ -40,10 +38,7 @@ _FREE = (
 
 
 def base_files(folder: Path) -> dict[str, list[int]]:
-    """Describes a base model in a folder, to notice when it changes; nothing is read.
-
-    Args:
-        folder: Its folder; one that is not there holds nothing.
+    """Describes a base model in a folder, to notice when it changes; nothing is read, and what is not there is empty.
 
     Returns:
         Name of each file that training reads to its size in bytes and its time of change in ns.
@@ -58,15 +53,9 @@ def base_files(folder: Path) -> dict[str, list[int]]:
 
 
 def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> str:
-    """Returns a hash of everything that the trained weights depend on.
+    """Returns a hash of everything that the trained weights depend on, as 64 hex digits.
 
-    Args:
-        recipe: The recipe.
-        base: The resolved base model; a folder counts by the sizes and times of its files.
-        datasets: The data, with their hashes.
-
-    Returns:
-        64 hex digits.
+    A base in a folder counts by the sizes and times of its files, the data by their own hashes.
     """
     fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
     contents = {
@@ -76,7 +65,7 @@ def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mappin
         # data sets of the Hub have no hash: a commit, which fixes them
         "data": [[one.get("sha256") or [one["name"], one.get("revision")], one.get("items")] for one in datasets],
     }
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return digest(contents)
 
 
 @dataclass(frozen=True)
@@ -122,22 +111,21 @@ class Workspace:
         is_this = record.get("fingerprint") == self.fingerprint and record.get("adapter_sha256") in weights
         return record if is_this else None
 
-    def refuse_another(self, recipe: TrainingRecipe) -> None:
-        """Refuses a folder in which another run was begun or finished.
+    @property
+    def _mark(self) -> Mark:
+        return Mark(self.folder / STATE, {"fingerprint": self.fingerprint})
 
-        Args:
-            recipe: The recipe of this run, to say what differs.
+    def refuse_another(self, recipe: TrainingRecipe) -> None:
+        """Refuses a folder in which another run was begun or finished, and says in what the recipes differ.
 
         Raises:
             ConfigError: If the folder is another run's.
         """
-        if (self.folder / STATE).is_file():
-            state = hub.read_json(self.folder / STATE)
-            if state.get("fingerprint") == self.fingerprint:
+        if state := self._mark.read():
+            if self._mark.fits():
                 return
-            now, before = recipe.to_mapping(), state.get("recipe", {})
-            differs = [name for name in now if name not in _FREE and now[name] != before.get(name)]
-            what = ", ".join(f"{name} {before.get(name)!r} instead of {now[name]!r}" for name in differs)
+            found = differences(state.get("recipe", {}), recipe.to_mapping()).items()
+            what = ", ".join(f"{name} {was!r} instead of {now!r}" for name, (was, now) in found if name not in _FREE)
             raise ConfigError(
                 f"'{self.out}' holds a training that was begun with {what or 'other data or another base model'}.",
                 "Give that recipe to go on, --restart to begin anew, or another folder.",
@@ -150,37 +138,24 @@ class Workspace:
 
     def state(self) -> dict[str, Any]:
         """Returns what was written down when the run was begun; empty where it was not."""
-        path = self.folder / STATE
-        return hub.read_json(path) if path.is_file() else {}
+        return self._mark.read()
 
     def begin(self, recipe: TrainingRecipe, **facts: Any) -> None:
-        """Writes down what the run is.
-
-        Args:
-            recipe: Its recipe.
-            **facts: More to remember, as JSON values.
-        """
-        state = {"fingerprint": self.fingerprint, "recipe": recipe.to_mapping(), **facts}
-        write_atomically(self.folder / STATE, json.dumps(state, indent=2) + "\n")
+        """Writes down what the run is, with more facts as JSON values."""
+        self._mark.write(recipe=recipe.to_mapping(), **facts)
 
     def latest(self) -> Checkpoint | None:
         """Returns the newest whole checkpoint, or None."""
         found = []
         for path in self.folder.glob("checkpoint-*"):
             match = _CHECKPOINT.fullmatch(path.name)
-            if match and (path / MARK).is_file():
-                found.append(Checkpoint(path, int(match[1]), float(hub.read_json(path / MARK)["seconds"])))
+            if match and (whole := Mark(path / MARK, {}).read()):
+                found.append(Checkpoint(path, int(match[1]), float(whole["seconds"])))
         return max(found, key=lambda one: one.step, default=None)
 
     def mark(self, step: int, seconds: float) -> None:
-        """Says that a checkpoint is whole.
-
-        Args:
-            step: Its optimizer step.
-            seconds: Training time until it.
-        """
-        path = self.folder / f"checkpoint-{step}" / MARK
-        write_atomically(path, json.dumps({"seconds": seconds}) + "\n")
+        """Says that the checkpoint of an optimizer step is whole, after so much training time."""
+        Mark(self.folder / f"checkpoint-{step}" / MARK, {}).write(seconds=seconds)
 
     def drop_halves(self) -> None:
         """Deletes checkpoints that a kill or a full disk left unfinished."""
@@ -189,14 +164,7 @@ class Workspace:
                 shutil.rmtree(path)
 
     def micro_batch_size(self, recipe: TrainingRecipe) -> int | None:
-        """Returns the items of a forward pass of an earlier part, unless the recipe was given others since.
-
-        Args:
-            recipe: The recipe of this part.
-
-        Returns:
-            Their number, or None where there was no earlier part.
-        """
+        """Returns the items of a forward pass of an earlier part, if any, unless the recipe was given others since."""
         state = self.state()
         asked = state.get("recipe", {}).get("micro_batch_size")
         return recipe.micro_batch_size if recipe.micro_batch_size not in (None, asked) else state.get("micro")
@@ -216,33 +184,19 @@ class Workspace:
 
 @contextlib.contextmanager
 def sole_run(out: Path) -> Iterator[None]:
-    """Keeps a second run out of a folder as long as the block goes on; the lock ends with the process.
-
-    Args:
-        out: The resolved folder of the repository.
-
-    Yields:
-        Nothing.
+    """Keeps a second run out of a resolved folder as long as the block goes on; the lock ends with the process.
 
     Raises:
         ConfigError: If another process of this machine trains into the folder.
     """
-    locks = Path(constants.HF_HOME) / "taia-locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(locks / f"{hashlib.sha256(os.fsencode(out)).hexdigest()[:32]}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ConfigError(
-            f"Another run is training into '{out}' now.", "Wait for it, or give another folder."
-        ) from error
+    name = hashlib.sha256(os.fsencode(out)).hexdigest()[:32]
+    busy = ConfigError(f"Another run is training into '{out}' now.", "Wait for it, or give another folder.")
+    with sole(Path(constants.HF_HOME) / "taia-locks" / f"{name}.lock", busy):
+        yield
 
 
 def check_out(out: Path) -> None:
     """Refuses a folder that holds something else than a TAIA repository or a begun training.
-
-    Args:
-        out: Where the repository shall be.
 
     Raises:
         RepositoryError: If it is a file, holds other files, or is a mount or in a folder that cannot be written.
