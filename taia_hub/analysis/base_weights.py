@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -92,7 +92,7 @@ class BaseWeights:
             return self._local_headers()
         try:
             with hub.hub_errors(self._base.name, what="base model", revision=self._base.revision):
-                found = HfApi(token=self._access.token).get_safetensors_metadata(
+                found = hub.api(self._access.token).get_safetensors_metadata(
                     self._base.name, revision=self._base.revision
                 )
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:

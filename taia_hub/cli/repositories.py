@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -21,6 +22,7 @@ from taia_hub.cli.shared import (
     parse_folder,
     parse_mode,
 )
+from taia_hub.common.progress import ProgressBars
 from taia_hub.errors import ConfigError
 
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
@@ -88,14 +90,16 @@ def create(
                 f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
                 "Leave one of the two out.",
             )
-        created = create_from_finetuned(
-            base,
-            adapter,
-            inference_modules=parse_mode(mode) if mode is not None else None,
-            finetuned_revision=adapter_revision,
-            compress=_parse_compress(compress),
-            **shared,
-        )
+        with contextlib.closing(ProgressBars()) as bars:
+            created = create_from_finetuned(
+                base,
+                adapter,
+                inference_modules=parse_mode(mode) if mode is not None else None,
+                finetuned_revision=adapter_revision,
+                compress=_parse_compress(compress),
+                progress=bars,
+                **shared,
+            )
     else:
         if compress is not None:
             raise ConfigError("--compress is for full fine-tunes.", "Give --dense as well.")

@@ -1,14 +1,43 @@
-"""How the stages of the demo say how far they are."""
+"""How work that takes long says how far it is."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from tqdm.auto import tqdm
 
+_MEGABYTE = 1_000_000
+
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how many of its steps are done, and how many there are."""
+
+
+def counted(progress: Progress, stage: str, total: int, done: int = 0) -> Callable[[int], None]:
+    """Makes of a progress in megabytes what is called with a number of bytes, from any thread.
+
+    Args:
+        progress: Called whenever another megabyte is done.
+        stage: Name of the stage.
+        total: Bytes there are.
+        done: Bytes that were done before.
+
+    Returns:
+        What is called whenever so many bytes more are done.
+    """
+    lock, size, told = threading.Lock(), max(total // _MEGABYTE, 1), -1
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        with lock:
+            done += count
+            now = size if done >= total else min(done // _MEGABYTE, size)
+            if now != told:
+                told = now
+                progress(stage, now, size)
+
+    return advance
 
 
 class ProgressBars:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.common.progress import Progress
 from taia_hub.compare import compare
 from taia_hub.demo.base import MARKER, smollm2_base
@@ -87,7 +86,7 @@ def publish_base(folder: Path) -> None:
     Example:
         >>> publish_base(smollm2_base(Path("taia-demo")))  # doctest: +SKIP
     """
-    api = HfApi()
+    api = hub.api()
     api.create_repo(BASE_ID, exist_ok=True)
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MARKER}
     siblings = api.model_info(BASE_ID, files_metadata=True).siblings or []

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError
@@ -56,8 +56,8 @@ def push_adapters(
             request fails.
         TAIAError: As of `export_adapters`; nothing is published.
     """
-    repo_id = hub.full_repo_id(repo_id, token)
-    parent, there, published = _head(repo_id, token)
+    head = _look(repo_id, token)
+    repo_id = head.repo_id
     access = hub.HubAccess(token=token)
     files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
     _refuse_own(repo_id, files)
@@ -65,20 +65,18 @@ def push_adapters(
         folder = Path(scratch) / "exports"
         reports = export_adapters(files, folder, settings, repo_id=repo_id, token=token, **options)
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        stale = sorted(there - new.keys())
-        labels = [parse_setting(report.setting).label for report in reports.values()]
-        for name in published.keys() & new.keys():
-            if not keep_edits(published[name], new[name]):
+        stale = sorted(head.files - new.keys())
+        labels = "; ".join(parse_setting(report.setting).label for report in reports.values())
+        for name in head.files & new.keys():
+            before = head.file(name) if Path(name).name == hub.CARD else None
+            if before and not keep_edits(before, new[name]):
                 del new[name]
-        commit = hub.publish(
+        done = hub.publish(
             {**new, **dict.fromkeys(stale)},
-            repo_id,
-            commit_message=commit_message or f"Export {'; '.join(labels)} as plain LoRA",
-            private=private,
-            token=token,
-            parent_commit=parent,
+            head,
+            hub.Commit(commit_message or f"Export {labels} as plain LoRA", private=private, token=token),
         )
-    return commit, reports
+    return done, reports
 
 
 def _refuse_own(repo_id: str, files: UpdateFiles) -> None:
@@ -93,26 +91,18 @@ def _refuse_own(repo_id: str, files: UpdateFiles) -> None:
             raise RepositoryError(f"'{repo_id}' is {what}; the export would replace it.", "Choose another name.")
 
 
-def _head(repo_id: str, token: str | bool | None) -> tuple[str | None, set[str], dict[str, Path]]:
-    """Returns the commit to publish on, the exports' files and their cards; refuses what holds something else."""
-    api = HfApi(token=token, library_name="taia-hub")
-    with hub.hub_errors(repo_id, what="repository"):
-        if not api.repo_exists(repo_id):
-            return None, set(), {}
-        info = api.model_info(repo_id)
-        names = {sibling.rfilename for sibling in info.siblings or ()} - {".gitattributes"}
-        other = sorted(name for name in names if not _OURS.fullmatch(name))
-        cards: dict[str, Path] = {}
-        if not other:
-            wanted = sorted(name for name in names if name.rpartition("/")[2] == hub.CARD)
-            cards = {name: Path(api.hf_hub_download(repo_id, name, revision=info.sha)) for name in wanted}
-        if names and not (hub.CARD in cards and card_tags(cards[hub.CARD]) >= set(TAGS)):
-            other = other or sorted(names)
+def _look(repo_id: str, token: str | bool | None) -> hub.Head:
+    """Looks at a repository, and refuses one that holds something else than exports."""
+    head = hub.look(repo_id, token=token)
+    other = sorted(name for name in head.files if not _OURS.fullmatch(name))
+    if head.files and not other:
+        card = head.file(hub.CARD)
+        other = [] if card and card_tags(card) >= set(TAGS) else sorted(head.files)
     if other:
         raise RepositoryError(
-            f"'{repo_id}' holds something else than exports of taia-hub ({', '.join(other[:3])}); it would be mixed up "
-            "with them.",
+            f"'{head.repo_id}' holds something else than exports of taia-hub ({', '.join(other[:3])}); it would be "
+            "mixed up with them.",
             "Choose another name, such as that of the TAIA repository with the mode behind it. Exports are known by "
             f"the tags {', '.join(TAGS)} of their card.",
         )
-    return info.sha, names, cards
+    return head

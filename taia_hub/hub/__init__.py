@@ -1,7 +1,7 @@
 """The repository on the Hub: strict reading, a manifest of its weights, and publishing in one commit."""
 
 from taia_hub.hub._errors import disk_errors, hub_errors
-from taia_hub.hub.access import CONFIG, HubAccess, Source, fetch, resolve_base
+from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
 from taia_hub.hub.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,7 +21,7 @@ from taia_hub.hub.files import (
     write_manifest,
     written_whole,
 )
-from taia_hub.hub.publish import CARD, RESUME_INDEX, full_repo_id, publish, published_files
+from taia_hub.hub.publish import CARD, RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
 from taia_hub.hub.spaces import SpaceSettings, set_space
 
 __all__ = [
@@ -33,10 +33,13 @@ __all__ = [
     "PICKLED_WEIGHTS",
     "RESUME_INDEX",
     "TOKENIZER_FILES",
+    "Commit",
+    "Head",
     "HubAccess",
     "Source",
     "SpaceSettings",
     "adapter_weights",
+    "api",
     "check_new",
     "convert_pickled_adapter",
     "disk_errors",
@@ -45,6 +48,7 @@ __all__ = [
     "full_repo_id",
     "hub_errors",
     "index_shards",
+    "look",
     "publish",
     "published_files",
     "read_json",

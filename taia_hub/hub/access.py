@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from taia_hub.errors import RepositoryError
 from taia_hub.hub._errors import hub_errors
 
 CONFIG = "config.json"
+_LIBRARY = "taia-hub"
+
+
+def api(token: str | bool | None = None) -> HfApi:
+    """Returns a client of the Hub that says who asks."""
+    return HfApi(token=token, library_name=_LIBRARY)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def fetch(
                 cache_dir=access.cache_dir,
                 local_files_only=access.local_files_only,
                 force_download=access.force_download,
-                library_name="taia-hub",
+                library_name=_LIBRARY,
             )
         )
     return Source(name, folder, folder.name)
@@ -125,6 +131,6 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
             token=access.token,
             cache_dir=access.cache_dir,
             local_files_only=access.local_files_only,
-            library_name="taia-hub",
+            library_name=_LIBRARY,
         )
     return Source(name, Path(path).parent, Path(path).parent.name)

@@ -14,9 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
@@ -187,7 +185,7 @@ def index_shards(index: Path) -> tuple[str, ...]:
 
 def _check_header(weights: Path) -> None:
     try:
-        with safe_open(weights, framework="pt") as file:
+        with safe_open(weights, framework="np") as file:
             file.keys()
     except SafetensorError as error:
         raise RepositoryError(
@@ -205,6 +203,9 @@ def convert_pickled_adapter(folder: Path, out: Path) -> None:
     Raises:
         RepositoryError: If the pickle holds anything but tensors.
     """
+    import torch  # here, because everything else on the Hub goes without it
+    from safetensors.torch import save_file
+
     try:
         tensors = torch.load(folder / PICKLED_WEIGHTS, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader fails in every way on a file made to harm

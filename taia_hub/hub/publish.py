@@ -1,17 +1,23 @@
-"""Publishing in one commit: all of it, or nothing."""
+"""Publishing in one commit, on top of what was looked at: all of it, or nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from taia_hub.hub._errors import TransportError, hub_errors
+from taia_hub.hub.access import CONFIG
+from taia_hub.hub.access import api as hub_api
+from taia_hub.hub.files import read_json
 from taia_hub.hub.spaces import SpaceSettings, change_space
 
 logger = logging.getLogger(__name__)
@@ -22,35 +28,102 @@ RESUME_INDEX = "model.safetensors.index.json"
 
 _TRAINERS_FILES = (RESUME_INDEX, "trainer_state.json", "zero_to_fp32.py", "latest")
 _PRIVATE = ("__pycache__", "runs")
+_HUBS_OWN = ".gitattributes"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """How something is published.
+
+    Attributes:
+        message: First line of the commit.
+        description: The rest of its message.
+        private: Whether a new repository is private.
+        token: Access token.
+        revision: Branch to commit to, made from main if need be; None for main.
+        create_pr: Whether the commit becomes a pull request.
+    """
+
+    message: str | None = None
+    description: str | None = None
+    private: bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
+    revision: str | None = None
+    create_pr: bool = False
+
+
+@dataclass(frozen=True)
+class Head:
+    """A repository on the Hub at one commit, on top of which something may be published.
+
+    Attributes:
+        repo_id: Its id with its namespace.
+        sha: The commit, or None where there is no such repository.
+        files: Paths of its files, without what the Hub itself writes.
+        private: Whether it is private.
+        kind: `model` or `space`.
+        token: Access token.
+    """
+
+    repo_id: str
+    sha: str | None = None
+    files: frozenset[str] = frozenset()
+    private: bool = False
+    kind: str = "model"
+    token: str | bool | None = field(default=None, repr=False)
+
+    def file(self, name: str) -> Path | None:
+        """Fetches a file at this commit; None where it has none of that name."""
+        if name not in self.files:
+            return None
+        with hub_errors(self.repo_id, what=_noun(self.kind), revision=self.sha):
+            path = hub_api(self.token).hf_hub_download(self.repo_id, name, repo_type=self.kind, revision=self.sha)
+        return Path(path)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The contents of its `config.json`; empty where it has none."""
+        path = self.file(CONFIG)
+        return read_json(path) if path else {}
+
+
+def look(repo_id: str, *, revision: str | None = None, token: str | bool | None = None, kind: str = "model") -> Head:
+    """Looks at what is in a repository that something shall be published to.
+
+    Args:
+        repo_id: A Hub id, or the name of a repository of the user's.
+        revision: Branch; one that is not there yet begins at main.
+        token: Access token.
+        kind: `model` or `space`.
+
+    Returns:
+        The head of the branch, which `publish` publishes on.
+
+    Raises:
+        RepositoryError: If the id is malformed, or the Hub cannot be reached.
+    """
+    repo_id = full_repo_id(repo_id, token)
+    api = hub_api(token)
+    with hub_errors(repo_id, what=_noun(kind), revision=revision):
+        if not api.repo_exists(repo_id, repo_type=kind):
+            return Head(repo_id, kind=kind, token=token)
+        at = revision if revision and api.revision_exists(repo_id, revision, repo_type=kind) else None
+        info: Any = api.repo_info(repo_id, revision=at, repo_type=kind)
+    files = frozenset(one.rfilename for one in info.siblings or ()) - {_HUBS_OWN}
+    return Head(repo_id, info.sha, files, bool(info.private), kind, token)
 
 
 def publish(
-    files: Mapping[str, Path | None],
-    repo_id: str,
-    *,
-    commit_message: str,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    parent_commit: str | None = None,
-    space: SpaceSettings | None = None,
+    files: Mapping[str, Path | None], head: Head, commit: Commit, *, space: SpaceSettings | None = None
 ) -> CommitInfo:
     """Publishes files in one commit: all of them, or nothing.
 
     Args:
         files: Path in the repository to path on this disk, or to None where the file is deleted.
-        repo_id: The repository with its namespace; a new one is deleted again if the commit fails.
-        commit_message: First line of the commit.
-        commit_description: The rest of its message.
-        private: Whether a new repository is private.
-        token: Access token.
-        revision: Branch to commit to, made from main if need be; None for main.
-        create_pr: Whether the commit becomes a pull request.
-        parent_commit: The commit that the files were made for; any other head refuses them. None for a
-            new repository, which must not exist then.
-        space: The settings of a Space; None for a model repository.
+        head: The commit that the files were made for; any other one refuses them. A repository that was not there must
+            not exist then, and is deleted again if the commit fails.
+        commit: How it is published.
+        space: The settings of a Space.
 
     Returns:
         The commit.
@@ -58,33 +131,36 @@ def publish(
     Raises:
         RepositoryError: If any request fails; the repository is as it was before.
     """
-    api = HfApi(token=token, library_name="taia-hub")
-    kind, what = ("space", "Space") if space else ("model", "repository")
-    with hub_errors(repo_id, what=what, revision=revision), contextlib.ExitStack() as undo:
-        if parent_commit is None:  # what somebody makes meanwhile refuses ours: nobody looked at what is in it
-            api.create_repo(repo_id, private=private, repo_type=kind, **(space.creation() if space else {}))
+    api, repo_id, kind, revision = hub_api(commit.token), head.repo_id, head.kind, commit.revision
+    with hub_errors(repo_id, what=_noun(kind), revision=revision), contextlib.ExitStack() as undo:
+        if head.sha is None:  # what somebody makes meanwhile refuses ours: nobody looked at what is in it
+            api.create_repo(repo_id, private=commit.private, repo_type=kind, **(space.creation() if space else {}))
             undo.callback(_undone, api, repo_id, None, None, kind)
         elif space:
             change_space(api, repo_id, space, undo)
-        if revision and not create_pr and not api.revision_exists(repo_id, revision):
-            head = api.model_info(repo_id).sha
-            api.create_branch(repo_id, branch=revision, revision=head)
-            undo.callback(_undone, api, repo_id, revision, head, kind)
-        commit = api.create_commit(
+        if revision and not commit.create_pr and not api.revision_exists(repo_id, revision):
+            main = api.model_info(repo_id).sha
+            api.create_branch(repo_id, branch=revision, revision=main)
+            undo.callback(_undone, api, repo_id, revision, main, kind)
+        done = api.create_commit(
             repo_id,
             [
                 CommitOperationAdd(name, path) if path else CommitOperationDelete(name, is_folder=False)
                 for name, path in files.items()
             ],
             repo_type=kind,
-            commit_message=commit_message,
-            commit_description=commit_description,
+            commit_message=commit.message or "Upload with taia-hub",
+            commit_description=commit.description,
             revision=revision,
-            create_pr=create_pr,
-            parent_commit=parent_commit or api.repo_info(repo_id, revision=revision, repo_type=kind).sha,
+            create_pr=commit.create_pr,
+            parent_commit=head.sha or api.repo_info(repo_id, revision=revision, repo_type=kind).sha,
         )
         undo.pop_all()
-    return commit
+    return done
+
+
+def _noun(kind: str) -> str:
+    return "Space" if kind == "space" else "repository"
 
 
 def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
@@ -102,7 +178,7 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
     """
     with hub_errors(repo_id, what="repository"):
         validate_repo_id(repo_id)
-        return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+        return repo_id if "/" in repo_id else f"{hub_api(token).whoami()['name']}/{repo_id}"
 
 
 def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None, kind: str) -> None:

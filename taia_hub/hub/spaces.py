@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from taia_hub.hub._errors import TransportError, hub_errors
+from taia_hub.hub.access import api as hub_api
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def set_space(repo_id: str, settings: SpaceSettings, *, token: str | bool | None
         RepositoryError: If any request fails.
     """
     with hub_errors(repo_id, what="Space"), contextlib.ExitStack() as undo:
-        change_space(HfApi(token=token, library_name="taia-hub"), repo_id, settings, undo)
+        change_space(hub_api(token), repo_id, settings, undo)
         undo.pop_all()
 
 

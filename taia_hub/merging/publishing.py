@@ -6,10 +6,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
@@ -19,25 +18,7 @@ from taia_hub.repository.side_files import card_tags, keep_edits
 from taia_hub.weights.checkpoint import INDEX
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_EMPTY = {".gitattributes"}
 _TAGS = {"taia", "merged"}
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A repository at one commit.
-
-    Attributes:
-        sha: The commit, or None where the repository does not exist.
-        files: Names of its files.
-        card: Its card, or None.
-        shards: What its index names.
-    """
-
-    sha: str | None
-    files: frozenset[str]
-    card: Path | None
-    shards: frozenset[str]
 
 
 def check_repository(repo_id: str, token: str | bool | None = None, *, used: Collection[str] = ()) -> str:
@@ -55,9 +36,7 @@ def check_repository(repo_id: str, token: str | bool | None = None, *, used: Col
         RepositoryError: If it is one of `used`, is neither empty nor a merged model that was published here, or cannot
             be reached.
     """
-    repo_id = hub.full_repo_id(repo_id, token)
-    _look(repo_id, token, used)
-    return repo_id
+    return _look(repo_id, token, used).repo_id
 
 
 def publish_merged(
@@ -86,57 +65,43 @@ def publish_merged(
         RepositoryError: If the repository is not ours to replace, gets another commit meanwhile, or a request fails; it
             is as it was before.
     """
-    found = _look(repo_id, token, (report.source, report.base))
+    head = _look(repo_id, token, (report.source, report.base))
     files: dict[str, Path | None] = {
         path.relative_to(report.folder).as_posix(): path for path in report.folder.rglob("*") if path.is_file()
     }
-    stale = [name for name in found.files if (_WEIGHTS.fullmatch(name) or name in found.shards) and name not in files]
+    index, before = head.file(INDEX), head.file(hub.CARD)
+    shards = hub.index_shards(index) if index else ()
+    stale = [name for name in head.files if (_WEIGHTS.fullmatch(name) or name in shards) and name not in files]
+    message = commit_message or f"Merge with inference modules '{report.setting}' acting"
     with tempfile.TemporaryDirectory() as scratch:
-        if found.card is not None:
+        if before is not None:
             card = Path(shutil.copy(report.folder / hub.CARD, scratch))
             files[hub.CARD] = card
-            if not keep_edits(found.card, card):
+            if not keep_edits(before, card):
                 del files[hub.CARD]
-        return hub.publish(
-            {**files, **dict.fromkeys(stale)},
-            repo_id,
-            commit_message=commit_message or f"Merge with inference modules '{report.setting}' acting",
-            private=private,
-            token=token,
-            parent_commit=found.sha,
-        )
+        return hub.publish({**files, **dict.fromkeys(stale)}, head, hub.Commit(message, private=private, token=token))
 
 
-def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> _Found:
-    """Reads what is in a repository, and refuses one that a merged model must not replace."""
-    if repo_id.lower() in {name.lower() for name in used}:
-        raise _refused(repo_id, "is what is merged")
-    api = HfApi(token=token, library_name="taia-hub")
-    with hub.hub_errors(repo_id, what="repository"):
-        if not api.repo_exists(repo_id):
-            return _Found(None, frozenset(), None, frozenset())
-        head = api.model_info(repo_id)
-        files = frozenset(sibling.rfilename for sibling in head.siblings or ())
-        if files <= _EMPTY:
-            return _Found(head.sha, files, None, frozenset())
-        paths = {
-            name: Path(api.hf_hub_download(repo_id, name, revision=head.sha))
-            for name in (hub.CARD, hub.CONFIG, INDEX)
-            if name in files
-        }
-    if hub.ADAPTER_CONFIG in files:
-        raise _refused(repo_id, "is an adapter, which a merged model would replace")
-    if hub.CONFIG in paths and hub.read_json(paths[hub.CONFIG]).get("model_type") == TAIAConfig.model_type:
-        raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
-    if hub.CARD not in paths or not _is_merged(paths[hub.CARD]):
-        raise _refused(repo_id, "holds files, and its card is not that of a merged model that was published here")
-    shards = hub.index_shards(paths[INDEX]) if INDEX in paths else ()
-    return _Found(head.sha, files, paths[hub.CARD], frozenset(shards))
+def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> hub.Head:
+    """Looks at a repository, and refuses one that a merged model must not replace."""
+    head = hub.look(repo_id, token=token)
+    if head.repo_id.lower() in {name.lower() for name in used}:
+        raise _refused(head, "is what is merged")
+    if not head.files:
+        return head
+    if hub.ADAPTER_CONFIG in head.files:
+        raise _refused(head, "is an adapter, which a merged model would replace")
+    if head.config.get("model_type") == TAIAConfig.model_type:
+        raise _refused(head, "is a TAIA repository, which a merged model would replace")
+    card = head.file(hub.CARD)
+    if card is None or not _is_merged(card):
+        raise _refused(head, "holds files, and its card is not that of a merged model that was published here")
+    return head
 
 
 def _is_merged(card: Path) -> bool:
     return cards.is_generated(card.read_text(encoding="utf-8", errors="replace")) and card_tags(card) >= _TAGS
 
 
-def _refused(repo_id: str, why: str) -> RepositoryError:
-    return RepositoryError(f"'{repo_id}' {why}.", "Publish the merged model to a new repository.")
+def _refused(head: hub.Head, why: str) -> RepositoryError:
+    return RepositoryError(f"'{head.repo_id}' {why}.", "Publish the merged model to a new repository.")

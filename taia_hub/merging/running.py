@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from taia_hub import hub
-from taia_hub.common.progress import Progress
+from taia_hub.common.progress import Progress, counted
 from taia_hub.common.resuming import digest
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
@@ -28,7 +27,6 @@ from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of what is written; another one makes unfinished merges begin anew
-_MEGABYTE = 10**6
 
 
 @dataclass(frozen=True)
@@ -196,19 +194,5 @@ def _check_space(plan: MergePlan, scratch: Scratch) -> None:
 
 
 def _counter(plan: MergePlan, scratch: Scratch, progress: Progress | None) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    lock, total = threading.Lock(), max(plan.bytes // _MEGABYTE, 1)
     done = sum(piece.size for name in scratch.finished for piece in plan.shards.get(name, ()))
-    told = -1
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        with lock:
-            done += count
-            now = total if done >= plan.bytes else min(done // _MEGABYTE, total)
-            if now != told:
-                told = now
-                progress("merging, in MB", now, total)
-
-    return advance
+    return counted(progress, "merging, in MB", plan.bytes, done) if progress is not None else None

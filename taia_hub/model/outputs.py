@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from taia_hub.common.progress import Progress
     from taia_hub.exporting import ExportReport
     from taia_hub.merging import MergeReport
+    from taia_hub.repository.loading import Loaded
 
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
 
@@ -56,7 +57,7 @@ class Writing:
             return
         from taia_hub.repository import publishing
 
-        publishing.save(self, Path(save_directory), state_dict=state_dict)
+        publishing.save(_loaded(self), Path(save_directory), state_dict=state_dict)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
@@ -93,19 +94,13 @@ class Writing:
             RepositoryError: If the base model is a local folder, or a request fails; the repository is then as it
                 was before.
         """
+        from taia_hub import hub
         from taia_hub.repository import publishing
 
-        return publishing.push(
-            self,
-            repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=_checked_tags(tags),
-        )
+        if isinstance(tags, str):  # its letters would become tags
+            raise ConfigError(f"tags={tags!r} is a text; a list of texts is expected.", f"Write tags=[{tags!r}].")
+        commit = hub.Commit(commit_message, commit_description, private, token, revision, create_pr)
+        return publishing.push(_loaded(self), repo_id, commit, tags=tags or ())
 
     def export_adapter(
         self,
@@ -217,8 +212,7 @@ class Writing:
             )
 
 
-def _checked_tags(tags: Sequence[str] | None) -> Sequence[str] | None:
-    """Refuses one tag that is not in a list: its letters would become tags."""
-    if isinstance(tags, str):
-        raise ConfigError(f"tags={tags!r} is a text; a list of texts is expected.", f"Write tags=[{tags!r}].")
-    return tags
+def _loaded(model: Any) -> Loaded:
+    from taia_hub.repository.loading import Loaded
+
+    return Loaded(model, model.taia_config, model._taia_update, model._taia_switch)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
@@ -264,7 +263,7 @@ def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
 def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:
     """Asks the Hub for the hash of a large file; one that it does not keep as such is downloaded and hashed."""
     with hub.hub_errors(repo_id, what="adapter repository", revision=revision):
-        found = HfApi(token=access.token).get_paths_info(repo_id, path, revision=revision)
+        found = hub.api(access.token).get_paths_info(repo_id, path, revision=revision)
         large = [one.lfs.sha256 for one in found if isinstance(one, RepoFile) and one.lfs]
     if large:
         return str(large[0])

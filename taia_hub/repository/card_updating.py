@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from taia_hub import cards, hub
 from taia_hub.analysis.format import ANALYSIS_FILE
 from taia_hub.cards.escaping import is_repo_id
@@ -219,15 +217,9 @@ def publish_card(made: MadeCard, message: str | None, token: str | bool | None, 
         for name, text in {**made.texts, hub.CARD: made.text}.items():
             files[name] = Path(scratch) / name
             write_atomically(files[name], text)
-        commit = hub.publish(
-            {**files, **dict.fromkeys(made.stale)},
-            made.source.name,
-            commit_message=message or "Update the model card",
-            token=token,
-            revision=revision,
-            parent_commit=made.source.revision,
-        )
-    return str(commit.commit_url)
+        head = hub.Head(made.source.name, made.source.revision)
+        commit = hub.Commit(message or "Update the model card", token=token, revision=revision)
+        return str(hub.publish({**files, **dict.fromkeys(made.stale)}, head, commit).commit_url)
 
 
 def link_space(name: str, space_id: str, token: str | bool | None) -> str | None:
@@ -288,7 +280,7 @@ def check_repository_card(
         files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
     else:
         with hub.hub_errors(name, what="repository", revision=revision):
-            files = HfApi(token=token).list_repo_files(name, revision=source.revision)
+            files = hub.api(token).list_repo_files(name, revision=source.revision)
             if not data.adapter_repo:  # its weights, to hash them
                 wanted = [*_FETCHED, data.weights_path]
                 source = hub.fetch(name, wanted, revision=source.revision, access=hub.HubAccess(token))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from transformers import PreTrainedModel
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.repository import publishing
-from taia_hub.repository.loading import LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
+from taia_hub.repository.loading import Loaded, LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
 from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
@@ -40,7 +42,7 @@ class Created:
 
 
 def create_repository(
-    base: str,
+    base: str | hub.Source,
     adapter: str,
     *,
     out: Path | None = None,
@@ -53,13 +55,15 @@ def create_repository(
     private: bool | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    skeleton: PreTrainedModel | None = None,
+    extra_files: Callable[[Path], None] | None = None,
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
 
     The base model is built without weights, which is enough to check that modules, names and shapes fit.
 
     Args:
-        base: Hub id of the base model, or a folder (then it cannot be published).
+        base: Hub id of the base model, or a folder (then it cannot be published); or what `hub.resolve_base` gave.
         adapter: Hub id or folder of a PEFT adapter.
         out: Folder to write to.
         push: Hub id to publish to.
@@ -72,6 +76,8 @@ def create_repository(
         private: Whether a new repository is private.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
+        skeleton: The base model on the meta device, where it was built already; it is used up.
+        extra_files: As of `publishing.save`.
 
     Returns:
         What was made.
@@ -82,29 +88,21 @@ def create_repository(
     _check_targets(out, push)
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
         parse_setting(inference_modules)
+    access = hub.HubAccess(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         source, revision = adapter, adapter_revision
         if convert_pickle:
-            where = _converted(adapter, adapter_revision, base, base_revision, token, Path(scratch))
-            source, revision = str(where), None
-        options = _skeleton_options(token, trust_remote_code)
-        model = TAIAForCausalLM.from_loaded(
-            load_adapter(base, source, base_revision, revision, inference_modules, options)
-        )
+            source, revision = str(_converted(adapter, revision, base, base_revision, access, Path(scratch))), None
+        options = _skeleton_options(access, trust_remote_code, skeleton)
+        loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
-            model.taia_config.update = _pointer(adapter, adapter_revision, convert_pickle, token)
-        if out is None:
-            return Created(None, model.push_to_hub(str(push), private=private, token=token), model.status())
-        tokenizer = Path(scratch) / "tokenizer"
-        publishing.save_tokenizer(model.taia_config, tokenizer, token)  # first, because the Hub may not answer
-        _save(model, out, token)
-        if tokenizer.is_dir():
-            shutil.copytree(tokenizer, out, dirs_exist_ok=True)
-        return Created(out, None, model.status())
+            loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
+        commit = hub.Commit(private=private, token=token)
+        return _finish(loaded, out, push, commit, None, extra_files)
 
 
 def create_from_finetuned(
-    base: str,
+    base: str | hub.Source,
     finetuned: str,
     *,
     out: Path | None = None,
@@ -116,11 +114,14 @@ def create_from_finetuned(
     private: bool | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    skeleton: PreTrainedModel | None = None,
+    extra_files: Callable[[Path], None] | None = None,
+    progress: Progress | None = None,
 ) -> Created:
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
 
     Args:
-        base: Hub id of the base model, or a folder (then it cannot be published).
+        base: As of `create_repository`.
         finetuned: Hub id or folder of a checkpoint of the same architecture.
         out: Folder to write to.
         push: Hub id to publish to.
@@ -132,6 +133,9 @@ def create_from_finetuned(
         private: Whether a new repository is private.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
+        skeleton: As of `create_repository`.
+        extra_files: As of `publishing.save`.
+        progress: Called with stage, tensors done and tensors in all.
 
     Returns:
         What was made, and how the two differ or what compressing lost.
@@ -142,30 +146,44 @@ def create_from_finetuned(
     _check_targets(out, push)
     if inference_modules is not None and not isinstance(inference_modules, list):
         parse_setting(inference_modules)
-    options = _skeleton_options(token, trust_remote_code)
-    with hub.disk_errors(out or Path(tempfile.gettempdir())), _scratch(out) as scratch:
+    options = _skeleton_options(hub.HubAccess(token=token), trust_remote_code, skeleton)
+    # beside the folder that it will lie in, so that nothing is copied between disks
+    beside = out.resolve().parent if out and out.resolve().parent.is_dir() else None
+    with (
+        hub.disk_errors(out or Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(dir=beside, prefix=".taia-dense-") as scratch,
+    ):
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         folder = Path(scratch) / "update"
-        loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress)
-        model = TAIAForCausalLM.from_loaded(loaded)
-        tokenizer = Path(scratch) / "tokenizer"
-        publishing.save_tokenizer(model.taia_config, tokenizer, token, source=other.folder)
-        target = out or Path(scratch) / str(push).rpartition("/")[2]
-        _save(model, target, token)
-        if tokenizer.is_dir():
-            shutil.copytree(tokenizer, target, dirs_exist_ok=True)
-        commit = None
-        if push:
-            commit = publishing.push_folder(
-                target, push, private=private, token=token, trust_remote_code=trust_remote_code
-            )
-        return Created(out, commit, model.status(), report)
+        loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
+        commit = hub.Commit(private=private, token=token)
+        made = _finish(loaded, out, push, commit, other.folder, extra_files)
+        return dataclasses.replace(made, report=report)
 
 
-def _save(model: Any, folder: Path, token: str | bool | None) -> None:
-    config = model.taia_config
+def _finish(
+    loaded: Loaded,
+    out: Path | None,
+    push: str | None,
+    commit: hub.Commit,
+    tuned: Path | None,
+    extra_files: Callable[[Path], None] | None,
+) -> Created:
+    """Writes a repository with a tokenizer, or publishes it; of a fine-tune in `tuned` with its own tokenizer."""
+    config, token = loaded.config, commit.token
+
+    def beside(folder: Path) -> None:
+        if push is None or tuned is not None:
+            publishing.save_tokenizer(config, folder, token, source=tuned)
+        if extra_files is not None:
+            extra_files(folder)
+
+    if push is not None:
+        done = publishing.push(loaded, push, commit, extra_files=beside)
+        return Created(None, done, loaded.switch.status())
     fields = publishing.base_license(config, token) if config.base_model_revision else {}
-    publishing.save(model, folder, license_fields=fields)
+    publishing.save(loaded, out, license_fields=fields, extra_files=beside)
+    return Created(out, None, loaded.switch.status())
 
 
 def _check_targets(out: Path | None, push: str | None) -> None:
@@ -175,33 +193,29 @@ def _check_targets(out: Path | None, push: str | None) -> None:
         )
 
 
-def _scratch(out: Path | None) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(dir=_beside(out), prefix=".taia-dense-")
-
-
-def _beside(out: Path | None) -> Path | None:
-    """Returns the folder that `out` will lie in, where it is there: so that nothing is copied between disks."""
-    parent = out.resolve().parent if out else None
-    return parent if parent is not None and parent.is_dir() else None
-
-
-def _skeleton_options(token: str | bool | None, trust_remote_code: bool) -> LoadOptions:
+def _skeleton_options(access: hub.HubAccess, trust_remote_code: bool, skeleton: PreTrainedModel | None) -> LoadOptions:
     return LoadOptions(
         autocast_adapter_dtype=False,
-        access=hub.HubAccess(token=token),
+        access=access,
         base_keywords={"trust_remote_code": trust_remote_code},
-        skeleton=True,
+        skeleton=True if skeleton is None else skeleton,
     )
 
 
 def _converted(
-    adapter: str, revision: str | None, base: str, base_revision: str | None, token: str | bool | None, scratch: Path
+    adapter: str,
+    revision: str | None,
+    base: str | hub.Source,
+    base_revision: str | None,
+    access: hub.HubAccess,
+    scratch: Path,
 ) -> Path:
     """Writes pickled weights anew as safetensors: PEFT's, or a MoLoRA of the authors' code."""
     files = [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, hub.PICKLED_WEIGHTS, hub.CONFIG, AUTHORS_EXPERTS]
-    source = hub.fetch(adapter, files, revision=revision, access=hub.HubAccess(token=token), what="adapter")
+    source = hub.fetch(adapter, files, revision=revision, access=access, what="adapter")
     if (source.folder / AUTHORS_EXPERTS).is_file():
-        convert_authors(source.folder, scratch / "molora", base, base_revision=base_revision, token=token)
+        name, at = (base.name, base.revision) if isinstance(base, hub.Source) else (base, base_revision)
+        convert_authors(source.folder, scratch / "molora", name, base_revision=at, token=access.token)
         return scratch / "molora"
     if not (source.folder / hub.PICKLED_WEIGHTS).is_file():
         raise RepositoryError(
@@ -212,10 +226,8 @@ def _converted(
     return scratch / "adapter"
 
 
-def _pointer(adapter: str, revision: str | None, converted: bool, token: str | bool | None) -> dict[str, Any]:
-    source = hub.fetch(
-        adapter, [hub.ADAPTER_CONFIG], revision=revision, access=hub.HubAccess(token=token), what="adapter"
-    )
+def _pointer(adapter: str, revision: str | None, converted: bool, access: hub.HubAccess) -> dict[str, Any]:
+    source = hub.fetch(adapter, [hub.ADAPTER_CONFIG], revision=revision, access=access, what="adapter")
     if source.revision is None or converted:
         raise ConfigError(
             f"A link needs an adapter on the Hub in safetensors; '{adapter}' is "

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from safetensors import safe_open
 
 from taia_hub import hub
@@ -150,7 +149,7 @@ def _read_update(
     names = hub.index_shards(folder / kind.weights) if kind.shards else (kind.weights,)
     tensors: dict[str, tuple[str, int, int]] = {}
     with hub.hub_errors(repo, what="adapter repository", revision=revision):
-        api = HfApi(token=access.token)
+        api = hub.api(access.token)
         for name in names:
             header = api.parse_safetensors_file_metadata(repo, place.named(name), revision=revision)
             for key, tensor in header.tensors.items():

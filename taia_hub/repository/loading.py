@@ -12,6 +12,7 @@ from peft import TaskType
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import KINDS, PEFT, UpdatePlace
@@ -71,7 +72,8 @@ class LoadOptions:
         verify: Whether the manifest is checked.
         is_trainable: Whether the update's parameters get gradients.
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
-        skeleton: Whether the base is built on the meta device, without weights: enough to check an update.
+        skeleton: Whether the base is built on the meta device, without weights: enough to check an update. Or the
+            base that was built so already, which the update is put on.
     """
 
     access: hub.HubAccess
@@ -81,7 +83,7 @@ class LoadOptions:
     verify: bool = True
     is_trainable: bool = False
     autocast_adapter_dtype: bool = True
-    skeleton: bool = False
+    skeleton: bool | PreTrainedModel = False
 
     @classmethod
     def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
@@ -149,7 +151,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
 
 
 def load_adapter(
-    base: str,
+    base: str | hub.Source,
     adapter: str,
     base_revision: str | None,
     adapter_revision: str | None,
@@ -159,7 +161,7 @@ def load_adapter(
     """Loads a base model and any PEFT adapter, or the folder of an update of another kind.
 
     Args:
-        base: Folder or Hub id of the base model.
+        base: Folder or Hub id of the base model, or what `hub.resolve_base` made of it.
         adapter: Folder or Hub id of the adapter.
         base_revision: Revision of the base; by default the one that the adapter names, else the main branch.
         adapter_revision: Revision of the adapter.
@@ -191,6 +193,7 @@ def load_finetuned(
     options: LoadOptions,
     scratch: Path,
     compress: Compress = None,
+    progress: Progress | None = None,
 ) -> tuple[Loaded, DenseReport | CompressionReport]:
     """Loads a base model with a full fine-tune of it as its update.
 
@@ -202,6 +205,7 @@ def load_finetuned(
         options: How to load.
         scratch: Folder for the update's files, which the loaded model reads as long as it lives.
         compress: As for `TAIAForCausalLM.from_finetuned`.
+        progress: Called with stage, steps done and steps in all.
 
     Returns:
         The loaded model, and how the two checkpoints differ or what compressing lost.
@@ -213,29 +217,37 @@ def load_finetuned(
     trusted = bool(options.base_keywords.get("trust_remote_code"))
     report: DenseReport | CompressionReport
     if compress is None:
-        report = write_dense(base.folder, finetuned.folder, scratch, trust_remote_code=trusted)
+        report = write_dense(base.folder, finetuned.folder, scratch, trust_remote_code=trusted, progress=progress)
     else:
         limits = compression_limits(compress)
         report = compress_difference(
-            base.folder, finetuned.folder, scratch, **limits, base_name=base.name, trust_remote_code=trusted
+            base.folder,
+            finetuned.folder,
+            scratch,
+            **limits,
+            base_name=base.name,
+            trust_remote_code=trusted,
+            progress=progress,
         )
     if published is None:
         published = DEFAULT_SETTING if compress is None else "attention"
-    loaded = _load_adapter_source(
-        base.name, base.revision, hub.Source(finetuned.name, scratch, None), published, options
-    )
+    loaded = _load_adapter_source(base, None, hub.Source(finetuned.name, scratch, None), published, options)
     if loaded.model.can_generate() and (finetuned.folder / _GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
     return loaded, report
 
 
 def fetch_checkpoints(
-    base: str, finetuned: str, base_revision: str | None, finetuned_revision: str | None, access: hub.HubAccess
+    base: str | hub.Source,
+    finetuned: str,
+    base_revision: str | None,
+    finetuned_revision: str | None,
+    access: hub.HubAccess,
 ) -> tuple[hub.Source, hub.Source]:
     """Brings the weights of a base model and of its fine-tune to this disk.
 
     Args:
-        base: Folder or Hub id of the base model.
+        base: Folder or Hub id of the base model, or what `hub.resolve_base` made of it.
         finetuned: Folder or Hub id of the fine-tune.
         base_revision: Revision of the base.
         finetuned_revision: Revision of the fine-tune.
@@ -247,8 +259,9 @@ def fetch_checkpoints(
     Raises:
         RepositoryError: If one is missing or out of reach.
     """
+    name, revision = (base.name, base.revision) if isinstance(base, hub.Source) else (base, base_revision)
     return (
-        hub.fetch_model(base, revision=base_revision, access=access, what="base model"),
+        hub.fetch_model(name, revision=revision, access=access, what="base model"),
         hub.fetch_model(finetuned, hub.TOKENIZER_FILES, revision=finetuned_revision, access=access, what="fine-tune"),
     )
 
@@ -276,16 +289,17 @@ def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
 
 
 def _load_adapter_source(
-    base: str, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
+    base: str | hub.Source, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
 ) -> Loaded:
     kind = find_kind(source.folder)
     folder = with_safetensors(source, UpdatePlace(kind, ""), options.access)
     hub.update_weights(folder, kind)
     made_for, made_at = base_of(read_update_config(folder, kind))
-    resolved = hub.resolve_base(base, base_revision or made_at, options.access)
-    tell_other_base(source.name, made_for, base)
-    config = config_of(resolved, kind, inference_modules=published)
-    return _load(resolved, folder, config, options)
+    if isinstance(base, str):
+        base = hub.resolve_base(base, base_revision or made_at, options.access)
+    tell_other_base(source.name, made_for, base.name)
+    config = config_of(base, kind, inference_modules=published)
+    return _load(base, folder, config, options)
 
 
 def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptions) -> Loaded:
@@ -304,7 +318,11 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
     auto = AutoModel if features_only else AutoModelForCausalLM
     with hub.hub_errors(base.name, what="base model", revision=base.revision):
         if options.skeleton:
-            model: PreTrainedModel = skeleton(base, options.access, keywords.get("trust_remote_code", False))
+            model: PreTrainedModel = (
+                skeleton(base, options.access, keywords.get("trust_remote_code", False))
+                if options.skeleton is True
+                else options.skeleton
+            )
             with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
                 model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
         else:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, HfApi, metadata_load
+from huggingface_hub import CommitInfo, metadata_load
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
@@ -22,6 +23,7 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
+from taia_hub.repository.loading import Loaded
 from taia_hub.repository.reading import check_folder
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
 
@@ -39,26 +41,24 @@ _STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remo
 
 
 def save(
-    model: Any,
+    loaded: Loaded,
     folder: Path,
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
     repo_id: str | None = None,
     license_fields: Mapping[str, str | list[str]] | None = None,
-    tags: Sequence[str] = (),
-) -> cards.CardData:
+    extra_files: Callable[[Path], None] | None = None,
+) -> None:
     """Writes a TAIA repository into a folder, whole or not at all; a person's edits of the card there stay.
 
     Args:
-        model: A loaded TAIA model.
+        loaded: The model.
         folder: The folder.
         state_dict: State dict of the model to take the update's tensors from.
-        repo_id: The Hub id that the card shows.
+        repo_id: The Hub id that the card shows; the folder's name by default.
         license_fields: Licence metadata of the base model's card.
-        tags: More tags for the card.
-
-    Returns:
-        What its card says, were it written anew.
+        extra_files: Called with the folder that will be moved to `folder`, when all but the card is in it: what it
+            writes there goes with it, and on the card what belongs there.
 
     Raises:
         RepositoryError: If the folder cannot be written, or holds another model.
@@ -67,38 +67,36 @@ def save(
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if hub.RESUME_INDEX in names and _is_resume_index(folder / hub.RESUME_INDEX):
         names.discard(hub.RESUME_INDEX)
-    _refuse_other_model(str(folder), names, folder / hub.CONFIG)
+    _refuse_other_model(str(folder), names, hub.read_json(folder / hub.CONFIG) if hub.CONFIG in names else {})
     with hub.written_whole(folder) as scratch:
-        config = _save_update(model, scratch, state_dict)
-        config.save_pretrained(scratch)
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(scratch)
-        for name, classes in STUBS.items():
-            (scratch / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
-        data = _described(model, config, scratch, repo_id or folder.name, license_fields or {}, tags)
-        full = with_side_files(data, config, SideFiles.of(folder), strict=False)
+        config = _write_files(loaded, scratch, state_dict, extra_files)
+        data = _described(loaded, config, scratch, repo_id or folder.name, license_fields or {})
+        beside = SideFiles.of(scratch).over(SideFiles.of(folder))
+        full = with_side_files(data, config, beside, strict=False)
         if not _has_own_card(folder / hub.CARD):
-            card_files(full, [folder / hub.CARD], scratch, given=("tags",) if tags else ())
+            card_files(full, [folder / hub.CARD], scratch)
     for name in stale_eval_results(eval_results_there(folder), full.results):
         (folder / name).unlink()
     for name in _stale_shards(folder, hub.published_files(folder)):
         (folder / name).unlink()
-    return data
 
 
 def push(
-    model: Any,
+    loaded: Loaded,
     repo_id: str,
+    commit: hub.Commit,
     *,
-    commit_message: str | None,
-    commit_description: str | None,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    create_pr: bool,
-    tags: Sequence[str] | None,
+    tags: Sequence[str] = (),
+    extra_files: Callable[[Path], None] | None = None,
 ) -> CommitInfo:
-    """Publishes a loaded model in one commit. Arguments as in `TAIAMixin.push_to_hub`.
+    """Publishes a loaded model in one commit.
+
+    Args:
+        loaded: The model.
+        repo_id: The Hub id, or its name alone.
+        commit: How it is published.
+        tags: More tags for the card.
+        extra_files: As of `save`.
 
     Returns:
         The commit.
@@ -106,24 +104,13 @@ def push(
     Raises:
         RepositoryError: If the base model is a local folder, or a request fails.
     """
-    check_publishable(model.taia_config)
-    repo_id = hub.full_repo_id(repo_id, token)
+    check_publishable(loaded.config)
+    head = hub.look(repo_id, revision=commit.revision, token=commit.token)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / repo_id.rpartition("/")[2]
-        fields = base_license(model.taia_config, token)
-        data = save(model, folder, repo_id=repo_id, license_fields=fields, tags=tags or ())
-        return _publish(
-            folder,
-            repo_id,
-            model.taia_config,
-            data=data,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-        )
+        folder = Path(scratch)
+        config = _write_files(loaded, folder, None, extra_files)
+        data = _described(loaded, config, folder, head.repo_id, base_license(config, commit.token), tags)
+        return _publish(folder, config, data, head, commit)
 
 
 def push_folder(
@@ -160,101 +147,81 @@ def push_folder(
     """
     config = check_folder(folder)
     check_publishable(config)
-    repo_id = hub.full_repo_id(repo_id, token)
-    source = hub.Source(str(folder), folder, None)
-    fields = base_license(config, token)
+    commit = hub.Commit(commit_message, commit_description, private, token, revision, create_pr)
+    head = hub.look(repo_id, revision=revision, token=token)
     data = describe_files(
-        source, config, repo_id=repo_id, license_fields=fields, token=token, trust_remote_code=trust_remote_code
-    )
-    return _publish(
-        folder,
-        repo_id,
+        hub.Source(str(folder), folder, None),
         config,
-        data=data,
-        commit_message=commit_message,
-        commit_description=commit_description,
-        private=private,
+        repo_id=head.repo_id,
+        license_fields=base_license(config, token),
         token=token,
-        revision=revision,
-        create_pr=create_pr,
+        trust_remote_code=trust_remote_code,
     )
+    return _publish(folder, config, data, head, commit)
 
 
-def _publish(
-    folder: Path,
-    repo_id: str,
-    config: TAIAConfig,
-    *,
-    data: cards.CardData,
-    token: str | bool | None,
-    revision: str | None,
-    **commit: Any,
-) -> CommitInfo:
-    """Publishes a folder, with the base model's tokenizer where there is none.
+def _publish(folder: Path, config: TAIAConfig, data: cards.CardData, head: hub.Head, commit: hub.Commit) -> CommitInfo:
+    """Publishes a folder, with the base model's tokenizer where there is none."""
+    files: dict[str, Path | None] = dict(_model_files(folder, config))
+    _refuse_other_model(str(folder), files, {"model_type": config.model_type})
+    _refuse_other_model(head.repo_id, head.files, head.config)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = Path(scratch) / "tokenizer"
+        if "tokenizer_config.json" not in files and not _has_tokenizer(head, config):
+            save_tokenizer(config, tokenizer, commit.token)
+            files |= hub.published_files(tokenizer)
+        files |= _card_over(head, folder, config, data, Path(scratch) / "card")
+        if files.get(hub.CARD) is None:  # the one on the Hub stays
+            files.pop(hub.CARD, None)
+        files |= dict.fromkeys(_stale_shards(folder, head.files))
+        return hub.publish(files, head, dataclasses.replace(commit, message=commit.message or "Upload TAIA model"))
 
-    The card is made from `data` and the files beside the model, there and here; a person's card or edits stay. Scores
-    on leaderboards that are not of these weights are deleted in the same commit.
-    """
+
+def _model_files(folder: Path, config: TAIAConfig) -> dict[str, Path]:
+    """Lists what of a folder is published: without what an earlier update left in it."""
     files = hub.published_files(folder)
-    if config.update.get("repo"):  # what an earlier copy left in the folder
-        files = {name: path for name, path in files.items() if not _is_update(name)}
-    for name in _stale_shards(folder, files):
-        del files[name]
-    _refuse_other_model(str(folder), files, None)
-    api = HfApi(token=token, library_name="taia-hub")
-    with hub.hub_errors(repo_id, what="repository", revision=revision):
-        at = revision if revision and api.revision_exists(repo_id, revision) else None  # a new branch begins at main
-        # Everything is judged at one commit, and published on top of that very commit.
-        head = api.model_info(repo_id, revision=at) if api.repo_exists(repo_id) else None
-        sha = head.sha if head else None
-        there = {sibling.rfilename for sibling in (head.siblings or ())} if head else set()
-        present = Path(api.hf_hub_download(repo_id, hub.CARD, revision=sha)) if hub.CARD in there else None
-        before = Path(api.hf_hub_download(repo_id, hub.CONFIG, revision=sha)) if hub.CONFIG in there else None
-    _refuse_other_model(repo_id, there, before)
-    is_own = _has_own_card(folder / hub.CARD)
+    elsewhere = bool(config.update.get("repo"))
+    stale = {*_stale_shards(folder, files), *(name for name in files if elsewhere and _is_update(name))}
+    return {name: path for name, path in files.items() if name not in stale}
+
+
+def _card_over(
+    head: hub.Head, folder: Path, config: TAIAConfig, data: cards.CardData, scratch: Path
+) -> dict[str, Path | None]:
+    """Makes the card that goes over the one on the Hub, from `data` and the files beside the model, there and here.
+
+    Returns:
+        Path in the repository to path on this disk: the card and what goes with it, unless somebody wrote it by hand.
+        None where the card that is there stays, and for scores on leaderboards that are not of these weights.
+    """
+    present, beside, scores = head.file(hub.CARD), SideFiles.of(folder), dict[str, str]()
+    if any(fnmatch(name, pattern) for name in head.files for pattern in SIDE_FILES):
+        access = hub.HubAccess(token=head.token)
+        there = hub.fetch(head.repo_id, SIDE_FILES, revision=head.sha, access=access, local=False).folder
+        beside, scores = beside.over(SideFiles.of(there)), eval_results_there(there)
+    full = with_side_files(data, config, beside, strict=False)
+    stale: dict[str, Path | None] = dict.fromkeys(stale_eval_results(scores, full.results))
     if present is not None and _has_own_card(present):
-        files.pop(hub.CARD, None)
-        is_own = True
-    with tempfile.TemporaryDirectory() as extra, tempfile.TemporaryDirectory() as written:
-        beside, scores = SideFiles.of(folder), dict[str, str]()
-        if any(fnmatch(name, pattern) for name in there for pattern in SIDE_FILES):
-            access = hub.HubAccess(token=token)
-            source = hub.fetch(repo_id, SIDE_FILES, revision=sha, access=access, local=False)
-            beside, scores = beside.over(SideFiles.of(source.folder)), eval_results_there(source.folder)
-        full = with_side_files(data, config, beside, strict=False)
-        stale = stale_eval_results(scores, full.results)
-        if not is_own:
-            made = card_files(full, [folder / hub.CARD, present], Path(written), given=("tags",) if data.tags else ())
-            if hub.CARD not in made and present is not None:
-                files.pop(hub.CARD, None)
-            files |= made
-        kept = "tokenizer_config.json" in there and (before is None or _same_base(before, config))
-        if not kept and "tokenizer_config.json" not in files:
-            save_tokenizer(config, Path(extra), token)
-            files |= hub.published_files(Path(extra))
-        message = commit.pop("commit_message") or "Upload TAIA model"
-        return hub.publish(
-            {**files, **dict.fromkeys([*stale, *_stale_shards(folder, there)])},
-            repo_id,
-            commit_message=message,
-            token=token,
-            revision=revision,
-            parent_commit=sha,
-            **commit,
-        )
+        return {**stale, hub.CARD: None}
+    if _has_own_card(folder / hub.CARD):
+        return stale
+    made = card_files(full, [folder / hub.CARD, present], scratch, given=("tags",) if data.tags else ())
+    kept = {hub.CARD: None} if hub.CARD not in made and present is not None else {}
+    return {**stale, **made, **kept}
 
 
-def _same_base(path: Path, config: TAIAConfig) -> bool:
-    """Tells whether the config.json at `path` names the base model of `config`, at the same commit."""
-    before = hub.read_json(path)
+def _has_tokenizer(head: hub.Head, config: TAIAConfig) -> bool:
+    """Tells whether a repository has a tokenizer already, which a person may have chosen, of the same base model."""
     names = ("base_model_name_or_path", "base_model_revision")
-    return all(before.get(name) == getattr(config, name) for name in names)
+    same = all(head.config.get(name) == getattr(config, name) for name in names)
+    return "tokenizer_config.json" in head.files and (hub.CONFIG not in head.files or same)
 
 
-def _refuse_other_model(name: str, files: Iterable[str], config: Path | None) -> None:
+def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, Any]) -> None:
     """Refuses to write over another model, which the files of a folder or repository or its config.json show."""
-    other = sorted(_OTHER_MODELS.intersection(files))
-    if config is not None and config.is_file() and hub.read_json(config).get("model_type") != TAIAConfig.model_type:
+    names = set(files)
+    other = sorted(_OTHER_MODELS & names)
+    if hub.CONFIG in names and config.get("model_type") != TAIAConfig.model_type:
         other.append(hub.CONFIG)
     if other:
         raise RepositoryError(
@@ -265,23 +232,22 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Path | None) ->
 
 
 def _described(
-    model: Any,
+    loaded: Loaded,
     config: TAIAConfig,
     folder: Path,
     repo_id: str,
     license_fields: Mapping[str, str | list[str]],
-    tags: Sequence[str],
+    tags: Sequence[str] = (),
 ) -> cards.CardData:
-    """Collects what the card says of a loaded model that was just saved into a folder."""
-    update = model._taia_update
-    parts = role_parts(parts_by_role(update.head_model, model._taia_switch.sites))
+    """Collects what the card says of a loaded model whose files were just written into a folder."""
+    update = loaded.update
     saved = update.source if config.update.get("repo") else folder / config.place.path
     return describe(
         config,
         folder,
         repo_id=repo_id,
         method=update.method,
-        parts=parts,
+        parts=role_parts(parts_by_role(update.head_model, loaded.switch.sites)),
         adapter_config=hub.read_json(saved / update.kind.config),
         license_fields=license_fields,
         tags=tags,
@@ -321,7 +287,7 @@ def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str 
     base, revision = config.base_model_name_or_path or "", config.base_model_revision
     if revision is not None or not Path(base).is_dir():
         with hub.hub_errors(base, what="base model", revision=revision):
-            card = HfApi(token=token).model_info(base, revision=revision).card_data
+            card = hub.api(token).model_info(base, revision=revision).card_data
         values = card.to_dict() if card else {}
     else:
         try:
@@ -363,7 +329,7 @@ def save_tokenizer(
         source = Path(name)
     if revision is not None:
         # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
-        api = HfApi(token=token, library_name="taia-hub")
+        api = hub.api(token)
         with hub.hub_errors(name, what="base model", revision=revision):
             files = api.list_repo_files(name, revision=revision)
             wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
@@ -380,21 +346,33 @@ def save_tokenizer(
     return None
 
 
-def _save_update(model: Any, folder: Path, state_dict: Mapping[str, torch.Tensor] | None) -> TAIAConfig:
-    """Writes the update and its manifest; a pointer to another repository stays one while nothing was changed."""
-    update, config = model._taia_update, copy.deepcopy(model.taia_config)
-    kind = update.kind
+def _write_files(
+    loaded: Loaded,
+    folder: Path,
+    state_dict: Mapping[str, torch.Tensor] | None,
+    extra_files: Callable[[Path], None] | None,
+) -> TAIAConfig:
+    """Writes all of a repository but its card; a pointer to another repository stays one while nothing was changed."""
+    update, config = loaded.update, copy.deepcopy(loaded.config)
+    kind, generation = update.kind, getattr(loaded.model, "generation_config", None)
     update.save(folder / kind.folder, state_dict)
     written = hub.update_weights(folder / kind.folder, kind)
-    if config.update.get("repo") and hub.same_bytes(written[kind.weights], update.source / kind.weights):
-        hub.write_manifest(folder, {config.place.named(name): path for name, path in written.items()})
-        shutil.rmtree(folder / kind.folder)
-        return config
-    config.update = {"kind": kind.name, "path": kind.folder}
+    pointer = config.update.get("repo") and hub.same_bytes(written[kind.weights], update.source / kind.weights)
+    if not pointer:
+        config.update = {"kind": kind.name, "path": kind.folder}
     hub.write_manifest(folder, {config.place.named(name): path for name, path in written.items()})
-    if kind is not DENSE and any(parameter.requires_grad for parameter in update.head_model.parameters()):
-        index = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), config.place.weights)}
+    if pointer:
+        shutil.rmtree(folder / kind.folder)
+    elif kind is not DENSE and any(parameter.requires_grad for parameter in update.head_model.parameters()):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(loaded.model.state_dict(), config.place.weights)}
         (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+    config.save_pretrained(folder)
+    if generation is not None:
+        generation.save_pretrained(folder)
+    for name, classes in STUBS.items():
+        (folder / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
+    if extra_files is not None:
+        extra_files(folder)
     return config
 
 

@@ -7,8 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from taia_hub import hub
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
@@ -201,7 +199,7 @@ def with_safetensors(source: hub.Source, place: UpdatePlace, access: hub.HubAcce
     pickled = place.named(hub.PICKLED_WEIGHTS)
     if source.revision and not access.local_files_only and not (source.folder / place.weights).is_file():
         with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
-            if HfApi(token=access.token).file_exists(source.name, pickled, revision=source.revision):
+            if hub.api(access.token).file_exists(source.name, pickled, revision=source.revision):
                 raise RepositoryError(
                     f"'{source.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
                     "only safetensors are read.",

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, SpaceHardware
+from huggingface_hub import SpaceHardware
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -27,27 +28,30 @@ class SpacePlan:
     """A Space that was looked at, and what would change in it; nothing is done yet.
 
     Attributes:
-        space_id: Its Hub id.
+        head: The Space on the Hub; what is there was looked at unless it is written to a folder.
         model: The model.
         changes: What is written.
         folder: The folder that it is written to instead of the Hub.
-        head: The commit of the Space that was looked at, or None where it is new.
         private: Whether a new Space is private.
         hardware: The hardware to ask for, or None.
     """
 
-    space_id: str
+    head: hub.Head
     model: SpaceModel
     changes: MergedSpace
     folder: Path | None = None
-    head: str | None = None
     private: bool | None = None
     hardware: str | None = None
 
     @property
+    def space_id(self) -> str:
+        """Its Hub id."""
+        return self.head.repo_id
+
+    @property
     def makes_public(self) -> bool:
         """Whether carrying it out makes a Space that everybody sees."""
-        return self.folder is None and self.head is None and not self.private
+        return self.folder is None and self.head.sha is None and not self.private
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -84,29 +88,16 @@ class CreatedSpace:
 
 
 def create_space(
-    repo: str,
-    *,
-    space_id: str | None = None,
-    revision: str | None = None,
-    hardware: str | None = None,
-    private: bool | None = None,
-    title: str | None = None,
-    out: Path | None = None,
-    token: str | bool | None = None,
-    link: bool = True,
+    repo: str, *, out: Path | None = None, token: str | bool | None = None, link: bool = True, **wanted: Any
 ) -> CreatedSpace:
     """Makes the Space of a TAIA repository, or brings it up to date; a person's files and edits in it stay.
 
     Args:
         repo: Hub id of the TAIA repository.
-        space_id: Hub id of the Space; `NAME-compare` under the repository's owner, or the user, by default.
-        revision: Branch, tag or commit of the repository; the Space is pinned to its commit.
-        hardware: Hardware to ask the Hub for; what costs money is only taken when it is named here.
-        private: Whether a new Space is private.
-        title: Title of the Space.
         out: Folder to write the Space to instead of publishing it.
         token: Access token.
         link: Whether the model's card is linked to the Space.
+        **wanted: Further keywords of `plan_space`.
 
     Returns:
         What was done.
@@ -115,17 +106,8 @@ def create_space(
         TAIAError: If the repository is no TAIA repository, an argument is not allowed, or a request fails; the Hub or
             the folder is then as it was.
     """
-    plan = plan_space(
-        repo,
-        space_id=space_id,
-        revision=revision,
-        hardware=hardware,
-        private=private,
-        title=title,
-        out=out,
-        token=token,
-    )
-    return write_space(plan) if plan.folder else publish_space(plan, token=token, link=link)
+    plan = plan_space(repo, out=out, token=token, **wanted)
+    return write_space(plan) if out is not None else publish_space(plan, token=token, link=link)
 
 
 def plan_space(
@@ -139,7 +121,17 @@ def plan_space(
     out: Path | None = None,
     token: str | bool | None = None,
 ) -> SpacePlan:
-    """Looks at the model and at the Space that is there; changes nothing. Arguments as in `create_space`.
+    """Looks at the model and at the Space that is there; changes nothing.
+
+    Args:
+        repo: Hub id of the TAIA repository.
+        space_id: Hub id of the Space; `NAME-compare` under the repository's owner, or the user, by default.
+        revision: Branch, tag or commit of the repository; the Space is pinned to its commit.
+        hardware: Hardware to ask the Hub for; what costs money is only taken when it is named here.
+        private: Whether a new Space is private.
+        title: Title of the Space.
+        out: Folder to write the Space to instead of publishing it.
+        token: Access token.
 
     Returns:
         What would be done.
@@ -156,16 +148,14 @@ def plan_space(
         raise ConfigError("A Space cannot be published without a token.", "Leave `token` out, or give `out`.")
     model = read_model(repo, revision, token)
     name = _checked(space_id or _default_id(repo, token, ask=out is None))
-    if out is None:
-        name = hub.full_repo_id(name, token)
     python, version = ".".join(platform.python_version_tuple()[:2]), __version__
     files = space_files(model, installed_versions(), title=title, hardware=hardware, python=python)
     if out is not None:
         changes = merge_space(files, _in_folder(out, files), version)
-        return SpacePlan(name, model, changes, folder=out)
-    head, there = _on_hub(name, files, private, token)
-    changes = merge_space(files, there, version)
-    return SpacePlan(name, model, changes, head=head, private=private, hardware=hardware)
+        return SpacePlan(hub.Head(name, kind="space"), model, changes, folder=out)
+    head = hub.look(name, token=token, kind="space")
+    changes = merge_space(files, _there(head, files, private), version)
+    return SpacePlan(head, model, changes, private=private, hardware=hardware)
 
 
 def write_space(plan: SpacePlan) -> CreatedSpace:
@@ -203,23 +193,19 @@ def publish_space(plan: SpacePlan, *, token: str | bool | None = None, link: boo
     Raises:
         RepositoryError: If a request fails, or the Space changed since the plan was made; it is then as it was.
     """
+    if plan.folder is not None:
+        raise ConfigError("The plan is one to write to a folder.", "Leave `out` out of `plan_space`.")
     settings = hub.SpaceSettings(plan.model.variables, plan.hardware)
     commit = None
     if plan.changes.files or plan.changes.deleted:
         with tempfile.TemporaryDirectory() as scratch:
-            published = hub.publish(
-                {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)},
-                plan.space_id,
-                commit_message=f"Compare the modes of {plan.model.repo_id}",
-                private=plan.private,
-                token=token,
-                parent_commit=plan.head,
-                space=settings,
-            )
-        commit = published.oid
+            files = {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)}
+            message = f"Compare the modes of {plan.model.repo_id}"
+            how = hub.Commit(message, private=plan.private, token=token)
+            commit = hub.publish(files, plan.head, how, space=settings).oid
     else:
         hub.set_space(plan.space_id, settings, token=token)
-    url = f"{HfApi().endpoint}/spaces/{plan.space_id}"
+    url = f"{hub.api().endpoint}/spaces/{plan.space_id}"
     return _done(plan, url, commit, *(_linked(plan, token) if link else (None, ())))
 
 
@@ -254,7 +240,7 @@ def _default_id(repo: str, token: str | bool | None, *, ask: bool) -> str:
     owner, _, name = repo.rpartition("/")
     if ask:
         with hub.hub_errors(f"{repo}-compare", what="Space"):
-            me = HfApi(token=token).whoami()
+            me = hub.api(token).whoami()
         organisations = {one["name"] for one in me.get("orgs") or () if one.get("roleInOrg") != "read"}
         owner = owner if owner in {me["name"], *organisations} else me["name"]
     return f"{owner}/{name}-compare"
@@ -268,34 +254,25 @@ def _checked(space_id: str) -> str:
     return space_id
 
 
-def _on_hub(
-    space_id: str, new: Collection[str], private: bool | None, token: str | bool | None
-) -> tuple[str | None, dict[str, bytes] | None]:
-    """Returns the head of a Space and the files that matter here; two times None where there is no Space."""
-    api = HfApi(token=token, library_name="taia-hub")
-    with hub.hub_errors(space_id, what="Space"):
-        if not api.repo_exists(space_id, repo_type="space"):
-            return None, None
-        info = api.space_info(space_id)
-        names = {one.rfilename for one in info.siblings or ()}
-        if private is not None and private != info.private:
-            state = "private" if info.private else "public"
-            raise ConfigError(
-                f"The Space '{space_id}' is there already, and {state}.",
-                "Change that in its settings on the Hub, or leave --private and --public out.",
-            )
-        if STATE not in names:
-            if names <= {".gitattributes", CARD} and len(api.list_repo_commits(space_id, repo_type="space")) <= 1:
-                return info.sha, {}  # as the Hub makes it
-            raise RepositoryError(
-                f"'{space_id}' is a Space that was not made by taia-hub; nothing in it was touched.",
-                "Choose another name with --space.",
-            )
-
-        def read(name: str) -> bytes:
-            return Path(api.hf_hub_download(space_id, name, repo_type="space", revision=info.sha)).read_bytes()
-
-        return info.sha, _relevant(names, new, read)
+def _there(head: hub.Head, new: Collection[str], private: bool | None) -> dict[str, bytes] | None:
+    """Returns the files of a Space that matter here; None where there is no Space."""
+    if head.sha is None:
+        return None
+    if private is not None and private != head.private:
+        raise ConfigError(
+            f"The Space '{head.repo_id}' is there already, and {'private' if head.private else 'public'}.",
+            "Change that in its settings on the Hub, or leave --private and --public out.",
+        )
+    if STATE not in head.files:
+        with hub.hub_errors(head.repo_id, what="Space"):
+            commits = hub.api(head.token).list_repo_commits(head.repo_id, repo_type="space")
+        if head.files <= {CARD} and len(commits) <= 1:
+            return {}  # as the Hub makes it
+        raise RepositoryError(
+            f"'{head.repo_id}' is a Space that was not made by taia-hub; nothing in it was touched.",
+            "Choose another name with --space.",
+        )
+    return _relevant(head.files, new, head.file)
 
 
 def _in_folder(folder: Path, new: Collection[str]) -> dict[str, bytes] | None:
@@ -308,13 +285,15 @@ def _in_folder(folder: Path, new: Collection[str]) -> dict[str, bytes] | None:
             "Give an empty or a new folder with --out.",
         )
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return _relevant(names, new, lambda name: (folder / name).read_bytes())
+    return _relevant(names, new, folder.joinpath)
 
 
-def _relevant(names: set[str], new: Collection[str], read: Callable[[str], bytes]) -> dict[str, bytes]:
+def _relevant(names: Collection[str], new: Collection[str], at: Callable[[str], Path | None]) -> dict[str, bytes]:
     """Reads the files of a Space that were written here, or would be; the rest is none of ours."""
-    ours = {STATE, CARD, *new, *written_files(read(STATE))}
-    return {name: read(name) for name in sorted(ours & names)}
+    state = at(STATE)
+    ours = {STATE, CARD, *new, *written_files(state.read_bytes() if state else None)}
+    paths = {name: at(name) for name in sorted(ours.intersection(names))}
+    return {name: path.read_bytes() for name, path in paths.items() if path}
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> dict[str, Path]:

@@ -8,8 +8,6 @@ import os
 from fnmatch import fnmatch
 from typing import Any
 
-from huggingface_hub import HfApi
-
 from taia_hub import hub
 from taia_hub._version import __version__
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
@@ -108,7 +106,7 @@ def installed_versions() -> dict[str, str]:
 
 def _info(name: str, revision: str | None, what: str, token: str | bool | None) -> Any:
     with hub.hub_errors(name, what=what, revision=revision):
-        return HfApi(token=token, library_name="taia-hub").model_info(name, revision=revision, files_metadata=True)
+        return hub.api(token).model_info(name, revision=revision, files_metadata=True)
 
 
 def _matching(info: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import HfApi
 
 from taia_hub import hub
 from taia_hub.cards.data import DatasetFacts
@@ -234,7 +233,7 @@ def _open_file(path: Path, label: str) -> _Opened:
 
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:
     with hub.hub_errors(place.id, revision=place.revision, what="data set"):
-        info = HfApi(library_name="taia-hub").dataset_info(place.id, revision=place.revision, token=token)
+        info = hub.api().dataset_info(place.id, revision=place.revision, token=token)
         sha = str(info.sha)
         try:
             with _quiet(datasets):

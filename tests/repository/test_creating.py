@@ -11,10 +11,10 @@ import pytest
 import torch
 from peft import LoHaConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import taia_hub.cli
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, cards, hub
 from taia_hub.errors import RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.evaluation.environment import identify
 from taia_hub.repository.creating import create_from_finetuned, create_repository
@@ -156,6 +156,42 @@ def test_a_fine_tune_brings_its_tokenizer(online: Any, tuned: Path, repo_id: str
     assert AutoTokenizer.from_pretrained(repo_id).chat_template == "{{ messages[0]['content'] }}"
     model = AutoModelForCausalLM.from_pretrained(repo_id)
     assert model.inference_modules == "attention+other"
+
+
+@pytest.mark.parametrize("compress", [None, 4])
+def test_making_one_of_a_fine_tune_says_how_far_it_is(online: Any, tuned: Path, tmp_path: Path, compress: Any) -> None:
+    told: list[tuple[str, int, int]] = []
+    create_from_finetuned(
+        online.base, str(tuned), out=tmp_path / "out", compress=compress, progress=lambda *step: told.append(step)
+    )
+    stages = {stage: (done, total) for stage, done, total in told}
+    assert list(stages) == ["comparing", "compressing" if compress else "writing, in MB"]
+    assert all(done == total for done, total in stages.values())
+    assert told == sorted(told, key=lambda step: (list(stages).index(step[0]), step[1]))
+
+
+def test_what_is_resolved_and_built_already_is_taken(
+    online: Any, mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training builds the structure once, and its files go on the one card that is rendered."""
+    base = hub.resolve_base(online.base, None, hub.HubAccess())
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(online.base))
+    rendered = []
+    render = cards.render_card
+    monkeypatch.setattr(cards, "render_card", lambda *a, **k: rendered.append(a) or render(*a, **k))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("read again"))
+
+    def extra_files(folder: Path) -> None:
+        manifest = json.loads((folder / "taia_manifest.json").read_text())
+        sha256 = manifest["files"]["molora/molora_model.safetensors"]["sha256"]
+        record = {"hardware": "one fine GPU", "adapter_sha256": sha256}
+        (folder / "taia_training.json").write_text(json.dumps(record))
+
+    made = create_repository(base, str(mixture), out=tmp_path / "out", skeleton=skeleton, extra_files=extra_files)
+    assert made.folder == tmp_path / "out"
+    assert "one fine GPU" in (tmp_path / "out/README.md").read_text()
+    assert len(rendered) == 1
 
 
 def test_from_finetuned(online: Any, tuned: Path, pico: Any) -> None:

@@ -340,7 +340,9 @@ def from_request(number, answer):
 def test_no_request_that_fails_leaves_a_new_space(online, repo, space, no_waiting):
     plan = plan_space(repo, space_id=space)
     online.hub.requests.clear()
-    publish_space(dataclasses.replace(plan, space_id=f"{space}-counted"), link=False)
+    publish_space(
+        dataclasses.replace(plan, head=dataclasses.replace(plan.head, repo_id=f"{space}-counted")), link=False
+    )
     count = len(online.hub.requests)
     assert count >= 4
     for number in range(count):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError, closest
 from taia_hub.hub.layout import PEFT
 from taia_hub.roles import ROLES
@@ -157,7 +158,7 @@ def compress(
     roles: Mapping[str, str] | None = None,
     base_name: str | None = None,
     trust_remote_code: bool = False,
-    advance: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CompressionReport:
     """Writes a full fine-tune as a LoRA: the truncated SVD of each linear layer's difference, in float32.
 
@@ -174,7 +175,7 @@ def compress(
         roles: Module path to role; by default as `taia_hub.roles.sublayers` finds it.
         base_name: Hub id or folder that the adapter names as its base.
         trust_remote_code: Whether the model's own code may run, to learn its structure.
-        advance: Called with how many modules are done, and how many there are.
+        progress: Called with stage, tensors or modules done, and how many there are.
 
     Returns:
         What was kept and lost.
@@ -194,7 +195,7 @@ def compress(
     out = Path(out).absolute()
     if (out / PEFT.config).is_file():
         raise RepositoryError(f"'{out}' holds an adapter already.", "Give a new folder.")
-    difference = open_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code)
+    difference = open_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code, progress=progress)
     placed = find_sublayers(difference.base.model).roles if roles is None else roles
     modules = dict(difference.base.model.named_modules())
     plan: list[tuple[str, str]] = []
@@ -224,8 +225,8 @@ def compress(
         done.append(CompressedModule(path, role, (len(b), a.shape[1]), len(a), norm, lost / norm if norm else 0.0))
         tensors[f"{PREFIX}{path}.lora_A.weight"] = a.contiguous()
         tensors[f"{PREFIX}{path}.lora_B.weight"] = b.contiguous()
-        if advance is not None:
-            advance(len(done), len(plan))
+        if progress is not None:
+            progress("compressing", len(done), len(plan))
     with hub.written_whole(out) as scratch:
         _config(done, modules, base_name).save_pretrained(str(scratch))
         save_file(tensors, scratch / PEFT.weights, metadata={"format": "pt"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress, counted
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 from taia_hub.hub.layout import DENSE
 from taia_hub.roles import ROLES
@@ -133,7 +134,7 @@ def write_dense(
     roles: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> DenseReport:
     """Writes the tensors that full fine-tuning changed, exactly as the fine-tune has them.
 
@@ -147,7 +148,7 @@ def write_dense(
         roles: Module path to role; by default as `taia_hub.roles.sublayers` finds it.
         trust_remote_code: Whether the model's own code may run, to learn its structure.
         shard_bytes: Size that a shard does not pass, unless one tensor is larger.
-        advance: Called with a number of bytes whenever so many were written, from any thread.
+        progress: Called with stage, tensors or megabytes done, and how many there are.
 
     Returns:
         What was changed, by role.
@@ -166,10 +167,11 @@ def write_dense(
     out = Path(out).absolute()
     if out.is_dir() and any(next(out.glob(pattern), None) for pattern in DENSE.files):
         raise RepositoryError(f"'{out}' holds a full fine-tune already.", "Give a new folder.")
-    difference = find_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code)
+    difference = find_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code, progress=progress)
     placed = find_sublayers(difference.base.model)
     report = _report(difference, placed.roles if roles is None else roles, placed.unplaced)
     stored = {one.name: one for group in difference.changed.values() for one, _ in group.sources}
+    advance = counted(progress, "writing, in MB", sum(one.size for one in stored.values())) if progress else None
     with hub.written_whole(out) as scratch:
         shards = write_shards(scratch, list(stored.values()), stem=STEM, shard_bytes=shard_bytes, advance=advance)
         _write_texts(scratch, difference, report, shards)
@@ -177,7 +179,11 @@ def write_dense(
 
 
 def find_difference(
-    base_folder: Path | str, tuned_folder: Path | str, *, trust_remote_code: bool = False
+    base_folder: Path | str,
+    tuned_folder: Path | str,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> Difference:
     """Finds which parameters full fine-tuning changed; tensors are read in pieces, and only until they differ.
 
@@ -185,6 +191,7 @@ def find_difference(
         base_folder: The base model.
         tuned_folder: The fine-tune.
         trust_remote_code: Whether the model's own code may run.
+        progress: Called with stage, tensors compared and tensors in all.
 
     Returns:
         The difference.
@@ -199,13 +206,15 @@ def find_difference(
     resized = _check_family(base, tuned)
     differ: dict[tuple[int, int], bool] = {}
     changed: dict[str, Group] = {}
-    for name, group in tuned.groups.items():
+    for done, (name, group) in enumerate(tuned.groups.items(), 1):
         was = base.groups[name]
         key = id(was), id(group)
         if key not in differ:
             differ[key] = _differ(was, group)
         if differ[key]:
             changed[name] = group
+        if progress is not None:
+            progress("comparing", done, len(tuned.groups))
     if not changed:
         raise UpdateMismatchError(
             f"'{tuned.folder}' has the same weights as the base model '{base.folder}': nothing was tuned.",
@@ -216,7 +225,11 @@ def find_difference(
 
 
 def open_difference(
-    base_folder: Path | str, tuned_folder: Path | str, *, trust_remote_code: bool = False
+    base_folder: Path | str,
+    tuned_folder: Path | str,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> Difference:
     """As `find_difference`, where the second folder may also be one that `write_dense` wrote.
 
@@ -224,6 +237,7 @@ def open_difference(
         base_folder: The base model.
         tuned_folder: The fine-tune, or a dense update of this base.
         trust_remote_code: Whether the model's own code may run.
+        progress: Called with stage, tensors compared and tensors in all.
 
     Returns:
         The difference; of a dense update, only the changed tensors are in `Difference.tuned`.
@@ -233,7 +247,7 @@ def open_difference(
     """
     folder = Path(tuned_folder)
     if not (folder / DENSE.config).is_file():
-        return find_difference(base_folder, folder, trust_remote_code=trust_remote_code)
+        return find_difference(base_folder, folder, trust_remote_code=trust_remote_code, progress=progress)
     base = open_checkpoint(Path(base_folder), what="base model", trust_remote_code=trust_remote_code)
     config = read_dense_config(folder)
     groups = dense_groups(base.model, folder, config)
