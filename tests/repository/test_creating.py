@@ -180,12 +180,12 @@ def test_what_is_resolved_and_built_already_is_taken(
     rendered = []
     render = cards.render_card
     monkeypatch.setattr(cards, "render_card", lambda *a, **k: rendered.append(a) or render(*a, **k))
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *a, **k: pytest.fail("built again"))
 
     def extra_files(folder: Path) -> None:
         manifest = json.loads((folder / "taia_manifest.json").read_text())
         sha256 = manifest["files"]["molora/molora_model.safetensors"]["sha256"]
-        record = {"hardware": "one fine GPU", "adapter_sha256": sha256}
+        record = {"hardware": {"gpu": "one fine GPU"}, "adapter_sha256": sha256}
         (folder / "taia_training.json").write_text(json.dumps(record))
 
     made = create_repository(base, str(mixture), out=tmp_path / "out", skeleton=skeleton, extra_files=extra_files)
