@@ -178,8 +178,8 @@ def _finish(
         if extra_files is not None:
             extra_files(folder)
 
-    if push is not None:
-        done = publishing.push(loaded, push, commit, extra_files=beside)
+    if out is None:
+        done = publishing.push(loaded, str(push), commit, extra_files=beside)
         return Created(None, done, loaded.switch.status())
     fields = publishing.base_license(config, token) if config.base_model_revision else {}
     publishing.save(loaded, out, license_fields=fields, extra_files=beside)
