@@ -5,56 +5,66 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from taia_hub._version import __version__
-from taia_hub.cli.analysis import analyze
-from taia_hub.cli.cards import card
-from taia_hub.cli.comparing import compare
-from taia_hub.cli.demonstration import demo, serve
-from taia_hub.cli.evaluation import evaluate
-from taia_hub.cli.exporting import export
-from taia_hub.cli.generation import generate
-from taia_hub.cli.merging import merge
-from taia_hub.cli.repositories import create, info, push
-from taia_hub.cli.reproducing import reproduce
-from taia_hub.cli.serving import serve_model
-from taia_hub.cli.spaces import space_create
-from taia_hub.cli.training import train
 from taia_hub.errors import TAIAError
 
 __all__ = ["app", "main"]
 
+COMMANDS = {
+    "create": ("repositories.create", "Make a repository from a base model and an adapter or full fine-tune."),
+    "push": ("repositories.push", "Publish a saved repository in one commit."),
+    "info": ("repositories.info", "Show what a repository holds, by role, without loading weights."),
+    "generate": ("generation.generate", "Answer a prompt under one mode or several."),
+    "compare": ("comparing.compare", "Compare what the modes answer: in the terminal, in files or on a page."),
+    "train": ("training.train", "Train a repository: LoRA, MoLoRA or full fine-tuning on your data."),
+    "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-evaluation-harness."),
+    "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set the paper's table beside yours."),
+    "analyze": ("analysis.analyze", "Measure an update by layer and role, and what its modes do to hidden states."),
+    "export": ("exporting.export", "Write a mode as a plain LoRA, for engines and PEFT."),
+    "merge": ("merging.merge", "Merge a mode into a plain model."),
+    "serve": ("serving.serve_model", "Serve modes with vLLM, SGLang, llama.cpp or transformers."),
+    "card": ("cards.card", "Make a repository's card again, or check every fact on it."),
+    "demo": ("demonstration.demo", "Fine-tune a small model, publish it on this disk and compare its modes."),
+    "hub": ("demonstration.hub_app", "A loopback Hub in a folder, for work offline and for tests."),
+    "space": ("spaces.space_app", "Spaces on the Hub that compare the modes of a model."),
+}
+"""Command to where it is, in this package, and its line in the list of commands."""
+
+
+class _Commands(TyperGroup):
+    """Loads a command when it is called: `taia --help` needs no more than the lines."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = _load(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = COMMANDS[name][0].partition(".")
+    found = getattr(import_module(f"{__name__}.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="taia",
     help="TAIA on the Hugging Face Hub: train all parameters, infer with only the attention updates.",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-hub_app = typer.Typer(help="A loopback Hub in a folder, for work offline and for tests.", no_args_is_help=True)
-space_app = typer.Typer(help="Spaces on the Hub that compare the modes of a model.", no_args_is_help=True)
-
-app.command()(create)
-app.command()(push)
-app.command()(info)
-app.command()(generate)
-app.command()(compare)
-app.command()(train)
-app.command("eval")(evaluate)
-app.command()(reproduce)
-app.command()(analyze)
-app.command()(export)
-app.command()(merge)
-app.command("serve")(serve_model)
-app.command()(card)
-app.command()(demo)
-app.add_typer(hub_app, name="hub")
-hub_app.command()(serve)
-app.add_typer(space_app, name="space")
-space_app.command("create")(space_create)
+for _name, (_, _line) in COMMANDS.items():
+    app.command(_name, help=_line)(lambda: None)
 
 
 def print_version(wanted: bool) -> None:
@@ -84,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app(words)
+        app(words, prog_name="taia")
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         sys.exit(130)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, OtherBase, Repository, Revision, Token, Trust, echo_json, parse_mode
+from taia_hub.cli.shared import (
+    Json,
+    OtherBase,
+    Repository,
+    Revision,
+    Token,
+    Trust,
+    echo_json,
+    modes,
+    parse_modes,
+    progress,
+)
 from taia_hub.errors import ConfigError
 
 
@@ -19,9 +31,7 @@ def analyze(
     texts: Annotated[
         Path | None, typer.Option(help="Texts to run the modes on: one a line, or JSONL with a field 'text'.")
     ] = None,
-    mode: Annotated[
-        list[str] | None, typer.Option(help="With --texts: a mode, or a JSON mapping; repeat it. All four by default.")
-    ] = None,
+    mode: Annotated[list[str] | None, modes("all four, with --texts")] = None,
     figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for figures as PNG and SVG.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the numbers, or a folder that gets taia_analysis.json.")
@@ -35,14 +45,17 @@ def analyze(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Measure an update by layer and role, and what its modes do to hidden states."""
+    """Measure an update by layer and role, and what its modes do to hidden states.
+
+    Norms and effective ranks come from the files alone, in seconds and little memory; PEFT adapters only.
+
+    taia analyze org/model-taia --texts texts.txt --figures figures --out .
+    """
     from taia_hub.analysis import draw_figures, load_analysis
     from taia_hub.analysis.examining import examine, matching_results, read_texts
     from taia_hub.analysis.format import analysis_path
     from taia_hub.analysis.hidden import ALL_MODES
-    from taia_hub.analysis.text import to_text
     from taia_hub.common.imports import import_or_raise
-    from taia_hub.common.progress import ProgressBars
     from taia_hub.results import summarise
 
     if mode and texts is None:
@@ -50,13 +63,12 @@ def analyze(
     if figures:
         import_or_raise("matplotlib", "figures", "--figures")  # before the work, not after it
     older = load_analysis(out) if out and analysis_path(out).is_file() else None
-    bars = ProgressBars()
-    try:
+    with progress() as bars:
         analysis = examine(
             repo,
             relative=relative,
             texts=read_texts(texts) if texts else (),
-            modes=[parse_mode(text) for text in mode] if mode else ALL_MODES,
+            modes=parse_modes(mode, ALL_MODES),
             base=base,
             revision=revision,
             max_tokens=max_tokens,
@@ -66,16 +78,20 @@ def analyze(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    finally:
-        bars.close()
     if older:
         analysis = analysis.with_kept(older)
     if out:
         analysis.save(out)
-    drawn = []
+    drawn: Sequence[Any] = ()
     if figures:
         results = matching_results(repo, analysis.subject.revision, analysis.subject, token)
-        drawn = list(draw_figures(figures, analysis, summarise(results) if results else None))
+        drawn = draw_figures(figures, analysis, summarise(results) if results else None)
+    _echo(analysis, drawn, analysis_path(out) if out else None, as_json)
+
+
+def _echo(analysis: Any, drawn: Sequence[Any], out: Path | None, as_json: bool) -> None:
+    from taia_hub.analysis.text import to_text
+
     if as_json:
         shown = [{"png": str(figure.png), "svg": str(figure.svg), "alt": figure.alt} for figure in drawn]
         echo_json({**analysis.to_json(), "figures": shown})
@@ -84,4 +100,4 @@ def analyze(
     for figure in drawn:
         typer.echo(f"\nDrew {figure.png} and {figure.svg.name}: {figure.alt}")
     if out:
-        typer.echo(f"\nWritten to {analysis_path(out)}")
+        typer.echo(f"\nWritten to {out}")

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from taia_hub.cli.shared import Json, parse_folder
-from taia_hub.demo.runner import DEFAULT_ITEMS, DEFAULT_STEPS
 
 
 def demo(
@@ -18,8 +17,8 @@ def demo(
         Path,
         typer.Option("--dir", parser=parse_folder, metavar="DIR", help="Folder for the Hub, the models and the cache."),
     ] = Path("taia-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = DEFAULT_STEPS,
-    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = DEFAULT_ITEMS,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = 40,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = 64,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes."""
@@ -29,6 +28,13 @@ def demo(
     typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 
+hub_app = typer.Typer(
+    help="A loopback Hub in a folder, for work offline and for tests.", no_args_is_help=True, add_completion=False
+)
+hub_app.callback()(lambda: None)  # a group, though of one command
+
+
+@hub_app.command()
 def serve(
     folder: Annotated[Path, typer.Argument(help="Folder that holds the Hub; made if need be.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")] = 8299,

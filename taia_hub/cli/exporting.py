@@ -17,22 +17,25 @@ from taia_hub.cli.shared import (
     Trust,
     echo_json,
     files_on,
+    modes,
     parse_folder,
-    parse_mode,
+    parse_modes,
+    progress,
 )
-from taia_hub.common.progress import ProgressBars
 from taia_hub.errors import ConfigError
 
 
 def export(
     repo: Repository,
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(help="A mode, or a JSON mapping; repeat it for one sub-folder each. By default attention."),
-    ] = None,
+    mode: Annotated[list[str] | None, modes("attention", "repeat it for a sub-folder each")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=parse_folder, metavar="DIR", help="New folder; by default NAME-MODE.", show_default=False),
+        typer.Option(
+            parser=parse_folder,
+            metavar="DIR",
+            help="New folder; by default NAME-MODE, or NAME-exports for several modes.",
+            show_default=False,
+        ),
     ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Hub id to publish to, in one commit.", show_default=False)
@@ -57,7 +60,16 @@ def export(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT."""
+    """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT.
+
+    It is made from files alone: no base model is loaded. LoRAs keep their numbers, weights in [0, 1] are multiplied
+    into them; other methods become LoRAs by singular value decomposition. The report says of each engine which flag it
+    needs, or why it refuses.
+
+    taia export org/model-taia --mode attention --out attention-lora
+
+    taia export org/model-taia --mode attention --mode all --push org/model-loras
+    """
     from taia_hub.exporting import export_adapters
     from taia_hub.exporting.publishing import push_adapters
 
@@ -65,9 +77,7 @@ def export(
         raise ConfigError("--out and --push do not go together.", "Leave one out.")
     if push is None and private is not None:
         raise ConfigError("--private and --public are for --push.", "Leave it out.")
-    modes = [parse_mode(text) for text in mode or ["attention"]]
-    settings = _folders(modes)
-    bars = ProgressBars()
+    settings, source = _folders(parse_modes(mode, ["attention"])), files_on(repo, base, revision, token)
     options: dict[str, Any] = {
         "revision": revision,
         "rank": rank,
@@ -76,19 +86,15 @@ def export(
         "engines": tuple(engine or ()),
         "token": token,
         "trust_remote_code": trust_remote_code,
-        "progress": bars,
     }
-    source = files_on(repo, base, revision, token)
-    try:
+    with progress() as bars:
         if push is not None:
-            commit, reports = push_adapters(source, push, settings, private=private, **options)
+            commit, reports = push_adapters(source, push, settings, private=private, progress=bars, **options)
             where = commit.commit_url
         else:
-            folder = out or _beside(repo, "exports" if len(modes) > 1 else _label(modes[0]))
-            reports = export_adapters(source, folder, settings, **options)
+            folder = out or _beside(repo, settings)
+            reports = export_adapters(source, folder, settings, progress=bars, **options)
             where = str(folder)
-    finally:
-        bars.close()
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
         return
@@ -116,8 +122,9 @@ def _label(mode: Any) -> str:
     return label_of(parse_setting(mode))
 
 
-def _beside(repo: str, label: str) -> Path:
+def _beside(repo: str, settings: dict[str, Any]) -> Path:
     """Names the folder of an export: in the working folder, or beside the repository where that lies within it."""
+    label = _label(settings[""]) if "" in settings else "exports"
     source = Path(repo).resolve()
     if not source.is_dir():
         return Path(f"{repo.rpartition('/')[2]}-{label}")

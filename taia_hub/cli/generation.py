@@ -21,7 +21,8 @@ from taia_hub.cli.shared import (
     Trust,
     echo_json,
     load_model,
-    parse_mode,
+    modes,
+    parse_modes,
     read_prompt,
     read_sampling,
 )
@@ -30,9 +31,7 @@ from taia_hub.cli.shared import (
 def generate(
     repo: Repository,
     prompt: Annotated[str, typer.Option(help="The prompt; '-' reads it from standard input.")],
-    mode: Annotated[
-        list[str] | None, typer.Option(help="A mode, or a JSON mapping; repeat it to see several side by side.")
-    ] = None,
+    mode: Annotated[list[str] | None, modes("the repository's own", "repeat it to see several side by side")] = None,
     system: System = None,
     raw: Raw = False,
     max_new_tokens: MaxNewTokens = 128,
@@ -45,10 +44,13 @@ def generate(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt under one mode or several."""
+    """Answer a prompt under one mode or several.
+
+    taia generate org/model-taia --prompt "Why is the sky blue?" --mode none --mode attention
+    """
     from taia_hub.compare import compare
 
-    modes = [parse_mode(text) for text in mode] if mode else None
+    wanted = parse_modes(mode)
     text = read_prompt(prompt)
     model, tokenizer = load_model(
         repo,
@@ -62,7 +64,7 @@ def generate(
         model,
         tokenizer,
         text,
-        modes or [model.inference_modules],
+        wanted or [model.inference_modules],
         system=system,
         chat=not raw,
         seed=seed,

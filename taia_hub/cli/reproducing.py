@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Token, Trust, echo_json, parse_folder, parse_mode, progress
+from taia_hub.cli.shared import Json, Token, Trust, echo_json, modes, parse_folder, parse_modes, progress
 from taia_hub.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def reproduce(
     task: Annotated[
         list[str] | None, typer.Option(help="A task as in taia eval, in place of the recipe's; repeat it.")
     ] = None,
-    mode: Annotated[list[str] | None, typer.Option(help="A mode, in place of the recipe's; repeat it.")] = None,
+    mode: Annotated[list[str] | None, modes("the recipe's")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts whose successful attacks are counted.", show_default=False)
     ] = None,
@@ -43,22 +43,22 @@ def reproduce(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe of the paper, evaluate every mode, and set the paper's table beside ours."""
-    from taia_hub.common.text_tables import aligned
-    from taia_hub.reproducing.recipe import load_recipe
-    from taia_hub.training.recipe import recipe_names
+    """Train a recipe of the paper, evaluate every mode, and set the paper's table beside yours.
 
+    The table has intervals, and what differs from the paper's setting. A reproduction goes on where it was stopped.
+
+    taia reproduce --list
+
+    taia reproduce lora --base org/small --data items.jsonl --steps 100 --task commonsense_qa --limit 200 --out lora
+    """
     if list_recipes:
-        found = [load_recipe(name) for name in recipe_names()]
-        if as_json:
-            echo_json([{"name": one.name, "description": one.description, "runs": one.labels} for one in found])
-            return
-        typer.echo(aligned([[one.name, one.description] for one in found], left=(0, 1)))
+        _echo_recipes(as_json)
         return
     if recipe is None:
         raise ConfigError("No recipe was named.", "Choose one of `taia reproduce --list`, or give a YAML file.")
     from taia_hub.evaluation.harness import check_batch_size
     from taia_hub.reproducing import reproduce as start
+    from taia_hub.reproducing.recipe import load_recipe
 
     loaded = load_recipe(recipe)
     folder = parse_folder(out) if out is not None else Path(f"reproduction-{loaded.name}")
@@ -74,7 +74,7 @@ def reproduce(
             changes=dict(map(_change, change or ())),
             runs=run or (),
             tasks=task or (),
-            modes=[parse_mode(text) for text in mode or ()],
+            modes=parse_modes(mode),
             prompts=prompts,
             limit=limit,
             batch_size=check_batch_size(batch_size),
@@ -87,6 +87,18 @@ def reproduce(
         return
     typer.echo(done.table.to_markdown())
     typer.echo(f"Written to '{folder}': table.md, table.json, and a TAIA repository a run.", err=True)
+
+
+def _echo_recipes(as_json: bool) -> None:
+    from taia_hub.common.text_tables import aligned
+    from taia_hub.reproducing.recipe import load_recipe
+    from taia_hub.training.recipe import recipe_names
+
+    found = [load_recipe(name) for name in recipe_names()]
+    if as_json:
+        echo_json([{"name": one.name, "description": one.description, "runs": one.labels} for one in found])
+        return
+    typer.echo(aligned([[one.name, one.description] for one in found], left=(0, 1)))
 
 
 def _change(text: str) -> tuple[str, Any]:

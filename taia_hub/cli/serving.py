@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from taia_hub.cli.shared import Repository, Revision, Token, Trust, parse_folder, parse_mode
+from taia_hub.cli.shared import Repository, Revision, Token, Trust, modes, parse_folder, parse_modes, progress
 from taia_hub.errors import ConfigError
 
 
@@ -17,10 +17,7 @@ def serve_model(
         list[str] | None, typer.Argument(metavar="[-- ENGINE FLAGS]", help="Further flags, passed on to the engine.")
     ] = None,
     engine: Annotated[str, typer.Option(help="vllm, sglang, llama.cpp or transformers.", show_default=False)] = ...,  # type: ignore[assignment]
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(help="A mode, or a JSON mapping; repeat it. By default the repository's own.", show_default=False),
-    ] = None,
+    mode: Annotated[list[str] | None, modes("the repository's own")] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model; requests ask for NAME:MODE.", show_default=False)
     ] = None,
@@ -57,7 +54,6 @@ def serve_model(
     vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF; transformers serves a merged
     model a mode. Flags of the engine itself follow after `--`.
     """
-    from taia_hub.common.progress import ProgressBars
     from taia_hub.serving import check_installed, check_port, find_engine, plan_serving, run
 
     found = find_engine(engine)
@@ -69,12 +65,11 @@ def serve_model(
             )
         check_installed(found)
         check_port(host, port)
-    bars = ProgressBars()
-    try:
+    with progress() as bars:
         plan = plan_serving(
             repo,
             engine,
-            [parse_mode(text) for text in mode or ()],
+            parse_modes(mode),
             name=name,
             revision=revision,
             out=out,
@@ -90,8 +85,6 @@ def serve_model(
             trust_remote_code=trust_remote_code,
             progress=bars,
         )
-    finally:
-        bars.close()
     if print_only:
         for command in plan.commands:
             command.write_files()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,11 +26,18 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 Dtype = Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.", show_default=False)]
+Push = Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.", show_default=False)]
 Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
 
 OtherBase = Annotated[
     str | None, typer.Option(help="Base model, where the one named there is not at hand.", show_default=False)
 ]
+
+
+def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
+    """Makes the option `--mode`."""
+    text = "A mode (none, attention, ffn, all), roles joined by '+', or a JSON mapping of selectors to weights"
+    return typer.Option("--mode", help=f"{text}; {repeated}. By default {by_default}.", show_default=False)
 
 
 def parse_folder(text: str | Path) -> Path:
@@ -71,6 +78,11 @@ def parse_mode(text: str) -> Any:
             f"--mode {text!r} is no JSON: {error}.",
             """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
         ) from error
+
+
+def parse_modes(texts: list[str] | None, default: Sequence[Any] = ()) -> list[Any]:
+    """Reads the modes of a command line, or gives the default ones."""
+    return [parse_mode(text) for text in texts] if texts else list(default)
 
 
 def read_prompt(text: str) -> str:

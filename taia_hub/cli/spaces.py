@@ -12,7 +12,13 @@ import typer
 from taia_hub.cli.shared import Json, Private, Revision, Token, echo_json, parse_folder
 from taia_hub.errors import ConfigError
 
+space_app = typer.Typer(
+    help="Spaces on the Hub that compare the modes of a model.", no_args_is_help=True, add_completion=False
+)
+space_app.callback()(lambda: None)  # a group, though of one command
 
+
+@space_app.command("create")
 def space_create(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id of a TAIA repository.")],
     space: Annotated[
