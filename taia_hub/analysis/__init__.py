@@ -2,10 +2,10 @@
 
 from taia_hub.analysis._style import Figure
 from taia_hub.analysis.figures import draw_figures, draw_residual_rank, draw_scores, draw_similarity, draw_update_norms
-from taia_hub.analysis.format import ANALYSIS_FILE, Analysis, Subject, load_analysis
-from taia_hub.analysis.hidden import Curve, HiddenStates, examine_texts, hidden_state_similarity, residual_rank
+from taia_hub.analysis.hidden import examine_texts, hidden_state_similarity, residual_rank
 from taia_hub.analysis.measuring import analyze_update
-from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis, UpdatePart
+from taia_hub.results.analysis import ANALYSIS_FILE, Analysis, Curve, HiddenStates, Subject, load_analysis
+from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis, UpdatePart
 
 __all__ = [
     "ANALYSIS_FILE",

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.analysis.format import Analysis, Subject
 from taia_hub.analysis.hidden import ALL_MODES, examine_texts
-from taia_hub.analysis.measuring import analyze_files
-from taia_hub.analysis.reading import open_adapter
+from taia_hub.analysis.measuring import analyze_files, find_adapter
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.repository.tokenizer import load_tokenizer
 from taia_hub.results import RESULTS_FILE, Results
+from taia_hub.results.analysis import Analysis, Subject
 
 _FIELDS = ("text", "prompt", "question", "instruction")
 
@@ -65,7 +64,7 @@ def examine(
         ```
     """
     access = hub.HubAccess(token=token)
-    files = open_adapter(name, revision=revision, base=base, access=access)
+    files = find_adapter(name, revision=revision, base=base, access=access)
     update = analyze_files(files, access, relative=relative, trust_remote_code=trust_remote_code, progress=progress)
     hidden = None
     if texts:
@@ -79,7 +78,8 @@ def examine(
             model = TAIAForCausalLM.from_pretrained(name, revision=files.revision, **options)
         tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
         hidden = examine_texts(model, tokenizer, texts, modes, max_tokens=max_tokens, progress=progress)
-    return Analysis(Subject.of(files), update, hidden)
+    sha256 = hub.sha256(files.folder / files.kind.weights)
+    return Analysis(Subject(files.name, files.revision, files.base.name, files.base.revision, sha256), update, hidden)
 
 
 def read_texts(path: Path) -> list[str]:

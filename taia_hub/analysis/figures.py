@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from taia_hub.analysis._style import TEXT, Figure, Look, canvas, legend, looks, write
-from taia_hub.analysis.format import Analysis
-from taia_hub.analysis.hidden import Curve, HiddenStates
-from taia_hub.analysis.updates import UpdateAnalysis
 from taia_hub.errors import ConfigError
 from taia_hub.results import Row, Summary, format_value
+from taia_hub.results.analysis import Analysis, Curve, HiddenStates
+from taia_hub.results.norms import UpdateAnalysis
 
 _TASKS_IN_ALT = 6
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,52 +15,12 @@ from taia_hub.analysis.density import density
 from taia_hub.analysis.measures import cosine_similarity, relative_residual
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
+from taia_hub.results.analysis import Curve, HiddenStates
 from taia_hub.switch.settings import MODES, parse_setting
 
 ALL_MODES = tuple(MODES)
 _BASE = "none"
 _GRID = 256
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A value by layer.
-
-    Attributes:
-        mean: (L + 1) means; number 0 is of the embeddings, number k of the state after the k-th layer. In most
-            architectures the last one is taken after the final norm.
-        standard_error: (L + 1) standard errors of the means; 0 for a single value.
-    """
-
-    mean: tuple[float, ...]
-    standard_error: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """What the hidden states of texts say under several modes.
-
-    Attributes:
-        texts: Number T of texts.
-        tokens: Number N of their tokens, after cutting.
-        max_tokens: Tokens of a text that were kept.
-        texts_sha256: Hash of the texts.
-        similarity: Label of a mode to its cosine similarity to the base model by layer, over tokens.
-        residual_rank: Label of a mode to its residual rank by layer, over texts.
-        grid: (G) similarities.
-        last_density: Label of a mode to the (G) density of the similarity in the last layer.
-        pooled_density: The same over the tokens of all layers; the embeddings are left out.
-    """
-
-    texts: int
-    tokens: int
-    max_tokens: int
-    texts_sha256: str
-    similarity: Mapping[str, Curve]
-    residual_rank: Mapping[str, Curve]
-    grid: tuple[float, ...]
-    last_density: Mapping[str, tuple[float, ...]]
-    pooled_density: Mapping[str, tuple[float, ...]]
 
 
 def hidden_state_similarity(

@@ -11,16 +11,21 @@ import torch
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.analysis import spectra
 from taia_hub.analysis.base_weights import BaseWeights
-from taia_hub.analysis.reading import AdapterFiles, adapted_layers, open_adapter, skeleton
-from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
+from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
+from taia_hub.updates.peft.methods import ADDITIVE
+from taia_hub.updates.weightless import attach_offline
+from taia_hub.weights.skeleton import skeleton
 
 _PAIRS = (("lora_A", "lora_B", ".weight"), ("lora_embedding_A", "lora_embedding_B", ""))
 _SAME_PRODUCT = ("Dora", "Velora")  # variants of LoRA whose factors still stand for scaling * B @ A
@@ -73,39 +78,49 @@ def analyze_update(
         ```
     """
     access = hub.HubAccess(token=token)
-    files = open_adapter(name, revision=revision, base=base, base_revision=base_revision, access=access)
+    files = find_adapter(name, revision=revision, base=base, base_revision=base_revision, access=access)
     return analyze_files(files, access, relative=relative, trust_remote_code=trust_remote_code, progress=progress)
 
 
+def find_adapter(name: str, *, access: hub.HubAccess, **where: str | None) -> UpdateFiles:
+    """Finds an update to measure, by the keywords of `find_update`, and refuses one that is no PEFT adapter."""
+
+    def check(kind: UpdateKind) -> None:
+        if kind is not PEFT:
+            raise UnsupportedUpdateError(
+                f"The update of '{name}' is a {kind.noun}; only PEFT adapters are measured.",
+                "`taia info` shows what it holds, by role.",
+            )
+
+    return find_update(name, access=access, check=check, **where)
+
+
 def analyze_files(
-    files: AdapterFiles,
+    files: UpdateFiles,
     access: hub.HubAccess,
     *,
     relative: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> UpdateAnalysis:
-    """Measures an adapter that is on this disk already; see `analyze_update`.
+    """Measures an adapter that is on this disk already; see `analyze_update`."""
+    method = str(getattr(files.settings.peft_type, "value", files.settings.peft_type))
+    if method not in ADDITIVE:
+        raise UnsupportedUpdateError(
+            f"The update of this {method} adapter has no norm of its own: the method does not add a matrix to the "
+            "base's weight, or one that depends on it.",
+            f"Norms are given for {', '.join(ADDITIVE)}.",
+        )
 
-    Args:
-        files: The adapter.
-        access: How to reach the Hub.
-        relative: As there.
-        trust_remote_code: As there.
-        progress: As there.
+    def make() -> PreTrainedModel:
+        return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    Returns:
-        Norms and ranks.
-
-    Raises:
-        TAIAError: As there.
-    """
-    adapted = adapted_layers(files, access, trust_remote_code)
+    adapted = attach_offline(make, files.folder, PEFT, files.settings)
     targets = {name: _target(site, layer) for name, site, layer in adapted.layers if _reason(layer) is None}
-    weights = BaseWeights(files.base, skeleton(files, access, trust_remote_code), access) if relative else None
+    weights = BaseWeights(files.base, make(), access) if relative else None
     if weights:
         weights.require(targets.values())
-    read = functools.partial(_tensor, files.weights) if adapted.streamed else None
+    read = functools.partial(_tensor, files.folder / PEFT.weights) if adapted.streamed else None
     modules, unmeasured, dora = [], {}, False
     for done, (name, site, layer) in enumerate(adapted.layers):
         if progress:
@@ -123,8 +138,7 @@ def analyze_files(
     for reason in dict.fromkeys(unmeasured.values()):
         paths = [path for path, why in unmeasured.items() if why == reason]
         notes.append(f"No norms for {', '.join(paths[:3])}{' and others' if paths[3:] else ''}: {reason}.")
-    kind = files.config.peft_type
-    return UpdateAnalysis(str(getattr(kind, "value", kind)), tuple(modules), tuple(notes))
+    return UpdateAnalysis(method, tuple(modules), tuple(notes))
 
 
 def _measured(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from taia_hub.analysis.format import Analysis
-from taia_hub.analysis.hidden import HiddenStates
-from taia_hub.analysis.updates import UpdateAnalysis, UpdatePart
 from taia_hub.common.text_tables import aligned
+from taia_hub.results.analysis import Analysis, HiddenStates
+from taia_hub.results.norms import UpdateAnalysis, UpdatePart
 
 _HEAD = ["layer", "role", "modules", "parameters", "‖ΔW‖ F", "‖ΔW‖ 2", "eff. rank", "stable rank"]
 _RELATIVE = ["F / base", "2 / base"]

@@ -53,10 +53,10 @@ def analyze(
     """
     from taia_hub.analysis import draw_figures, load_analysis
     from taia_hub.analysis.examining import examine, matching_results, read_texts
-    from taia_hub.analysis.format import analysis_path
     from taia_hub.analysis.hidden import ALL_MODES
     from taia_hub.common.imports import import_or_raise
     from taia_hub.results import summarise
+    from taia_hub.results.analysis import analysis_path
 
     if mode and texts is None:
         raise ConfigError("--mode needs texts to run the modes on.", "Give them with --texts FILE.")

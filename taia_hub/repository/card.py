@@ -12,8 +12,6 @@ from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
 from taia_hub._version import __version__
-from taia_hub.analysis.format import ANALYSIS_FILE
-from taia_hub.analysis.reading import AdaptedPart, AdapterFiles, lora_parts
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.hub.layout import MOLORA, PEFT, UpdateKind
@@ -29,8 +27,10 @@ from taia_hub.repository.side_files import (
     true_figures,
 )
 from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
+from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.roles import ROLES
 from taia_hub.updates.molora.update import read_molora_config
+from taia_hub.updates.parts import AdaptedPart, lora_parts
 from taia_hub.updates.peft.adapter import read_config
 
 logger = logging.getLogger(__name__)
@@ -218,8 +218,7 @@ def describe_files(
     base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
     known = None
     if place.kind is PEFT:
-        files = AdapterFiles(source.name, source.revision, folder, read_config(folder), base)
-        known = lora_parts(files, access, trust_remote_code)
+        known = lora_parts(base, folder, read_config(folder), access, trust_remote_code)
     data = describe(
         config,
         source.folder,

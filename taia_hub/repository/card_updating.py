@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from taia_hub import cards, hub
-from taia_hub.analysis.format import ANALYSIS_FILE
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.atomic import write_atomically
 from taia_hub.configuration_taia import TAIAConfig
@@ -29,6 +28,7 @@ from taia_hub.repository.side_files import (
     stale_eval_results,
 )
 from taia_hub.results import RESULTS_FILE
+from taia_hub.results.analysis import ANALYSIS_FILE
 
 _FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
 

@@ -18,7 +18,6 @@ from huggingface_hub import CommitInfo, metadata_load
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
-from taia_hub.analysis.reading import parts_by_role
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.hub.layout import DENSE, KINDS
@@ -26,6 +25,7 @@ from taia_hub.repository.card import card_files, describe, describe_files, role_
 from taia_hub.repository.loading import Loaded
 from taia_hub.repository.reading import check_folder
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
+from taia_hub.updates.parts import parts_by_role
 
 logger = logging.getLogger(__name__)
 

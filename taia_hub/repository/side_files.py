@@ -14,9 +14,9 @@ import yaml
 from huggingface_hub import metadata_load
 
 from taia_hub import cards, hub
-from taia_hub.analysis.format import ANALYSIS_FILE, load_analysis
 from taia_hub.errors import ConfigError
 from taia_hub.results import RESULTS_FILE, ModelIdentity, Results
+from taia_hub.results.analysis import ANALYSIS_FILE, load_analysis
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,6 @@ from taia_hub.analysis import measuring as measuring_module
 from taia_hub.analysis.density import density
 from taia_hub.analysis.examining import examine, matching_results, read_texts
 from taia_hub.analysis.measures import cosine_similarity, relative_residual
-from taia_hub.analysis.reading import ADDITIVE
 from taia_hub.analysis.spectra import norms, spectrum_of_matrix, spectrum_of_product
 from taia_hub.errors import (
     ConfigError,
@@ -45,6 +44,7 @@ from taia_hub.errors import (
     UpdateMismatchError,
 )
 from taia_hub.results import ModelIdentity, Results
+from taia_hub.updates.peft.methods import ADDITIVE
 
 TEXTS = ["the cat sat on the mat.", "a.", "hello there you"]
 MODES = ["none", "attention", "ffn", "all"]

@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub import hub
-from taia_hub.analysis.hidden import Curve, HiddenStates
-from taia_hub.analysis.reading import AdapterFiles
-from taia_hub.analysis.updates import ModuleUpdate, UpdateAnalysis
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.environment import installed_versions
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 
 ANALYSIS_FILE = "taia_analysis.json"
 """Name of the analysis file at the root of a TAIA repository."""
@@ -41,16 +38,52 @@ class Subject:
     base_revision: str | None
     adapter_sha256: str
 
-    @classmethod
-    def of(cls, files: AdapterFiles) -> Subject:
-        """Says which model an adapter's files are of."""
-        return cls(files.name, files.revision, files.base.name, files.base.revision, hub.sha256(files.weights))
-
     def is_same_model(self, other: Subject) -> bool:
         """Tells whether another subject has the same update on the same base, wherever they lie."""
         if self.base_revision is None and other.base_revision is None and self.base_model != other.base_model:
             return False
         return (self.adapter_sha256, self.base_revision) == (other.adapter_sha256, other.base_revision)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value by layer.
+
+    Attributes:
+        mean: (L + 1) means; number 0 is of the embeddings, number k of the state after the k-th layer. In most
+            architectures the last one is taken after the final norm.
+        standard_error: (L + 1) standard errors of the means; 0 for a single value.
+    """
+
+    mean: tuple[float, ...]
+    standard_error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What the hidden states of texts say under several modes.
+
+    Attributes:
+        texts: Number T of texts.
+        tokens: Number N of their tokens, after cutting.
+        max_tokens: Tokens of a text that were kept.
+        texts_sha256: Hash of the texts.
+        similarity: Label of a mode to its cosine similarity to the base model by layer, over tokens.
+        residual_rank: Label of a mode to its residual rank by layer, over texts.
+        grid: (G) similarities.
+        last_density: Label of a mode to the (G) density of the similarity in the last layer.
+        pooled_density: The same over the tokens of all layers; the embeddings are left out.
+    """
+
+    texts: int
+    tokens: int
+    max_tokens: int
+    texts_sha256: str
+    similarity: Mapping[str, Curve]
+    residual_rank: Mapping[str, Curve]
+    grid: tuple[float, ...]
+    last_density: Mapping[str, tuple[float, ...]]
+    pooled_density: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)

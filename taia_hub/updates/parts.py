@@ -1,0 +1,72 @@
+"""What an update adapts of each role: numbers of modules and parameters, and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftType, TaskType
+from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from taia_hub import hub
+from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.switch.switch import Site
+from taia_hub.updates.peft.adapter import ADAPTER, attach_switch
+from taia_hub.updates.weightless import injected, listed
+from taia_hub.weights.skeleton import skeleton
+
+
+@dataclass(frozen=True)
+class AdaptedPart:
+    """What an update adapts of one role.
+
+    Attributes:
+        modules: Number of adapted modules.
+        parameters: Number of the update's parameters.
+        ranks: The ranks of its LoRA layers; other methods and saved copies have none.
+    """
+
+    modules: int
+    parameters: int
+    ranks: frozenset[int]
+
+
+def lora_parts(
+    base: hub.Source, folder: Path, config: PeftConfig, access: hub.HubAccess, trust_remote_code: bool = False
+) -> dict[str, AdaptedPart] | None:
+    """Says what a LoRA adapts by role, from configurations alone: neither its weights nor the base's are needed.
+
+    Returns None for other methods, and for a LoRA that PEFT cannot put on this base.
+    """
+    if config.peft_type != PeftType.LORA:
+        return None
+    model = skeleton(base, access, trust_remote_code, features_only=config.task_type == TaskType.FEATURE_EXTRACTION)
+    roles = find_sublayers(model)
+    update = injected(model, config, folder)
+    if update is None:
+        return None
+    switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
+    return parts_by_role(update.head_model, switch.sites)
+
+
+def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedPart]:
+    """Says what the adapted layers of a model are by role; `model` is inside PEFT's wrapper."""
+    found: dict[str, AdaptedPart] = {}
+    # A module of a full fine-tune is no layer of PEFT, so that only its site is known.
+    layers = {id(site): layer for _, site, layer in listed(model, sites)}
+    for site in sites:
+        layer: Any = layers.get(id(site))
+        before = found.get(site.role, AdaptedPart(0, 0, frozenset()))
+        is_lora = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
+        # AdaLoRA keeps a number beside its factors that it never saves
+        unsaved = sum(one.numel() for one in getattr(layer, "ranknum", nn.ParameterDict()).values())
+        found[site.role] = AdaptedPart(
+            before.modules + 1,
+            before.parameters + site.parameters - unsaved,
+            before.ranks | ({int(layer.r[ADAPTER])} if is_lora else set()),
+        )
+    return found
