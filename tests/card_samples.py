@@ -93,21 +93,6 @@ MERGED = cards.MergedCardData(
     sha256={"model.safetensors": "9" * 64},
     taia_version="0.1.0",
     license_fields={"license": "apache-2.0"},
-    language=("en",),
-    results=RESULTS,
-)
-MIXTURE = cards.MixtureCardData(
-    repo_id="org/mixture",
-    parts=(
-        cards.DatasetFacts("medquad", "org/medquad", "b" * 40, 300, sha256="e" * 64, license="cc-by-4.0"),
-        cards.DatasetFacts("general", url="https://example.org/general", items=100),
-    ),
-    splits={"train": "train.jsonl"},
-    schedule="uniformly shuffled",
-    seed=0,
-    license_fields={"license": "cc-by-4.0"},
-    language=("en",),
-    models=("org/model-taia",),
 )
 SPACE = cards.SpaceCardData(
     title="TAIA side by side",
@@ -126,7 +111,6 @@ GOLDEN = {
     "nothing": (NOTHING, None),
     "short": (EVERYTHING, "short"),
     "merged": (MERGED, None),
-    "mixture": (MIXTURE, None),
     "space": (SPACE, None),
 }
 

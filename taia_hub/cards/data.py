@@ -178,9 +178,6 @@ class MergedCardData:
         sha256: Weights file to its hash.
         taia_version: The version of taia-hub that merged.
         license_fields: `license`, `license_name`, `license_link`, as far as they are known.
-        language: Codes of languages.
-        tags: More tags.
-        results: What was evaluated of the TAIA repository; the card shows the setting and the base model alone.
     """
 
     repo_id: str
@@ -193,36 +190,6 @@ class MergedCardData:
     sha256: Mapping[str, str] = field(default_factory=dict)
     taia_version: str | None = None
     license_fields: Mapping[str, str | list[str]] = field(default_factory=dict)
-    language: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    results: Results | None = None
-
-
-@dataclass(frozen=True)
-class MixtureCardData:
-    """What the card of a mixture of data sets says.
-
-    Attributes:
-        repo_id: The Hub id, or the folder's name.
-        parts: The data sets; `items` is what the mixture takes of each.
-        splits: Split to its file.
-        schedule: How the parts are mixed, in a few words.
-        seed: Of the mixing.
-        license_fields: `license`, `license_name`, `license_link`, as far as they are known.
-        language: Codes of languages.
-        tags: More tags.
-        models: Hub ids of models that were trained on it.
-    """
-
-    repo_id: str
-    parts: tuple[DatasetFacts, ...]
-    splits: Mapping[str, str] = field(default_factory=dict)
-    schedule: str | None = None
-    seed: int | None = None
-    license_fields: Mapping[str, str | list[str]] = field(default_factory=dict)
-    language: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -260,4 +227,4 @@ class SpaceCardData:
     tags: tuple[str, ...] = ()
 
 
-AnyCardData = CardData | MergedCardData | MixtureCardData | SpaceCardData
+AnyCardData = CardData | MergedCardData | SpaceCardData

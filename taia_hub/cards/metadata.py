@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData, SpaceCardData
+from huggingface_hub import EvalResult, ModelCardData, SpaceCardData
 
 from taia_hub.cards import data as values
 from taia_hub.cards.escaping import is_repo_id, plain
@@ -37,8 +37,15 @@ def model_metadata(card: values.CardData) -> ModelCardData:
         "library_name": "peft" if card.update_kind == PEFT.name else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [*dict.fromkeys(["taia", card.update_kind, card.method.lower(), *map(plain, card.tags)])],
-        **_shared(card),
+        **_license(card),
     }
+    for code in card.language:
+        if not _LANGUAGE.fullmatch(code):
+            raise ConfigError(
+                f"'{code}' is no code of a language.", "Give ISO 639 codes such as 'en', or 'multilingual'."
+            )
+    if card.language:
+        metadata["language"] = list(dict.fromkeys(card.language))
     if card.base_model:
         relation = "finetune" if card.update_kind == DENSE.name else "adapter"
         metadata |= {"base_model": card.base_model, "base_model_relation": relation}
@@ -55,7 +62,9 @@ def model_metadata(card: values.CardData) -> ModelCardData:
     if card.widget:
         lines = [[plain(line) for line in prompt.splitlines()] for prompt in card.widget]
         metadata["widget"] = [{"text": "\n".join(prompt).strip("\n")} for prompt in lines]
-    return _with_results(metadata, card.repo_id, eval_results(card.results) if card.results else [])
+    if card.results and (found := eval_results(card.results)):
+        metadata |= {"model_name": plain(card.repo_id).rpartition("/")[2] or plain(card.repo_id), "eval_results": found}
+    return ModelCardData(**metadata)
 
 
 def merged_metadata(card: values.MergedCardData) -> ModelCardData:
@@ -63,28 +72,12 @@ def merged_metadata(card: values.MergedCardData) -> ModelCardData:
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["taia", "merged", *map(plain, card.tags)],
-        **_shared(card),
+        "tags": ["taia", "merged"],
+        **_license(card),
     }
     if card.base_model:
         metadata |= {"base_model": card.base_model, "base_model_relation": "merge"}
-    found = eval_results(card.results) if card.results else []
-    found = [one for one in found if (one.metric_args or {}).get("inference_modules") == plain(card.setting)]
-    return _with_results(metadata, card.repo_id, found)
-
-
-def mixture_metadata(card: values.MixtureCardData) -> DatasetCardData:
-    """Makes the metadata of a data mixture's card."""
-    sources = [f"extended|{part.id}" for part in card.parts if part.id and is_repo_id(part.id)]
-    total = sum(part.items or 0 for part in card.parts)
-    metadata: dict[str, Any] = {"tags": ["taia", "mixture", *map(plain, card.tags)], **_shared(card)}
-    metadata["source_datasets"] = list(dict.fromkeys(sources)) or None
-    if total and all(part.items is not None for part in card.parts):
-        metadata["size_categories"] = [_size(total)]
-    if card.splits:
-        files = [{"split": plain(split), "path": plain(path)} for split, path in card.splits.items()]
-        metadata["configs"] = [{"config_name": "default", "data_files": files}]
-    return DatasetCardData(**metadata)
+    return ModelCardData(**metadata)
 
 
 def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
@@ -149,36 +142,12 @@ def eval_results(results: Results) -> list[EvalResult]:
     return found
 
 
-def _shared(card: Any) -> dict[str, Any]:
-    """Returns licence and languages, which every card has alike."""
-    for code in card.language:
-        if not _LANGUAGE.fullmatch(code):
-            raise ConfigError(
-                f"'{code}' is no code of a language.",
-                "Give ISO 639 codes such as 'en', or 'multilingual'.",
-            )
-    fields: dict[str, Any] = {
+def _license(card: values.CardData | values.MergedCardData) -> dict[str, Any]:
+    return {
         name: [plain(one) for one in value] if isinstance(value, list | tuple) else plain(value)
         for name, value in card.license_fields.items()
     }
-    if card.language:
-        fields["language"] = list(dict.fromkeys(card.language))
-    return fields
-
-
-def _with_results(metadata: dict[str, Any], name: str, results: list[EvalResult]) -> ModelCardData:
-    if results:
-        metadata |= {"model_name": plain(name).rpartition("/")[2] or plain(name), "eval_results": results}
-    return ModelCardData(**metadata)
 
 
 def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {plain(key): plain(value) if isinstance(value, str) else value for key, value in mapping.items()}
-
-
-_BOUNDS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-
-
-def _size(items: int) -> str:
-    names: Iterable[str] = (name for bound, name in _BOUNDS if items < bound)
-    return next(iter(names), "1M<n<10M" if items < 10_000_000 else "n>10M")

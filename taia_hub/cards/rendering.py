@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import yaml
 from huggingface_hub import CardData
 
 from taia_hub.cards import escaping, linking, metadata, snippets, tables
-from taia_hub.cards.data import AnyCardData, MergedCardData, MixtureCardData, SpaceCardData
+from taia_hub.cards.data import AnyCardData, MergedCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.common.shipped import shipped
@@ -32,7 +31,6 @@ PREFIX = "taia"
 _SUFFIX = ".md.j2"
 _KINDS: Mapping[type, tuple[tuple[str, ...], Callable[..., Any]]] = {
     MergedCardData: (("merged",), metadata.merged_metadata),
-    MixtureCardData: (("mixture",), metadata.mixture_metadata),
     SpaceCardData: (("space",), metadata.space_metadata),
 }
 
@@ -118,38 +116,32 @@ def environment_for(template_dir: Path | None) -> jinja2.Environment:
 
 def _context(data: Any) -> dict[str, Any]:
     """Computes what the templates show, so that they hold words and no logic."""
-    results = getattr(data, "results", None)
+    context: dict[str, Any] = {"paper": PAPER, "modes": MODES, "mode_words": MODE_WORDS, "mode_name": tables.mode_name}
+    if isinstance(data, (MergedCardData, SpaceCardData)):
+        return context
+    results = data.results
     summary = summarise(results) if results is not None and results.tasks else None
-    context: dict[str, Any] = {
-        "paper": PAPER,
-        "modes": MODES,
+    context |= {
         "summary": summary,
         "scores": None,
         "members": None,
         "differences": None,
         "choice": None,
         "choice_literal": None,
-        "mode_words": MODE_WORDS,
         "facts": _evaluation_facts(results) if summary else {},
-        "mode_name": tables.mode_name,
+        "engines": snippets.engines(data),
+        "evaluated": tuple(mode for mode in MODES if summary and mode in summary.modes),
     }
     if summary:
-        shown, rows = summary.modes, summary.rows
-        if isinstance(data, MergedCardData):  # one setting and the base model: nothing to rank
-            shown = tuple(mode for mode in shown if mode in (data.setting, "none"))
-            rows = tuple(dataclasses.replace(row, best=(), second=()) for row in rows)
-        top = [row for row in rows if row.depth == 0]
-        below = [row for row in rows if row.depth > 0]
+        top = [row for row in summary.rows if row.depth == 0]
+        below = [row for row in summary.rows if row.depth > 0]
         context |= {
-            "scores": tables.scores_table(top, shown) if shown else None,
-            "members": tables.scores_table(below, shown) if below and shown else None,
-            "differences": tables.differences_table(top) if not isinstance(data, MergedCardData) else None,
+            "scores": tables.scores_table(top, summary.modes),
+            "members": tables.scores_table(below, summary.modes) if below else None,
+            "differences": tables.differences_table(top),
             "choice": (choice := tables.choice(summary)),
             "choice_literal": snippets.literal(_setting(results, choice.mode)) if choice else None,
         }
-    if not isinstance(data, (MergedCardData, MixtureCardData, SpaceCardData)):
-        context["engines"] = snippets.engines(data)
-        context["evaluated"] = tuple(mode for mode in MODES if summary and mode in summary.modes)
     return context
 
 
