@@ -75,98 +75,117 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     return Merged(assemble(rewrite(metadata, before.block, now.block), keys, sections), (*kept_keys, *kept))
 
 
+def decide(before: Any, written: str | None, now: Any, *, asked: bool = False) -> tuple[Any, str | None]:
+    """Decides about one key of the metadata; `ABSENT` stands for a key that is not there.
+
+    Args:
+        before: The value in the old card.
+        written: The hash of what was generated for it then, or None where nothing was.
+        now: The value in the new card.
+        asked: Whether that value was asked for, or decided by a merge before.
+
+    Returns:
+        The value, and what became of a person's, or None where there is nothing to say.
+    """
+    if asked or (before is not ABSENT and written == _hashed(before)):
+        return now, None  # ours then: replaced, or dropped where it is no longer generated
+    if before is ABSENT:
+        removed = written is not None
+        return (ABSENT, "stays removed" if now is not ABSENT else None) if removed else (now, None)
+    return before, "stays as you set it" if before != now else None
+
+
 def _merged_metadata(
     before: ParsedCard, now: ParsedCard, given: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
     """Returns the metadata, the hashes of what was generated for it, and what was kept.
 
-    A person's values stay where they differ from what was generated then. What was asked for has no hash, so that it
-    counts as a person's from then on.
+    What was asked for has no hash, so that it counts as a person's from then on.
     """
-    hashes, ours_now = key_hashes(before.metadata), key_hashes(now.metadata)
-    theirs = {key for key in before.metadata if key not in before.keys or before.keys[key] != hashes.get(key)}
-    removed = {key for key in before.keys if key not in before.metadata}
-    decided = {key for key in now.metadata if now.keys.get(key) != ours_now.get(key)}  # by a merge before
-    generated = dict(now.metadata)
-    if _LICENSE in given or _LICENSE in theirs - decided:  # its name and link belong to it
-        theirs_now = set() if _LICENSE in given else theirs
-        stays = {*given, *theirs_now}
-        generated = {key: one for key, one in generated.items() if key not in _OF_LICENSE - stays}
-        theirs -= _OF_LICENSE - theirs_now
-    result: dict[str, Any] = {}
-    kept = []
-    for key, value in generated.items():
-        if key in removed and key not in given and key not in decided:
-            kept.append(f"metadata '{key}' stays removed")
-        elif key == "tags" and key in given and key in theirs and isinstance(before.metadata[key], list):
-            result[key] = list(dict.fromkeys([*before.metadata[key], *value]))
-        elif key not in theirs or key in decided or key in given:
-            result[key] = value
-        else:
-            result[key] = before.metadata[key]
-            if result[key] != value:
-                kept.append(f"metadata '{key}' stays as you set it")
-    removed_now = {key for key in now.keys if key not in now.metadata}
-    for key in before.metadata:
-        if key in theirs and key not in result and key not in removed_now:
-            result[key] = before.metadata[key]
-            kept.append(f"metadata '{key}' stays as you set it")
-    asked = {*given, *(key for key in theirs & result.keys() if key not in before.keys)}
-    unknown = now.metadata.keys() - generated.keys()
-    keys = {key: value for key, value in now.keys.items() if key not in asked | unknown}
-    return result, keys, tuple(kept)
+    there, made, hashes = dict(before.metadata), dict(now.metadata), key_hashes(now.metadata)
+    theirs = {key for key, value in there.items() if before.keys.get(key) != _hashed(value)}
+    settled = {key for key in {*now.keys, *made} if now.keys.get(key) != hashes.get(key)}  # by a merge before
+    alien: set[str] = set()  # name and link of a licence that is not the one on the card
+    if _LICENSE in given:
+        alien = _OF_LICENSE.difference(given)
+    elif _LICENSE in theirs - (settled & made.keys()):
+        alien = _OF_LICENSE.difference(given, theirs)
+    for key in alien:
+        there.pop(key, None)
+        made.pop(key, None)
+    if "tags" in given and "tags" in theirs & made.keys() and isinstance(there["tags"], list):
+        made["tags"] = list(dict.fromkeys([*there["tags"], *made["tags"]]))
+    result, kept = dict[str, Any](), list[str]()
+    for key in dict.fromkeys([*made, *there]):
+        asked = key in settled or (key in given and key in made)
+        value, note = decide(there.get(key, ABSENT), before.keys.get(key), made.get(key, ABSENT), asked=asked)
+        result |= {} if value is ABSENT else {key: value}
+        kept += [f"metadata '{key}' {note}"] if note else []
+    unhashed = {*given, *(alien & now.metadata.keys()), *((there.keys() & result.keys()) - before.keys.keys())}
+    return result, {key: value for key, value in now.keys.items() if key not in unhashed}, tuple(kept)
 
 
+ABSENT: Any = object()
 _LICENSE = "license"
-_OF_LICENSE = {"license_name", "license_link"}
+_OF_LICENSE = frozenset({"license_name", "license_link"})
+
+
+def _hashed(value: Any) -> str:
+    return key_hashes({"value": value})["value"]
 
 
 def _merged_sections(before: Sequence[Section], now: Sequence[Section]) -> tuple[tuple[Section, ...], tuple[str, ...]]:
-    kept: list[str] = []
     before = _copies_are_theirs(before)
-    now = _in_the_order_of(before, now)
     old = {section.name: section for section in before if section.name}
     own = {section.title: section for section in before if section.name is None and section.title}
-    result: list[Section] = []
-    for section in now:
-        mine = old.get(section.name or "")
-        if section.name and mine is None and section.title in own:  # its marker was removed
-            kept.append(f"your section '{section.title}' stays in place of the generated one")
-            result.append(own.pop(section.title))
-            continue
-        if section.name is None or mine is None or section.is_edited:
-            result.append(section)
-        elif mine.is_edited:
-            result.append(mine)
-            if without_yours(mine.lines) != without_yours(section.lines):
-                kept.append(f"section '{mine.title}' stays as you changed it; delete it to get the generated one")
-        else:
-            result.append(_with_regions(section, mine))
+    result, kept = list[Section](), list[str]()
+    for section in _in_the_order_of(before, now):
+        chosen, note = _renewed(section, old.get(section.name), own.get(section.title))
+        if chosen is own.get(section.title):
+            del own[section.title]
+        result.append(chosen)
+        kept += [note] if note else []
     present = {section.name for section in now if section.name}
-    there = {section.title: section for section in now if section.name is None}
+    titles = {section.title for section in now if section.name is None}
     anchor: str | None = None
     after: dict[str | None, list[Section]] = {}
     for section in before:
-        gone = section.name is not None and section.name not in present
-        if section.name is None:
-            if section.title not in there and not any(section is one for one in result):
-                after.setdefault(anchor, []).append(section)
-                kept.append(f"your section '{section.title}' stays" if section.title else "your text at the top stays")
-        elif gone and section.is_edited:
-            after.setdefault(anchor, []).append(section)
-            kept.append(f"section '{section.title}' stays as you changed it, though it is no longer generated")
-        elif gone and _regions(section):
-            lines = [line for *_, region in _regions(section) for line in ("", *region)]
-            after.setdefault(anchor, []).append(Section(section.line, tuple(lines)))
-            kept.append(f"your text in '{section.title}' stays, though the section is no longer generated")
         if section.name in present:
             anchor = section.name
-    placed = list(after.pop(None, []))
+        elif section.name or (section.title not in titles and not any(section is one for one in result)):
+            left, note = _left(section)
+            after.setdefault(anchor, []).extend([left] if left else [])
+            kept += [note] if note else []
+    placed = after.pop(None, [])
     for section in result:
-        placed.append(section)
-        if section.name in after:
-            placed.extend(after.pop(section.name))
+        placed += [section, *after.pop(section.name, ())]
     return tuple(placed), tuple(kept)
+
+
+def _renewed(section: Section, old: Section | None, own: Section | None) -> tuple[Section, str | None]:
+    """Decides what stands in the place of a section of the new card, beside the old one and a person's of its title."""
+    if section.name and old is None and own is not None:  # its marker was removed
+        return own, f"your section '{section.title}' stays in place of the generated one"
+    if section.name is None or old is None or section.is_edited:
+        return section, None
+    if not old.is_edited:
+        return _with_regions(section, old), None
+    if without_yours(old.lines) == without_yours(section.lines):
+        return old, None
+    return old, f"section '{old.title}' stays as you changed it; delete it to get the generated one"
+
+
+def _left(section: Section) -> tuple[Section | None, str | None]:
+    """Decides what is left of a section of the old card that the new one does not have."""
+    if section.name is None:
+        return section, f"your section '{section.title}' stays" if section.title else "your text at the top stays"
+    if section.is_edited:
+        return section, f"section '{section.title}' stays as you changed it, though it is no longer generated"
+    lines = [line for *_, region in _regions(section) for line in ("", *region)]
+    if not lines:
+        return None, None
+    note = f"your text in '{section.title}' stays, though the section is no longer generated"
+    return Section(section.line, tuple(lines)), note
 
 
 def _copies_are_theirs(sections: Sequence[Section]) -> list[Section]:

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from taia_hub import cards
+from taia_hub.cards.edits import ABSENT, decide
+from taia_hub.cards.sections import key_hashes
 from taia_hub.errors import ConfigError
 from tests.card_samples import EVERYTHING, GOLDEN, NOTHING, RESULTS, render, results, task
 
@@ -229,6 +231,35 @@ def test_an_edit_of_the_new_card_wins_over_one_of_the_old(old, new):
     assert metadata(both)["license"] == "here"
     assert section(both, "Mine").strip() == "here"
     assert "## Only there" in both
+
+
+OURS, OTHER_HASH = key_hashes({"x": 1})["x"], "0" * 12
+CHANGED, REMOVED = "stays as you set it", "stays removed"
+
+
+@pytest.mark.parametrize(
+    ("before", "written", "now", "asked", "value", "note"),
+    [
+        # ours: replaced, or dropped where it is no longer generated
+        (1, OURS, 2, False, 2, None),
+        (1, OURS, ABSENT, False, ABSENT, None),
+        (ABSENT, None, 2, False, 2, None),
+        # a person's: set, changed or removed
+        (1, None, 2, False, 1, CHANGED),
+        (1, None, ABSENT, False, 1, CHANGED),
+        (1, OTHER_HASH, 2, False, 1, CHANGED),
+        (1, OTHER_HASH, ABSENT, False, 1, CHANGED),
+        (1, OTHER_HASH, 1, False, 1, None),
+        (ABSENT, OURS, 2, False, ABSENT, REMOVED),
+        (ABSENT, OURS, ABSENT, False, ABSENT, None),
+        # asked for just now, or decided by a merge before
+        (1, None, 2, True, 2, None),
+        (1, OTHER_HASH, ABSENT, True, ABSENT, None),
+        (ABSENT, OURS, 2, True, 2, None),
+    ],
+)
+def test_whose_a_key_is(before, written, now, asked, value, note):
+    assert decide(before, written, now, asked=asked) == (value, note)
 
 
 # Somebody else's card
