@@ -105,7 +105,7 @@ def _merged_metadata(
     there, made, hashes = dict(before.metadata), dict(now.metadata), key_hashes(now.metadata)
     theirs = {key for key, value in there.items() if before.keys.get(key) != _hashed(value)}
     settled = {key for key in {*now.keys, *made} if now.keys.get(key) != hashes.get(key)}  # by a merge before
-    alien: set[str] = set()  # name and link of a licence that is not the one on the card
+    alien = frozenset[str]()  # name and link of a licence that is not the one on the card
     if _LICENSE in given:
         alien = _OF_LICENSE.difference(given)
     elif _LICENSE in theirs - (settled & made.keys()):
@@ -136,7 +136,7 @@ def _hashed(value: Any) -> str:
 
 def _merged_sections(before: Sequence[Section], now: Sequence[Section]) -> tuple[tuple[Section, ...], tuple[str, ...]]:
     before = _copies_are_theirs(before)
-    old = {section.name: section for section in before if section.name}
+    old: dict[str | None, Section] = {section.name: section for section in before if section.name}
     own = {section.title: section for section in before if section.name is None and section.title}
     result, kept = list[Section](), list[str]()
     for section in _in_the_order_of(before, now):

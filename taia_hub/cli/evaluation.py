@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +66,9 @@ def evaluate(
     """Evaluate a repository under several modes with lm-evaluation-harness."""
     from taia_hub.common.progress import ProgressBars
     from taia_hub.evaluation import evaluate as run
-    from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate_task
-    from taia_hub.evaluation.harness import check_batch_size
+    from taia_hub.evaluation import vllm_commands
+    from taia_hub.evaluation.options import check_batch_size
+    from taia_hub.evaluation.prompts import prompt_units
     from taia_hub.results import RESULTS_FILE, summarise, to_text
 
     if backend not in ("hf", "vllm"):
@@ -103,19 +103,7 @@ def evaluate(
         )
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
-    if judge and not prompts:
-        raise ConfigError("--judge judges nothing without prompts.", "Name a file with --prompts.")
-    if preference_judge and not win_rate:
-        raise ConfigError("--preference-judge judges nothing without answers.", "Name a file with --win-rate.")
-    units = []
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # judges stand in the working folder
-    if prompts:
-        units.append(safety_task(prompts, judge=find_judge(judge) if judge else None, limit=limit))
-    if win_rate:
-        if not preference_judge:
-            raise ConfigError("--win-rate needs a judge.", "Name one: --preference-judge module:function.")
-        units.append(win_rate_task(win_rate, judge=find_judge(preference_judge), limit=limit))
+    units = prompt_units(prompts, judge, win_rate, preference_judge, limit=limit)
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
     bars = ProgressBars()

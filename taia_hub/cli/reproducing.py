@@ -56,7 +56,7 @@ def reproduce(
         return
     if recipe is None:
         raise ConfigError("No recipe was named.", "Choose one of `taia reproduce --list`, or give a YAML file.")
-    from taia_hub.evaluation.harness import check_batch_size
+    from taia_hub.evaluation.options import check_batch_size
     from taia_hub.reproducing import reproduce as start
     from taia_hub.reproducing.recipe import load_recipe
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import inspect
 import itertools
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,49 +15,34 @@ from typing import Any
 
 from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError, RepositoryError, closest
-from taia_hub.evaluation.fingerprint import item_hash, prompts_sha256
 from taia_hub.evaluation.harness import FEATURE, HarnessTask, quiet
 from taia_hub.evaluation.jsonl import JsonlTask, read_jsonl_tasks
+from taia_hub.evaluation.options import EvaluationOptions
 from taia_hub.evaluation.tasks import TITLES, tasks_dir
 from taia_hub.results import DatasetSource, Group, TaskResults
 
 
-def load_tasks(
-    names: Sequence[str | Path],
-    *,
-    include_path: Sequence[str | Path] = (),
-    num_fewshot: Sequence[int | None] = (None,),
-    fewshot_path: Path | None = None,
-    limit: int | None = None,
-    seed: int = 1234,
-) -> tuple[list[HarnessTask], dict[str, Group]]:
-    """Finds tasks: names of lm-eval and of this package, YAML files, and JSONL files.
+def load_tasks(options: EvaluationOptions) -> tuple[list[HarnessTask], dict[str, Group]]:
+    """Finds the tasks of `options`, and the groups that they are members of.
 
-    Args:
-        names: Names of tasks, groups and tags, which may hold `*`; paths of YAML and JSONL files.
-        include_path: Folders with more task files.
-        num_fewshot: Numbers of examples in the prompt; None for the task's own.
-        fewshot_path: JSONL file that the examples of JSONL tasks come from.
-        limit: Most items a task.
-        seed: Seed of the examples.
-
-    Returns:
-        The tasks, and the groups that they are members of.
+    Names of tasks, groups and tags of lm-eval and of this package may hold `*`; paths are of YAML and JSONL files.
 
     Raises:
         MissingDependencyError: If lm-eval is not installed.
         ConfigError: If a task does not exist, is broken, or does not take that number of examples.
         RepositoryError: If a data set or file cannot be read.
     """
+    if not options.tasks:
+        return [], {}
+    names, limit, seed = options.tasks, options.limit, options.seed
     found: dict[str, HarnessTask] = {}
     groups: dict[str, Group] = {}
     with quiet():
-        paths = tuple(str(path) for path in include_path)
-        manager = _manager(paths, named=not all(map(_is_jsonl, names)))
-        files = _files([Path(name) for name in names if _is_jsonl(name)], fewshot_path)
+        manager = _manager(tuple(map(str, options.include_path)), named=not all(map(_is_jsonl, names)))
+        files = _files([Path(name) for name in names if _is_jsonl(name)], options.fewshot_path)
         named = [spec for name in names if not _is_jsonl(name) for spec in _specs(manager, str(name))]
         specs: list[Any] = [*dict.fromkeys(named), *(dict(task.config) for task in files.values())]
-        for asked in num_fewshot:
+        for asked in options.shots:
             for file in files.values():
                 file.check_fewshot(asked or 0)
             # One by one: lm-eval refuses a group beside one of its members.
@@ -249,6 +237,46 @@ def _groups(groups: Mapping[str, Any], asked: int | None) -> dict[str, Group]:
         )
         for name, group in groups.items()
     }
+
+
+_ELSEWHERE = {
+    *("task", "task_alias", "tag", "group", "metadata", "num_fewshot"),
+    *("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "process_docs"),
+    *("training_split", "validation_split", "test_split"),
+    *("should_decontaminate", "doc_to_decontamination_query"),
+}
+"""Keys of a task's configuration that change no prompt and no score, or that the results hold beside the hash."""
+
+_EXAMPLES = 1000  # of a training split of 200,000 the first ones tell that it changed
+
+
+def item_hash(item: Any) -> str:
+    """Hashes one item to 16 hexadecimal digits; what is no JSON value counts by its source or `repr`."""
+    return _sha256(item)[:16]
+
+
+def prompts_sha256(task: Any) -> str:
+    """Hashes what lm-eval makes the prompts and scores of a task of, beside its items.
+
+    The examples in the prompts are drawn process by process, so with examples the number of processes counts too.
+    """
+    config = task.config.to_dict(keep_callable=True)
+    parts: list[Any] = [{key: value for key, value in config.items() if key not in _ELSEWHERE}]
+    if config.get("num_fewshot"):
+        parts += [list(itertools.islice(task.fewshot_docs(), _EXAMPLES)), os.environ.get("WORLD_SIZE", "1")]
+    return _sha256(parts)
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=_text).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """Writes what is no JSON value; the source of a function rather than its address."""
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return str(getattr(value, "__qualname__", None) or repr(value))
 
 
 def _is_jsonl(name: str | Path) -> bool:

@@ -7,8 +7,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors.torch import save
-
 from taia_hub import hub
 from taia_hub.common.environment import hardware, installed_versions
 from taia_hub.results import ModelIdentity, config_sha256
@@ -29,6 +27,8 @@ def identify(model: Any) -> ModelIdentity:
         sha256 = hub.sha256(update.source / update.kind.weights)
         adapter_config = hub.read_json(update.source / update.kind.config)
     else:
+        from safetensors.torch import save
+
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(update.parameters().items())}
         sha256 = hashlib.sha256(save(tensors)).hexdigest()
         adapter_config = update.settings

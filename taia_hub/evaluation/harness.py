@@ -8,17 +8,14 @@ import logging
 import math
 import numbers
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError
+from taia_hub.evaluation.options import check_batch_size
 from taia_hub.results import TaskResults
 
 FEATURE = "Evaluation"
@@ -102,6 +99,9 @@ class HarnessTask:
         Raises:
             ConfigError: If the task does not give the metric that it names first.
         """
+        import numpy as np
+        import torch
+
         evaluator = import_or_raise("lm_eval.evaluator", "eval", FEATURE)
         settings = session.settings
         answered = 0
@@ -161,30 +161,6 @@ class HarnessTask:
             if complete and math.isclose(math.fsum(items) / len(items), score, rel_tol=1e-9, abs_tol=1e-12):
                 values[key] = tuple(map(float, items))
         return Measured(scores, values)
-
-
-def check_batch_size(batch_size: int | str) -> int | str:
-    """Reads a batch size.
-
-    Args:
-        batch_size: A number from 1 up, `"auto"` for the largest that fits, or `"auto:N"`, which looks for it N times.
-
-    Returns:
-        The number, or the text.
-
-    Raises:
-        ConfigError: If it is none of these.
-
-    Example:
-        >>> check_batch_size("8"), check_batch_size("auto:4")
-        (8, 'auto:4')
-    """
-    text = str(batch_size)
-    if isinstance(batch_size, (int, str)) and re.fullmatch(r"0*[1-9][0-9]*|auto(:0*[1-9][0-9]*)?", text):
-        return int(text) if text.isdecimal() else text
-    raise ConfigError(
-        f"batch_size={batch_size!r} is no batch size.", "Give a number from 1 up, 'auto', or 'auto:N' as in 'auto:4'."
-    )
 
 
 def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None = None) -> Any:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from taia_hub.common.chat import chat_tokens
 from taia_hub.common.jsonl import get_text, parse_object, read_lines
-from taia_hub.errors import ConfigError
-from taia_hub.evaluation.answers import generate_responses
+from taia_hub.errors import ConfigError, closest
 from taia_hub.evaluation.harness import Advance, Measured, Session
 from taia_hub.evaluation.safety import (
     Judge,
@@ -25,6 +24,8 @@ from taia_hub.evaluation.safety import (
     win_rate,
 )
 from taia_hub.results import DatasetSource, TaskResults
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # as lm-eval ranks them
 
 Scorer = Callable[[list[str]], dict[str, tuple[float, ...]]]
 
@@ -63,6 +64,8 @@ class PromptTask:
         if session.lm.rank:
             return None
         settings = session.settings
+        import torch
+
         torch.manual_seed(settings.seed)
         outputs = generate_responses(
             session.model,
@@ -144,6 +147,34 @@ def win_rate_task(
     return PromptTask(blank, prompts, score, max_new_tokens, path)
 
 
+def prompt_units(
+    prompts: Path | None = None,
+    judge: str | None = None,
+    win_rate: Path | None = None,
+    preference_judge: str | None = None,
+    *,
+    limit: int | None = None,
+) -> list[PromptTask]:
+    """Makes the tasks that `taia eval` is asked for: files of prompts, and judges as `module:function`.
+
+    Raises:
+        RepositoryError: If a file cannot be read.
+        ConfigError: If a judge has nothing to judge, is needed or cannot be found, or a line is wrong.
+    """
+    if judge and not prompts:
+        raise ConfigError("--judge judges nothing without prompts.", "Name a file with --prompts.")
+    if preference_judge and not win_rate:
+        raise ConfigError("--preference-judge judges nothing without answers.", "Name a file with --win-rate.")
+    if win_rate and not preference_judge:
+        raise ConfigError("--win-rate needs a judge.", "Name one: --preference-judge module:function.")
+    units = []
+    if prompts:
+        units.append(safety_task(prompts, judge=find_judge(judge) if judge else None, limit=limit))
+    if win_rate and preference_judge:
+        units.append(win_rate_task(win_rate, judge=find_judge(preference_judge), limit=limit))
+    return units
+
+
 def find_judge(name: str) -> Any:
     """Imports a judge that is named on the command line.
 
@@ -160,6 +191,8 @@ def find_judge(name: str) -> Any:
         >>> find_judge("math:isclose")(1.0, 1.0)
         True
     """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the working folder
     module, _, function = name.partition(":")
     hint = "Give module:function, as in judges:is_harmful for a function of judges.py in this folder."
     if not module or not function:
@@ -171,6 +204,93 @@ def find_judge(name: str) -> Any:
     if not callable(judge):
         raise ConfigError(f"The judge '{name}' is no function.", hint)
     return judge
+
+
+def generate_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    mode: Any = None,
+    *,
+    max_new_tokens: int = 512,
+    batch_size: int = 8,
+    chat_template: bool = True,
+    system_instruction: str | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Answers prompts, greedily unless `gen_kwargs` say otherwise.
+
+    Args:
+        model: A language model; one of taia_hub where `mode` is given.
+        tokenizer: Its tokenizer.
+        prompts: N prompts.
+        mode: The setting to answer with, or None for the model as it stands.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Prompts that are answered at once.
+        chat_template: Whether prompts go through the chat template, where the tokenizer has one.
+        system_instruction: System message; without a chat template it stands before the prompt.
+        gen_kwargs: Keywords of generation as lm-eval takes them: `max_gen_toks`, `until`, and those of `generate`.
+        progress: Called with the number of prompts done and N, after every batch.
+
+    Returns:
+        N answers, without the prompts.
+
+    Raises:
+        SettingError: If the setting is not understood.
+        ConfigError: If there is no such keyword of generation, or the chat template refuses a prompt.
+    """
+    before = [{"role": "system", "content": system_instruction}] if system_instruction else []
+    asked = ([*before, {"role": "user", "content": prompt}] for prompt in prompts)
+    rows = [chat_tokens(tokenizer, messages, chat=chat_template) for messages in asked]
+    keywords, stops = _keywords(gen_kwargs or {}, max_new_tokens)
+    keywords |= {} if mode is None else {"inference_modules": mode}
+    outputs: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = rows[start : start + batch_size]
+        outputs += [_until(text, stops) for text in _generate(model, tokenizer, batch, keywords)]
+        if progress:
+            progress(len(outputs), len(prompts))
+    return outputs
+
+
+def _keywords(gen_kwargs: Mapping[str, Any], max_new_tokens: int) -> tuple[dict[str, Any], list[str]]:
+    """Returns keywords of `generate`, and the texts that end an answer."""
+    from transformers import GenerationConfig
+
+    given = dict(gen_kwargs)
+    until = given.pop("until", None) or []
+    length = [given.pop(name) for name in _LENGTHS if name in given]
+    known = GenerationConfig().to_dict().keys()
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"generate() has no keyword '{unknown[0]}'.{closest(unknown[0], known)}", "Leave it out of gen_kwargs."
+        )
+    # The sampling values of the model's own generation settings would draw a warning beside do_sample=False.
+    sampling = bool(given.setdefault("do_sample", bool(given.get("temperature"))))
+    values = {} if sampling else {"temperature": None, "top_p": None, "top_k": None}
+    keywords = {"num_beams": 1, **given, **values, "max_new_tokens": length[0] if length else max_new_tokens}
+    return keywords, [until] if isinstance(until, str) else list(until)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text.strip()
+
+
+def _generate(model: Any, tokenizer: Any, ids: list[list[int]], keywords: Mapping[str, Any]) -> list[str]:
+    import torch
+
+    pad = model.generation_config.pad_token_id
+    pad = tokenizer.pad_token_id if pad is None else pad
+    pad = tokenizer.eos_token_id if pad is None else pad
+    length = max(map(len, ids))
+    inputs = torch.tensor([[pad] * (length - len(row)) + list(row) for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    tokens = model.generate(input_ids=inputs, attention_mask=mask, pad_token_id=pad, **keywords)
+    return list(tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True))
 
 
 def _blank(

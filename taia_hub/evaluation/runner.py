@@ -11,19 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, renewed
-from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, check_batch_size, make_lm
-from taia_hub.modeling_taia import TAIAForCausalLM
-from taia_hub.repository.tokenizer import load_tokenizer
-from taia_hub.results import Group, ModelIdentity, ModeScores, Results, TaskResults
-from taia_hub.switch.settings import MODES, Setting, parse_setting
-
-DEFAULT_MODES = ("none", "attention", "ffn", "all")
+from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
+from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
+from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
+from taia_hub.switch.settings import Setting
 
 _CHANGED = {
     "dataset": "its data set changed",
@@ -116,54 +111,39 @@ def evaluate(
         print(taia_hub.results.to_text(taia_hub.results.summarise(results)))
         ```
     """
-    modes = [modes] if isinstance(modes, (str, Mapping)) else modes
-    _check_arguments(tasks, modes, limit, seed, gen_kwargs)
-    check_batch_size(batch_size)
-    settings_ = {setting.label: setting for setting in map(parse_setting, modes)}
-    if not settings_:
-        raise ConfigError("No mode was given.", f"Choose from {', '.join(MODES)}, or leave `modes` out.")
-    found, groups = _find(tasks, num_fewshot, fewshot_path, include_path, limit, seed)
+    given: tuple[Any, ...] = (
+        *(tasks, modes, num_fewshot, fewshot_path, include_path, limit),
+        *(batch_size, chat_template, system_instruction, gen_kwargs, seed),
+    )
+    options = EvaluationOptions(*given)
+    found, groups = load_tasks(options)
     work: list[Unit] = [*found, *units]
     check_keys(work)
     if not work:
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
     if not hasattr(model, "taia_config"):
+        from taia_hub.modeling_taia import TAIAForCausalLM
+
         model = TAIAForCausalLM.from_pretrained(model, **loading)
     elif loading:
         raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
-    for setting in settings_.values():
+    for setting in options.settings.values():
         model._taia_switch.resolve(setting.value)
     if tokenizer is None:
+        from taia_hub.repository.tokenizer import load_tokenizer
+
         tokenizer = load_tokenizer(model)
     training = model.training  # lm-eval ends it
     try:
-        session = _session(model, tokenizer, batch_size, limit, seed, chat_template, system_instruction, gen_kwargs)
+        session = _session(model, tokenizer, options)
         results = Results(identify(model), describe(model, session.lm.world_size), dataclasses.asdict(session.settings))
         path = Path(out) if out is not None else None
         if path is not None and path.exists() and not overwrite:
-            results = _earlier(path, results, work, settings_)
+            results = _earlier(path, results, work, options.settings)
         results = dataclasses.replace(results, groups={**results.groups, **groups})
-        return _Run(session, settings_, path, progress).run(results, work)
+        return _Run(session, options.settings, path, progress).run(results, work)
     finally:
         model.train(training)
-
-
-def _check_arguments(tasks: Any, modes: Any, limit: Any, seed: Any, gen_kwargs: Any) -> None:
-    names = [tasks] if isinstance(tasks, (str, Path)) else tasks
-    if not isinstance(names, Sequence) or not all(isinstance(name, (str, Path)) for name in names):
-        raise ConfigError(f"tasks={tasks!r} are no names or paths of tasks.", 'As in ["commonsense_qa", "own.jsonl"].')
-    if not isinstance(modes, Sequence):
-        raise ConfigError(f"modes={modes!r} is no list of modes.", f"Choose from {', '.join(MODES)}.")
-    if limit is not None and (not _is_int(limit) or limit < 1):
-        raise ConfigError(f"limit={limit!r} is no number of items from 1 up.", "Leave it out to take all.")
-    if not _is_int(seed) or not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed!r} is no whole number from 0 to 2^32 - 1.", "1234 is lm-eval's own.")
-    if gen_kwargs is not None and not isinstance(gen_kwargs, Mapping):
-        raise ConfigError(f"gen_kwargs={gen_kwargs!r} is no mapping.", 'As in {"max_gen_toks": 64}.')
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class _Run:
@@ -189,6 +169,8 @@ class _Run:
                 if self.path is not None:
                     results.save(self.path)
         if lm.world_size > 1:
+            import torch
+
             shared = [results]
             torch.distributed.broadcast_object_list(shared, src=0)
             (results,) = shared
@@ -209,55 +191,16 @@ class _Run:
             self.progress("evaluation", done + int(share * size), total)
 
 
-def _find(
-    tasks: str | Path | Sequence[str | Path],
-    num_fewshot: int | Sequence[int] | None,
-    fewshot_path: str | Path | None,
-    include_path: str | Path | Sequence[str | Path],
-    limit: int | None,
-    seed: int,
-) -> tuple[list[Any], dict[str, Group]]:
-    names = [tasks] if isinstance(tasks, (str, Path)) else list(tasks)
-    if not names:
-        return [], {}
-    shots: list[Any] = list(num_fewshot) if isinstance(num_fewshot, (list, tuple)) else [num_fewshot]
-    wrong = [shot for shot in shots if shot is not None and not (_is_int(shot) and shot >= 0)]
-    if wrong or not shots or len(set(shots)) < len(shots):
-        raise ConfigError(f"num_fewshot={num_fewshot!r} is no list of different numbers from 0 up.", "As in 0,1,2,3,4.")
-    return load_tasks(
-        names,
-        include_path=[include_path] if isinstance(include_path, (str, Path)) else include_path,
-        num_fewshot=shots,
-        fewshot_path=Path(fewshot_path) if fewshot_path else None,
-        limit=limit,
-        seed=seed,
-    )
-
-
-def _session(
-    model: Any,
-    tokenizer: Any,
-    batch_size: int | str,
-    limit: int | None,
-    seed: int,
-    chat_template: bool | None,
-    system_instruction: str | None,
-    gen_kwargs: Mapping[str, Any] | None,
-) -> Session:
+def _session(model: Any, tokenizer: Any, options: EvaluationOptions) -> Session:
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    if chat_template and not has_template:
+    if options.chat_template and not has_template:
         raise ConfigError(
             "The tokenizer has no chat template.", "Leave chat_template out, or set one on the tokenizer."
         )
-    settings = HarnessSettings(
-        limit=limit,
-        seed=seed,
-        chat_template=has_template if chat_template is None else chat_template,
-        system_instruction=system_instruction,
-        gen_kwargs=dict(gen_kwargs) if gen_kwargs else None,
-    )
-    lm = make_lm(model, copy.deepcopy(tokenizer), batch_size=batch_size)  # lm-eval sets a padding token
-    return Session(model, tokenizer, lm, settings, batch_size)
+    chat = has_template if options.chat_template is None else options.chat_template
+    settings = HarnessSettings(options.limit, options.seed, chat, options.system_instruction, options.gen_kwargs)
+    lm = make_lm(model, copy.deepcopy(tokenizer), batch_size=options.batch_size)  # lm-eval sets a padding token
+    return Session(model, tokenizer, lm, settings, options.batch_size)
 
 
 def _earlier(path: Path, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:

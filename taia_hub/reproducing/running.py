@@ -18,7 +18,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.evaluation import evaluate, safety_task
 from taia_hub.evaluation.catalogue import load_tasks
-from taia_hub.evaluation.harness import check_batch_size
+from taia_hub.evaluation.options import EvaluationOptions, check_batch_size
 from taia_hub.reproducing.measured import BASE, measure, with_base
 from taia_hub.reproducing.planning import list_differences, plan_runs
 from taia_hub.reproducing.recipe import Recipe, load_recipe
@@ -81,7 +81,7 @@ class _Evaluation:
     def load(self) -> list[Any]:
         """Loads the tasks, so that one that does not exist is found before anything is trained."""
         import_or_raise("lm_eval", "eval", "`taia reproduce`")
-        return [*self.units(), *(load_tasks(self.tasks, limit=self.limit)[0] if self.tasks else [])]
+        return [*self.units(), *load_tasks(EvaluationOptions(self.tasks, limit=self.limit))[0]]
 
 
 def reproduce(

@@ -13,7 +13,7 @@ from taia_hub import evaluate
 from taia_hub.cli import main
 from taia_hub.errors import ConfigError, MissingDependencyError
 from taia_hub.evaluation.catalogue import check_names, load_tasks
-from taia_hub.evaluation.harness import check_batch_size
+from taia_hub.evaluation.options import EvaluationOptions, check_batch_size
 from taia_hub.results import summarise
 
 TASK = """task: {name}
@@ -63,7 +63,7 @@ def items(path, count=4):
 
 @pytest.mark.parametrize("names", [["own_*"], ["own_group", "own_a"], ["own_a", "own_a", "own_group"]])
 def test_a_task_that_is_asked_for_twice_is_evaluated_once(own, names):
-    tasks, groups = load_tasks(names, include_path=[own])
+    tasks, groups = load_tasks(EvaluationOptions(names, include_path=[own]))
     assert sorted(task.blank.key for task in tasks) == ["own_a", "own_b"]
     assert groups["own_group"].tasks == ("own_a", "own_b")
 
@@ -72,29 +72,29 @@ def test_a_member_that_its_group_changes_is_refused_beside_the_task_alone(own):
     changed = "  - task: own_a\n    doc_to_text: other {{text}}\n"
     edit(own / "group.yaml", "  - own_a\n", changed)
     with pytest.raises(ConfigError, match="Two different tasks are called 'own_a'") as caught:
-        load_tasks(["own_a", "own_group"], include_path=[own])
+        load_tasks(EvaluationOptions(["own_a", "own_group"], include_path=[own]))
     assert "--out" in caught.value.hint
 
 
 def test_files_of_one_name_are_refused(tmp_path, own):
     one, two = items(tmp_path / "one" / "t.jsonl"), items(tmp_path / "two" / "t.jsonl", 5)
     with pytest.raises(ConfigError, match=r"one/t.jsonl' and '.*two/t.jsonl' would both be the task 't'") as caught:
-        load_tasks([one, two])
+        load_tasks(EvaluationOptions([one, two]))
     assert caught.value.hint == "Rename one of the files."
-    assert len(load_tasks([one, one])[0]) == 1
+    assert len(load_tasks(EvaluationOptions([one, one]))[0]) == 1
     with pytest.raises(ConfigError, match="Two different tasks are called 'own_a'"):
-        load_tasks([items(tmp_path / "own_a.jsonl"), "own_a"], include_path=[own])
+        load_tasks(EvaluationOptions([items(tmp_path / "own_a.jsonl"), "own_a"], include_path=[own]))
 
 
 @pytest.mark.parametrize(("sampler", "fewshot_split", "there"), [("first_n", "dev", 6), ("default", "test", 5)])
 def test_more_examples_than_there_are_are_refused(own, sampler, fewshot_split, there):
     edit(own / "own_a.yaml", "first_n", sampler)
     edit(own / "own_a.yaml", "fewshot_split: dev", f"fewshot_split: {fewshot_split}")
-    (task,), _ = load_tasks(["own_a"], include_path=[own], num_fewshot=[there])
+    (task,), _ = load_tasks(EvaluationOptions(["own_a"], include_path=[own], num_fewshot=[there]))
     assert task.blank.num_fewshot == there
     task.task.build_all_requests(rank=0, world_size=1)
     with pytest.raises(ConfigError, match=f"'own_a' has {there} items to take examples from, not {there + 1}"):
-        load_tasks(["own_a"], include_path=[own], num_fewshot=[there + 1])
+        load_tasks(EvaluationOptions(["own_a"], include_path=[own], num_fewshot=[there + 1]))
 
 
 @pytest.mark.parametrize("metric", ["acc", "acc_mutual_info"])
@@ -140,8 +140,8 @@ def test_fewer_items_than_processes_are_refused(tmp_path, monkeypatch):
     path = items(tmp_path / "t.jsonl")
     monkeypatch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` sets it
     with pytest.raises(ConfigError, match="'t' has 1 items, too few for 2 processes"):
-        load_tasks([path], limit=1)
-    assert len(load_tasks([path], limit=2)[0]) == 1
+        load_tasks(EvaluationOptions([path], limit=1))
+    assert len(load_tasks(EvaluationOptions([path], limit=2))[0]) == 1
 
 
 @pytest.mark.slow

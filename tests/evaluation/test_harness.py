@@ -20,6 +20,7 @@ from taia_hub.cli import main
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
 from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate_task
 from taia_hub.evaluation.catalogue import load_tasks
+from taia_hub.evaluation.options import EvaluationOptions
 from taia_hub.results import RESULTS_FILE, Results, summarise
 
 MODES = ("none", "attention", "ffn", "all")
@@ -276,7 +277,7 @@ def test_a_score_that_is_no_number_is_refused_and_the_rest_is_kept(pico, tokeniz
 def test_the_environment_of_every_run_is_kept(pico, tokenizer, choices, tmp_path, monkeypatch):
     out = tmp_path / "r.json"
     evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
-    monkeypatch.setattr(taia_hub.evaluation.environment, "_version", lambda package: "99")
+    monkeypatch.setattr(taia_hub.common.environment.metadata, "version", lambda package: "99")
     same = evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
     assert "earlier" not in same.environment  # nothing was run
     found = evaluate(pico.taia("llama"), choices, ["none", "all"], tokenizer=tokenizer, out=out)
@@ -352,7 +353,7 @@ def test_shots_stand_apart(pico, tokenizer, choices):
 
 def test_groups_of_lm_eval_are_groups_of_the_results(tmp_path, rolling):
     (rolling / "group.yaml").write_text("group: own_group\ntask:\n  - own_rolling\ngroup_alias: Own\n")
-    tasks, groups = load_tasks(["own_group"], include_path=[rolling], num_fewshot=[None])
+    tasks, groups = load_tasks(EvaluationOptions(["own_group"], include_path=[rolling]))
     assert [task.blank.key for task in tasks] == ["own_rolling"]
     assert groups["own_group"].title == "Own"
     assert groups["own_group"].tasks == ("own_rolling",)
@@ -548,7 +549,7 @@ def test_a_real_model_on_real_items(smollm2, tmp_path):
 
     bare = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     lm = HFLM(bare, tokenizer=AutoTokenizer.from_pretrained(smollm2), batch_size=8)
-    for task in load_tasks(files, num_fewshot=[None], limit=20)[0]:
+    for task in load_tasks(EvaluationOptions(files, limit=20))[0]:
         alone = simple_evaluate(
             lm, tasks=[task.task], limit=20, bootstrap_iters=0, apply_chat_template=True, **keywords
         )

@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from taia_hub import evaluate
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.evaluation import safety_task
-from taia_hub.evaluation.answers import generate_responses
 from taia_hub.evaluation.catalogue import check_keys
+from taia_hub.evaluation.prompts import generate_responses
 from taia_hub.evaluation.safety import (
     REFUSALS,
     ItemScores,
