@@ -441,7 +441,7 @@ def test_prompts_are_a_task(pico, tokenizer, tmp_path):
     task = found.tasks["attack_success_rate:prompts"]
     assert not task.higher_is_better
     assert set(task.modes["all"].values) == {"attack_success_rate", "refusal_rate"}
-    assert "test_evaluation:" in task.version  # the judge is named: another one's numbers may not stand beside these
+    assert "test_harness:" in task.version  # the judge is named: another one's numbers may not stand beside these
     assert found.tasks["win_rate:pairs"].modes["all"].scores == {"win_rate": 0.0}
 
 
