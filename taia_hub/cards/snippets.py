@@ -7,24 +7,11 @@ from dataclasses import dataclass
 
 from taia_hub.cards.data import CardData
 from taia_hub.cards.escaping import python
+from taia_hub.engines.rules import config_refusals, vllm_rank
 from taia_hub.hub.layout import PEFT
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank."""
-
-_BEYOND_PLAIN_LORA = (
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "layer_replication",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_dora",
-    "use_qalora",
-)
+_DEFAULTS = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
+"""What stands in for what a card's configuration does not say: the rules shall judge what it says."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +38,21 @@ class Engines:
 
 
 def engines(card: CardData) -> Engines:
-    """Tells which engines serve the update.
+    """Tells which engines serve the update: where the base model is a local folder, none.
 
-    vLLM and llama.cpp read one rank and one scale for all modules and nothing but LoRA's own two matrices, on the
-    layers' linear modules; what is beyond that, such as embeddings and heads, they refuse, or treat wrongly without a
-    word.
-
-    Args:
-        card: What the card says.
-
-    Returns:
-        The engines; none where the base model is a local folder.
+    By the rules of `taia_hub.engines` for what the configuration says. Of embeddings and heads a card knows the number
+    alone, and vLLM and llama.cpp take them for some architectures: they are not named for such an update.
     """
-    config = card.adapter_config
+    config = {**_DEFAULTS, **card.adapter_config}
     repo = card.adapter_repo or card.repo_id
-    plain = bool(card.base_model) and str(config.get("peft_type")) == "LORA" and config.get("bias", "none") == "none"
     other = card.parts.get("other")
-    simple = plain and not any(config.get(name) for name in _BEYOND_PLAIN_LORA) and not (other and other.modules)
-    rank = config.get("r")
-    fits = [limit for limit in _VLLM_RANKS if isinstance(rank, int) and rank <= limit]
+    plain = bool(card.base_model) and "peft_type" in config and not (other and other.modules)
+    takes = {engine: plain and not config_refusals(engine, config) for engine in ("vllm", "llama.cpp")}
+    rank = card.adapter_config.get("r")
     return Engines(
         peft=bool(card.base_model) and card.update_kind == PEFT.name,
-        vllm_rank=fits[0] if simple and fits else None,
-        llama_cpp=simple and not config.get("use_rslora"),
+        vllm_rank=vllm_rank(rank) if takes["vllm"] and isinstance(rank, int) else None,
+        llama_cpp=takes["llama.cpp"],
         repo=repo,
         revision=card.adapter_revision,
         folder=repo.rpartition("/")[2],

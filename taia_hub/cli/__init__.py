@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-evaluation-harness."),
     "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set the paper's table beside yours."),
     "analyze": ("analysis.analyze", "Measure an update by layer and role, and what its modes do to hidden states."),
+    "check": ("checking.check", "Say which engines take an adapter as it is, and what the others refuse."),
     "export": ("exporting.export", "Write a mode as a plain LoRA, for engines and PEFT."),
     "merge": ("merging.merge", "Merge a mode into a plain model."),
     "serve": ("serving.serve_model", "Serve modes with vLLM, SGLang, llama.cpp or transformers."),

@@ -116,10 +116,9 @@ def _folders(modes: list[Any]) -> dict[str, Any]:
 
 
 def _label(mode: Any) -> str:
-    from taia_hub.exporting.naming import label_of
     from taia_hub.switch.settings import parse_setting
 
-    return label_of(parse_setting(mode))
+    return parse_setting(mode).slug
 
 
 def _beside(repo: str, settings: dict[str, Any]) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from taia_hub.updates.peft.strict import PREFIX
+from taia_hub.hub.layout import PREFIX
 
 TENSOR = re.compile(r"(?P<path>.+)\.(?:lora_(?P<factor>[AB])\.weight|lora_embedding_(?P<other>[AB]))")
 """Name of a LoRA factor in PEFT's file."""
@@ -18,13 +18,14 @@ class BaseFacts:
     """What the rules ask of the base model.
 
     Attributes:
-        modules: Paths of the modules that LoRA can adapt (linear layers and embeddings), in the head model.
+        modules: Paths of the modules that LoRA can adapt (linear layers and embeddings), in the head model; empty where
+            they are not known.
         embeddings: Those of them that are embeddings, or the head.
         tied: Whether the head shares its weight with the embedding.
         remote: Whether the base is named by a Hub id, so that an engine can fetch it.
     """
 
-    modules: frozenset[str]
+    modules: frozenset[str] = frozenset()
     embeddings: frozenset[str] = frozenset()
     tied: bool = False
     remote: bool = True
@@ -37,10 +38,12 @@ class Verdict:
     Attributes:
         problems: Why the engine refuses it, or would answer wrongly; empty where it takes it.
         notes: What to know, such as a flag to set.
+        sources: Where each of `problems` was read.
     """
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -53,7 +56,7 @@ class Rule:
     """A rule of an engine's loader.
 
     Attributes:
-        engine: Name of the engine, as in `ENGINES`.
+        engine: Name of the engine, as in `LOADERS`.
         source: Repository, file and version that it was read from.
         find: Yields what the adapter breaks.
         is_note: Whether what it finds is to be known rather than a refusal.
@@ -83,6 +86,11 @@ class Adapter:
     def __post_init__(self) -> None:
         matches = (TENSOR.fullmatch(name) for name in self.shapes)
         object.__setattr__(self, "paths", frozenset(match["path"].removeprefix(PREFIX) for match in matches if match))
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether its method is LoRA, of whatever variant."""
+        return str(self.config.get("peft_type", "LORA")).upper() == "LORA"
 
     @property
     def rank(self) -> int:

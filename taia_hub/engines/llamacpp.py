@@ -18,13 +18,7 @@ _SERVER_SWITCHES = ("interrupt_requests", "disable_ping_events")
 
 
 def build(order: Order) -> tuple[Command, ...]:
-    """Makes the command and the file that it reads, with an entry a mode.
-
-    Args:
-        order: What is to be served, with `gguf`; the modes are GGUF LoRAs.
-
-    Returns:
-        The command.
+    """Makes the command and the file that it reads, with an entry a mode: a GGUF LoRA on the order's `gguf`.
 
     Raises:
         ConfigError: If several machines or GPUs are asked for, or a flag has no value.

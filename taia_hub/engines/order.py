@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError
@@ -155,9 +156,6 @@ class Engine:
     def check(self, order: Order) -> None:
         """Refuses what cannot be served in this way; the files of the modes need not be there yet.
 
-        Args:
-            order: What is to be served.
-
         Raises:
             ConfigError: If the engine cannot serve it in this way.
         """
@@ -177,13 +175,7 @@ class Engine:
         self.build(order)
 
     def commands(self, order: Order) -> tuple[Command, ...]:
-        """Makes the commands that serve an order, in the order in which they are run.
-
-        Args:
-            order: What is to be served.
-
-        Returns:
-            The commands; the last one is the server on this machine.
+        """Makes the commands that serve an order as they are run; the last one is the server on this machine.
 
         Raises:
             ConfigError: If the engine cannot serve it in this way.
@@ -205,20 +197,35 @@ class Engine:
         return tuple(self.models(order.name, mode.label) for mode in order.modes)
 
 
+def taia_command(
+    verb: str,
+    repo: str,
+    mode: str | Mapping[str, float],
+    out: str | Path,
+    *words: str,
+    revision: str | None = None,
+) -> str:
+    """Returns the command of a shell that makes the files of a mode.
+
+    Example:
+        >>> print(taia_command("export", "org/model", {"ffn": 0.5}, "./lora", "--engine", "vllm"))
+        taia export org/model --mode '{"ffn": 0.5}' --out ./lora --engine vllm
+    """
+    text = mode if isinstance(mode, str) else json.dumps(mode)
+    at = ["--revision", revision] if revision else []
+    return shlex.join(["taia", verb, repo, "--mode", text, "--out", str(out), *at, *words])
+
+
 def colon_name(name: str, label: str) -> str:
     """Returns `name:mode`."""
     return f"{name}:{label}"
 
 
 def one_machine(order: Order, engine: str) -> None:
-    """Refuses what an engine cannot spread.
-
-    Args:
-        order: What is to be served.
-        engine: The engine, for the message.
+    """Refuses several GPUs, copies or machines, which an engine cannot be spread over.
 
     Raises:
-        ConfigError: If it asks for several GPUs, copies or machines.
+        ConfigError: If the order asks for them.
     """
     if order.tensor_parallel > 1 or order.data_parallel > 1 or order.nodes > 1:
         raise ConfigError(
@@ -227,14 +234,29 @@ def one_machine(order: Order, engine: str) -> None:
         )
 
 
-def flag_of(word: str) -> str:
-    """Returns the flag of a word as the managed ones are written: without its value, with dashes.
+def server(order: Order, start: Sequence[str], *pairs: tuple[str, object], **values: Any) -> Command:
+    """Makes the command of a server: how it starts, its flags, those of every server, and the user's.
 
     Args:
-        word: A word of the user's.
+        order: What is to be served.
+        start: The first words.
+        *pairs: Flags and values, as of `flags`.
+        **values: Fields of `Command`.
 
     Returns:
-        The flag; of a word that is none, the word.
+        The command.
+    """
+    common = ("--trust-remote-code", order.trust_remote_code), ("--host", order.host), ("--port", order.port)
+    return Command((tuple(start), *flags(*pairs, *common), *extra_lines(order.extra)), **values)
+
+
+def several(count: int) -> int | None:
+    """Returns a number where it is above one: the value of a flag that is left out for one."""
+    return count if count > 1 else None
+
+
+def flag_of(word: str) -> str:
+    """Returns the flag of a word as the managed ones are written, without its value, with dashes; else the word.
 
     Example:
         >>> flag_of("--max_lora_rank=8"), flag_of("-tp"), flag_of("a_value")
@@ -245,18 +267,10 @@ def flag_of(word: str) -> str:
 
 
 def given_number(order: Order, flag: str, *, hint: str) -> int | None:
-    """Reads a number that the user gave a flag of the engine's.
-
-    Args:
-        order: With the user's words.
-        flag: The flag, with dashes.
-        hint: What to give, where it is no number.
-
-    Returns:
-        The number; None where the flag was not given.
+    """Reads the number that the user gave a flag, written with dashes; None where the flag was not given.
 
     Raises:
-        ConfigError: If it is no number.
+        ConfigError: With `hint`, if it is no number.
     """
     for index, word in enumerate(order.extra):
         if flag_of(word) == flag:
@@ -269,13 +283,7 @@ def given_number(order: Order, flag: str, *, hint: str) -> int | None:
 
 
 def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
-    """Refuses a limit of the user's that a LoRA is above.
-
-    Args:
-        order: What is to be served.
-        flag: The flag that sets the limit.
-        given: The limit; None where it was not given.
-        enough: A limit that takes all LoRAs.
+    """Refuses a limit of the user's that a LoRA is above, and names one that is enough.
 
     Raises:
         ConfigError: If a LoRA has a larger rank.
@@ -288,13 +296,7 @@ def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
 
 
 def flags(*pairs: tuple[str, object]) -> tuple[tuple[str, ...], ...]:
-    """Makes lines of flags and values; a value of None leaves the flag out, True gives the flag alone.
-
-    Args:
-        *pairs: Flag and value; a sequence gives several values.
-
-    Returns:
-        A line a flag.
+    """Makes a line a flag: None and False leave it out, True gives it alone, a sequence gives it several values.
 
     Example:
         >>> flags(("--port", 8000), ("--revision", None), ("--enable-lora", True), ("--lora-modules", ["a=b", "c=d"]))
@@ -315,12 +317,6 @@ def flags(*pairs: tuple[str, object]) -> tuple[tuple[str, ...], ...]:
 
 def extra_lines(words: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Groups a user's words into a flag and its values a line.
-
-    Args:
-        words: As they came.
-
-    Returns:
-        The lines.
 
     Example:
         >>> extra_lines(["--max-model-len", "4096", "--enforce-eager"])

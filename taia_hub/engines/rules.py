@@ -1,4 +1,4 @@
-"""The rules of the engines' loaders, each beside the source that it was read from.
+"""The rules of the engines' loaders, each beside the source that it was read from, and what they say of an adapter.
 
 A rule that an engine breaks in silence (a tensor that is dropped, a scale that is ignored) counts as a refusal here:
 the engine would answer, and answer wrongly.
@@ -6,11 +6,14 @@ the engine would answer, and answer wrongly.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from taia_hub.engines.facts import TENSOR, Adapter, Rule
-from taia_hub.updates.peft.strict import PREFIX
+from taia_hub.engines.facts import TENSOR, Adapter, BaseFacts, Rule, Verdict
+from taia_hub.errors import ConfigError, closest
+from taia_hub.hub.layout import PREFIX
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (vllm/config/lora.py, `MaxLoRARanks`, v0.27.1)."""
@@ -18,7 +21,9 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_WRAPPED = re.compile(r"(?:\.base_layer)+$")  # of each further parameter of one module
 _WEIGHT_CHANGING = ("pissa", "olora", "corda", "loftq")
+_VARIANTS = ("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 _TGI_TYPES = re.compile(
     r"model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)|lm_head"
 )  # what its table of layers names
@@ -30,11 +35,12 @@ def vllm_rank(rank: int) -> int | None:
 
 
 def _required(adapter: Adapter) -> Iterator[str]:
-    for key in ("r", "lora_alpha", "target_modules"):
-        if not adapter.config.get(key):
-            yield f"{key} is missing"
-    if str(adapter.config.get("peft_type", "LORA")).upper() != "LORA":
+    if not adapter.is_lora:
         yield f"the method is {adapter.config['peft_type']}, and only LoRA is read"
+        return
+    for key in ("r", "lora_alpha", "target_modules"):
+        if not adapter.config.get(key) and not (key == "target_modules" and adapter.config.get("target_parameters")):
+            yield f"{key} is missing"
 
 
 def _only_lora(adapter: Adapter) -> Iterator[str]:
@@ -44,7 +50,7 @@ def _only_lora(adapter: Adapter) -> Iterator[str]:
 
 
 def _prefixed(adapter: Adapter) -> Iterator[str]:
-    if wrong := [name for name in adapter.shapes if not name.startswith(PREFIX)]:
+    if adapter.is_lora and (wrong := [name for name in adapter.shapes if not name.startswith(PREFIX)]):
         yield f"'{wrong[0]}' does not begin with '{PREFIX}'"
 
 
@@ -74,7 +80,11 @@ def _plain_start(adapter: Adapter) -> Iterator[str]:
     init = adapter.config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_WEIGHT_CHANGING):
         yield f"init_lora_weights={init!r} changes the base's weights"
-    for key in ("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"):
+    yield from _no_variants(adapter)
+
+
+def _no_variants(adapter: Adapter) -> Iterator[str]:
+    for key in _VARIANTS:
         if adapter.config.get(key):
             yield f"{key} is not served"
 
@@ -94,7 +104,7 @@ def _no_rslora(adapter: Adapter) -> Iterator[str]:
 def _no_experts(adapter: Adapter) -> Iterator[str]:
     if adapter.config.get("target_parameters"):
         yield "target_parameters (experts as parameters) are served wrongly or not at all"
-    fused = [path for path in adapter.paths if path.endswith((".experts", ".base_layer"))]
+    fused = sorted(path for path in adapter.paths if path.endswith((".experts", ".base_layer")))
     if fused:
         yield f"'{fused[0]}' are fused experts"
 
@@ -199,24 +209,44 @@ def _counterpart(match: re.Match[str]) -> str:
     return match.string.removesuffix(ends[0]) + ends[1]
 
 
+def _of_lora(adapter: Adapter) -> Iterator[str]:
+    if adapter.is_lora:
+        yield from _required(adapter)
+    elif adapter.paths:
+        yield f"the method is {adapter.config['peft_type']}, and the file holds LoRA factors"
+
+
 def _exactly_targeted(adapter: Adapter) -> Iterator[str]:
-    excluded = adapter.config.get("exclude_modules") or ()
+    if not adapter.is_lora:
+        return
+    config = adapter.config
+    parameters = tuple(name.rpartition(".")[0] for name in config.get("target_parameters") or ())
+    experts = {path for path in adapter.paths if _matches(_WRAPPED.sub("", path), parameters)}
+    modules = adapter.base.modules
+    if not modules or config.get("target_modules") == "all-linear":  # which of them are linear, no name says
+        modules = adapter.paths
+    layers = config.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
     meant = {
         path
-        for path in adapter.base.modules
-        if _matches(path, adapter.targets) and not (isinstance(excluded, (list, tuple)) and _matches(path, excluded))
+        for path in modules - experts
+        if _matches(path, config.get("target_modules"))
+        and not _matches(path, config.get("exclude_modules"))
+        and (layers is None or {int(one) for one in _NUMBER.findall(path)} & {*layers})
     }
-    if isinstance(adapter.config.get("target_modules"), str):
-        expression = str(adapter.config["target_modules"])
-        meant = {path for path in adapter.base.modules if re.fullmatch(expression, path)}
     if missing := sorted(meant - adapter.paths):
         yield f"{len(missing)} targeted modules have no tensors, first '{missing[0]}'"
-    if unexpected := sorted(adapter.paths - meant):
+    if unexpected := sorted(adapter.paths - experts - meant):
         yield f"{len(unexpected)} modules are not targeted and would be dropped, first '{unexpected[0]}'"
 
 
-def _matches(path: str, names: Iterable[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in names)
+def _matches(path: str, names: str | Iterable[str] | None) -> bool:
+    """Tells whether PEFT finds a module by names, or by one expression on the whole path."""
+    if isinstance(names, str):
+        with contextlib.suppress(re.error):
+            return names == "all-linear" or re.fullmatch(names, path) is not None
+        return False
+    return any(path == name or path.endswith(f".{name}") for name in names or ())
 
 
 _VLLM = "vllm-project/vllm vllm/lora/peft_helper.py (main, 2026-08; e745bafffc)"
@@ -275,6 +305,7 @@ RULES: tuple[Rule, ...] = (
     Rule("lorax", _LORAX, _one_scale),
     Rule("lorax", _LORAX, _no_embeddings),
     Rule("lorax", _LORAX, _whole_types),
+    Rule("lorax", "predibase/lorax server/lorax_server/models/flash_mixtral.py (1d6a745d)", _no_experts),
     Rule("llama.cpp", _LLAMA_CPP, _required),
     Rule("llama.cpp", _LLAMA_CPP, _only_lora),
     Rule("llama.cpp", _LLAMA_CPP, _pairs),
@@ -283,10 +314,88 @@ RULES: tuple[Rule, ...] = (
     Rule("llama.cpp", _LLAMA_CPP, _one_rank),
     Rule("llama.cpp", "ggml-org/llama.cpp #9065", _untied_head),
     Rule("llama.cpp", _LLAMA_CPP, _no_experts),
+    Rule("llama.cpp", "ggml-org/llama.cpp #15327", _no_variants),  # aLoRA by llama-server alone, the others not at all
     Rule("llama.cpp", _LLAMA_CPP, _converted, is_note=True),
-    Rule("peft", _PEFT, _required),
+    Rule("peft", _PEFT, _of_lora),
     Rule("peft", _PEFT, _prefixed),
     Rule("peft", _PEFT, _pairs),
     Rule("peft", _PEFT, _exactly_targeted),
 )
 """Every rule of every engine."""
+
+LOADERS: tuple[str, ...] = tuple(dict.fromkeys(rule.engine for rule in RULES))
+"""The engines whose rules are known."""
+
+_IMPLIED: Mapping[str, str] = {
+    "bias": "bias",
+    "lora_bias": "lora_B.bias",
+    "modules_to_save": "weight",
+    "trainable_token_indices": "token_adapter.trainable_tokens_delta",
+    "use_dora": "lora_magnitude_vector",
+}
+"""Option to how the names of the tensors end that PEFT writes for it beside LoRA's own two."""
+
+
+def check_engine(
+    engine: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseFacts
+) -> Verdict:
+    """Says what an engine makes of an adapter.
+
+    Args:
+        engine: One of `LOADERS`.
+        config: Contents of `adapter_config.json`.
+        shapes: Name of each tensor of `adapter_model.safetensors` to its shape.
+        base: The base model.
+
+    Returns:
+        Refusals and notes.
+
+    Raises:
+        ConfigError: If there is no such engine.
+
+    Example:
+        >>> config = {"peft_type": "LORA", "r": 24, "lora_alpha": 24, "target_modules": ["q_proj"], "bias": "none"}
+        >>> name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+        >>> shapes = {name.format("A"): (24, 8), name.format("B"): (8, 24)}
+        >>> base = BaseFacts(frozenset({"model.layers.0.self_attn.q_proj"}))
+        >>> check_engine("vllm", config, shapes, base).notes
+        ('--max-lora-rank 32',)
+    """
+    check_known(engine)
+    adapter = Adapter(config, shapes, base)
+    found: dict[bool, dict[str, str]] = {False: {}, True: {}}
+    for rule in RULES:
+        if rule.engine == engine:
+            for one in rule.find(adapter):
+                found[rule.is_note].setdefault(one, rule.source)
+    return Verdict(tuple(found[False]), tuple(found[True]), tuple(found[False].values()))
+
+
+def check_engines(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseFacts
+) -> dict[str, Verdict]:
+    """Says what every engine makes of an adapter; as `check_engine`, by the engine's name."""
+    return {engine: check_engine(engine, config, shapes, base) for engine in LOADERS}
+
+
+def config_refusals(engine: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Says what an engine refuses of a configuration alone, with the tensors that PEFT writes for it.
+
+    Example:
+        >>> config_refusals("llama.cpp", {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], "use_dora": True})
+        ("1 tensors are no LoRA factors, first 'lora_magnitude_vector'",)
+    """
+    implied = {end: () for key, end in _IMPLIED.items() if config.get(key) not in (None, False, "none", [], {})}
+    return check_engine(engine, config, implied, BaseFacts()).problems
+
+
+def check_known(engine: str) -> None:
+    """Refuses an engine whose rules are not known.
+
+    Raises:
+        ConfigError: If there is no such engine.
+    """
+    if engine not in LOADERS:
+        raise ConfigError(
+            f"The engine {engine!r} is not known.{closest(str(engine), LOADERS)}", f"Choose {', '.join(LOADERS)}."
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from taia_hub.engines.order import Command, Engine, Order, check_rank, extra_lines, flag_of, flags, given_number
+from taia_hub.engines.order import Command, Engine, Order, check_rank, flag_of, given_number, server, several
 from taia_hub.errors import ConfigError
 
-_RANK = "--max-lora-rank"
+_RANK, _LORAS = "--max-lora-rank", "--max-loras-per-batch"
 HEAD_PORT = 50000
 """Where the machines find the first one."""
 
@@ -16,13 +16,6 @@ def model_name(name: str, label: str) -> str:
     SGLang itself reads `model:adapter` in a request, so that `name:attention` is the LoRA `attention` on `name`, and
     it refuses a colon in the name of the base.
 
-    Args:
-        name: Name of the model.
-        label: The mode.
-
-    Returns:
-        The name.
-
     Example:
         >>> model_name("model-taia", "attention"), model_name("model-taia", "none")
         ('model-taia:attention', 'model-taia')
@@ -31,13 +24,9 @@ def model_name(name: str, label: str) -> str:
 
 
 def build(order: Order) -> tuple[Command, ...]:
-    """Makes the commands: one, or one a machine.
+    """Makes the commands: one, or one a machine; the last one is the first machine's, which answers requests.
 
-    Args:
-        order: What is to be served; the modes are LoRA folders that every machine sees under the same path.
-
-    Returns:
-        The commands; the last one is the first machine's, which answers requests.
+    The modes are LoRA folders that every machine sees under the same path.
 
     Raises:
         ConfigError: If SGLang cannot spread it in this way, or a flag contradicts the ranks.
@@ -59,31 +48,26 @@ def build(order: Order) -> tuple[Command, ...]:
 
 
 def _command(order: Order, machine: int) -> Command:
-    several = order.nodes > 1
+    machines = several(order.nodes)
     paths = [f"{mode.label}={mode.path}" for mode in order.updates]
-    lines = (
+    where = "" if not machines else "the first machine" if machine == 0 else f"machine {machine + 1}"
+    return server(
+        order,
         ("python", "-m", "sglang.launch_server"),
-        *flags(
-            ("--model-path", order.base),
-            ("--revision", order.revision),
-            ("--served-model-name", order.name),
-            ("--enable-lora", bool(paths)),
-            ("--lora-paths", paths or None),
-            # the base counts as one of the LoRAs that a batch may mix
-            ("--max-loras-per-batch", len(paths) + 1 if paths and not _has(order, "--max-loras-per-batch") else None),
-            ("--tp-size", order.tensor_parallel if order.tensor_parallel > 1 else None),
-            ("--dp-size", order.data_parallel if order.data_parallel > 1 else None),
-            ("--nnodes", order.nodes if several else None),
-            ("--node-rank", machine if several else None),
-            ("--dist-init-addr", f"{order.head}:{HEAD_PORT}" if several else None),
-            ("--trust-remote-code", order.trust_remote_code),
-            ("--host", order.host),
-            ("--port", order.port),
-        ),
-        *extra_lines(order.extra),
+        ("--model-path", order.base),
+        ("--revision", order.revision),
+        ("--served-model-name", order.name),
+        ("--enable-lora", bool(paths)),
+        ("--lora-paths", paths or None),
+        # the base counts as one of the LoRAs that a batch may mix
+        (_LORAS, len(paths) + 1 if paths and not _has(order, _LORAS) else None),
+        ("--tp-size", several(order.tensor_parallel)),
+        ("--dp-size", several(order.data_parallel)),
+        ("--nnodes", machines),
+        ("--node-rank", machine if machines else None),
+        ("--dist-init-addr", f"{order.head}:{HEAD_PORT}" if machines else None),
+        where=where,
     )
-    where = "" if not several else "the first machine" if machine == 0 else f"machine {machine + 1}"
-    return Command(lines, where=where)
 
 
 def _has(order: Order, flag: str) -> bool:
@@ -100,24 +84,9 @@ ENGINE = Engine(
     serves_base=True,
     modules=("sglang",),
     managed=(
-        "--model-path",
-        "--model",
-        "--served-model-name",
-        "--enable-lora",
-        "--lora-paths",
-        "--revision",
-        "--host",
-        "--port",
-        "--tp-size",
-        "--tp",
-        "--tensor-parallel-size",
-        "--dp-size",
-        "--dp",
-        "--data-parallel-size",
-        "--nnodes",
-        "--node-rank",
-        "--dist-init-addr",
-        "--trust-remote-code",
+        *("--model-path", "--model", "--served-model-name", "--enable-lora", "--lora-paths", "--revision"),
+        *("--host", "--port", "--tp-size", "--tp", "--tensor-parallel-size", "--dp-size", "--dp"),
+        *("--data-parallel-size", "--nnodes", "--node-rank", "--dist-init-addr", "--trust-remote-code"),
     ),
     build=build,
     models=model_name,

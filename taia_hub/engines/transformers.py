@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from taia_hub.engines.order import Command, Engine, Order, colon_name, extra_lines, flags, one_machine
+from taia_hub.engines.order import Command, Engine, Order, colon_name, one_machine, server
 
 
 def build(order: Order) -> tuple[Command, ...]:
     """Makes the command; it runs where the merged folders are, so that a folder's name is the model's.
 
     One mode is loaded at the start and is the only one that is answered. Several are each loaded when they are first
-    asked for, and every one is a whole model in memory.
-
-    Args:
-        order: What is to be served; the modes are merged folders named `name:mode`.
-
-    Returns:
-        The command.
+    asked for, and every one is a whole model in memory. The modes are merged folders named `name:mode`.
 
     Raises:
         ConfigError: If several machines or GPUs are asked for.
     """
     one_machine(order, "transformers serve")
     pinned = [colon_name(order.name, mode.label) for mode in order.modes] if len(order.modes) == 1 else []
-    lines = (
-        ("transformers", "serve", *pinned),
-        *flags(("--trust-remote-code", order.trust_remote_code), ("--host", order.host), ("--port", order.port)),
-        *extra_lines(order.extra),
-    )
     # it would fetch whatever model of the Hub a request names
-    return (Command(lines, folder=order.folder, environment={"HF_HUB_OFFLINE": "1"}),)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    return (server(order, ("transformers", "serve", *pinned), folder=order.folder, environment=offline),)
 
 
 ENGINE = Engine(

@@ -12,9 +12,9 @@ from taia_hub.engines.order import (
     ServedMode,
     check_rank,
     colon_name,
-    extra_lines,
-    flags,
     given_number,
+    server,
+    several,
 )
 from taia_hub.engines.rules import VLLM_RANKS, vllm_rank
 from taia_hub.errors import ConfigError
@@ -23,13 +23,9 @@ _RANK, _LORAS = "--max-lora-rank", "--max-loras"
 
 
 def build(order: Order) -> tuple[Command, ...]:
-    """Makes the commands: Ray's, where there are several machines, and `vllm serve`.
+    """Makes the commands: Ray's, where there are several machines, and `vllm serve` on the first one.
 
-    Args:
-        order: What is to be served; the modes are LoRA folders that every machine sees under the same path.
-
-    Returns:
-        The commands; the last one is the server, on the first machine.
+    The modes are LoRA folders that every machine sees under the same path.
 
     Raises:
         ConfigError: If the copies do not spread evenly, or a flag contradicts the ranks.
@@ -41,24 +37,20 @@ def build(order: Order) -> tuple[Command, ...]:
     loras = given_number(
         order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all."
     )
-    lines = (
+    command = server(
+        order,
         ("vllm", "serve", order.base),
-        *flags(
-            ("--revision", order.revision),
-            ("--served-model-name", colon_name(order.name, "none")),
-            ("--enable-lora", bool(order.updates)),
-            (_RANK, needed if given is None else None),
-            (_LORAS, (len(order.updates) or None) if loras is None else None),
-            ("--lora-modules", [_module(order.name, mode) for mode in order.updates] or None),
-            ("--tensor-parallel-size", order.tensor_parallel if order.tensor_parallel > 1 else None),
-            *_spread(order),
-            ("--trust-remote-code", order.trust_remote_code),
-            ("--host", order.host),
-            ("--port", order.port),
-        ),
-        *extra_lines(order.extra),
+        ("--revision", order.revision),
+        ("--served-model-name", colon_name(order.name, "none")),
+        ("--enable-lora", bool(order.updates)),
+        (_RANK, needed if given is None else None),
+        (_LORAS, (len(order.updates) or None) if loras is None else None),
+        ("--lora-modules", [_module(order.name, mode) for mode in order.updates] or None),
+        ("--tensor-parallel-size", several(order.tensor_parallel)),
+        *_spread(order),
+        where="the first machine" if order.nodes > 1 else "",
     )
-    return (*_ray(order), Command(lines, where="the first machine" if order.nodes > 1 else ""))
+    return (*_ray(order), command)
 
 
 def _module(name: str, mode: ServedMode) -> str:
@@ -76,13 +68,13 @@ def _spread(order: Order) -> tuple[tuple[str, object], ...]:
             f"{copies} copies do not spread evenly over {nodes} machines.",
             f"Choose a multiple of {nodes} for --data-parallel, or 1: one copy over all machines.",
         )
-    several = nodes > 1
+    cut, spread = nodes > 1 and copies == 1, nodes > 1 and copies > 1
     return (
-        ("--pipeline-parallel-size", nodes if several and copies == 1 else None),
-        ("--distributed-executor-backend", "ray" if several and copies == 1 else None),
-        ("--data-parallel-size", copies if copies > 1 else None),
-        ("--data-parallel-size-local", copies // nodes if several and copies > 1 else None),
-        ("--data-parallel-backend", "ray" if several and copies > 1 else None),
+        ("--pipeline-parallel-size", nodes if cut else None),
+        ("--distributed-executor-backend", "ray" if cut else None),
+        ("--data-parallel-size", several(copies)),
+        ("--data-parallel-size-local", copies // nodes if spread else None),
+        ("--data-parallel-backend", "ray" if spread else None),
     )
 
 
@@ -104,29 +96,12 @@ ENGINE = Engine(
     serves_base=True,
     modules=("vllm",),
     managed=(
-        "--served-model-name",
-        "--enable-lora",
-        "--lora-modules",
-        "--revision",
-        "--host",
-        "--port",
-        "--tensor-parallel-size",
-        "--tp",
-        "-tp",
-        "--data-parallel-size",
-        "--dp",
-        "-dp",
-        "--trust-remote-code",
+        *("--served-model-name", "--enable-lora", "--lora-modules", "--revision", "--trust-remote-code"),
+        *("--host", "--port", "--tensor-parallel-size", "--tp", "-tp", "--data-parallel-size", "--dp", "-dp"),
     ),
     spreading=(
-        "--pipeline-parallel-size",
-        "--pp",
-        "-pp",
-        "--distributed-executor-backend",
-        "--data-parallel-size-local",
-        "-dpl",
-        "--data-parallel-backend",
-        "-dpb",
+        *("--pipeline-parallel-size", "--pp", "-pp", "--distributed-executor-backend"),
+        *("--data-parallel-size-local", "-dpl", "--data-parallel-backend", "-dpb"),
     ),
     build=build,
     models=colon_name,

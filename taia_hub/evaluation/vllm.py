@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.engines import config_refusals, taia_command, vllm_rank
+from taia_hub.engines.rules import VLLM_RANKS
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
-from taia_hub.hub.layout import PEFT
-from taia_hub.repository.reading import read_taia_config, update_folder
+from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.repository.update_files import find_update
 from taia_hub.switch.settings import parse_setting
 
 
@@ -33,8 +35,8 @@ def vllm_commands(
 ) -> list[str]:
     """Writes the shell commands that evaluate a repository on vLLM, a mode at a time.
 
-    vLLM applies an adapter whole: `none` is the base model alone and `all` the adapter of the repository. Every other
-    mode needs an adapter of its own, which holds only what acts; it is expected in the folder that the command names.
+    vLLM applies an adapter whole: `none` is the base model alone, and `all` the adapter of the repository where vLLM
+    takes that. Every other mode is exported first, into a folder of the working folder that the next command names.
 
     Args:
         repo: Hub id or folder of a TAIA repository.
@@ -73,51 +75,58 @@ def vllm_commands(
     common += ["--apply_chat_template"] if chat_template else []
     common += ["--system_instruction", system_instruction] if system_instruction else []
     common += ["--gen_kwargs", f"max_gen_toks={max_gen_toks}"] if max_gen_toks else []
-    access = hub.HubAccess(token=token)
-    source = hub.fetch(repo, [hub.CONFIG, f"{PEFT.folder}/*"], revision=revision, access=access, what="TAIA repository")
-    config = read_taia_config(source.folder / hub.CONFIG, repo)
-    if config.place.kind is not PEFT:
-        raise UnsupportedUpdateError(
-            f"vLLM serves no {config.place.kind.noun} as an adapter.", "Evaluate it without --backend vllm."
-        )
-    adapter_folder = update_folder(source, config, access)
-    rank = hub.read_json(adapter_folder / hub.ADAPTER_CONFIG).get("r", 16)
+    files = find_update(repo, revision=revision, access=hub.HubAccess(token=token), check=_check_kind)
+    adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
+    whole = not config_refusals("vllm", adapter)
     lines: list[str] = []
     names: list[str] = []
     for setting in map(parse_setting, modes):
-        names.append(_file_name(setting.label, names))
-        adapter: str | None = None
-        if setting.label == "all":
-            adapter = str(adapter_folder)
+        names.append(_file_name(setting.slug, names))
+        model = {"pretrained": files.base.name, "revision": files.base.revision}
+        if setting.label == "all" and whole:
+            model |= _lora(files.folder, _rank(adapter))
         elif setting.label != "none":
-            adapter = f"./adapter-{names[-1]}"
-            lines.append(f"# {adapter}: an adapter with only what acts in mode {setting.label}, in PEFT's format")
-        model = ["--model", "vllm", "--model_args", _model_args(config, adapter, rank)]
+            folder = f"./adapter-{names[-1]}"
+            made = taia_command("export", repo, setting.value, folder, "--engine", "vllm", revision=files.revision)
+            lines.append(made)
+            model |= _lora(folder, _rank(adapter))
+        words = ["--model", "vllm", "--model_args", _model_args(model), *common]
         for shots in num_fewshot:
-            words = ["--num_fewshot", str(shots)] if shots is not None else []
+            examples = ["--num_fewshot", str(shots)] if shots is not None else []
             results = f"results-{names[-1]}" + (f"-{shots}shot" if shots is not None else "")
-            lines.append(shlex.join(["lm_eval", "run", *model, *common, *words, "--output_path", results]))
+            lines.append(shlex.join(["lm_eval", "run", *words, *examples, "--output_path", results]))
     return lines
 
 
-def _file_name(label: str, taken: Sequence[str]) -> str:
-    """Makes a name of letters, digits, `-`, `_` and `.` of a setting's label, another one than those taken."""
-    name = re.sub(r"[^A-Za-z0-9_.]+", "-", label).strip("-.")[:80] or "mode"
+def _check_kind(kind: UpdateKind) -> None:
+    if kind is not PEFT:
+        raise UnsupportedUpdateError(
+            f"vLLM serves no {kind.noun} as an adapter.", "Evaluate it without --backend vllm."
+        )
+
+
+def _file_name(slug: str, taken: Sequence[str]) -> str:
+    """Makes a name of letters, digits, `-`, `_` and `.` of a setting, another one than those taken."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", slug).strip("-.")[:80] or "mode"
     return name if name not in taken else f"{name}-{len(taken) + 1}"
 
 
-def _model_args(config: TAIAConfig, adapter: str | None, rank: int) -> str:
-    args = {"pretrained": config.base_model_name_or_path, "revision": config.base_model_revision}
-    if adapter:
-        args |= {"lora_local_path": adapter, "max_lora_rank": str(_served_rank(rank))}
-    for value in args.values():
+def _rank(config: Mapping[str, Any]) -> int:
+    """Returns the limit that takes a mode's LoRA: its rank is the largest of a LoRA's pairs, or found by the export."""
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or not all(isinstance(one, int) for one in ranks):
+        return VLLM_RANKS[-1]
+    return vllm_rank(max(ranks)) or VLLM_RANKS[-1]
+
+
+def _lora(folder: str | Path, rank: int) -> dict[str, str | None]:
+    return {"lora_local_path": str(folder), "max_lora_rank": str(rank)}
+
+
+def _model_args(values: Mapping[str, str | None]) -> str:
+    for value in values.values():
         if value and "," in value:
             raise ConfigError(
                 f"lm-eval's --model_args take no comma, as in '{value}'.", "Move or copy the folder to another path."
             )
-    return ",".join(f"{name}={value}" for name, value in args.items() if value)
-
-
-def _served_rank(rank: int) -> int:
-    """Rounds up to what vLLM's `max_lora_rank` takes."""
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
+    return ",".join(f"{name}={value}" for name, value in values.items() if value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taia_hub import hub
-from taia_hub.common.progress import Progress
-from taia_hub.engines.conformance import check_engine, check_engines
-from taia_hub.engines.facts import BaseFacts
+from taia_hub.engines import check_engines
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
     adapter_config,
@@ -31,9 +29,9 @@ from taia_hub.exporting.assembly import (
 )
 from taia_hub.exporting.card import Place, export_card, index_card
 from taia_hub.exporting.low_rank import EXACT, convert
-from taia_hub.exporting.naming import check_names
+from taia_hub.exporting.options import ExportOptions
 from taia_hub.exporting.plan import (
-    Acting,
+    ActingModule,
     Factors,
     acting_modules,
     factor_names,
@@ -53,6 +51,8 @@ from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
+_NAME = re.compile(r"\w[\w.+-]*")
+
 
 def export_adapter(
     source: str | os.PathLike[str] | UpdateFiles,
@@ -60,13 +60,7 @@ def export_adapter(
     inference_modules: Any = "attention",
     *,
     revision: str | None = None,
-    rank: int | None = None,
-    max_error: float = 0.02,
-    verify: bool = False,
-    engines: Sequence[str] = (),
-    token: str | bool | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> ExportReport:
     """Writes what a setting computes as a plain PEFT LoRA, which vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT load.
 
@@ -80,13 +74,8 @@ def export_adapter(
         out: A new or empty folder for `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
         inference_modules: The setting: a mode name, roles joined by `+`, or a mapping of selectors to weights.
         revision: Revision of the source.
-        rank: Largest rank of updates that are no LoRA; by default the smallest exact one where it pays, else 64.
-        max_error: Largest relative Frobenius error of a module, in [0, 1), above which nothing is written.
-        verify: Whether the base model is loaded and the export's output in PEFT compared with the masked model's.
-        engines: Engines that must take the export; it is refused where one of them would not.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-        progress: Called with the stage, what is done of it and what there is.
+        **options: Fields of `ExportOptions`: `rank`, `max_error`, `verify`, `engines`, `token`, `trust_remote_code` and
+            `progress`.
 
     Returns:
         What was written, what was lost, and what each engine needs.
@@ -104,20 +93,7 @@ def export_adapter(
         report.engines["vllm"]  # ('--max-lora-rank 64',)
         ```
     """
-    exports = export_adapters(
-        source,
-        out,
-        {"": inference_modules},
-        revision=revision,
-        rank=rank,
-        max_error=max_error,
-        verify=verify,
-        engines=engines,
-        token=token,
-        trust_remote_code=trust_remote_code,
-        progress=progress,
-    )
-    return exports[""]
+    return export_adapters(source, out, {"": inference_modules}, revision=revision, **options)[""]
 
 
 def export_adapters(
@@ -126,30 +102,18 @@ def export_adapters(
     settings: Mapping[str, Any],
     *,
     revision: str | None = None,
-    rank: int | None = None,
-    max_error: float = 0.02,
-    verify: bool = False,
-    engines: Sequence[str] = (),
     repo_id: str | None = None,
-    token: str | bool | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> dict[str, ExportReport]:
-    """Writes several settings, each into a sub-folder: all of them or none.
+    """Writes several settings, each into a sub-folder: all of them or none; otherwise as `export_adapter`.
 
     Args:
         source: As of `export_adapter`.
         out: A new or empty folder.
         settings: Name of a sub-folder to the setting that goes there; an empty name is `out` itself.
-        revision: As of `export_adapter`, and so are the others.
-        rank: See there.
-        max_error: See there.
-        verify: See there.
-        engines: See there.
+        revision: Revision of the source.
         repo_id: Hub id that the files are meant for, which the cards then show.
-        token: See there.
-        trust_remote_code: See there.
-        progress: See there.
+        **options: Fields of `ExportOptions`.
 
     Returns:
         Name of each sub-folder to its report.
@@ -162,43 +126,29 @@ def export_adapters(
         export_adapters("org/model-taia", "exports", {"attention": "attention", "all": "all"})
         ```
     """
-    out = Path(out).absolute()
+    asked, out = ExportOptions(**options), Path(out).absolute()
     parsed = {name: parse_setting(value) for name, value in settings.items()}
-    check_names(settings)
-    _check_arguments(out, rank, max_error)
-    for engine in engines:
-        check_engine(engine, {}, {}, BaseFacts(frozenset()))
-    access = hub.HubAccess(token=token)
-    update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code, lean=True)
+    _check_names(parsed)
+    hub.check_new(out)
+    update = open_update(source, revision=revision, lean=True, **asked.remote)
     update.files.check_outside(out)
     licence = {}
     if repo_id is not None:
         check_publishable(update.config)
-        licence = base_license(update.config, token)
+        licence = base_license(update.config, asked.token)
     acting = {name: acting_modules(update, setting) for name, setting in parsed.items()}
-    reports = {}
     model = update.model  # the base as it is, unless PEFT's layers are in it
     if not isinstance(update.update, LeanLora):
-        model = skeleton(update.base, access, trust_remote_code, features_only=update.files.features_only)
+        model = skeleton(update.base, asked.access, asked.trust_remote_code, features_only=update.files.features_only)
+    reports = {}
     with new_folder(out) as scratch:
         for name, setting in parsed.items():
             folder = scratch / name
             folder.mkdir(exist_ok=True)
-            report = _write(
-                update,
-                model,
-                acting[name],
-                setting,
-                folder,
-                rank=rank,
-                max_error=max_error,
-                access=access,
-                trust_remote_code=trust_remote_code,
-                progress=progress,
-            )
-            _check_engines(report, engines)
-            if verify:
-                report = _verified(report, update, setting, access, trust_remote_code)
+            report = _write(update, model, acting[name], setting, folder, asked)
+            _check_engines(report, asked.engines)
+            if asked.verify:
+                report = _verified(report, update, setting, asked)
             place = Place(repo_id, name) if repo_id else Place(f"{out.name}/{name}".rstrip("/"))
             (folder / hub.CARD).write_text(export_card(report, update, place, licence), encoding="utf-8")
             reports[name] = replace(report, folder=out / name)
@@ -211,42 +161,20 @@ def export_adapters(
 def _write(
     update: OfflineUpdate,
     model: nn.Module,
-    acting: Sequence[Acting],
+    acting: Sequence[ActingModule],
     setting: Setting,
     folder: Path,
-    *,
-    rank: int | None,
-    max_error: float,
-    access: hub.HubAccess,
-    trust_remote_code: bool,
-    progress: Progress | None,
+    options: ExportOptions,
 ) -> ExportReport:
     """Writes configuration and weights of one setting, and checks that PEFT loads them."""
-    with tempfile.TemporaryDirectory(dir=folder) as factors:
-        converted, errors = convert(
-            update,
-            acting,
-            Path(factors),
-            rank=rank,
-            access=access,
-            trust_remote_code=trust_remote_code,
-            advance=partial(progress, "converting") if progress else None,
-        )
-        _check_errors(errors, max_error, max((part.rank for part in converted), default=0))
-        parts = (*_pairs(update, acting), *converted)
-        if not parts:
-            raise UnsupportedUpdateError(
-                f"Under the setting '{setting.label}' the update adds nothing but zeros, so that there is nothing to "
-                "export: it is the base model.",
-                f"Serve '{update.base.name}' itself.",
-            )
-        scale, targets, facts = share_scale(parts), find_targets(model, parts), base_facts(model, update)
-        config = adapter_config(update, model, parts, scale, targets)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        parts, errors = _factors(update, acting, setting, Path(scratch), options)
+        scale, targets = share_scale(parts), find_targets(model, parts)
         is_exact = stays_exact(parts, scale)
         tensors = list(planned_tensors(parts, scale, targets, None if is_exact else torch.float32))
-        size = write_tensors(folder / PEFT.weights, tensors, partial(progress, "writing") if progress else None)
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / PEFT.config).write_text(text, encoding="utf-8")
+        size = write_tensors(folder / PEFT.weights, tensors, options.advance("writing"))
+    config = adapter_config(update, model, parts, scale, targets)
+    (folder / PEFT.config).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     check_loads(folder, model)
     error = max(errors.values(), default=0.0)
     dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in tensors})
@@ -259,15 +187,40 @@ def _write(
         alpha=scale.alpha,
         bytes=size,
         dtype=", ".join(dtypes),
-        kept=is_kept(parts, scale) and not converted,
+        kept=is_kept(parts, scale) and not errors,
         error=error if error > EXACT else None,
         errors=errors,
-        verdicts=check_engines(config, {one.name: one.shape for one in tensors}, facts),
+        verdicts=check_engines(config, {one.name: one.shape for one in tensors}, base_facts(model, update)),
         notes=tuple(notes_on(update, parts, scale, targets, is_exact)),
     )
 
 
-def _pairs(update: OfflineUpdate, acting: Sequence[Acting]) -> Iterator[Factors]:
+def _factors(
+    update: OfflineUpdate, acting: Sequence[ActingModule], setting: Setting, scratch: Path, options: ExportOptions
+) -> tuple[tuple[Factors, ...], dict[str, float]]:
+    """Returns the acting updates as LoRA pairs, and what those that were none lose; refuses too much of it."""
+    converted, errors = convert(update, acting, scratch, options)
+    too_large = {path: error for path, error in errors.items() if error > max(options.max_error, EXACT)}
+    if too_large:
+        worst = max(too_large, key=lambda path: too_large[path])
+        raise UnsupportedUpdateError(
+            f"As a LoRA of rank {max(part.rank for part in converted)}, {len(too_large)} of {len(errors)} modules lose "
+            f"more than {options.max_error:g} of their update (relative Frobenius norm), most '{worst}' with "
+            f"{too_large[worst]:.3g}.",
+            "The exact way out is `taia merge`, which writes the setting into a whole model; or give a larger --rank, "
+            "or a larger --max-error.",
+        )
+    parts = (*_pairs(update, acting), *converted)
+    if not parts:
+        raise UnsupportedUpdateError(
+            f"Under the setting '{setting.label}' the update adds nothing but zeros, so that there is nothing to "
+            "export: it is the base model.",
+            f"Serve '{update.base.name}' itself.",
+        )
+    return parts, errors
+
+
+def _pairs(update: OfflineUpdate, acting: Sequence[ActingModule]) -> Iterator[Factors]:
     """Yields the acting LoRA pairs, which stay in their file where the update does."""
     stored = read_header(update.folder / update.kind.weights) if any(one.is_plain for one in acting) else {}
     for one in acting:
@@ -286,23 +239,16 @@ def _pairs(update: OfflineUpdate, acting: Sequence[Acting]) -> Iterator[Factors]
         yield Factors(site.path, site.role, layer.scaling[ADAPTER] * one.weight, pair[0], pair[1], is_embedding)
 
 
-def _check_arguments(out: Path, rank: Any, max_error: Any) -> None:
-    hub.check_new(out)
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise ConfigError(f"rank is {rank!r}.", "Give a whole number from 1 on.")
-    if isinstance(max_error, bool) or not isinstance(max_error, int | float) or not 0 <= max_error < 1:
-        raise ConfigError(f"max_error is {max_error!r}.", "Give a number from 0 up to, but not including, 1.")
-
-
-def _check_errors(errors: Mapping[str, float], max_error: float, rank: int) -> None:
-    worst = sorted(((error, path) for path, error in errors.items() if error > max(max_error, EXACT)), reverse=True)
-    if worst:
-        raise UnsupportedUpdateError(
-            f"As a LoRA of rank {rank}, {len(worst)} of {len(errors)} modules lose more than "
-            f"{max_error:g} of their update (relative Frobenius norm), most '{worst[0][1]}' with {worst[0][0]:.3g}.",
-            "The exact way out is `taia merge`, which writes the setting into a whole model; or give a larger --rank, "
-            "or a larger --max-error.",
-        )
+def _check_names(names: Collection[str]) -> None:
+    """Refuses names of sub-folders that are none, or could lead elsewhere, and no name at all."""
+    if not names:
+        raise ConfigError("No setting was given.", "Name at least one, as in {'': 'attention'}.")
+    for name in names:
+        if name and not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"The name {name!r} cannot be that of a sub-folder.",
+                "Use letters, digits, '_', '-', '+' and '.', or '' for the folder itself.",
+            )
 
 
 def _check_engines(report: ExportReport, engines: Sequence[str]) -> None:
@@ -314,12 +260,8 @@ def _check_engines(report: ExportReport, engines: Sequence[str]) -> None:
             )
 
 
-def _verified(
-    report: ExportReport, update: OfflineUpdate, setting: Setting, access: hub.HubAccess, trust_remote_code: bool
-) -> ExportReport:
-    difference = compare_outputs(
-        update, report.folder, setting, kept=report.kept, access=access, trust_remote_code=trust_remote_code
-    )
+def _verified(report: ExportReport, update: OfflineUpdate, setting: Setting, options: ExportOptions) -> ExportReport:
+    difference = compare_outputs(update, report.folder, setting, kept=report.kept, **options.remote)
     if report.kept:
         bound, said = 0.0, "bit for bit"
     else:

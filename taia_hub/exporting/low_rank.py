@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub import hub
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.exporting.plan import Acting, Factors, base_layer
+from taia_hub.exporting.options import ExportOptions
+from taia_hub.exporting.plan import ActingModule, Factors, base_layer
 from taia_hub.hub.layout import PEFT
 from taia_hub.merging.module import holding, merged_weights
 from taia_hub.repository.opening import OfflineUpdate, base_checkpoint
@@ -33,25 +33,16 @@ _EXACT_SIDE = 1024  # above it, a whole decomposition takes minutes
 
 
 def convert(
-    update: OfflineUpdate,
-    acting: Sequence[Acting],
-    folder: Path,
-    *,
-    rank: int | None,
-    access: hub.HubAccess,
-    trust_remote_code: bool = False,
-    advance: Callable[[int, int], None] | None = None,
+    update: OfflineUpdate, acting: Sequence[ActingModule], folder: Path, options: ExportOptions
 ) -> tuple[tuple[Factors, ...], dict[str, float]]:
-    """Makes LoRA pairs of updates that are none, one module at a time.
+    """Makes LoRA pairs of updates that are none, one module at a time; the others are passed by.
 
     Args:
         update: The update.
-        acting: The acting modules; those that are LoRA pairs already are passed by.
+        acting: The acting modules.
         folder: Scratch folder for the factors.
-        rank: Upper bound of the rank; None for the smallest exact one where it pays, else `DEFAULT_RANK`.
-        access: How to reach the Hub: other methods than additive ones need the base's weights.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-        advance: Called with how many modules are done, and how many there are.
+        options: With the upper bound of the rank, and how to reach the Hub: other methods than additive ones need the
+            base's weights.
 
     Returns:
         The factors, in files of `folder`, and the relative Frobenius error of each module by path.
@@ -63,15 +54,16 @@ def convert(
     wanted = [one for one in acting if not one.is_plain]
     checkpoint = None
     if wanted and not _is_additive(update):
-        checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
+        checkpoint = base_checkpoint(update, **options.remote)
     parts, errors = [], {}
+    advance = options.advance("converting")
     for number, (one, delta) in enumerate(_differences(update, wanted, checkpoint)):
         _, site, layer = one.entry
         if isinstance(base_layer(layer), Conv1D):
             delta = delta.T  # Conv1D holds (in, out)
         if not bool(delta.any()):
             continue
-        b, a, errors[site.path] = product(delta, rank)
+        b, a, errors[site.path] = product(delta, options.rank)
         file = folder / f"{number}.safetensors"
         save_file({"a": a.contiguous(), "b": b.contiguous()}, file)
         stored = read_header(file)
@@ -141,8 +133,8 @@ def _is_additive(update: OfflineUpdate) -> bool:
 
 
 def _differences(
-    update: OfflineUpdate, wanted: Sequence[Acting], checkpoint: Checkpoint | None
-) -> Iterator[tuple[Acting, Tensor]]:
+    update: OfflineUpdate, wanted: Sequence[ActingModule], checkpoint: Checkpoint | None
+) -> Iterator[tuple[ActingModule, Tensor]]:
     """Yields what each update adds to its weight, in the weight's own layout."""
     for one in wanted:
         _, site, layer = one.entry

@@ -33,7 +33,7 @@ _MERGE = "Or write the setting into a whole model, which every engine serves: `t
 
 
 @dataclass(frozen=True)
-class Acting:
+class ActingModule:
     """A module whose update acts.
 
     Attributes:
@@ -133,7 +133,7 @@ def factor_names(path: str, is_embedding: bool = False) -> tuple[str, str]:
     return f"{PREFIX}{path}.{stem}A{end}", f"{PREFIX}{path}.{stem}B{end}"
 
 
-def acting_modules(update: OfflineUpdate, setting: Any) -> tuple[Acting, ...]:
+def acting_modules(update: OfflineUpdate, setting: Any) -> tuple[ActingModule, ...]:
     """Finds the modules whose updates act under a setting, and refuses what no plain LoRA can hold.
 
     Args:
@@ -162,7 +162,7 @@ def acting_modules(update: OfflineUpdate, setting: Any) -> tuple[Acting, ...]:
             f"The update of '{path}'{others} cannot be part of a plain LoRA: {reason}.",
             f"{_choices(update)} {_way_out(update, acting)}",
         )
-    return tuple(Acting(entry, weight, _is_plain(entry[2])) for entry, weight in acting)
+    return tuple(ActingModule(entry, weight, _is_plain(entry[2])) for entry, weight in acting)
 
 
 def share_scale(parts: Sequence[Factors]) -> Scale:

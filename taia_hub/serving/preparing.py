@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +15,10 @@ from huggingface_hub import constants
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import Mark, digest, sole, whole_folder
-from taia_hub.engines import Engine, ServedMode
+from taia_hub.engines import LOADERS, Engine, ServedMode, taia_command
 from taia_hub.engines.gguf_lora import Base, read_base, write_gguf_lora
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.exporting import ENGINES as CHECKED
 from taia_hub.exporting import export_adapter
-from taia_hub.exporting.naming import label_of
 from taia_hub.merging import merge
 from taia_hub.repository.update_files import UpdateFiles
 from taia_hub.switch.settings import Setting
@@ -69,14 +65,12 @@ class Preparing:
 
     def by_hand(self, label: str, setting: Setting) -> str:
         """Returns the command that makes what a mode is served from; of a GGUF LoRA, the LoRA that it is made of."""
-        verb = "merge" if self.engine.needs == "merged" else "export"
-        mode = setting.name if setting.name is not None else json.dumps(setting.value)
         place = self.place(label)
         if self.engine.needs == "gguf":  # the GGUF LoRA itself is in that place
             place = place.with_name(f"{label}-lora")
-        words = ["taia", verb, self.files.name, "--mode", mode, "--out", str(place)]
-        words += ["--revision", self.files.revision] if self.files.revision else []
-        return shlex.join([*words, *(["--trust-remote-code"] if self.trust_remote_code else [])])
+        words = ("--trust-remote-code",) if self.trust_remote_code else ()
+        verb = "merge" if self.engine.needs == "merged" else "export"
+        return taia_command(verb, self.files.name, setting.value, place, *words, revision=self.files.revision)
 
     @contextlib.contextmanager
     def sole(self) -> Iterator[None]:
@@ -101,7 +95,7 @@ def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
     Raises:
         TAIAError: If the mode cannot be exported or merged, or the folder cannot be written or holds other files.
     """
-    label = label_of(setting)
+    label = setting.slug
     if label == "none":
         return ServedMode(label, _link_base(preparing) if preparing.engine.needs == "merged" else None)
     target = preparing.place(label)
@@ -125,9 +119,9 @@ def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:
         "progress": preparing.progress,
     }
     if needs == "merged":
-        merge(files, folder, setting, repo_id=f"{preparing.name}:{label_of(setting)}", **common)
+        merge(files, folder, setting, repo_id=f"{preparing.name}:{setting.slug}", **common)
         return 0
-    engines = (preparing.engine.name,) if preparing.engine.name in CHECKED else ()
+    engines = (preparing.engine.name,) if preparing.engine.name in LOADERS else ()
     if needs == "adapter":
         return export_adapter(files, folder, setting, engines=engines, **common).rank
     base = preparing.gguf_base  # its errors come before the work

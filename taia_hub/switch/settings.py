@@ -107,6 +107,16 @@ class Setting:
         """A short text for tables: the string, or `selector=weight` joined by commas."""
         return self.name or ", ".join(f"{entry.key}={_short(entry.weight)}" for entry in self.entries) or "none"
 
+    @property
+    def slug(self) -> str:
+        """The label in signs that folders, files and engines take: selectors and weights joined by dashes.
+
+        Example:
+            >>> parse_setting("attention+other").slug, parse_setting({"attention": 1, "ffn@0-7": 0.5}).slug
+            ('attention+other', 'attention-1-ffn-0-7-0.5')
+        """
+        return re.sub(r"[^\w.+]+", "-", self.label).strip("-")
+
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
         """Gives each adapted module its weight.
 

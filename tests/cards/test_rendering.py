@@ -324,28 +324,31 @@ def test_engines_that_would_not_serve_the_update_are_not_named(config, vllm, lla
     assert ("convert_lora_to_gguf" in text) == llama_cpp
 
 
-@pytest.mark.parametrize("option", snippets._BEYOND_PLAIN_LORA)
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"alora_invocation_tokens": [3]},
+        {"alpha_pattern": {"q_proj": 4}},
+        {"layer_replication": [[0, 2]]},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"rank_pattern": {"q_proj": 4}},
+        {"target_parameters": ["mlp.experts.up_proj"]},
+        {"trainable_token_indices": [3]},
+        {"use_bdlora": {"nblocks": 2}},
+        {"use_dora": True},
+        {"use_qalora": True},
+    ],
+)
 def test_a_lora_beyond_the_plain_one_is_not_served(option):
-    config = {"peft_type": "LORA", "r": 8, option: True}
+    config = {"peft_type": "LORA", "r": 8, **option}
     found = snippets.engines(dataclasses.replace(EVERYTHING, adapter_config=config))
     assert (found.peft, found.vllm_rank, found.llama_cpp) == (True, None, False)
 
 
-def test_what_vllm_and_llama_cpp_do_not_take_is_all_there():
-    """A name that is lost from the list would not be missed by the test above."""
-    assert set(snippets._BEYOND_PLAIN_LORA) == {
-        "alora_invocation_tokens",
-        "alpha_pattern",
-        "layer_replication",
-        "lora_bias",
-        "modules_to_save",
-        "rank_pattern",
-        "target_parameters",
-        "trainable_token_indices",
-        "use_bdlora",
-        "use_dora",
-        "use_qalora",
-    }
+def test_a_rank_of_one_has_the_limit_of_one():
+    config = {"peft_type": "LORA", "r": 1}
+    assert snippets.engines(dataclasses.replace(EVERYTHING, adapter_config=config)).vllm_rank == 1
 
 
 def test_an_update_of_embeddings_or_the_head_is_not_served():

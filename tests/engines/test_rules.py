@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from taia_hub.engines import LOADERS, BaseFacts, check_engine, check_engines
+from taia_hub.engines.rules import RULES, VLLM_RANKS
 from taia_hub.errors import ConfigError
-from taia_hub.exporting import ENGINES, RULES, VLLM_RANKS, BaseFacts, check_engine, check_engines, export_adapter
+from taia_hub.exporting import export_adapter
 from taia_hub.updates.peft.plain_lora import tensor_shapes
 from taia_hub.updates.peft.strict import read_config
 from taia_hub.updates.weightless import injected
@@ -48,7 +50,7 @@ MATRIX = {
     "dora": {"use_dora": True},
 }
 MODES = ["attention", "attention@1", '{"attention": 0.3}']
-SERVED = {"llama": ENGINES, "qwen3": ENGINES, "qwen3_moe": ENGINES, "gpt2": [one for one in ENGINES if one != "tgi"]}
+SERVED = {"llama": LOADERS, "qwen3": LOADERS, "qwen3_moe": LOADERS, "gpt2": [one for one in LOADERS if one != "tgi"]}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,7 +83,7 @@ def test_every_engine_takes_every_export(pico, name, label, mode, tmp_path):
 def test_every_engine_takes_the_ffn_too(pico, name, mode, tmp_path):
     report = export_adapter(pico.adapter(name), tmp_path / "out", mode)
 
-    served = [one for one in ENGINES if one != "tgi"] if name != "llama" else ENGINES
+    served = [one for one in LOADERS if one != "tgi"] if name != "llama" else LOADERS
     assert not set(report.refused_by) & set(served)
 
 
@@ -120,7 +122,7 @@ def test_a_plain_lora_is_taken_by_all():
 
 
 def test_every_rule_has_a_source_and_an_engine():
-    assert {rule.engine for rule in RULES} == set(ENGINES)
+    assert {rule.engine for rule in RULES} == set(LOADERS)
     assert all(
         "/" in rule.source and ("(" in rule.source or "#" in rule.source or "." in rule.source) for rule in RULES
     )
@@ -136,12 +138,12 @@ def test_every_rule_has_a_source_and_an_engine():
         ({"modules_to_save": ["score"]}, set()),
         ({"init_lora_weights": "pissa_niter_16"}, {"vllm"}),
         ({"init_lora_weights": "gaussian"}, set()),
-        ({"layer_replication": [[0, 2]]}, {"vllm"}),
+        ({"layer_replication": [[0, 2]]}, {"vllm", "llama.cpp"}),
         ({"rank_pattern": {"q_proj": 4}}, {"vllm", "sglang", "tgi", "lorax", "llama.cpp"}),
         ({"alpha_pattern": {"q_proj": 4}}, {"vllm", "sglang", "tgi", "lorax", "llama.cpp"}),
         ({"alpha_pattern": {"q_proj": 16}}, set()),
         ({"use_rslora": True}, {"sglang", "llama.cpp"}),
-        ({"target_parameters": ["experts.up_proj"]}, {"vllm", "sglang", "llama.cpp"}),
+        ({"target_parameters": ["experts.up_proj"]}, {"vllm", "sglang", "lorax", "llama.cpp"}),
         ({"target_modules": r".*\.self_attn\.[qkvo]_proj"}, {"sglang"}),
         ({"target_modules": [f"self_attn.{name}" for name in ATTENTION]}, {"sglang"}),
         ({"target_modules": ["q_proj"]}, {"peft"}),
@@ -153,7 +155,7 @@ def test_every_rule_has_a_source_and_an_engine():
     ],
 )
 def test_a_configuration_is_refused_by_the_engines_that_do_not_read_it(changes, engines):
-    assert {engine for engine in ENGINES if problems(engine, **changes)} == engines
+    assert {engine for engine in LOADERS if problems(engine, **changes)} == engines
 
 
 PREFIX = "base_model.model."
@@ -166,7 +168,7 @@ PREFIX = "base_model.model."
         ({f"{PREFIX}model.embed_tokens.weight": (64, 16)}, {"vllm", "sglang", "tgi", "lorax", "llama.cpp"}),
         (shapes_of(PATHS[1:]), {"tgi", "lorax", "peft"}),
         (shapes_of(["transformer.h.0.attn.c_attn"]), {"tgi", "peft"}),
-        (shapes_of(["model.layers.0.mlp.experts"]), {"vllm", "sglang", "llama.cpp", "tgi", "peft"}),
+        (shapes_of(["model.layers.0.mlp.experts"]), {"vllm", "sglang", "llama.cpp", "tgi", "lorax", "peft"}),
         (shapes_of(["model.layers.0.self_attn.kv_b_proj"]), {"vllm", "tgi", "peft"}),
         ({f"{PREFIX}{PATHS[0]}.lora_A.weight": (4, 16), f"{PREFIX}{PATHS[0]}.lora_B.weight": (16, 4)}, {"llama.cpp"}),
         ({key.removeprefix(PREFIX): shape for key, shape in shapes_of().items()}, {"tgi", "lorax", "peft"}),
@@ -186,7 +188,7 @@ def test_tensors_are_refused_by_the_engines_that_drop_them(shapes, engines):
     names = sorted({key.rpartition(".lora_")[0].rpartition(".")[2] for key in {**whole, **shapes} if ".lora_" in key})
     config = {} if "peft" in engines else {"target_modules": names}
 
-    assert {one for one in ENGINES if problems(one, {**whole, **shapes}, base, **config)} == engines
+    assert {one for one in LOADERS if problems(one, {**whole, **shapes}, base, **config)} == engines
 
 
 def test_a_factor_without_its_counterpart_is_refused():

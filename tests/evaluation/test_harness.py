@@ -457,7 +457,11 @@ def test_vllm_commands(online):
     assert f"pretrained={online.base},revision={online.base_sha} --tasks mmlu,taia_svamp" in lines[0]
     assert "lora_local_path" not in lines[0]
     assert "adapter,max_lora_rank=8 " in lines[2]
-    assert lines[4].startswith("# ./adapter-attention")
+    sha = online.api.model_info(online.taia).sha
+    assert lines[4] == (
+        f"taia export {online.taia} --mode attention --out ./adapter-attention --revision {sha} --engine vllm"
+    )
+    assert "lora_local_path=./adapter-attention,max_lora_rank=8 " in lines[5]
     with pytest.raises(ConfigError, match="takes no JSONL file"):
         vllm_commands(online.taia, ["a.jsonl"], ["all"])
 

@@ -1,0 +1,45 @@
+"""`taia check`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from taia_hub.cli.shared import Json, Revision, Token, echo_json
+
+
+def check(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Hub id or folder of a PEFT adapter or an export.")],
+    engine: Annotated[
+        str | None, typer.Option(help="Ask vllm, sglang, tgi, lorax, llama.cpp or peft alone.", show_default=False)
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """Say which engines take an adapter as it is, and what the others refuse; exit code 1 where none takes it."""
+    from taia_hub import hub
+    from taia_hub.engines.checking import check_adapter
+
+    access = hub.HubAccess(token=token)
+    found = check_adapter(adapter, (engine,) if engine else (), revision=revision, access=access)
+    echo_json(found.to_dict()) if as_json else _print(found)
+    if not found.taken_by:
+        raise typer.Exit(1)
+
+
+def _print(found: Any) -> None:
+    for engine, verdict in found.verdicts.items():
+        typer.echo(f"{engine:<10}{'refuses it' if verdict.problems else 'takes it as it is'}")
+        for reason, source in zip(verdict.problems, verdict.sources, strict=True):
+            typer.echo(f"  {reason}\n    by {source}")
+        for note in verdict.notes:
+            typer.echo(f"  note: {note}")
+    if not found.base.modules:
+        typer.echo("The base model's tensors could not be read; whether layers lack an update was not looked at.")
+    if len(found.taken_by) < len(found.verdicts):
+        typer.echo(
+            f"Next: `taia export {found.name} --mode all --out DIR` writes it as a LoRA that every engine takes, where "
+            "one can hold it; `taia merge`, with the same words, writes a whole model."
+        )
