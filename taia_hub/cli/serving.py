@@ -11,6 +11,13 @@ from taia_hub.cli.shared import Repository, Revision, Token, Trust, modes, parse
 from taia_hub.errors import ConfigError
 
 
+def print_guide(wanted: bool) -> None:
+    """Prints how to serve many modes and ends, when it is asked for."""
+    if wanted:
+        typer.echo((Path(__file__).parents[1] / "serving" / "guide.md").read_text(encoding="utf-8"), nl=False)
+        raise typer.Exit
+
+
 def serve_model(
     repo: Repository,
     flags: Annotated[
@@ -44,6 +51,10 @@ def serve_model(
     print_only: Annotated[
         bool,
         typer.Option("--print", help="Prepare the files, print the exact commands for a shell, and start nothing."),
+    ] = False,
+    guide: Annotated[
+        bool,
+        typer.Option("--guide", help="Print how to serve modes on many machines.", callback=print_guide, is_eager=True),
     ] = False,
     revision: Revision = None,
     token: Token = None,

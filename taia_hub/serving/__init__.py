@@ -1,9 +1,14 @@
-"""Serving the modes of a repository with an engine that exists: its files, its command, starting it."""
+"""Serving the modes of a repository with an engine that exists: its files, its command, starting it.
+
+A repository, an engine's name and modes go in; prepared files and a command come out, and `run` starts it. It exports
+and merges, and knows the engines by `taia_hub.engines` alone. How to serve many modes, on many machines, and what to
+expect of each engine stands in `guide.md` beside this file: `taia serve --guide`.
+"""
 
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
 from taia_hub.serving.launching import check_installed, check_port, run, start
-from taia_hub.serving.planning import Plan, plan_serving
+from taia_hub.serving.planning import ServingPlan, plan_serving
 
 __all__ = [
     "ENGINES",
@@ -11,8 +16,8 @@ __all__ = [
     "Engine",
     "GGUFLora",
     "Order",
-    "Plan",
     "ServedMode",
+    "ServingPlan",
     "check_installed",
     "check_port",
     "find_engine",

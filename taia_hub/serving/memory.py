@@ -6,21 +6,24 @@
 
 vLLM and SGLang set slots of the largest rank aside at the start, however few adapters there are and however small their
 ranks: vLLM for every layer that LoRA could adapt, SGLang for those that its adapters do adapt. Activations, CUDA graphs
-and the engine itself come on top.
+and the engine itself come on top. `taia serve --print` says the terms for what it serves.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
+from taia_hub.engines import Command, Engine, Order
+from taia_hub.engines.checking import tensor_shapes
+from taia_hub.engines.order import given_number
 from taia_hub.errors import ConfigError
-from taia_hub.updates.peft.plain_lora import tensor_shapes
-from taia_hub.updates.peft.strict import PREFIX
-from taia_hub.weights.checkpoint import read_header
+from taia_hub.hub.layout import PREFIX
 
 Shapes = Mapping[str, tuple[int, int]]
 """Path of a linear layer to its (rows, columns): outputs and inputs."""
@@ -46,31 +49,29 @@ class ServingMemory:
 
 
 def weights_bytes(folder: str | Path) -> int:
-    """Adds up the bytes of the tensors in a model's or adapter's safetensors files, from their headers.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Bytes.
+    """Adds up the bytes of the tensors in a model's or adapter's safetensors files; no tensor is read.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If there is no such file, or one that the index names is missing.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    files = [folder / name for name in hub.index_shards(index)] if index.is_file() else folder.glob("*.safetensors")
+    sizes = [path.stat().st_size - 8 - _header(path) for path in files if path.is_file()]
+    if not sizes or (index.is_file() and len(sizes) < len(hub.index_shards(index))):
         raise ConfigError(f"'{folder}' holds no safetensors file.", "Give the folder of a model or an adapter.")
-    return sum(stored.size for path in files for stored in read_header(path).values())
+    return sum(sizes)
+
+
+def _header(path: Path) -> int:
+    """Returns how long the header of a safetensors file is, which stands in its first eight bytes."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    return int(length)
 
 
 def lora_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """Reads which layers a LoRA adapts.
-
-    Args:
-        folder: Folder of an export.
-
-    Returns:
-        Path of each layer to its (rows, columns).
+    """Reads the (rows, columns) of each layer that an export adapts, by its path.
 
     Raises:
         RepositoryError: If there is no adapter.
@@ -128,21 +129,71 @@ def slots_memory(base: int, token: int, shapes: Shapes, *, slots: int, max_rank:
         slots: `--max-loras`, or `--max-loras-per-batch`.
         max_rank: `--max-lora-rank`.
         itemsize: Bytes of a number of the LoRAs, by default of the base's dtype.
-
-    Returns:
-        The memory.
     """
     return ServingMemory(base, slots * lora_bytes(shapes, max_rank, itemsize), token)
 
 
 def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
-    """Returns what `transformers serve` holds: every merged model that is loaded.
+    """Returns what `transformers serve` holds: every merged model that is loaded."""
+    return ServingMemory(sum(models), 0, token)
+
+
+def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> str:
+    """Says what the served modes need in memory, as far as the files on this disk tell.
 
     Args:
-        models: Bytes of each.
-        token: Bytes of keys and values of a token.
-
-    Returns:
-        The memory.
+        engine: The engine.
+        order: What is served; the files of its modes are prepared.
+        command: The command of the server, with its flags for LoRAs.
+        base: Folder of the base model; its weights need not be there.
     """
-    return ServingMemory(sum(models), 0, token)
+    config = hub.read_json(base / hub.CONFIG)
+    config = {**config, **config.get("text_config", {})}
+    itemsize = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    try:
+        token = kv_bytes(config, itemsize)
+    except (KeyError, TypeError, ValueError):  # an architecture without keys and values, or with other names
+        token = 0
+    parts = []
+    if engine.needs == "merged":
+        held = merged_memory((weights_bytes(mode.path) for mode in order.modes if mode.path), token)
+        parts.append(f"{_size(held.base)} of weights where {_count(len(order.modes), 'model')} loaded")
+    elif engine.needs == "gguf":
+        largest = max((mode.path.stat().st_size for mode in order.updates if mode.path), default=0)
+        held = ServingMemory(order.gguf.stat().st_size if order.gguf else 0, largest, token)
+        parts.append(f"{_size(held.base)} of GGUF weights, {_size(held.adapters)} of the LoRA that is loaded")
+    else:
+        try:
+            weights = weights_bytes(base)
+            parts.append(f"{_size(weights)} of weights")
+        except ConfigError:  # not on this disk
+            weights = 0
+            parts.append("the base's weights")
+        told = dataclasses.replace(order, extra=command.words)
+        flags = (given_number(told, flag, hint="") for flag in ("--max-loras", "--max-loras-per-batch"))
+        slots = next(filter(None, flags), 0)
+        rank = given_number(told, "--max-lora-rank", hint="") or max((mode.rank for mode in order.updates), default=0)
+        shapes = {path: shape for mode in order.updates if mode.path for path, shape in lora_shapes(mode.path).items()}
+        held = slots_memory(weights, token, shapes, slots=slots, max_rank=rank, itemsize=itemsize)
+        if slots:
+            least = "at least " if engine.name == "vllm" else ""  # it sets slots aside for layers without a LoRA too
+            parts.append(f"{least}{_size(held.adapters)} of LoRAs ({_count(slots, 'slot')} of rank {rank})")
+    parts += [f"{_size(held.token)} of keys and values a token in flight"] if held.token else []
+    return f"Memory: {', '.join(parts)}; activations and the engine itself come on top. See `taia serve --guide`."
+
+
+def _size(count: int) -> str:
+    """Writes a number of bytes.
+
+    Example:
+        >>> _size(16_060_000_000), _size(131_072)
+        ('16.1 GB', '131 kB')
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -15,8 +15,8 @@ from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, SettingError
-from taia_hub.exporting.naming import label_of
 from taia_hub.repository.update_files import find_update
+from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.switch.settings import Setting, parse_setting
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServingPlan:
     """What serves a repository.
 
     Attributes:
@@ -32,12 +32,14 @@ class Plan:
         order: What it is asked for.
         commands: The commands in their order; the last one is the server.
         prepared: The `taia export` and `taia merge` commands that make the files of the modes by hand.
+        base: Folder of the base model, of which only the configuration need be on this disk.
     """
 
     engine: Engine
     order: Order
     commands: tuple[Command, ...]
     prepared: tuple[str, ...]
+    base: Path
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -51,6 +53,7 @@ class Plan:
             _comment(f"{self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}"),
             _comment(f"Models: {', '.join(self.models)}"),
             *(_comment(f"Made before: {command}") for command in self.prepared),
+            _comment(memory_text(self.engine, self.order, self.commands[-1], self.base)),
         ]
         if self.order.nodes > 1:
             lines.append(_comment("Every machine needs these files under the same path."))
@@ -69,17 +72,12 @@ def plan_serving(
     revision: str | None = None,
     out: str | os.PathLike[str] | None = None,
     gguf: str | os.PathLike[str] | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    tensor_parallel: int = 1,
-    data_parallel: int = 1,
-    nodes: int = 1,
-    head: str | None = None,
     extra: Sequence[str] = (),
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
-) -> Plan:
+    **placement: Any,
+) -> ServingPlan:
     """Prepares what an engine needs for each mode, and makes the commands that serve them.
 
     Args:
@@ -91,16 +89,11 @@ def plan_serving(
         revision: Revision of the repository.
         out: Folder for the prepared files; by default one in the Hub's cache. Files made before are used again.
         gguf: The base model as GGUF, for llama.cpp.
-        host: Address to listen on.
-        port: Port to listen on.
-        tensor_parallel: GPUs that each layer is cut over.
-        data_parallel: Copies of the model.
-        nodes: Machines.
-        head: Address of the first machine, where there are several.
         extra: Flags for the engine.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         progress: Called with the stage, what is done of it and what there is.
+        **placement: Further fields of `Order`: `host`, `port`, `tensor_parallel`, `data_parallel`, `nodes`, `head`.
 
     Returns:
         The commands; nothing is started.
@@ -126,16 +119,11 @@ def plan_serving(
         name=name,
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
-        modes=tuple(ServedMode(label_of(setting)) for setting in settings),
-        host=host,
-        port=port,
-        tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel,
-        nodes=nodes,
-        head=head,
+        modes=tuple(ServedMode(setting.slug) for setting in settings),
         gguf=_gguf(found, gguf),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
+        **placement,
     )
     found.check(order)  # before the work
     folder = Path(out) if out is not None else default_folder(files, name)
@@ -143,8 +131,8 @@ def plan_serving(
     ready = tuple(prepare(preparing, setting) for setting in settings)
     at = preparing.models if found.needs == "merged" else preparing.folder
     order = dataclasses.replace(order, modes=ready, folder=at)
-    by_hand = [preparing.by_hand(label_of(one), one) for one in settings if one.name != "none"]
-    return Plan(found, order, found.commands(order), tuple(by_hand))
+    by_hand = [preparing.by_hand(one.slug, one) for one in settings if one.name != "none"]
+    return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder)
 
 
 def _comment(text: str) -> str:
@@ -154,7 +142,7 @@ def _comment(text: str) -> str:
 
 def _settings(modes: Sequence[Any]) -> tuple[Setting, ...]:
     settings = tuple(parse_setting(mode) for mode in modes)
-    labels = [label_of(setting) for setting in settings]
+    labels = [setting.slug for setting in settings]
     for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):
         if setting.name != "none" and not any(entry.weight for entry in setting.entries):
             raise SettingError(

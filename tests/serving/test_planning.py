@@ -21,7 +21,15 @@ from taia_hub import TAIAForCausalLM
 from taia_hub.cli.serving import serve_model
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
 from taia_hub.serving import ENGINES, Command, Order, ServedMode, check_installed, check_port, plan_serving, run
-from taia_hub.serving.memory import kv_bytes, lora_bytes, lora_shapes, merged_memory, slots_memory, weights_bytes
+from taia_hub.serving.memory import (
+    _size,
+    kv_bytes,
+    lora_bytes,
+    lora_shapes,
+    merged_memory,
+    slots_memory,
+    weights_bytes,
+)
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 MODES = (
@@ -33,6 +41,10 @@ MODES = (
 
 def order(**values):
     return Order(**{"name": "model", "base": "org/base", "revision": SHA, "modes": MODES, **values})
+
+
+def json_of(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
 def shown(engine, **values):
@@ -558,6 +570,51 @@ def test_print_writes_what_the_command_reads(taia_serve, repository, tmp_path):
     assert [Path(entry["model"]) for entry in described["models"]] == [base, base]
 
 
+def test_the_memory_of_what_is_served_is_printed(taia_serve, repository, pico, tmp_path):
+    from tests.engines.test_gguf_lora import write_base
+
+    def said(engine, *words):
+        given = (repository, "--engine", engine, "--mode", "attention", "--mode", "all", "--out", tmp_path / engine)
+        result = taia_serve(*given, "--print", *words)
+        assert result.exit_code == 0, result.output
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith("# Memory: "))
+        return line
+
+    base, token = _size(weights_bytes(pico.base("llama"))), _size(kv_bytes(json_of(pico.base("llama")), itemsize=4))
+    vllm = said("vllm")
+    adapted = _size(2 * 2 * weights_bytes(tmp_path / "vllm" / "adapters" / "all"))  # rank 4 in slots of 8
+    assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (2 slots of rank 8), {token} of ")
+    assert "(3 slots of rank 4)" in said("sglang")
+    assert "(5 slots of rank 64)" in said("vllm", "--", "--max-loras", "5", "--max-lora-rank=64")
+    gguf = write_base(tmp_path / "base.gguf")
+    assert f"# Memory: {_size(gguf.stat().st_size)} of GGUF weights, " in said("llama.cpp", "--gguf", gguf)
+    assert f"# Memory: {_size(2 * weights_bytes(pico.base('llama')))} of weights where 2 models" in said("transformers")
+
+
+def test_weights_that_are_not_on_this_disk_are_not_counted(repository, pico, tmp_path):
+    plan = plan_serving(repository, "vllm", out=tmp_path / "out")
+    shutil.copy(pico.base("llama") / "config.json", tmp_path)
+    assert "# Memory: the base's weights, at least " in dataclasses.replace(plan, base=tmp_path).text()
+
+
+def test_parts_of_the_weights_are_not_taken_for_all(pico, tmp_path):
+    pico.plain("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert weights_bytes(tmp_path) == weights_bytes(pico.base("llama"))
+    shards[0].unlink()
+    with pytest.raises(ConfigError, match="no safetensors"):
+        weights_bytes(tmp_path)
+
+
+def test_the_guide_is_printed_without_a_repository(taia_serve):
+    result = taia_serve("--guide")
+    assert result.exit_code == 0, result.output
+    for title in ("Ten models on one base", "Thousands of adapters", "One machine and many", "What to expect"):
+        assert f"\n## {title}\n" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 120
+
+
 def test_what_cannot_be_started_is_said_before_the_work(taia_serve, repository, tmp_path):
     with socket.socket() as used:
         used.bind(("127.0.0.1", 0))
@@ -588,7 +645,7 @@ def test_the_formula_of_memory_is_that_of_files(repository, pico, tmp_path):
 def test_slots_are_padded_to_the_largest_rank(repository, pico, tmp_path):
     plan = plan_serving(repository, "vllm", ["all"], out=tmp_path)
     shapes, base = lora_shapes(plan.order.updates[0].path), weights_bytes(pico.base("llama"))
-    token = kv_bytes(json.loads((pico.base("llama") / "config.json").read_text()), itemsize=4)
+    token = kv_bytes(json_of(pico.base("llama")), itemsize=4)
     held = slots_memory(base, token, shapes, slots=10, max_rank=16, itemsize=4)
     assert held.adapters == 10 * 4 * weights_bytes(plan.order.updates[0].path)  # rank 4 in slots of 16
     assert held.total(100) == base + held.adapters + 100 * token
@@ -604,7 +661,7 @@ def test_keys_and_values_of_a_token(pico):
 
 
 def test_the_guides_figures():
-    """Llama-3.1-8B in 16 bits, as the README says."""
+    """Llama-3.1-8B in 16 bits, as the guide says."""
     hidden, inner, keys = 4096, 14336, 1024
     layer = {"q": (hidden, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, hidden)}
     ffn = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
