@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def templates_dir() -> Path:
 
 
 def environment_for(template_dir: Path | None) -> jinja2.Environment:
-    """Makes the environment that cards are rendered in.
+    """Returns the environment that cards are rendered in.
 
     Args:
         template_dir: Folder with templates of a person's own, which come before those of this package.
@@ -96,7 +97,13 @@ def environment_for(template_dir: Path | None) -> jinja2.Environment:
     """
     if template_dir is not None and not template_dir.is_dir():
         raise ConfigError(f"The template folder '{template_dir}' does not exist.", "Give a folder with *.md.j2 files.")
-    ours = jinja2.FileSystemLoader(templates_dir())
+    return _environment(template_dir, templates_dir())
+
+
+@functools.cache
+def _environment(template_dir: Path | None, own: Path) -> jinja2.Environment:
+    """One for all cards of a process: a template is compiled once, and again when its file has changed."""
+    ours = jinja2.FileSystemLoader(own)
     theirs = [jinja2.FileSystemLoader(template_dir)] if template_dir else []
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([*theirs, ours, jinja2.PrefixLoader({PREFIX: ours})]),
