@@ -1,4 +1,8 @@
-"""Cards: values in, text out; a person's edits kept; every fact checked. No network, no inference."""
+"""Cards: values in, text out; a person's edits kept; every fact checked.
+
+`data.CardData` comes in, the text of a card or findings about one go out. It may import `results`, `hub` and what lies
+below them; no network, no inference, no torch.
+"""
 
 from taia_hub.cards.benchmarks import FOLDER as EVAL_RESULTS
 from taia_hub.cards.benchmarks import eval_results_files, is_eval_results_file

@@ -42,13 +42,6 @@ def compare_sections(lines: Sequence[CardLine], true: Sequence[CardLine]) -> Ite
 
     A person's own sections and what stands between the user's markers do not count. Words without a number, code, link
     or table may be a person's: where they differ, that is only a warning.
-
-    Args:
-        lines: The lines of the card.
-        true: The lines of the card that the files give.
-
-    Yields:
-        A finding for each paragraph, row and line of code.
     """
     expected, found = _by_section(true), _by_section(lines)
     titles = {line.title: name for name, section in expected.items() for line in section[:1] if line.title}
@@ -64,17 +57,7 @@ def compare_sections(lines: Sequence[CardLine], true: Sequence[CardLine]) -> Ite
 
 
 def compare_metadata(text: str, metadata: Mapping[str, Any], keys: Mapping[str, str], true: Any) -> Iterator[Finding]:
-    """Compares a card's metadata with what the files give; a person's own keys and more items of a list stay.
-
-    Args:
-        text: The card, whose YAML can be read.
-        metadata: The same as values.
-        keys: Metadata key to the hash of what was generated for it.
-        true: The metadata that the files give.
-
-    Yields:
-        A finding for each value.
-    """
+    """Compares a card's metadata with what the files give; a person's own keys and more items of a list stay."""
     block, _, _ = front_matter(text)
     node = yaml.compose(block, Loader=yaml.SafeLoader) if block else None
     for key, value in true.items():

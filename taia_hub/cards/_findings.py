@@ -63,15 +63,7 @@ class CardLine:
 
 
 def card_lines(text: str, parsed: ParsedCard) -> list[CardLine]:
-    """Lists the lines of a card below its metadata.
-
-    Args:
-        text: The card.
-        parsed: The same, taken apart.
-
-    Returns:
-        The lines.
-    """
+    """Lists the lines of a card below its metadata."""
     _, body, first = front_matter(text)
     starts = [section.line for section in parsed.sections]
     lines = []

@@ -42,12 +42,6 @@ class _Entry:
 def read_metadata(block: str) -> dict[str, Any]:
     """Reads a card's YAML.
 
-    Args:
-        block: The YAML.
-
-    Returns:
-        The metadata.
-
     Raises:
         yaml.YAMLError: If it is no YAML, or a key stands in it twice.
         TypeError: If it is no mapping.

@@ -43,15 +43,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 
 def eval_results_files(results: Results | None) -> dict[str, str]:
-    """Writes the scores of registered benchmarks in the Hub's own form, in per cent as leaderboards have them.
+    """Writes a YAML file a registered benchmark, in the Hub's own form: in per cent as leaderboards have them.
 
     A benchmark that was evaluated on a part of its items is left out, and so is the base model's own score.
-
-    Args:
-        results: What was evaluated.
-
-    Returns:
-        Path in the repository to YAML.
     """
     files: dict[str, str] = {}
     if results is None or results.settings.get("limit"):

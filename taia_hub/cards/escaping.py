@@ -25,12 +25,6 @@ _NOT_CODE = re.compile(r"[`|<>&]")
 def plain(value: Any) -> str:
     r"""Puts a text on one line, without control characters, halves of characters and marks that turn its direction.
 
-    Args:
-        value: Anything; its `str` is taken.
-
-    Returns:
-        One line, without space at its ends.
-
     Example:
         >>> plain("two\nlines ")
         'two lines'
@@ -41,12 +35,8 @@ def plain(value: Any) -> str:
 def text(value: Any) -> str:
     r"""Escapes a text for running Markdown, a table's cell or a heading.
 
-    Args:
-        value: Anything.
-
-    Returns:
-        Markdown that shows the text: no link, emphasis, cell, heading, list or HTML can come of it. An address of a
-        page or of a mailbox is written as code, the one form that no page makes a link of.
+    No link, emphasis, cell, heading, list or HTML can come of it. An address of a page or of a mailbox is written as
+    code, the one form that no page makes a link of.
 
     Example:
         >>> text('"]: x | <b>'), text("see www.example.org.")
@@ -63,12 +53,6 @@ def text(value: Any) -> str:
 def code(value: Any) -> str:
     r"""Writes a text as code where it can stand there as it is, else as `text` does.
 
-    Args:
-        value: Anything.
-
-    Returns:
-        Markdown.
-
     Example:
         >>> code("ffn@0-7=0.5"), code("a|b")
         ('`ffn@0-7=0.5`', 'a\\|b')
@@ -78,14 +62,7 @@ def code(value: Any) -> str:
 
 
 def link(label: Any, url: str) -> str:
-    r"""Links to a web page.
-
-    Args:
-        label: What the link shows; escaped here.
-        url: An http(s) address; of anything else only the label is left.
-
-    Returns:
-        Markdown.
+    r"""Links to a web page; where `url` is no http(s) address, only the label is left.
 
     Example:
         >>> link("a]b", "https://example.org/(x)"), link("x", "javascript:alert(1)")
@@ -104,12 +81,6 @@ def link(label: Any, url: str) -> str:
 def relative_path(path: str) -> str:
     """Writes the path of a file in the repository as the target of a link.
 
-    Args:
-        path: Relative path with `/`.
-
-    Returns:
-        The path, percent-encoded.
-
     Example:
         >>> relative_path("figures/a (1).png")
         'figures/a%20%281%29.png'
@@ -118,27 +89,12 @@ def relative_path(path: str) -> str:
 
 
 def hub_link(repo_id: Any, kind: str = "") -> str:
-    """Links to a repository on the Hub; what is no Hub id stays text.
-
-    Args:
-        repo_id: The id.
-        kind: `""` for a model, `"datasets/"` or `"spaces/"`.
-
-    Returns:
-        Markdown.
-    """
+    """Links to a repository on the Hub, of kind `""`, `"datasets/"` or `"spaces/"`; what is no Hub id stays text."""
     return link(repo_id, f"https://huggingface.co/{kind}{repo_id}") if is_repo_id(repo_id) else code(repo_id)
 
 
 def is_repo_id(value: Any) -> bool:
-    """Tells whether a value could be the id of a repository on the Hub.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        Whether the Hub's client would take it.
-    """
+    """Tells whether a value could be the id of a repository on the Hub."""
     try:
         validate_repo_id(value)
     except HFValidationError:
@@ -148,12 +104,6 @@ def is_repo_id(value: Any) -> bool:
 
 def python(value: Any) -> str:
     """Writes a string as a literal of Python that cannot end the code block around it.
-
-    Args:
-        value: The string.
-
-    Returns:
-        A literal with double quotes.
 
     Example:
         >>> python("org/model")
@@ -166,12 +116,6 @@ def python(value: Any) -> str:
 def shell(value: Any) -> str:
     """Quotes a word for a POSIX shell or bash, so that it cannot end the code block around it.
 
-    Args:
-        value: The word.
-
-    Returns:
-        The word, quoted where it needs to be.
-
     Example:
         >>> shell("org/model"), shell("a b")
         ('org/model', "'a b'")
@@ -183,13 +127,7 @@ def shell(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    r"""Writes a count with separators, another number with at most four significant figures.
-
-    Args:
-        value: A number; anything else is escaped as text.
-
-    Returns:
-        As in `"1,234,567"` or `"0.0123"`.
+    r"""Writes a count with separators, another number with at most four significant figures, else escaped text.
 
     Example:
         >>> number(1234567), number(0.012345), number("x_")

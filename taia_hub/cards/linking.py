@@ -27,12 +27,6 @@ _START = "Try it: [Space](https://huggingface.co/spaces/"
 def try_it(space_id: str) -> str:
     """Writes the line of a card that links to a Space.
 
-    Args:
-        space_id: Hub id of the Space.
-
-    Returns:
-        Markdown.
-
     Example:
         >>> try_it("org/model-compare")
         'Try it: [Space](https://huggingface.co/spaces/org/model-compare)'
@@ -41,14 +35,7 @@ def try_it(space_id: str) -> str:
 
 
 def space_of(card: str) -> str | None:
-    """Returns the Hub id of the Space that a card names; None where it names none, or cannot be read.
-
-    Args:
-        card: The card.
-
-    Returns:
-        The Space's id.
-    """
+    """Returns the Hub id of the Space that a card names; None where it names none, or cannot be read."""
     try:
         found = parse_card(card).metadata.get(SPACE_KEY)
     except ConfigError:

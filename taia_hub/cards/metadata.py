@@ -24,12 +24,6 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 def model_metadata(card: values.CardData) -> ModelCardData:
     """Makes the metadata of a TAIA repository's card.
 
-    Args:
-        card: What the card says.
-
-    Returns:
-        The metadata.
-
     Raises:
         ConfigError: If a language is no code.
     """

@@ -65,15 +65,7 @@ def render_card(data: AnyCardData, template: str | None = None, template_dir: Pa
 
 
 def marked_card(metadata: CardData, body: str) -> str:
-    """Puts a card together, with the marks that let `merge_cards` keep a person's edits.
-
-    Args:
-        metadata: The block that the Hub reads.
-        body: Markdown below it, as a template gave it.
-
-    Returns:
-        The card.
-    """
+    """Puts a card together, with the marks that let `merge_cards` keep a person's edits."""
     block = metadata.to_yaml()
     return assemble(block, key_hashes(yaml.safe_load(block) or {}), stamp(_tidied(body)))
 
@@ -85,12 +77,6 @@ def templates_dir() -> Path:
 
 def environment_for(template_dir: Path | None) -> jinja2.Environment:
     """Returns the environment that cards are rendered in.
-
-    Args:
-        template_dir: Folder with templates of a person's own, which come before those of this package.
-
-    Returns:
-        An environment with the cards' filters, in which an unknown name is an error.
 
     Raises:
         ConfigError: If there is no such folder.

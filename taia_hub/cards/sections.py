@@ -98,14 +98,7 @@ def is_generated(text: str) -> bool:
 
 
 def title_of(text: str) -> str | None:
-    """Returns the model's name in the heading of a card that taia-hub wrote, or None where it is no Hub id.
-
-    Args:
-        text: The card.
-
-    Returns:
-        The name.
-    """
+    """Returns the model's name in the heading of a card that taia-hub wrote, or None where it is no Hub id."""
     if not is_generated(text):
         return None
     match = re.search(r"^# (.+)\n<!-- taia:section card ", text.replace("\r\n", "\n"), re.MULTILINE)
@@ -115,12 +108,6 @@ def title_of(text: str) -> str | None:
 
 def parse_card(text: str) -> ParsedCard:
     """Takes a card apart.
-
-    Args:
-        text: The card.
-
-    Returns:
-        Its parts.
 
     Raises:
         ConfigError: If its YAML cannot be read, or a user's marker is opened or closed alone.
@@ -150,14 +137,7 @@ def parse_card(text: str) -> ParsedCard:
 
 
 def front_matter(text: str) -> tuple[str, str, int]:
-    """Parts a card's metadata from what is below.
-
-    Args:
-        text: The card.
-
-    Returns:
-        The YAML block, the body, and the number of the body's first line, from 1.
-    """
+    """Returns a card's YAML block, its body, and the number of the body's first line, from 1."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")  # some editors begin a file with a mark of its encoding
     front = _FRONT.match(text)
     if front is None:
@@ -166,14 +146,7 @@ def front_matter(text: str) -> tuple[str, str, int]:
 
 
 def stamp(body: str) -> tuple[Section, ...]:
-    """Cuts a body that was just rendered into sections and gives each its name and hash.
-
-    Args:
-        body: Markdown below the metadata.
-
-    Returns:
-        The sections.
-    """
+    """Cuts a body that was just rendered into sections and gives each its name and hash."""
     found: list[Section] = []
     for section in parse_card(body).sections:
         slug = re.sub(r"[^\w]+", "-", section.title.lower()).strip("-_") or "text"
@@ -187,16 +160,7 @@ def stamp(body: str) -> tuple[Section, ...]:
 
 
 def assemble(yaml_block: str, keys: Mapping[str, str], sections: tuple[Section, ...]) -> str:
-    """Puts a card together.
-
-    Args:
-        yaml_block: The metadata as YAML.
-        keys: Metadata key to the hash of what was generated for it.
-        sections: The sections in order.
-
-    Returns:
-        The card.
-    """
+    """Puts a card together of its YAML block, the hashes of what was generated for its keys, and its sections."""
     hashes = " ".join(f"{key}={value}" for key, value in keys.items())
     head = f"---\n{yaml_block.strip()}\n---\n{MARK}\n<!-- taia:metadata {hashes} -->"
     return "\n\n".join([head, *(section.render() for section in sections)]) + "\n"

@@ -1,4 +1,7 @@
-"""What was evaluated: the results file, paired statistics, and the summary that tables and cards show."""
+"""What was measured of a model: the files beside it, paired statistics, and the summary that tables and cards show.
+
+Scores and norms come in, files, tables and sentences go out. It may import `switch` and what lies below it; no torch.
+"""
 
 from taia_hub.results.format import (
     RESULTS_FILE,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.atomic import write_atomically
 from taia_hub.common.environment import installed_versions
-from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results.files import FORMAT, SideFile
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 
 ANALYSIS_FILE = "taia_analysis.json"
 """Name of the analysis file at the root of a TAIA repository."""
 
-FORMAT = 1
+_FILE = SideFile("analysis", "taia analyze")
 
 
 @dataclass(frozen=True)
@@ -129,81 +127,47 @@ class Analysis:
 
     @classmethod
     def from_json(cls, value: Any, name: str = ANALYSIS_FILE) -> Analysis:
-        """Reads an analysis from JSON values.
-
-        Args:
-            value: What `to_json` gave.
-            name: Name of the file, in error messages.
-
-        Returns:
-            The analysis.
+        """Makes of JSON values the analysis that gave them by `to_json`; `name` is the file's, in error messages.
 
         Raises:
             ConfigError: If the values are no analysis, or one of another format.
         """
-        made = value.get("format") if isinstance(value, Mapping) else None
-        if made != FORMAT:
-            raise ConfigError(
-                f"'{name}' is no analysis of this version of taia-hub: its format is {made!r}, {FORMAT} is read.",
-                "Make it again with `taia analyze`, or update taia-hub.",
-            )
-        try:
-            update = value["update"]
-            return cls(
-                Subject(**value["subject"]),
-                UpdateAnalysis(
-                    update["method"], tuple(_module(module) for module in update["modules"]), tuple(update["notes"])
-                ),
-                _hidden(value["hidden"]) if value["hidden"] is not None else None,
-                dict(value["versions"]),
-                dict(value["hidden_versions"]),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"'{name}' is damaged: {type(error).__name__}: {error}.", "Delete it and run `taia analyze` again."
-            ) from error
+        return _FILE.parse(value, name, _analysis)
 
     def save(self, path: Path) -> None:
-        """Writes the analysis file, whole or not at all.
-
-        Args:
-            path: The file, or a folder that gets `taia_analysis.json`.
+        """Writes the analysis file, whole or not at all; a folder gets `taia_analysis.json`.
 
         Raises:
             RepositoryError: If it cannot be written.
         """
-        try:
-            write_atomically(analysis_path(path), json.dumps(self.to_json(), ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise RepositoryError(f"'{path}' cannot be written: {error}.", "Choose another file with --out.") from error
+        _FILE.write(analysis_path(path), self.to_json())
 
 
 def load_analysis(path: Path) -> Analysis:
-    """Reads an analysis file.
-
-    Args:
-        path: The file, or a folder that holds `taia_analysis.json`.
-
-    Returns:
-        The analysis.
+    """Reads an analysis file, or the one in a folder.
 
     Raises:
         RepositoryError: If there is no such file.
         ConfigError: If it is damaged.
     """
     path = analysis_path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RepositoryError(f"'{path}' cannot be read: {error}.", "Make it with `taia analyze`.") from error
-    except ValueError as error:
-        raise ConfigError(f"'{path}' is no JSON: {error}.", "Delete it and run `taia analyze` again.") from error
-    return Analysis.from_json(value, str(path))
+    return Analysis.from_json(_FILE.read(path), str(path))
 
 
 def analysis_path(path: Path) -> Path:
     """Returns the analysis file in a folder, or the path itself where it is no folder."""
     return path / ANALYSIS_FILE if path.is_dir() else path
+
+
+def _analysis(value: Any) -> Analysis:
+    update, hidden = value["update"], value["hidden"]
+    return Analysis(
+        Subject(**value["subject"]),
+        UpdateAnalysis(update["method"], tuple(map(_module, update["modules"])), tuple(update["notes"])),
+        _hidden(hidden) if hidden is not None else None,
+        dict(value["versions"]),
+        dict(value["hidden_versions"]),
+    )
 
 
 def _module(value: Mapping[str, Any]) -> ModuleUpdate:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.atomic import write_atomically
-from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results.files import FORMAT, SideFile
 from taia_hub.results.identity import ModelIdentity
 from taia_hub.switch.settings import parse_setting
 
 RESULTS_FILE = "taia_results.json"
 """Name of the results file at the root of a TAIA repository."""
 
-FORMAT = 1
+_FILE = SideFile("results file", "taia eval")
 
 
 @dataclass(frozen=True)
@@ -148,75 +146,42 @@ class Results:
 
     @classmethod
     def from_json(cls, value: Any, name: str = RESULTS_FILE) -> Results:
-        """Reads results from JSON values.
-
-        Args:
-            value: What `to_json` gave.
-            name: Name of the file, in error messages.
-
-        Returns:
-            The results.
+        """Makes of JSON values the results that gave them by `to_json`; `name` is the file's, in error messages.
 
         Raises:
             ConfigError: If the values are not those of a results file, or those of a later format.
         """
-        made = value.get("format") if isinstance(value, Mapping) else None
-        if made != FORMAT:
-            raise ConfigError(
-                f"'{name}' is no results file of this version of taia-hub: its format is {made!r}, {FORMAT} is read.",
-                "Evaluate again with `taia eval`, or update taia-hub.",
-            )
-        try:
-            results = cls(
-                ModelIdentity(**value["model"]),
-                _mapping(value["environment"]),
-                _mapping(value["settings"]),
-                {key: _task(task) for key, task in value["tasks"].items()},
-                {key: Group(**{**group, "tasks": tuple(group["tasks"])}) for key, group in value["groups"].items()},
-            )
-            _check(results)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                f"'{name}' is damaged: {type(error).__name__}: {error}.", "Delete it and evaluate again."
-            ) from error
-        return results
+        return _FILE.parse(value, name, _results)
 
     def save(self, path: Path) -> None:
         """Writes the results file, whole or not at all.
 
-        Args:
-            path: The file.
-
         Raises:
             RepositoryError: If it cannot be written.
         """
-        try:
-            # Values of items stay on one line each: a file of 14,000 items would have as many lines otherwise.
-            write_atomically(path, json.dumps(self.to_json(), ensure_ascii=False, indent=None) + "\n")
-        except OSError as error:
-            raise RepositoryError(f"'{path}' cannot be written: {error}.", "Choose another file with --out.") from error
+        _FILE.write(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Results:
         """Reads a results file.
 
-        Args:
-            path: The file.
-
-        Returns:
-            The results.
-
         Raises:
             RepositoryError: If there is no such file.
             ConfigError: If it is damaged.
         """
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RepositoryError(f"'{path}' cannot be read: {error}.", "Make it with `taia eval`.") from error
-        except ValueError as error:
-            raise ConfigError(f"'{path}' is no JSON: {error}.", "Delete it and evaluate again.") from error
-        return cls.from_json(value, str(path))
+        return cls.from_json(_FILE.read(path), str(path))
+
+
+def _results(value: Any) -> Results:
+    results = Results(
+        ModelIdentity(**value["model"]),
+        _mapping(value["environment"]),
+        _mapping(value["settings"]),
+        {key: _task(task) for key, task in value["tasks"].items()},
+        {key: Group(**{**group, "tasks": tuple(group["tasks"])}) for key, group in value["groups"].items()},
+    )
+    _check(results)
+    return results
 
 
 def _mapping(value: Any) -> dict[str, Any]:
