@@ -29,6 +29,7 @@ _WARPERS: dict[str, Callable[[Any], LogitsProcessor]] = {  # in the order of `ge
     "top_p": lambda value: TopPLogitsWarper(float(value)),
     "min_p": lambda value: MinPLogitsWarper(float(value)),
 }
+NARROWING = tuple(_WARPERS)
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 UNKNOWN_SAMPLING = ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 """Options of sampling that `generate` knows and a row's own random generator does not."""
@@ -100,13 +101,7 @@ def decode(
 
 
 def warpers(generation: GenerationConfig) -> list[LogitsProcessor]:
-    """Makes what narrows a distribution before a token is drawn, as `generate` does.
-
-    Args:
-        generation: How to generate.
-
-    Returns:
-        The processors, in order.
+    """Makes what narrows a distribution before a token is drawn, in the order of `generate`.
 
     Raises:
         ValueError: If a value is out of range.

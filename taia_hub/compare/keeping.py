@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from taia_hub.common.resuming import differences, sole
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import ModelIdentity
@@ -41,24 +41,14 @@ class Run:
         return {**dataclasses.asdict(self), "modes": list(self.modes)}
 
     def difference(self, value: Mapping[str, Any]) -> str | None:
-        """Says in what an earlier run differs.
-
-        Args:
-            value: The earlier run, as `to_json` made it.
-
-        Returns:
-            A clause such as `"with seed=0, not 1"`, or None where its comparisons may stand beside new ones.
-        """
+        """Says in what an earlier run, of `to_json`, differs, as in `"with seed=0, not 1"`; None where it fits."""
         other = ModelIdentity(**value["model"]).difference(self.model)
         if other:
             return f"of another model: {other}"
         if value["modes"] != list(self.modes):
             return f"with the modes {_said(value['modes'])}, not {_said(self.modes)}"
-        before = value["options"]
-        for name in sorted({*before, *self.options}):
-            if before.get(name) != self.options.get(name):
-                return f"with {name}={before.get(name)!r}, not {self.options.get(name)!r}"
-        return None
+        found = differences(value["options"], self.options)
+        return next((f"with {name}={found[name][0]!r}, not {found[name][1]!r}" for name in sorted(found)), None)
 
 
 class Comparisons:
@@ -85,43 +75,33 @@ class Comparisons:
             self._read()
 
     def __enter__(self) -> Comparisons:
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RepositoryError(
-                f"Another run writes to '{self.path}'.", "Wait until it has ended, or choose another file with --out."
-            ) from error
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        try:
-            self.found, self._whole = {}, 0  # another run may have written since it was read
-            if self.path.exists() and not self._overwrite:
-                self._read()
-            # without a buffer, what a full disk refused is not tried again on closing
-            self._file = self.path.open("r+b" if self.path.exists() else "w+b", buffering=0)
-            self._file.truncate(self._whole)
-            self._file.seek(self._whole)
-        except OSError as error:
-            self._lock.release()
-            raise unwritable(self.path, error) from error
-        except BaseException:
-            self._lock.release()
-            raise
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        busy = RepositoryError(
+            f"Another run writes to '{self.path}'.", "Wait until it has ended, or choose another file with --out."
+        )
+        with contextlib.ExitStack() as open_:
+            try:
+                open_.enter_context(sole(lock, busy))
+                open_.callback(lock.unlink, missing_ok=True)
+                self.found, self._whole = {}, 0  # another run may have written since it was read
+                if self.path.exists() and not self._overwrite:
+                    self._read()
+                # without a buffer, what a full disk refused is not tried again on closing
+                self._file = open_.enter_context(self.path.open("r+b" if self.path.exists() else "w+b", buffering=0))
+                self._file.truncate(self._whole)
+                self._file.seek(self._whole)
+            except RepositoryError:
+                raise
+            except OSError as error:
+                raise unwritable(self.path, error) from error
+            self._open = open_.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        self._open.close()
 
     def append(self, key: str, id: str | None, comparison: Comparison) -> None:
-        """Adds a comparison as a line of its own.
-
-        Args:
-            key: What it is found by.
-            id: Id of its prompt, for readers of the file.
-            comparison: The comparison.
+        """Adds a comparison as a line of its own, found by its key; the prompt's id is for readers of the file.
 
         Raises:
             RepositoryError: If it cannot be written.
@@ -164,9 +144,6 @@ class Comparisons:
 def check_out(path: Path) -> None:
     """Refuses a place that no file can be written to, before any work is done.
 
-    Args:
-        path: The file that is to be.
-
     Raises:
         RepositoryError: If it is a folder or a device, or its own folder is missing or read-only.
     """
@@ -188,12 +165,6 @@ def check_out(path: Path) -> None:
 def read_comparison(value: Mapping[str, Any]) -> Comparison:
     """Reads what `Comparison.to_json` made.
 
-    Args:
-        value: JSON values.
-
-    Returns:
-        The comparison.
-
     Raises:
         KeyError: If something is missing.
         TypeError: If something is there that does not belong, or of another type.
@@ -212,15 +183,7 @@ def _said(modes: Sequence[Any]) -> str:
 
 
 def unwritable(path: Path, error: OSError) -> RepositoryError:
-    """Makes the error of a file that cannot be written.
-
-    Args:
-        path: The file.
-        error: What the disk said.
-
-    Returns:
-        The error.
-    """
+    """Makes the error of a file that cannot be written, from what the disk said."""
     return RepositoryError(
         f"'{path}' cannot be written: {error.strerror or error}.", "Choose another file with --out, or free the place."
     )

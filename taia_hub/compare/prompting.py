@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from taia_hub.common.chat import Messages, chat_tokens
-from taia_hub.compare.decoding import UNKNOWN_SAMPLING, warpers
+from taia_hub.compare.decoding import NARROWING, UNKNOWN_SAMPLING, warpers
 from taia_hub.errors import ConfigError, closest
 
 _ROLES = ("system", "user", "assistant")
@@ -40,17 +40,10 @@ class Prompt:
 
 
 def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Mapping[str, str], ...]:
-    """Reads a prompt: a text, or the messages of a conversation.
-
-    Args:
-        prompt: A text, or mappings with `role` and `content`; the last one is the user's.
-        system: Text of a system message that goes before them.
-
-    Returns:
-        The messages.
+    """Reads a prompt: a text, or the messages of a conversation, after a system message where one is given.
 
     Raises:
-        ConfigError: If there is no text, or a message is malformed.
+        ConfigError: If there is no text, a message is malformed, or the last one is not the user's.
 
     Example:
         >>> read_messages("Hello")
@@ -71,14 +64,7 @@ def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Ma
 
 
 def with_history(messages: tuple[Mapping[str, str], ...], history: Messages) -> tuple[Mapping[str, str], ...]:
-    """Puts an earlier conversation before a prompt, after its system message.
-
-    Args:
-        messages: The prompt.
-        history: Messages of users and assistants.
-
-    Returns:
-        The whole conversation.
+    """Puts an earlier conversation of users and assistants before a prompt, after its system message.
 
     Raises:
         ConfigError: If a message is malformed.
@@ -132,34 +118,14 @@ def read_generation(
 ) -> GenerationConfig:
     """Checks keywords of `generate` and completes them from the model's own configuration.
 
-    Args:
-        model: The language model.
-        tokenizer: Its tokenizer.
-        prompts: The prompts; the answers are cut to the room that the longest leaves.
-        generation: Keywords such as `max_new_tokens`, `do_sample`, `temperature`.
-
-    Returns:
-        How to generate.
+    The answers are cut to the room that the longest prompt leaves.
 
     Raises:
         ConfigError: If a keyword is not known or cannot be used in a comparison.
     """
     config: GenerationConfig = copy.deepcopy(model.generation_config)
-    known = set(config.to_dict()) | set(GenerationConfig().to_dict())
-    unknown = [name for name in generation if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"'{unknown[0]}' is no keyword of `generate` for a comparison.{closest(unknown[0], known)}",
-            "Use max_new_tokens, do_sample, temperature, top_k, top_p and so on.",
-        )
-    refused = [name for name in generation if name in _REFUSED]
-    if refused:
-        raise ConfigError(f"'{refused[0]}' cannot be used in a comparison.", "Leave it out.")
-    if "max_length" in generation:
-        raise ConfigError("max_length counts the prompt too.", "Give max_new_tokens instead.")
-    length = generation.get("max_new_tokens", 1)
-    if not isinstance(length, int) or isinstance(length, bool):
-        raise ConfigError(f"max_new_tokens={length!r} is no whole number.", "Give 1 or more.")
+    for message, hint in _wrong_names(generation, set(config.to_dict()) | set(GenerationConfig().to_dict())):
+        raise ConfigError(message, hint)
     try:
         config.update(**generation)
         if config.do_sample:
@@ -168,15 +134,8 @@ def read_generation(
         raise ConfigError(
             f"`generate` refuses a keyword: {error}.", "Leave it out, or give an allowed value."
         ) from error
-    narrowing = [name for name in ("temperature", "top_k", "top_p", "min_p") if generation.get(name) is not None]
-    if narrowing and not config.do_sample:
-        raise ConfigError(f"{narrowing[0]} has no meaning without sampling.", "Add do_sample=True.")
-    if config.do_sample and config.temperature is not None and 0 < config.temperature < LEAST_TEMPERATURE:
-        raise ConfigError(f"temperature={config.temperature:g} is too small to sample with.", "Give do_sample=False.")
-    if (config.num_beams or 1) > 1:
-        raise ConfigError(f"num_beams={config.num_beams} cannot be streamed.", "Leave it out.")
-    if config.do_sample and (used := [name for name in UNKNOWN_SAMPLING if getattr(config, name, None)]):
-        raise ConfigError(f"A comparison does not sample with {used[0]}.", "Use temperature, top_k, top_p or min_p.")
+    for message, hint in _wrong_values(config, generation):
+        raise ConfigError(message, hint)
     if config.max_new_tokens is None:
         config.max_new_tokens = MAX_NEW_TOKENS
     most = context_length(model)
@@ -186,6 +145,36 @@ def read_generation(
     if config.pad_token_id is None:
         config.pad_token_id = _pad_token(config, tokenizer)
     return config
+
+
+def _wrong_names(generation: Mapping[str, Any], known: set[str]) -> Iterator[tuple[str, str]]:
+    for name, value in generation.items():
+        if name not in known:
+            yield (
+                f"'{name}' is no keyword of `generate` for a comparison.{closest(name, known)}",
+                "Use max_new_tokens, do_sample, temperature, top_k, top_p and so on.",
+            )
+        elif name in _REFUSED:
+            yield f"'{name}' cannot be used in a comparison.", "Leave it out."
+        elif name == "max_length":
+            yield "max_length counts the prompt too.", "Give max_new_tokens instead."
+        elif name == "max_new_tokens" and (not isinstance(value, int) or isinstance(value, bool)):
+            yield f"max_new_tokens={value!r} is no whole number.", "Give 1 or more."
+
+
+def _wrong_values(config: GenerationConfig, generation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if not config.do_sample:
+        for name in NARROWING:
+            if generation.get(name) is not None:
+                yield f"{name} has no meaning without sampling.", "Add do_sample=True."
+    else:
+        if config.temperature is not None and 0 < config.temperature < LEAST_TEMPERATURE:
+            yield f"temperature={config.temperature:g} is too small to sample with.", "Give do_sample=False."
+        for name in UNKNOWN_SAMPLING:
+            if getattr(config, name, None):
+                yield f"A comparison does not sample with {name}.", "Use temperature, top_k, top_p or min_p."
+    if (config.num_beams or 1) > 1:
+        yield f"num_beams={config.num_beams} cannot be streamed.", "Leave it out."
 
 
 def _pad_token(config: GenerationConfig, tokenizer: Any) -> int | None:

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import time
 import traceback
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,7 @@ from transformers import GenerationConfig
 
 from taia_hub.common.chat import Messages
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
-from taia_hub.compare.decoding import decode
-from taia_hub.compare.detokenizing import GrowingText
+from taia_hub.compare.decoding import NARROWING, decode
 from taia_hub.compare.measuring import measure
 from taia_hub.compare.prompting import (
     Prompt,
@@ -32,17 +32,7 @@ DEFAULT_MODES = ("none", "attention", "all")
 
 
 def compare(
-    model: Any,
-    tokenizer: Any,
-    prompt: str | Messages,
-    modes: Sequence[Any] = DEFAULT_MODES,
-    *,
-    system: str | None = None,
-    histories: Sequence[Messages] = (),
-    chat: bool = True,
-    seed: int = 0,
-    measures: bool = True,
-    **generation: Any,
+    model: Any, tokenizer: Any, prompt: str | Messages, modes: Sequence[Any] = DEFAULT_MODES, **keywords: Any
 ) -> Comparison:
     """Answers one prompt under several settings, in one batch where the architecture allows it.
 
@@ -57,18 +47,8 @@ def compare(
         print(comparison.to_markdown(against="none"))
         ```
     """
-    keywords = {
-        "system": system,
-        "histories": histories,
-        "chat": chat,
-        "seed": seed,
-        "measures": measures,
-        **generation,
-    }
     with contextlib.closing(stream_compare(model, tokenizer, prompt, modes, **keywords)) as states:
-        comparison = next(states)
-        for comparison in states:  # noqa: B007 - the last one is the result
-            pass
+        (comparison,) = deque(states, maxlen=1)
     return comparison
 
 
@@ -220,7 +200,7 @@ class _Run:
 
     def state(self) -> Comparison:
         config = self.model.taia_config
-        sampling = ("temperature", "top_k", "top_p", "min_p") if self.config.do_sample else ()
+        sampling = NARROWING if self.config.do_sample else ()
         generation = {
             "max_new_tokens": self.config.max_new_tokens,
             "do_sample": bool(self.config.do_sample),
@@ -253,6 +233,49 @@ class _Run:
                 for answer, one in zip(done.answers, found, strict=True)
             ),
         )
+
+
+class GrowingText:
+    """The text of tokens that come one by one.
+
+    A token alone is no text: it may hold part of a character, and its leading space depends on the token before. So
+    a short window of tokens is decoded with and without the new ones, and the difference is appended.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Example:
+        ```python
+        text = GrowingText(tokenizer)
+        for token in tokens:
+            text.append(token)
+        text.value  # is tokenizer.decode(tokens, skip_special_tokens=True)
+        ```
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: list[int] = []
+        self.value = ""
+        self._start = 0  # of the window
+        self._shown = 0  # tokens whose text is in `value`
+
+    def append(self, token: int) -> None:
+        """Adds a token; an unfinished character waits for its other bytes."""
+        self.tokens.append(token)
+        before = self._decode(self.tokens[self._start : self._shown])
+        now = self._decode(self.tokens[self._start :])
+        if len(now) > len(before) and not now.endswith("\ufffd"):
+            self.value += now[len(before) :]
+            self._start, self._shown = self._shown, len(self.tokens)
+
+    def finish(self) -> str:
+        """Returns the text of all tokens, decoded at once."""
+        self.value = self._decode(self.tokens)
+        return self.value
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 class _Row:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import differences
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, renewed
@@ -213,24 +214,13 @@ def _earlier(path: Path, now: Results, work: Sequence[Unit], labels: Iterable[st
     difference = before.model.difference(now.model)
     if difference:
         raise ConfigError(f"'{path}' holds results of another model than this one: {difference}.", hint)
-    changed = {
-        name for name in {*before.settings, *now.settings} if before.settings.get(name) != now.settings.get(name)
-    }
-    if changed:
-        name = min(changed)
-        raise ConfigError(
-            f"'{path}' holds results with {name}={before.settings.get(name)!r}; now it is {now.settings.get(name)!r}.",
-            hint,
-        )
+    for name, (was, given) in sorted(differences(before.settings, now.settings).items()):
+        raise ConfigError(f"'{path}' holds results with {name}={was!r}; now it is {given!r}.", hint)
     for unit in work:
         old, new = before.tasks.get(unit.blank.key), unit.blank
-        if old is not None and dataclasses.replace(old, modes={}) != dataclasses.replace(new, modes={}):
-            other = [
-                field.name
-                for field in dataclasses.fields(TaskResults)
-                if field.name != "modes" and getattr(old, field.name) != getattr(new, field.name)
-            ]
-            what = _CHANGED.get(other[0], f"its {other[0]} changed")
+        changed = differences(*(vars(dataclasses.replace(one, modes={})) for one in (old, new))) if old else {}
+        for name in changed:
+            what = _CHANGED.get(name, f"its {name} changed")
             raise ConfigError(f"The task '{new.key}' is not the one in '{path}': {what}.", hint)
     adds = bool(_missing(before, work, labels))
     environment = renewed(before.environment, now.environment) if adds else before.environment

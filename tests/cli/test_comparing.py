@@ -199,7 +199,7 @@ def test_narrow_columns_are_stacked(terminal, online):
 
 def test_a_long_answer_shows_its_end_while_it_grows_and_all_of_it_when_done(terminal, online, monkeypatch):
     text = "\n".join(f"line{n}." for n in range(60))
-    monkeypatch.setattr("taia_hub.compare.detokenizing.GrowingText._decode", lambda self, tokens: text * bool(tokens))
+    monkeypatch.setattr("taia_hub.compare.streaming.GrowingText._decode", lambda self, tokens: text * bool(tokens))
     _, screen = terminal(online.taia, "--prompt", "the", "--max-new-tokens", 3, LINES="20")
     first, last = frames(screen)[0], frames(screen)[-1]
     assert "line59." in first
@@ -230,7 +230,7 @@ def test_a_dumb_terminal_gets_text(terminal, online):
     "words", [[], ["--against", "none"], ["--format", "markdown"], ["--format", "html"], ["--json"]]
 )
 def test_an_answer_cannot_act(taia, terminal, online, monkeypatch, words):
-    monkeypatch.setattr("taia_hub.compare.detokenizing.GrowingText._decode", lambda self, tokens: EVIL * bool(tokens))
+    monkeypatch.setattr("taia_hub.compare.streaming.GrowingText._decode", lambda self, tokens: EVIL * bool(tokens))
     words = [online.taia, "--prompt", "the", "--max-new-tokens", 2, *words]
     _, out, _ = taia(*words)
     assert not CONTROL.search(out)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from taia_hub.compare import Comparison, compare, stream_compare, word_diff
 from taia_hub.compare.comparison import ComparedAnswer
-from taia_hub.compare.detokenizing import GrowingText
+from taia_hub.compare.streaming import GrowingText
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
 
 MODES = ["none", "attention", "ffn", "all"]
