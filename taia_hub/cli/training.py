@@ -64,10 +64,10 @@ def train(
 
     taia train recipe.yaml --method molora --push org/model-taia --dry-run
     """
+    from taia_hub.common.progress import TrainingBars
     from taia_hub.training import plan_training
     from taia_hub.training import train as run
     from taia_hub.training.running import check_target
-    from taia_hub.training.telling import TrainingBars
 
     given = {name: fields[name] for name in typed(context) & fields.keys()}
     made = _recipe(recipe, given, mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from taia_hub import hub
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Mark, differences
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.evaluation import evaluate, safety_task
 from taia_hub.evaluation.catalogue import load_tasks
@@ -68,8 +70,9 @@ class _Evaluation:
         """Labels of the modes."""
         return tuple(map(_label, self.modes))
 
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Returns what the results depend on; the number of rows a forward pass is no part of it."""
+        """What the results depend on; the number of rows a forward pass is no part of it."""
         files = [Path(task) for task in self.tasks if Path(task).is_file()]
         files += [self.prompts] if self.prompts else []
         hashes = {str(file): hub.sha256(file) for file in files}
@@ -82,6 +85,50 @@ class _Evaluation:
         """Loads the tasks, so that one that does not exist is found before anything is trained."""
         import_or_raise("lm_eval", "eval", "`taia reproduce`")
         return [*self.units(), *load_tasks(EvaluationOptions(self.tasks, limit=self.limit))[0]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: what is trained, and in its folder what of it is done; a step that is done is not run again."""
+
+    label: str
+    recipe: TrainingRecipe
+    state: RunFolder
+
+    def train(self, token: str | None, progress: Progress | None) -> None:
+        from taia_hub.training import train  # needs TRL
+
+        if not self.state.is_trained:
+            self.state.begin()
+            train(self.recipe, out=self.state.model, token=token, progress=progress)
+            self.state.mark_trained()
+
+    def evaluate(
+        self, evaluation: _Evaluation, first: Results | None, token: str | None, progress: Progress | None
+    ) -> None:
+        """Measures the base model, which is the same in every run of a sweep, in the first alone."""
+        if self.state.is_evaluated(evaluation.identity):
+            return
+        keywords: dict[str, Any] = {
+            "units": evaluation.units(),
+            "limit": evaluation.limit,
+            "batch_size": evaluation.batch_size,
+            "out": self.state.results,
+            "progress": progress,
+            "token": token,
+            "trust_remote_code": self.recipe.trust_remote_code,
+            "device_map": "auto" if torch.cuda.is_available() else None,
+        }
+        modes = evaluation.modes
+        rest = [mode for mode in modes if _label(mode) != BASE]
+        if first is not None and rest and BASE in evaluation.labels:
+            found = with_base(evaluate(str(self.state.model), evaluation.tasks, rest, **keywords), first)
+            found.save(self.state.results)
+            if all(BASE in task.modes for task in found.tasks.values()):
+                modes = ()
+        if modes:
+            evaluate(str(self.state.model), evaluation.tasks, modes, **keywords)
+        self.state.mark_evaluated(evaluation.identity)
 
 
 def reproduce(
@@ -145,51 +192,36 @@ def reproduce(
         print(found.table.to_markdown())
         ```
     """
-    from taia_hub.training import train  # needs TRL
-
     if process_count() > 1:
         raise ConfigError(
             f"A reproduction runs in one process, not in {process_count()}.",
             "Start it without `accelerate launch`, which is for `accelerate launch -m taia_hub.training`.",
         )
     found = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    asked = {
+    fields = {
+        **(changes or {}),
         **({"base": str(base)} if base else {}),
         **{name: value for name, value in (("data", data), ("in_domain", in_domain), ("ood", ood)) if value},
         **({"max_steps": steps} if steps is not None else {}),
         **({"trust_remote_code": True} if trust_remote_code else {}),
     }
-    every = plan_runs(found, {**(changes or {}), **asked})
-    plan = plan_runs(found, {**(changes or {}), **asked}, tuple(runs))
+    every = plan_runs(found, fields)
+    labels = tuple(plan_runs(found, fields, tuple(runs)))
     evaluation = _evaluation(found, tasks, modes, prompts, limit, batch_size)
     folder = Path(out)
-    _check_out(folder, found, evaluation)
-    states = {label: RunFolder.of(folder / label, run) for label, run in every.items()}
-    for state in states.values():
-        state.check()
-    wanted = evaluation.identity()
-    untrained = [label for label in plan if not states[label].is_trained]
-    earlier = [label for label in every if states[label].has_results]
-    results = {label: Results.load(states[label].results) for label in earlier}
-    if untrained or not all(states[label].is_evaluated(wanted) for label in plan):
-        _check_tasks(evaluation.load(), results, states)
-    if len(untrained) > 1:
-        _check_training([plan[label] for label in untrained], token, progress)
+    mark = Mark(folder / _MARK, {"recipe": found.name, "limit": evaluation.limit})
+    _check_out(folder, mark)
+    every_run = {label: _Run(label, run, RunFolder.of(folder / label, run)) for label, run in every.items()}
+    plan = [every_run[label] for label in labels]
+    results = _check(every_run, plan, evaluation, token, progress)
     with hub.disk_errors(folder):
-        write_atomically(folder / _MARK, json.dumps({"recipe": found.name, "limit": limit}) + "\n")
-    results = {label: one for label, one in results.items() if label not in plan}
-    shown = {label: run for label, run in every.items() if label in plan or label in results}
-    for label, run in plan.items():
-        state = states[label]
-        if not state.is_trained:
-            state.begin()
-            train(run, out=state.model, token=token, progress=_named(progress, label, plan))
-            state.mark_trained()
-        if not state.is_evaluated(wanted):
-            first = next(iter(results.values()), None)
-            _evaluate(state, evaluation, first, token, run.trust_remote_code, _named(progress, label, plan))
-            state.mark_evaluated(wanted)
-        results[label] = Results.load(state.results)
+        mark.write()
+    shown = {label: run for label, run in every.items() if label in labels or label in results}
+    for run in plan:
+        told = _named(progress, run.label, labels)
+        run.train(token, told)
+        run.evaluate(evaluation, next(iter(results.values()), None), token, told)
+        results[run.label] = Results.load(run.state.results)
         table = _table(found, shown, evaluation, results)
         with hub.disk_errors(folder):
             write_atomically(folder / TABLE, table.to_markdown())
@@ -227,27 +259,48 @@ def _evaluation(
     return evaluation
 
 
-def _check_out(folder: Path, recipe: Recipe, evaluation: _Evaluation) -> None:
+def _check_out(folder: Path, mark: Mark) -> None:
     """Refuses a folder that holds something else, or numbers that may not stand beside the new ones."""
     if folder.exists() and not folder.is_dir():
         raise RepositoryError(f"'{folder}' is a file.", "Choose a folder with --out.")
-    mark = folder / _MARK
-    if not mark.is_file():
+    if not mark.path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise RepositoryError(
                 f"'{folder}' is there already, and no reproduction.", "Choose another folder with --out."
             )
         return
-    before = hub.read_json(mark)
-    for name, now in (("recipe", recipe.name), ("limit", evaluation.limit)):
-        if before.get(name) != now:
-            raise ConfigError(
-                f"'{folder}' holds a reproduction with {name} {before.get(name)!r}, not {now!r}.",
-                "Give the same options as before, or choose another folder with --out.",
-            )
+    for name, (before, now) in differences(mark.read(), mark.asked).items():
+        raise ConfigError(
+            f"'{folder}' holds a reproduction with {name} {before!r}, not {now!r}.",
+            "Give the same options as before, or choose another folder with --out.",
+        )
 
 
-def _check_tasks(tasks: Sequence[Any], results: Mapping[str, Results], states: Mapping[str, RunFolder]) -> None:
+def _check(
+    every: Mapping[str, _Run],
+    plan: Sequence[_Run],
+    evaluation: _Evaluation,
+    token: str | None,
+    progress: Progress | None,
+) -> dict[str, Results]:
+    """Looks for all that can be wrong before anything is trained; returns results of finished runs beside the plan."""
+    for run in every.values():
+        run.state.check()
+    untrained = [run for run in plan if not run.state.is_trained]
+    earlier = {label: Results.load(run.state.results) for label, run in every.items() if run.state.has_results}
+    wanted = evaluation.identity
+    if untrained or not all(run.state.is_evaluated(wanted) for run in plan):
+        _check_tasks(evaluation.load(), earlier, every)
+    if len(untrained) > 1:  # the last of them must not fail after hours of the first
+        from taia_hub.training.running import plan_training
+
+        for run in untrained:
+            plan_training(run.recipe, token=token, progress=progress)
+    planned = {run.label for run in plan}
+    return {label: found for label, found in earlier.items() if label not in planned}
+
+
+def _check_tasks(tasks: Sequence[Any], results: Mapping[str, Results], runs: Mapping[str, _Run]) -> None:
     """Refuses tasks that changed since a run was evaluated: its numbers may not stand beside new ones."""
     for label, found in results.items():
         for task in tasks:
@@ -255,44 +308,9 @@ def _check_tasks(tasks: Sequence[Any], results: Mapping[str, Results], states: M
             if before is not None and dataclasses.replace(before, modes={}) != dataclasses.replace(now, modes={}):
                 raise ConfigError(
                     f"The run '{label}' was evaluated on another '{now.key}' than the one that is given now.",
-                    f"Give the same task as before, or delete '{states[label].results}' to evaluate that run again.",
+                    f"Give the same task as before, or delete '{runs[label].state.results}' to evaluate that run "
+                    "again.",
                 )
-
-
-def _check_training(runs: Sequence[TrainingRecipe], token: str | None, progress: Progress | None) -> None:
-    """Plans every training: the last of them must not fail after hours of the first."""
-    from taia_hub.training.running import plan_training
-
-    for run in runs:
-        plan_training(run, token=token, progress=progress)
-
-
-def _evaluate(
-    state: RunFolder,
-    evaluation: _Evaluation,
-    first: Results | None,
-    token: str | None,
-    trust_remote_code: bool,
-    progress: Progress | None,
-) -> None:
-    """Evaluates a run; the base model, which is the same in every run of a sweep, is measured in the first alone."""
-    keywords: dict[str, Any] = {
-        "units": evaluation.units(),
-        "limit": evaluation.limit,
-        "batch_size": evaluation.batch_size,
-        "out": state.results,
-        "progress": progress,
-        "token": token,
-        "trust_remote_code": trust_remote_code,
-        "device_map": "auto" if torch.cuda.is_available() else None,
-    }
-    rest = [mode for mode in evaluation.modes if _label(mode) != BASE]
-    if first is not None and rest and BASE in evaluation.labels:
-        found = with_base(evaluate(str(state.model), evaluation.tasks, rest, **keywords), first)
-        found.save(state.results)
-        if all(BASE in task.modes for task in found.tasks.values()):
-            return
-    evaluate(str(state.model), evaluation.tasks, evaluation.modes, **keywords)
 
 
 def _table(
@@ -327,7 +345,7 @@ def _evaluated(results: Mapping[str, Results]) -> list[str]:
     return [mode for found in results.values() for mode in found.modes]
 
 
-def _named(progress: Progress | None, label: str, plan: Mapping[str, Any]) -> Progress | None:
+def _named(progress: Progress | None, label: str, plan: Sequence[str]) -> Progress | None:
     """Puts the label of the run before the name of a stage, where there are several runs."""
     if progress is None or len(plan) == 1:
         return progress

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.common.atomic import write_atomically
+from taia_hub.common.resuming import Mark, differences, digest
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import RESULTS_FILE
 from taia_hub.training.recipe import TrainingRecipe
@@ -41,15 +40,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path, recipe: TrainingRecipe) -> RunFolder:
-        """Describes the run of a recipe; files of data are read and hashed.
-
-        Args:
-            path: Its folder, which need not be there.
-            recipe: What is trained.
-
-        Returns:
-            The run.
-        """
+        """Describes the run of a recipe in a folder, which need not be there; files of data are read and hashed."""
         fields = {name: value for name, value in recipe.to_mapping().items() if name not in _IDLE}
         fields |= {name: [_content(source) for source in getattr(recipe, name)] for name in _DATA}
         return cls(path, {**fields, _BASE_FILES: base_files(Path(recipe.base))})
@@ -79,19 +70,11 @@ class RunFolder:
             raise RepositoryError(
                 f"'{self.path}' is there already, and no run of a reproduction.", "Choose another folder with --out."
             )
-        before = _json(self.path / STATE).get("identity")
-        if not isinstance(before, Mapping):
-            raise ConfigError(f"'{self.path / STATE}' is damaged.", "Delete the folder, or choose another with --out.")
-        now = json.loads(json.dumps(self.identity))
-        for name in [*now, *before]:
-            was: Any = before.get(name)
-            given = now.get(name)
-            if was == given:
-                continue
+        before = self._state()["identity"]
+        for name, (was, given) in differences(before, json.loads(json.dumps(self.identity))).items():
             what = f"another {name}: {was!r}, not {given!r}"
             if name == _BASE_FILES:
-                changed = sorted(key for key in {*(was or {}), *given} if (was or {}).get(key) != given.get(key))
-                what = f"other files of the base model: {', '.join(changed)}"
+                what = f"other files of the base model: {', '.join(sorted(differences(was or {}, given or {})))}"
             raise ConfigError(
                 f"'{self.path}' holds a run with {what}.",
                 "Give the same options as before, or choose another folder with --out.",
@@ -99,8 +82,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Writes down which run the folder is for, before anything else is written there."""
-        if not (self.path / STATE).is_file():
-            self._write({})
+        self._write()
 
     @property
     def is_trained(self) -> bool:
@@ -122,47 +104,41 @@ class RunFolder:
 
     def mark_trained(self) -> None:
         """Writes down that the training is finished."""
-        self._write({"trained": hub.sha256(self.model / hub.MANIFEST)})
+        self._write(trained=hub.sha256(self.model / hub.MANIFEST))
 
     def is_evaluated(self, evaluation: Mapping[str, Any]) -> bool:
-        """Tells whether this very evaluation is finished, and its results are still those that it wrote.
-
-        Args:
-            evaluation: What it depends on, as JSON values.
-
-        Returns:
-            The answer.
-        """
+        """Tells whether an evaluation that depends on this is finished, and its results are as it left them."""
         done = self._state().get("evaluated") or {}
         return bool(
-            done.get("evaluation") == _hash(evaluation)
+            done.get("evaluation") == digest(evaluation)
             and self.results.is_file()
             and hub.sha256(self.results) == done.get("results")
         )
 
     def mark_evaluated(self, evaluation: Mapping[str, Any]) -> None:
-        """Writes down that an evaluation is finished.
+        """Writes down that the evaluation that depends on these values is finished."""
+        self._write(evaluated={"evaluation": digest(evaluation), "results": hub.sha256(self.results)})
 
-        Args:
-            evaluation: What it depends on, as JSON values.
-        """
-        self._write({"evaluated": {"evaluation": _hash(evaluation), "results": hub.sha256(self.results)}})
+    @property
+    def _mark(self) -> Mark:
+        return Mark(self.path / STATE, {"format": _FORMAT, "identity": self.identity})
 
     def _state(self) -> dict[str, Any]:
-        path = self.path / STATE
-        return _json(path) if path.is_file() else {}
+        """Returns what is written down; nothing where the run was not begun."""
+        found = self._mark.read()
+        if not self._mark.path.is_file():
+            return found
+        if found.get("format") != _FORMAT:
+            raise ConfigError(
+                f"'{self._mark.path}' is of another version of taia-hub.", "Choose another folder with --out."
+            )
+        if not isinstance(found.get("identity"), Mapping):
+            raise ConfigError(f"'{self._mark.path}' is damaged.", "Delete the folder, or choose another with --out.")
+        return found
 
-    def _write(self, more: Mapping[str, Any]) -> None:
-        state = {"format": _FORMAT, "identity": self.identity, **self._state(), **more}
+    def _write(self, **facts: Any) -> None:
         with hub.disk_errors(self.path):
-            write_atomically(self.path / STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    value = hub.read_json(path)
-    if value.get("format") != _FORMAT:
-        raise ConfigError(f"'{path}' is of another version of taia-hub.", "Choose another folder with --out.")
-    return value
+            self._mark.write(**facts)
 
 
 def _content(source: str) -> str:
@@ -178,7 +154,3 @@ def _content(source: str) -> str:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hashes a file once for all runs of a sweep; size and time tell whether it is still the same."""
     return hub.sha256(path)
-
-
-def _hash(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """From a recipe to a TAIA repository: data, training with TRL's SFTTrainer over PEFT and accelerate, and the record.
 
-`recipe.py` holds the values; `data.py` makes the items and `encoding.py` tokens of them; `selection.py` says what is
-trained and `planning.py` what fits; `job.py` finds this out before weights are loaded; `modelling.py`, `trainer.py` and
-`running.py` train, with checkpoints in `workspace.py`; `record.py` and `finishing.py` write down what was done.
+A `TrainingRecipe` comes in; a repository in a folder or on the Hub goes out, with `Trained` to say what was done, or
+the `Plan` of a dry run. `recipe.py` imports values only; everything else is imported when it is asked for, and may
+import every room below this one.
 """
 
 from importlib import import_module

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
+from taia_hub.common.chat import Messages, plain_messages, template_errors
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 
 IGNORED_LABEL = -100
 """The label that the models of transformers leave out of the loss."""
-
-Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -91,22 +88,17 @@ class Encoder:
         Raises:
             ConfigError: If the chat template refuses the messages, or does not let the answers be told.
         """
-        try:
+        with template_errors(f"a conversation that begins with {messages[0]['content'][:60]!r}"):
             encoded = self._spans(messages)
-        except TemplateError as error:
-            raise ConfigError(
-                f"The chat template refuses a conversation that begins with {messages[0]['content'][:60]!r}: {error}.",
-                "Leave out what it does not know, such as a system message, or mend the template.",
-            ) from error
         return encoded if self.assistant_only else Encoded(encoded.input_ids, list(encoded.input_ids))
 
     def _whole(self, messages: Messages) -> Encoded:
-        ids = self.tokenizer.apply_chat_template(_plain_messages(messages), return_dict=True)["input_ids"]
+        ids = self.tokenizer.apply_chat_template(plain_messages(messages), return_dict=True)["input_ids"]
         return Encoded(list(ids), list(ids))
 
     def _marked(self, messages: Messages) -> Encoded:
         found = self.tokenizer.apply_chat_template(
-            _plain_messages(messages),
+            plain_messages(messages),
             chat_template=self._template,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -116,11 +108,8 @@ class Encoder:
 
     def _by_prefixes(self, messages: Messages) -> Encoded:
         def render(count: int, *, ask: bool = False) -> str:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    _plain_messages(messages[:count]), tokenize=False, add_generation_prompt=ask
-                )
-            )
+            turns = plain_messages(messages[:count])
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
 
         whole, pieces, end = render(len(messages)), list[tuple[str, bool]](), 0
         for index, message in enumerate(messages):
@@ -188,10 +177,6 @@ def _merged(pieces: Sequence[tuple[str, bool]]) -> list[tuple[bool, str]]:
         else:
             merged.append((trained, text))
     return merged
-
-
-def _plain_messages(messages: Messages) -> list[dict[str, str]]:
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 def _marked_template(tokenizer: Any) -> str | None:

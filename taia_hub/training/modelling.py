@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from taia_hub import hub
@@ -19,9 +18,9 @@ from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import Selection, check_trainable, freeze_others, lora_arguments
+from taia_hub.weights.checkpoint import DTYPES, read_header
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, token: str | bool | None) -> Any:
@@ -186,22 +185,13 @@ def save_update(
 
 
 def stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:
-    """Reads in which dtypes the base model's tensors are stored.
+    """Returns the most usual floating-point dtype of the base's stored tensors, and each one's by name.
 
-    Args:
-        base: The base model, whose weights lie on this disk or in the cache.
-        token: Access token.
-
-    Returns:
-        The most usual floating-point dtype, and that of each tensor by name; float32 where there are no safetensors.
+    The weights lie on this disk or in the cache; without safetensors there it is float32.
     """
     access = hub.HubAccess(token=token)
     source = hub.fetch(base.name, ["*.safetensors"], revision=base.revision, access=access, what="base model")
-    found: dict[str, torch.dtype] = {}
-    for path in sorted(source.folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
-                if dtype := _STORED.get(file.get_slice(name).get_dtype()):
-                    found[name] = dtype
+    headers = [read_header(path) for path in sorted(source.folder.glob("*.safetensors"))]
+    found = {one.name: DTYPES[one.kind] for header in headers for one in header.values() if one.kind in DTYPES}
     usual = Counter(found.values()).most_common(1)
     return (usual[0][0] if usual else torch.float32), found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub.errors import ConfigError, SettingError
-from taia_hub.roles.sublayers import find_sublayers
+from taia_hub.roles.sublayers import find_sublayers, layer_of
 from taia_hub.switch.settings import Entry
 from taia_hub.training.fields import TRAINED_ROLES
 from taia_hub.training.recipe import TrainingRecipe
-
-_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
-_MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-"""Model types whose kernels read `out_proj.weight` directly, so that PEFT refuses an adapter there."""
+from taia_hub.updates.peft.plain_lora import is_state_space
 
 
 @dataclass(frozen=True)
@@ -171,26 +167,27 @@ def _weights(model: nn.Module, method: str) -> tuple[tuple[Target, ...], tuple[s
     """Lists the weights that LoRA adapts: linear layers and experts in attention and FFN, never head or embeddings."""
     placed = find_sublayers(model)
     model_type = getattr(getattr(model, "config", None), "model_type", "")
+    is_mamba = is_state_space(model)  # its kernels read `out_proj.weight` directly, so that PEFT refuses an adapter
     targets: list[Target] = []
     notes: list[str] = []
     for path, module in model.named_modules():
         role = placed.roles.get(path)
         if role not in TRAINED_ROLES:
             continue
-        if model_type in _MAMBA_TYPES and path.rpartition(".")[2] in ("out_proj", "conv1d"):
+        if is_mamba and path.rpartition(".")[2] in ("out_proj", "conv1d"):
             if not notes:
                 notes.append(f"PEFT cannot adapt out_proj and conv1d of {model_type}: they stay as they are.")
             continue
         if isinstance(module, nn.Linear):
-            targets.append(Target(path, role, _layer(path), (1, module.out_features, module.in_features)))
+            targets.append(Target(path, role, layer_of(path), (1, module.out_features, module.in_features)))
         elif isinstance(module, Conv1D):
             inputs, outputs = module.weight.shape
-            targets.append(Target(path, role, _layer(path), (1, outputs, inputs)))
+            targets.append(Target(path, role, layer_of(path), (1, outputs, inputs)))
         else:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3 and role == "ffn":
                     full = f"{path}.{name}"
-                    targets.append(Target(full, role, _layer(full), tuple(parameter.shape), is_experts=True))
+                    targets.append(Target(full, role, layer_of(full), tuple(parameter.shape), is_experts=True))
     if method == "lora" and (lost := _lost_to_peft(targets, model)):
         targets = [target for target in targets if target.path not in lost]
         notes.append(
@@ -222,7 +219,7 @@ def _parameters(model: nn.Module) -> tuple[tuple[Target, ...], tuple[str, ...]]:
         seen.update(map(id, own))
         if own:
             count = sum(parameter.numel() for parameter in own)
-            targets.append(Target(path, placed.roles.get(path, "other"), _layer(path), parameters=count))
+            targets.append(Target(path, placed.roles.get(path, "other"), layer_of(path), parameters=count))
     return tuple(targets), ()
 
 
@@ -261,11 +258,6 @@ def _names(targets: Sequence[Target], everything: Iterable[str], parts: int) -> 
     short = sorted({".".join(path.split(".")[-parts:]) for path in wanted})
     reached = {path for path in everything if any(path == name or path.endswith(f".{name}") for name in short)}
     return short if reached == wanted else sorted(wanted)
-
-
-def _layer(path: str) -> int | None:
-    found = _LAYER.search(f".{path}")
-    return int(found[1]) if found else None
 
 
 def check_trainable(model: nn.Module) -> None:

@@ -11,12 +11,11 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from taia_hub.common.imports import import_or_raise
-from taia_hub.common.progress import Progress
+from taia_hub.common.progress import Progress, TrainingBars
 from taia_hub.errors import ConfigError, MissingDependencyError, closest
 from taia_hub.training.encoding import IGNORED_LABEL
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.telling import TrainingBars
 from taia_hub.training.workspace import Workspace
 
 _CHECKPOINTS = 20

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 import taia_hub
 from taia_hub import hub
 from taia_hub.cards import training_from_json
+from taia_hub.common.progress import TrainingBars
 from taia_hub.errors import (
     ConfigError,
     MissingDependencyError,
@@ -41,7 +42,6 @@ from taia_hub.training.encoding import IGNORED_LABEL, Encoder
 from taia_hub.training.job import prepare_job
 from taia_hub.training.modelling import check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
-from taia_hub.training.telling import TrainingBars
 from taia_hub.training.trainer import check_trackers
 from taia_hub.training.workspace import MARK, WORK, fingerprint, sole_run
 
