@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.analysis import spectra
-from taia_hub.analysis.base_weights import BaseWeights
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import PEFT, UpdateKind
@@ -25,6 +21,8 @@ from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 from taia_hub.updates.peft.methods import ADDITIVE
 from taia_hub.updates.weightless import attach_offline
+from taia_hub.weights.base_weights import open_base
+from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
 _PAIRS = (("lora_A", "lora_B", ".weight"), ("lora_embedding_A", "lora_embedding_B", ""))
@@ -117,10 +115,10 @@ def analyze_files(
 
     adapted = attach_offline(make, files.folder, PEFT, files.settings)
     targets = {name: _target(site, layer) for name, site, layer in adapted.layers if _reason(layer) is None}
-    weights = BaseWeights(files.base, make(), access) if relative else None
+    weights = open_base(files.base, make(), access) if relative else None
     if weights:
         weights.require(targets.values())
-    read = functools.partial(_tensor, files.folder / PEFT.weights) if adapted.streamed else None
+    stored = read_header(files.folder / PEFT.weights) if adapted.streamed else None
     modules, unmeasured, dora = [], {}, False
     for done, (name, site, layer) in enumerate(adapted.layers):
         if progress:
@@ -131,7 +129,7 @@ def analyze_files(
             continue
         dora = dora or "Dora" in _variant(layer)
         base = spectra.norms(_matrices(weights.read(targets[name]), layer)) if weights else (None, None)
-        modules.append(_measured(name, site, layer, read, base))
+        modules.append(_measured(name, site, layer, stored, base))
     if progress:
         progress("update", len(adapted.layers), len(adapted.layers))
     notes = [DORA_NOTE] if dora else []
@@ -145,10 +143,10 @@ def _measured(
     name: str,
     site: Site,
     layer: Any,
-    read: Callable[[str], Tensor] | None,
+    stored: Mapping[str, StoredTensor] | None,
     base: tuple[float | None, float | None],
 ) -> ModuleUpdate:
-    pair = _factors(name, layer, read)
+    pair = _factors(name, layer, stored)
     if pair is None:
         delta = layer.get_delta_weight(ADAPTER).detach()
         matrix = _matrices(delta.to_dense() if delta.is_sparse else delta, layer)
@@ -180,16 +178,6 @@ def _measured(
     )
 
 
-def _tensor(path: Path, key: str) -> Tensor:
-    """Reads one tensor; the file is opened for it alone, so that its pages do not stay in memory."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-    except SafetensorError as error:
-        raise RepositoryError(f"'{path}' is damaged: {error}.", "Download or save it again.") from error
-    return tensor
-
-
 def _require_numbers(path: str, *tensors: Tensor) -> None:
     if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise RepositoryError(
@@ -198,13 +186,13 @@ def _require_numbers(path: str, *tensors: Tensor) -> None:
         )
 
 
-def _factors(name: str, layer: Any, read: Callable[[str], Tensor] | None) -> tuple[Tensor, Tensor] | None:
+def _factors(name: str, layer: Any, stored: Mapping[str, StoredTensor] | None) -> tuple[Tensor, Tensor] | None:
     """Returns (M, r) and (r, N) factors of a LoRA layer, with a dimension of experts in front where it has them."""
     for down, up, ending in _PAIRS:
         if ADAPTER not in getattr(layer, down, ()):
             continue
-        if read is not None:
-            a, b = (read(f"{PREFIX}{name}.{part}{ending}") for part in (down, up))
+        if stored is not None:
+            a, b = (stored[f"{PREFIX}{name}.{part}{ending}"].read() for part in (down, up))
         else:
             a, b = (
                 getattr(part[ADAPTER], "weight", part[ADAPTER]) for part in (getattr(layer, down), getattr(layer, up))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from safetensors import safe_open
 
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
@@ -19,6 +16,8 @@ from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
 from taia_hub.updates.peft.adapter import PREFIX
+from taia_hub.weights.base_weights import header_on_hub
+from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
 
@@ -98,11 +97,11 @@ def repository_info(
     location, method, tensors = _read_update(source, config, access)
     paths = dict(model.named_modules())
     modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
-    for key, (_, count, size) in tensors.items():
+    for key, stored in tensors.items():
         path = _module_of(key, paths)
         found = modules[placed.roles.get(path, "other")]
         before = found.get(path, (0, 0))
-        found[path] = before[0] + count, before[1] + size
+        found[path] = before[0] + math.prod(stored.shape), before[1] + stored.size
     roles = {
         role: RoleInfo(len(found), sum(count for count, _ in found.values()), sum(size for _, size in found.values()))
         for role, found in modules.items()
@@ -115,8 +114,8 @@ def repository_info(
         inference_modules=config.inference_modules,
         method=method,
         location=location,
-        bytes=sum(size for _, _, size in tensors.values()),
-        dtypes=tuple(sorted({dtype for dtype, _, _ in tensors.values()})),
+        bytes=sum(stored.size for stored in tensors.values()),
+        dtypes=tuple(sorted({stored.kind for stored in tensors.values()})),
         roles=roles,
         modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
         unplaced=placed.unplaced,
@@ -125,8 +124,8 @@ def repository_info(
 
 def _read_update(
     source: hub.Source, config: TAIAConfig, access: hub.HubAccess
-) -> tuple[str, str, dict[str, tuple[str, int, int]]]:
-    """Returns where the update is, its method, and for each tensor its dtype, number of elements and bytes."""
+) -> tuple[str, str, dict[str, StoredTensor]]:
+    """Returns where the update is, its method, and name to place of each tensor."""
     place = config.place
     kind = place.kind
     repo, revision, location = source.name, source.revision, place.path or "."
@@ -144,42 +143,16 @@ def _read_update(
         method = str(hub.read_json(folder / kind.config).get("peft_type"))
     if pointed.revision is None:
         weights = hub.update_weights(folder, kind)
-        headers = [_local_header(path) for path in weights.values() if path.suffix == ".safetensors"]
+        headers = [read_header(path) for path in weights.values() if path.suffix == ".safetensors"]
         return location, method, {key: value for header in headers for key, value in header.items()}
     names = hub.index_shards(folder / kind.weights) if kind.shards else (kind.weights,)
-    tensors: dict[str, tuple[str, int, int]] = {}
+    tensors: dict[str, StoredTensor] = {}
     with hub.hub_errors(repo, what="adapter repository", revision=revision):
         api = hub.api(access.token)
         for name in names:
             header = api.parse_safetensors_file_metadata(repo, place.named(name), revision=revision)
-            for key, tensor in header.tensors.items():
-                begin, end = tensor.data_offsets
-                tensors[key] = (tensor.dtype, math.prod(tensor.shape), end - begin)
+            tensors |= header_on_hub(name, header)
     return location, method, tensors
-
-
-def _local_header(path: Path) -> dict[str, tuple[str, int, int]]:
-    header = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            piece = file.get_slice(key)
-            count = math.prod(piece.get_shape())
-            header[key] = (piece.get_dtype(), count, count * _BITS[piece.get_dtype()] // 8)
-    return header
-
-
-_BITS = {
-    "F64": 64,
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "I64": 64,
-    "I32": 32,
-    "U8": 8,
-    "I8": 8,
-}
 
 
 def _module_of(key: str, modules: Mapping[str, Any]) -> str:

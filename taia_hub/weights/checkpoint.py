@@ -181,7 +181,7 @@ def open_checkpoint(folder: Path, *, what: str, trust_remote_code: bool = False)
                 f"{shape}.",
                 "Save the model again with transformers.",
             )
-    _tie(model, found)
+    tie(model, found)
     if missing := [name for name in own if name not in found]:
         raise UpdateMismatchError(
             f"The {what} '{folder}' lacks {len(missing)} of the model's {len(own)} tensors, first '{missing[0]}'.",
@@ -369,7 +369,7 @@ def _convert(
     return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
 
-def _tie(model: PreTrainedModel, found: dict[str, Group]) -> None:
+def tie(model: PreTrainedModel, found: dict[str, Group]) -> None:
     """Gives tied parameters that the files hold once the group of the one that is there."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for target, source in tied.items():

@@ -30,7 +30,6 @@ from taia_hub.analysis import (
     residual_rank,
 )
 from taia_hub.analysis import hidden as hidden_module
-from taia_hub.analysis import measuring as measuring_module
 from taia_hub.analysis.density import density
 from taia_hub.analysis.examining import examine, matching_results, read_texts
 from taia_hub.analysis.measures import cosine_similarity, relative_residual
@@ -45,6 +44,7 @@ from taia_hub.errors import (
 )
 from taia_hub.results import ModelIdentity, Results
 from taia_hub.updates.peft.methods import ADDITIVE
+from taia_hub.weights.checkpoint import StoredTensor
 
 TEXTS = ["the cat sat on the mat.", "a.", "hello there you"]
 MODES = ["none", "attention", "ffn", "all"]
@@ -225,16 +225,16 @@ class Largest(TorchDispatchMode):
 def test_a_lora_is_streamed_and_its_product_never_made(pico, monkeypatch):
     adapter = pico.adapter("llama", LoraConfig(r=1, target_modules=["up_proj"], task_type="CAUSAL_LM"), "one")
     held, most = [], []
-    read = measuring_module._tensor
+    read = StoredTensor.read
 
-    def watched(path, key):
+    def watched(stored):
         held[:] = [reference for reference in held if reference() is not None]
-        tensor = read(path, key)
+        tensor = read(stored)
         held.append(weakref.ref(tensor))
         most.append(len(held))
         return tensor
 
-    monkeypatch.setattr(measuring_module, "_tensor", watched)
+    monkeypatch.setattr(StoredTensor, "read", watched)
     with Largest() as largest:
         analyze_update(str(adapter))
     assert largest.bytes == 24 * 8  # up_proj is (24, 16): its longer factor in float64; the product has 384 elements
@@ -345,8 +345,11 @@ def test_a_quantised_base_is_refused_for_relative_norms(pico, tmp_path):
         analyze_update(str(pico.adapter("llama")), base=str(folder), relative=True)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "shard"])
-def test_a_damaged_base_is_named(pico, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [("missing", "has no model.safetensors"), ("cut", "no safetensors file"), ("shard", "has no 'model-00001-of-")],
+)
+def test_a_damaged_base_is_named(pico, tmp_path, damage, words):
     folder = tmp_path / "base"
     pico.plain("llama").save_pretrained(folder, max_shard_size="4KB" if damage == "shard" else "1GB")
     if damage == "shard":
@@ -357,7 +360,7 @@ def test_a_damaged_base_is_named(pico, tmp_path, damage):
     else:
         data = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(data[:-100])
-    with pytest.raises(RepositoryError, match="no safetensors"):
+    with pytest.raises(RepositoryError, match=words):
         analyze_update(str(pico.adapter("llama")), base=str(folder), relative=True)
 
 

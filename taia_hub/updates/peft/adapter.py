@@ -39,8 +39,8 @@ from taia_hub.updates.peft.strict import (
     check_tensors,
     mismatch,
     read_config,
-    tensor_names,
 )
+from taia_hub.weights.checkpoint import read_header
 
 __all__ = ["ADAPTER", "PREFIX", "PeftUpdate", "attach_switch", "attach_update", "read_config"]
 
@@ -113,7 +113,7 @@ class PeftUpdate:
             str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
         )
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card would say that every part acts
-        written, expected = set(tensor_names(folder / WEIGHTS_NAME)), set(self.parameters())
+        written, expected = set(read_header(folder / WEIGHTS_NAME)), set(self.parameters())
         if written != expected:
             raise UpdateMismatchError(
                 f"The state dict holds {len(written & expected)} of the update's {len(expected)} tensors.",
@@ -177,7 +177,7 @@ def attach_update(
     """
     config = read_config(folder)
     placement = _placement(base)
-    keys = set(tensor_names(folder / WEIGHTS_NAME))
+    keys = set(read_header(folder / WEIGHTS_NAME))
     before = {
         name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
     }

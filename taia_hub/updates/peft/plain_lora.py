@@ -17,7 +17,6 @@ from typing import Any
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
-from safetensors import safe_open
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -25,6 +24,7 @@ from taia_hub.hub.layout import PEFT, UpdateKind
 from taia_hub.roles.sublayers import SublayerRoles, layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.peft.strict import ADAPTER, PREFIX
+from taia_hub.weights.checkpoint import read_header
 
 _ALL_LINEAR = "all-linear"
 _INITIALISED = (True, False, "gaussian")
@@ -183,16 +183,8 @@ def update_shapes(
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of the tensors of a safetensors file; no tensor is read.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name of a tensor to its shape.
-    """
-    with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+    """Reads the shapes of the tensors of a safetensors file by name; no tensor is read."""
+    return {name: stored.shape for name, stored in read_header(path).items()}
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

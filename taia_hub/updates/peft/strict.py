@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftType, load_peft_weights
-from safetensors import safe_open
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
@@ -193,12 +192,6 @@ def mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMis
         shown = " ".join(line.removeprefix("size mismatch for ") for line in lines[:3])
         return UpdateMismatchError(f"{_count(lines)} of another shape than the base: {shown}", hint)
     return UpdateMismatchError(f"The adapter does not fit the base model: {error}", hint)
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Reads the names of the tensors in a safetensors file; no tensor is loaded."""
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def _count(names: Sequence[str]) -> str:

@@ -1,0 +1,112 @@
+"""Single weights of a base model, under the names that a loaded model has; on the Hub only their files are fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub.utils import SafetensorsFileMetadata
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from taia_hub import hub
+from taia_hub.errors import RepositoryError, UpdateMismatchError
+from taia_hub.weights.checkpoint import DTYPES, Group, StoredTensor, group_tensors, read_headers, tie
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Reads single weights of a base model; no weight is read or downloaded before the first is asked for.
+
+    Attributes:
+        base: The base model.
+        access: How to reach the Hub.
+        model: The base model on the meta device.
+        groups: Name of each of its parameters and buffers to the tensors of the files that it is made of.
+    """
+
+    base: hub.Source
+    access: hub.HubAccess
+    model: PreTrainedModel
+    groups: Mapping[str, Group]
+
+    def require(self, names: Iterable[str]) -> None:
+        """Checks that weights are there, before any is downloaded.
+
+        Raises:
+            UpdateMismatchError: If one is not.
+        """
+        if missing := [name for name in names if name not in self.groups]:
+            raise UpdateMismatchError(
+                f"The base model '{self.base.name}' lacks {len(missing)} of the weights that the update is for, first "
+                f"'{missing[0]}'.",
+                "Check the base model and its revision, or leave out --relative.",
+            )
+
+    def read(self, name: str) -> Tensor:
+        """Reads one weight by its name in the loaded model, in the dtype of its file.
+
+        Raises:
+            RepositoryError: If its file cannot be downloaded or read, or holds it in a quantised form.
+        """
+        group = self.groups[name]
+        made = group.convert(self.model, [self._tensor(stored) for stored, _ in group.sources])
+        return made[name] if name in made else next(iter(made.values()))  # a tied weight is in the file once
+
+    def _tensor(self, stored: StoredTensor) -> Tensor:
+        if stored.kind not in DTYPES:
+            raise RepositoryError(
+                f"The base model '{self.base.name}' holds '{stored.name}' as {stored.kind}: its weights are quantised.",
+                "Norms relative to the base need an unquantised one: leave out --relative, or name it with --base.",
+            )
+        if self.base.revision is None:
+            return stored.read()
+        with hub.hub_errors(self.base.name, what="base model", revision=self.base.revision):
+            path = hf_hub_download(
+                self.base.name,
+                stored.file.name,
+                revision=self.base.revision,
+                token=self.access.token,
+                cache_dir=self.access.cache_dir,
+                library_name="taia-hub",
+            )
+        return dataclasses.replace(stored, file=Path(path)).read()
+
+
+def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -> BaseWeights:
+    """Reads the headers of a base model's weights; `model` is the base on the meta device.
+
+    Raises:
+        RepositoryError: If it has no safetensors, or they cannot be read.
+    """
+    headers = read_headers(base.folder, "base model") if base.revision is None else _headers_on_hub(base, access)
+    groups, _ = group_tensors(model, headers)
+    found = {name: group for group in groups for name in group.shapes}
+    tie(model, found)
+    return BaseWeights(base, access, model, found)
+
+
+def header_on_hub(file: str, metadata: SafetensorsFileMetadata) -> dict[str, StoredTensor]:
+    """Returns name to place of each tensor in a file of the Hub that is not on this disk."""
+    return {
+        name: StoredTensor(name, Path(file), one.dtype, tuple(one.shape), begin, end - begin)
+        for name, one in metadata.tensors.items()
+        for begin, end in (one.data_offsets,)
+    }
+
+
+def _headers_on_hub(base: hub.Source, access: hub.HubAccess) -> dict[str, StoredTensor]:
+    try:
+        with hub.hub_errors(base.name, what="base model", revision=base.revision):
+            found = hub.api(access.token).get_safetensors_metadata(base.name, revision=base.revision)
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise RepositoryError(
+            f"The base model '{base.name}' has no safetensors at its root.",
+            "Only safetensors are read: leave out --relative, or name a converted base with --base.",
+        ) from error
+    headers = {name: header_on_hub(name, metadata) for name, metadata in found.files_metadata.items()}
+    return {key: headers[file][key] for key, file in found.weight_map.items() if key in headers[file]}
