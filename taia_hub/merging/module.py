@@ -21,6 +21,7 @@ from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.adapter import ADAPTER
 from taia_hub.updates.peft.methods import MERGEABLE
 from taia_hub.updates.peft.plain_lora import LoraPair
+from taia_hub.updates.peft.twin import mergeable_twin
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import DTYPES, damaged
 
@@ -146,36 +147,21 @@ def _merge(layer: Any, base: Mapping[str, Tensor], weight: float, in_place: bool
         saved = layer.ln_tuning_layers[ADAPTER].state_dict()
         return {name: saved[name].to(tensor.dtype, copy=True) for name, tensor in base.items()}
     tuner = layer.token_adapter if isinstance(layer, AuxiliaryTrainingWrapper) else layer
-    inner = tuner.get_base_layer()
-    before, own, modules = dict(tuner.__dict__), dict(inner._parameters), dict(inner.__dict__)
-    try:
-        for name, tensor in base.items():
-            module, attribute = inner.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-            if module is not inner:
-                raise UnsupportedUpdateError(f"'{name}' lies in a module of its own.", None)
-            module._parameters[attribute] = nn.Parameter(tensor if in_place else tensor.clone(), requires_grad=False)
-        tuner.merged_adapters = []
-        if "_caches" in tuner.__dict__:
-            tuner._caches = {}
-        if weight != 1:
-            tuner.scaling = {**tuner.scaling, ADAPTER: tuner.scaling[ADAPTER] * weight}
-        if _is_plain(tuner):
-            _add_plain(tuner, inner._parameters["weight"])
-        else:
-            tuner.merge(safe_merge=False, adapter_names=[ADAPTER])
-        return {name: inner._parameters[name].detach() for name in base}
-    finally:
-        tuner.__dict__.clear()
-        tuner.__dict__.update(before)
-        inner.__dict__.clear()
-        inner.__dict__.update(modules)
-        inner._parameters.clear()
-        inner._parameters.update(own)
+    if inside := [name for name in base if "." in name]:
+        raise UnsupportedUpdateError(f"'{inside[0]}' lies in a module of its own.", None)
+    own = {name: tensor if in_place else tensor.clone() for name, tensor in base.items()}
+    twin = mergeable_twin(tuner, ADAPTER, own, weight)
+    if _is_plain(twin):
+        _add_plain(twin, twin.get_base_layer().weight)
+    else:
+        twin.merge(safe_merge=False, adapter_names=[ADAPTER])
+    merged = twin.get_base_layer()._parameters
+    return {name: merged[name].detach() for name in base}
 
 
 def _is_plain(tuner: Any) -> bool:
     """Tells whether PEFT's merge of a layer is `weight += scaling * B @ A` and nothing else."""
-    own = (type(tuner).merge, getattr(type(tuner), "get_delta_weight", None))  # the switch's layers inherit both
+    own = (type(tuner).merge, getattr(type(tuner), "get_delta_weight", None))
     return (
         own in ((Linear.merge, Linear.get_delta_weight), (Embedding.merge, Embedding.get_delta_weight))
         and ADAPTER not in tuner.lora_variant

@@ -8,7 +8,6 @@ own forward after all (a hook of accelerate's, a graph that was compiled before)
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.switch.switch import Acting, Switch
 from taia_hub.updates.dense.layers import SwitchedTensors, TunedTensor, mixin_for
-from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, fused_class, peft_class, switched_class
+from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, fused_class, switched_class
+from taia_hub.updates.peft.twin import mergeable_twin
 
 _FUSING = threading.RLock()  # one for all, because locks are neither copied nor pickled
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -258,7 +258,7 @@ def _saved(wrapper: Any) -> Iterator[_Fold]:
 
 
 def _merged(layer: Any, weight: Any, found: dict[tuple[int, str], _Fold]) -> Iterator[_Fold]:
-    """Folds a tuner layer: PEFT merges into a copy of the weights, on a copy of the layer that holds them."""
+    """Folds a tuner layer: PEFT merges into a copy of the weights, on a twin of the layer that holds them."""
     base, name = layer.get_base_layer(), layer._taia_adapter
     path = layer._taia_switch.sites[layer._taia_site].path
     wanted = [layer.parameter_name] if isinstance(layer, ParamWrapper) else list(base._parameters)
@@ -267,17 +267,8 @@ def _merged(layer: Any, weight: Any, found: dict[tuple[int, str], _Fold]) -> Ite
         fold, own = found.get((id(base), key)), base._parameters[key]
         now[key] = own if fold is None or own is None else fold.tensor
     _check_tensors(base, now, path)
-    twin = _shallow(layer)
-    twin.__class__ = peft_class(layer)
-    for key, child in twin._modules.items():
-        twin._modules[key] = _shallow(child)  # a merge may exchange what is in it
-    target = _shallow(base)
-    for key, tensor in now.items():
-        if tensor is not None:
-            target._parameters[key] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
-    twin._modules["base_layer"] = target  # straight to it where wrappers are nested
-    if weight != 1:
-        twin.scaling = {**twin.scaling, name: twin.scaling[name] * weight}
+    own = {key: None if tensor is None else tensor.detach().clone() for key, tensor in now.items()}
+    twin = mergeable_twin(layer, name, own, weight)
     try:
         twin.merge(safe_merge=False, adapter_names=[name])
     except TAIAError:
@@ -308,13 +299,6 @@ def _check_tensors(base: nn.Module, tensors: dict[str, Tensor | None], path: str
             "Load the base without quantisation, leave the model unfused, or export the mode as an adapter: "
             "`model.export_adapter(folder, mode)`.",
         )
-
-
-def _shallow(module: Any) -> Any:
-    """Copies a module without its tensors: what is set in the copy stays there."""
-    twin = copy.copy(module)
-    twin.__dict__.update({k: copy.copy(v) for k, v in twin.__dict__.items() if isinstance(v, (dict, list, set))})
-    return twin
 
 
 def _show(fold: _Fold) -> None:
