@@ -106,6 +106,16 @@ class Group:
     shapes: Mapping[str, tuple[int, ...]]
     converter: WeightConverter | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors in the files."""
+        return tuple(stored.name for stored, _ in self.sources)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Patterns of the converter, of each tensor."""
+        return tuple(pattern for _, pattern in self.sources)
+
     def convert(self, model: Any, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Makes the parameters.
 

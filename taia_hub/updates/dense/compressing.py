@@ -155,7 +155,6 @@ def compress(
     *,
     rank: int | Mapping[str, int] | None = None,
     energy: float | Mapping[str, float] | None = None,
-    roles: Mapping[str, str] | None = None,
     base_name: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -172,7 +171,6 @@ def compress(
         rank: Rank, or ranks by role; roles that are not named are left out.
         energy: Share in (0, 1] of the squared Frobenius norm of each difference that the LoRA keeps, or shares by role;
             with `rank` as well, the rank is the upper bound.
-        roles: Module path to role; by default as `taia_hub.roles.sublayers` finds it.
         base_name: Hub id or folder that the adapter names as its base.
         trust_remote_code: Whether the model's own code may run, to learn its structure.
         progress: Called with stage, tensors or modules done, and how many there are.
@@ -196,7 +194,7 @@ def compress(
     if (out / PEFT.config).is_file():
         raise RepositoryError(f"'{out}' holds an adapter already.", "Give a new folder.")
     difference = open_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code, progress=progress)
-    placed = find_sublayers(difference.base.model).roles if roles is None else roles
+    placed = find_sublayers(difference.base.model).roles
     modules = dict(difference.base.model.named_modules())
     plan: list[tuple[str, str]] = []
     left_out: list[LeftOut] = []

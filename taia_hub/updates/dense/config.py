@@ -42,29 +42,6 @@ def read_dense_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def verify_shards(folder: Path) -> None:
-    """Checks every shard against the sha256 in the index.
-
-    Args:
-        folder: Folder of the update.
-
-    Raises:
-        RepositoryError: If a shard is missing or damaged.
-        ConfigError: If the index is malformed.
-    """
-    metadata = hub.read_json(folder / DENSE.weights).get("metadata")
-    digests = metadata.get("sha256") if isinstance(metadata, dict) else None
-    for name in hub.index_shards(folder / DENSE.weights):
-        digest = digests.get(name) if isinstance(digests, dict) else None
-        if not isinstance(digest, str):
-            raise ConfigError(f"'{folder / DENSE.weights}' holds no sha256 of '{name}'.", "Write it again.")
-        if not (folder / name).is_file() or hub.sha256(folder / name) != digest:
-            raise RepositoryError(
-                f"'{folder / name}' is missing or damaged: its sha256 is not that of {DENSE.weights}.",
-                "Download the repository again; `verify=False` skips this check.",
-            )
-
-
 def dense_groups(base: Any, folder: Path, config: Mapping[str, Any]) -> dict[str, Group]:
     """Finds what each tuned parameter is made of, and checks names and shapes.
 

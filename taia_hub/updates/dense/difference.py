@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,6 @@ def write_dense(
     tuned_folder: Path | str,
     out: Path | str,
     *,
-    roles: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
@@ -145,7 +144,6 @@ def write_dense(
         base_folder: The base model: `config.json` and safetensors, single or sharded.
         tuned_folder: The fine-tune, in the same form.
         out: Folder for `dense_config.json`, `dense.safetensors.index.json` and the shards.
-        roles: Module path to role; by default as `taia_hub.roles.sublayers` finds it.
         trust_remote_code: Whether the model's own code may run, to learn its structure.
         shard_bytes: Size that a shard does not pass, unless one tensor is larger.
         progress: Called with stage, tensors or megabytes done, and how many there are.
@@ -169,7 +167,7 @@ def write_dense(
         raise RepositoryError(f"'{out}' holds a full fine-tune already.", "Give a new folder.")
     difference = find_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code, progress=progress)
     placed = find_sublayers(difference.base.model)
-    report = _report(difference, placed.roles if roles is None else roles, placed.unplaced)
+    report = _report(difference, placed.roles, placed.unplaced)
     stored = {one.name: one for group in difference.changed.values() for one, _ in group.sources}
     advance = counted(progress, "writing, in MB", sum(one.size for one in stored.values())) if progress else None
     with hub.written_whole(out) as scratch:
@@ -221,7 +219,7 @@ def find_difference(
             "Check that the fine-tune's own checkpoint was named.",
         )
     aliases = {name: next(iter(group.shapes)) for name, group in changed.items() if name not in group.shapes}
-    return Difference(base, tuned, changed, aliases, resized, _notes(base, tuned, changed, resized))
+    return Difference(base, tuned, changed, aliases, resized, tuple(_notes(base, tuned, changed, resized)))
 
 
 def open_difference(
@@ -259,7 +257,7 @@ def open_difference(
 def _differ(was: Group, now: Group) -> bool:
     if was.shapes.keys() != now.shapes.keys() and len(was.sources) + len(now.sources) > 2:
         return True
-    if [pattern for _, pattern in was.sources] != [pattern for _, pattern in now.sources]:
+    if was.patterns != now.patterns:
         return True  # joined in another way: compared only after a conversion, which takes memory
     return not all(same_values(one, other) for (one, _), (other, _) in zip(was.sources, now.sources, strict=True))
 
@@ -329,54 +327,46 @@ def _diff(one: Mapping[str, Any], other: Mapping[str, Any], known: Iterable[str]
 
 def _notes(
     base: Checkpoint, tuned: Checkpoint, changed: Mapping[str, Group], resized: Mapping[str, tuple[int, int]]
-) -> tuple[str, ...]:
-    notes = []
-    if resized:
-        before, after = next(iter(resized.values()))
-        notes.append(
+) -> Iterator[str]:
+    """Says what to know of the two checkpoints."""
+    for before, after in list(resized.values())[:1]:
+        yield (
             f"The vocabulary has {before} rows in the base model and {after} in the fine-tune: the logits' width "
             "depends on whether the head's update acts, and such tensors take no weight between 0 and 1."
         )
     kinds = [sorted({one.kind for group in it.groups.values() for one, _ in group.sources}) for it in (base, tuned)]
     if kinds[0] != kinds[1]:
-        notes.append(
+        yield (
             f"The base model is in {', '.join(kinds[0])} and the fine-tune in {', '.join(kinds[1])}: tuned tensors are "
             "stored as they are, and take the dtype of the loaded base model when they are used."
         )
-    renamed = [
-        name
-        for name, group in tuned.groups.items()
-        if [one.name for one, _ in group.sources] != [one.name for one, _ in base.groups[name].sources]
-        and name in group.shapes
-        and name in base.groups[name].shapes
-    ]
-    if renamed:
-        notes.append(
+    tied, own = zip(*(_by_tying(one) for one in (base, tuned)), strict=True)
+    if renamed := [name for name in own[1] if name in own[0] and tuned.groups[name].names != base.groups[name].names]:
+        yield (
             f"{len(renamed)} tensors have other names in the fine-tune's files than in the base model's, first "
-            f"'{tuned.groups[renamed[0]].sources[0][0].name}'."
+            f"'{tuned.groups[renamed[0]].names[0]}'."
         )
-    tied = [{name for name, group in it.groups.items() if name not in group.shapes} for it in (base, tuned)]
-    if only := sorted(tied[0] - tied[1]):
-        notes.append(f"'{only[0]}' is tied in the base model and a tensor of its own in the fine-tune.")
-    if only := sorted(tied[1] - tied[0]):
-        notes.append(f"'{only[0]}' is a tensor of its own in the base model and tied in the fine-tune.")
-    joined = [
-        name
-        for name, group in changed.items()
-        if [pattern for _, pattern in group.sources] != [pattern for _, pattern in base.groups[name].sources]
-    ]
-    if joined:
-        notes.append(
+    if only := sorted(set(tied[0]) - set(tied[1])):
+        yield f"'{only[0]}' is tied in the base model and a tensor of its own in the fine-tune."
+    if only := sorted(set(tied[1]) - set(tied[0])):
+        yield f"'{only[0]}' is a tensor of its own in the base model and tied in the fine-tune."
+    if joined := [name for name, group in changed.items() if group.patterns != base.groups[name].patterns]:
+        yield (
             f"{len(joined)} parameters, first '{joined[0]}', are stored in another layout than the base model's and "
             "are kept without a comparison."
         )
     for one, who in ((base, "base model"), (tuned, "fine-tune")):
         if one.unused:
-            notes.append(
+            yield (
                 f"{len(one.unused)} tensors of the {who}, first '{one.unused[0]}', belong to no parameter of "
                 f"{type(one.model).__name__} and are left out, as transformers does."
             )
-    return tuple(notes)
+
+
+def _by_tying(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Returns the names of the parameters that are tied to another, and of those with tensors of their own."""
+    groups = checkpoint.groups.items()
+    return [name for name, it in groups if name not in it.shapes], [name for name, it in groups if name in it.shapes]
 
 
 def _report(difference: Difference, roles: Mapping[str, str], unplaced: tuple[str, ...]) -> DenseReport:

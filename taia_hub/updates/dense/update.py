@@ -16,10 +16,10 @@ from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMisma
 from taia_hub.hub.layout import DENSE, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
-from taia_hub.updates.dense.config import dense_groups, read_dense_config, verify_shards
+from taia_hub.updates.dense.config import dense_groups, read_dense_config
 from taia_hub.updates.dense.difference import DensePart, DenseReport, DenseRole, write_dense
 from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
-from taia_hub.updates.peft.adapter import _ROWS_REGROUPED
+from taia_hub.updates.peft.adapter import ROWS_REGROUPED
 from taia_hub.weights.checkpoint import read_shards
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "DenseUpdate",
     "attach_dense",
     "read_dense_config",
-    "verify_shards",
     "write_dense",
 ]
 
@@ -119,25 +118,14 @@ def attach_dense(
     inference_modules: Any = DEFAULT_SETTING,
     is_trainable: bool = False,
     autocast_adapter_dtype: bool = True,
-    verify: bool = False,
 ) -> tuple[DenseUpdate, Switch]:
     """Puts a full fine-tune beside a base model and makes its modules obey a new switch.
 
     The base's parameters stay what they are and get no gradients any more. The tuned tensors stay on the disk until a
     setting first asks for them; then they are where the base's are, in the same dtype.
 
-    Args:
-        base: The base model, of its own class, changed in place; also one on the meta device, without weights.
-        folder: Folder that `write_dense` wrote.
-        roles: Module path to role.
-        unplaced: Paths whose role could not be told.
-        inference_modules: The setting to begin with.
-        is_trainable: Refused when true.
-        autocast_adapter_dtype: Not asked: tuned tensors have the dtype of the base's.
-        verify: Whether the shards' sha256 are checked, which reads them wholly.
-
-    Returns:
-        The attached update, and its switch.
+    Arguments as of `attach_update`, but that `is_trainable` is refused, and `autocast_adapter_dtype` not asked: tuned
+    tensors have the dtype of the base's.
 
     Raises:
         UpdateMismatchError: If a tensor belongs to no parameter of the base, or has another shape.
@@ -150,11 +138,9 @@ def attach_dense(
         raise UnsupportedUpdateError("A full fine-tune beside its base model cannot be trained on.", _TRAIN)
     config = read_dense_config(folder)
     _check_base(base)
-    if verify:
-        verify_shards(folder)
     groups = dense_groups(base, folder, config)
     files = TunedFiles(groups, base)
-    regrouped = _ROWS_REGROUPED.get(str(config.get("model_type")))
+    regrouped = ROWS_REGROUPED.get(str(config.get("model_type")))
     owners = _owners(base, groups)
     sites, tensors, counted = [], [], set()
     shared: dict[tuple[str, int], TunedTensor] = {}

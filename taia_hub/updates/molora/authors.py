@@ -37,7 +37,6 @@ def convert_authors(
     base: str,
     *,
     base_revision: str | None = None,
-    top_k: int | None = None,
     token: str | bool | None = None,
 ) -> MoLoraDescription:
     """Writes a checkpoint of the authors' MoLoRA code as this package's files.
@@ -49,7 +48,6 @@ def convert_authors(
         out: Folder for `molora_config.json` and `molora_model.safetensors`.
         base: Hub id or folder of the base model that it was trained on.
         base_revision: Commit of the base model.
-        top_k: Experts of each token; by default what `config.json` of the run says, else 2 as in their loader.
         token: Access token for the base model's configuration.
 
     Returns:
@@ -76,7 +74,7 @@ def convert_authors(
     ffn = tuple(dict.fromkeys(path for path, _ in experts))
     settings = MoLoraSettings(
         experts=count,
-        top_k=run.top_k if top_k is None else top_k,
+        top_k=run.top_k,
         rank={"attention": run.rank, "ffn": run.expert_rank},
         alpha={"attention": run.alpha, "ffn": run.expert_alpha},
         dropout=run.dropout,

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 from taia_hub.updates.molora.config import MOLORA_CONFIG, MOLORA_WEIGHTS, MoLoraDescription
-from taia_hub.updates.molora.targets import FITS, few
+from taia_hub.updates.molora.targets import FITS
+from taia_hub.updates.peft.strict import few
 
 
 def write_molora(description: MoLoraDescription, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:

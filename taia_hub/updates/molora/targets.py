@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError, closest
 from taia_hub.updates.molora.config import MOLORA_CONFIG, MoLoraDescription, MoLoraSettings
+from taia_hub.updates.peft.strict import few
 
 FITS = "Check that the update was made for this base model; its file needs the configuration that it was saved with."
 
@@ -100,12 +101,6 @@ def check_modules(base: nn.Module, description: MoLoraDescription) -> None:
             f"{MOLORA_CONFIG} names {len(wrong)} modules that are no plain linear layers here: {few(wrong)}.",
             "Load the base model without GPTQ, AWQ or the like.",
         )
-
-
-def few(names: Sequence[str], count: int = 3) -> str:
-    """Lists the first few names, and how many more there are."""
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(f"'{name}'" for name in names[:count]) + more
 
 
 def _linear(module: nn.Module) -> bool:

@@ -201,17 +201,7 @@ def attach_molora(
 ) -> tuple[MoLoraUpdate, Switch]:
     """Puts a saved mixture on a base model and makes its layers obey a new switch.
 
-    Args:
-        base: The base model, changed in place.
-        folder: Folder with `molora_config.json` and `molora_model.safetensors`.
-        roles: Module path to role, of the base before the injection.
-        unplaced: Paths whose role could not be told.
-        inference_modules: The setting to begin with.
-        is_trainable: Whether the update's parameters get gradients.
-        autocast_adapter_dtype: Whether the update is float32 on a 16-bit base.
-
-    Returns:
-        The attached update, and its switch.
+    Arguments as of `attach_update`.
 
     Raises:
         RepositoryError: If a file is missing, truncated or damaged.

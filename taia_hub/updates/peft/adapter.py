@@ -45,7 +45,7 @@ from taia_hub.weights.checkpoint import read_header
 __all__ = ["ADAPTER", "PREFIX", "PeftUpdate", "attach_switch", "attach_update", "read_config"]
 
 
-_ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
+ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
 # ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
 
 
@@ -242,7 +242,7 @@ def attach_switch(
                 f"The update of '{name}' cannot be switched: {reason}.", "Adapt other modules, or use PEFT alone."
             )
     counted: set[int] = set()
-    regrouped = _ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
+    regrouped = ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
     sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
     switch = Switch(sites, inference_modules, unplaced)
     for index, (_, layer) in enumerate(layers):

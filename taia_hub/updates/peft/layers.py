@@ -33,8 +33,8 @@ from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.roles.sublayers import is_routed
 from taia_hub.switch.switch import RowWeights, Switch, Weight
 from taia_hub.updates.molora.layers import MoLoraLinear
-from taia_hub.updates.peft.direct import DirectBase, DirectLinear
 from taia_hub.updates.peft.lora import add_update, add_update_in_graph, with_update_in_graph
+from taia_hub.updates.peft.shortcut import ShortBase, ShortLinear
 
 _INSIDE = ("base_layer", "token_adapter", "original_module")
 # ^ what tuner layers and PEFT's wrappers call the module inside
@@ -74,7 +74,7 @@ class SwitchedLayer(Rebuildable):
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class SwitchedLinear(DirectLinear, SwitchedLayer):
+class SwitchedLinear(ShortLinear, SwitchedLayer):
     """A plain LoRA layer on Linear or Conv1D: weights between 0 and 1, rows, one compiled graph."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -182,7 +182,7 @@ class SwitchedExperts(SwitchedLayer):
         return cast(Tensor, layer.add_update(y, x, name, weight, in_place))
 
 
-class FusedLayer(DirectBase, SwitchedLayer):
+class FusedLayer(ShortBase, SwitchedLayer):
     """A tuner layer of a fused model: the module inside holds the update, or does without it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -113,7 +113,7 @@ def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[
     if changed := [key for key in carried if not _equal(own[key][1], originals.get(own[key][0]))]:
         raise UnsupportedUpdateError(
             f"The adapter's file carries {len(changed)} of the base model's own tensors with other values, "
-            f"{_few(changed)}, which would replace the base's and could not be switched off.",
+            f"{few(changed)}, which would replace the base's and could not be switched off.",
             "Save it again with `save_embedding_layers=False`, or list these modules in `modules_to_save`.",
         )
     keys, copies = keys.difference(carried), {own[key][0] for key in carried}
@@ -128,9 +128,9 @@ def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[
     problems = []
     if missing:
         missing = [name.replace(f".{ADAPTER}", "") for name in missing]  # as the file would name them
-        problems.append(f"{_count(missing)} missing: {_few(missing)}")
+        problems.append(f"{_count(missing)} missing: {few(missing)}")
     if unexpected:
-        problems.append(f"{_count(unexpected)} of no adapted module: {_few(unexpected)}")
+        problems.append(f"{_count(unexpected)} of no adapted module: {few(unexpected)}")
     raise UpdateMismatchError(
         f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
         "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
@@ -163,7 +163,7 @@ def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Paramet
     ]
     if changed:
         raise UnsupportedUpdateError(
-            f"Loading the adapter changes {len(changed)} of the base model's own parameters, {_few(changed)}, so the "
+            f"Loading the adapter changes {len(changed)} of the base model's own parameters, {few(changed)}, so the "
             "base model could not be had back at run time.",
             "Load it with `PeftModel.from_pretrained`; TAIA needs an update that stands beside the base's weights.",
         )
@@ -198,7 +198,8 @@ def _count(names: Sequence[str]) -> str:
     return "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
 
 
-def _few(names: Iterable[str], count: int = 3) -> str:
+def few(names: Iterable[str], count: int = 3) -> str:
+    """Lists the first few names, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(f"'{name}'" for name in names[:count]) + more

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.updates.dense.update import verify_shards, write_dense
+from taia_hub.updates.dense.update import write_dense
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.checkpoint import open_checkpoint, read_header
 from taia_hub.weights.shards import same_values
@@ -77,7 +77,6 @@ def test_only_what_differs_is_stored_exactly(pair, tmp_path):
         "dense.safetensors.index.json",
         "dense_config.json",
     ]
-    verify_shards(tmp_path / "dense")
 
 
 def test_shards_keep_to_their_size_and_are_hashed(pair, tmp_path):
@@ -91,12 +90,6 @@ def test_shards_keep_to_their_size_and_are_hashed(pair, tmp_path):
         assert index["metadata"]["sha256"][name] == hub.sha256(tmp_path / "dense" / name)
     tuned = load_file(pair[1] / "model.safetensors")
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in stored(tmp_path / "dense").items())
-    damaged = tmp_path / "dense" / report.shards[1]
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
-    with pytest.raises(RepositoryError, match=r"damaged: its sha256"):
-        verify_shards(tmp_path / "dense")
 
 
 def test_a_sharded_checkpoint_equals_a_single_file(pair, tmp_path):

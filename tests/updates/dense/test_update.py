@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from taia_hub import TAIAForCausalLM
 from taia_hub.errors import (
     ConfigError,
     RepositoryError,
@@ -452,15 +453,20 @@ def test_an_attach_that_fails_changes_nothing(dense, pico):
     assert model.lm_head.weight.requires_grad
 
 
+def test_a_flipped_bit_of_a_shard_is_refused_by_the_manifest(dense, pico, tmp_path):
+    TAIAForCausalLM.from_adapter(pico.base("llama"), dense.update("llama")).save_pretrained(tmp_path)
+    assert TAIAForCausalLM.from_pretrained(tmp_path)
+    shard = next(tmp_path.glob("dense/dense-00002-*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(RepositoryError, match="damaged: its sha256"):
+        TAIAForCausalLM.from_pretrained(tmp_path)
+
+
 def test_damaged_files_are_refused(dense, copied):
     shard = next(copied.glob("dense-00002-*"))
     content = shard.read_bytes()
-    flipped = bytearray(content)
-    flipped[-1] ^= 1
-    shard.write_bytes(flipped)
-    dense.attach("llama", copied)
-    with pytest.raises(RepositoryError, match="damaged: its sha256"):
-        dense.attach("llama", copied, verify=True)
     shard.write_bytes(content[:-1])
     with pytest.raises(RepositoryError, match="truncated"):
         dense.attach("llama", copied)

@@ -1,10 +1,11 @@
-"""The direct way through a linear layer with an update: eager inference in which nobody looks on.
+"""The short way through a linear layer with an update: products with the weights, no call of the modules inside.
 
-While a token is generated, the weights stream through the processor's caches, so that between two layers every Python
-object has to come from memory again. What a layer costs beyond its products is therefore the number of objects that
-its call touches. The usual way touches those of three or four modules; the direct way keeps the few that it needs.
-They are modules and the dictionaries of their attributes, which are read at every call: whoever exchanges a weight, a
-scale or a module, hooks one, or lets accelerate or `torch.compile` have it, is obeyed, most of them by the usual way.
+It is taken in eager inference in which nobody looks on. While a token is generated, the weights stream through the
+processor's caches, so that between two layers every Python object has to come from memory again. What a layer costs
+beyond its products is therefore the number of objects that its call touches. The usual way touches those of three or
+four modules; the short way keeps the few that it needs. They are modules and the dictionaries of their attributes,
+which are read at every call: whoever exchanges a weight, a scale or a module, hooks one, or lets accelerate or
+`torch.compile` have it, is obeyed, most of them by the usual way.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from taia_hub.common.rebuildable import Rebuildable
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.peft.lora import add_update
 
-_DIRECT, _TOKEN = "_taia_direct", "_taia_token"
+_SHORTCUT, _TOKEN = "_taia_shortcut", "_taia_token"
 _CALL, _LINEAR = nn.Module.__call__, nn.Linear.forward
 
 
@@ -69,36 +70,36 @@ class Lora(NamedTuple):
     b: Factor
 
 
-class DirectCall(Rebuildable):
-    """A tuner layer that keeps what its direct way needs, until any attribute of it is set."""
+class Shortcut(Rebuildable):
+    """A tuner layer that keeps what its short way needs, until any attribute of it is set."""
 
     def _find(self) -> tuple[Any, ...] | None:
-        """Collects what the direct way needs; None where the layer's state asks for the usual one."""
+        """Collects what the short way needs; None where the layer's state asks for the usual one."""
         raise NotImplementedError
 
     def _parts(self) -> tuple[Any, ...] | None:
-        """Returns what the direct way needs, as of the last attribute that was set, in whatever thread."""
+        """Returns what the short way needs, as of the last attribute that was set, in whatever thread."""
         state = self.__dict__
         token = state.get(_TOKEN)
-        kept: tuple[Any, ...] | None = state.get(_DIRECT)
+        kept: tuple[Any, ...] | None = state.get(_SHORTCUT)
         if kept is None or kept[0] is not token:
             found = self._find()
             if found is None:
                 return None
-            kept = state[_DIRECT] = (token, *found)
+            kept = state[_SHORTCUT] = (token, *found)
         return kept
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        self.__dict__[_DIRECT] = None
+        self.__dict__[_SHORTCUT] = None
         self.__dict__[_TOKEN] = object()  # last, so that what another thread finds meanwhile is not kept
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
-        return {**state, _DIRECT: None, _TOKEN: None}
+        return {**state, _SHORTCUT: None, _TOKEN: None}
 
 
-class DirectBase(DirectCall):
+class ShortBase(Shortcut):
     """A tuner layer that adds nothing: the linear layer inside runs alone."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +115,7 @@ class DirectBase(DirectCall):
         return None if inside is None else (inside,)
 
 
-class DirectLinear(DirectCall):
+class ShortLinear(Shortcut):
     """A plain LoRA layer on a linear layer: under the setting in force its factors act, or are left alone."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The direct way through adapted linear layers: taken in plain inference, left wherever somebody changed something."""
+"""The short way through adapted linear layers: taken in plain inference, left wherever somebody changed something."""
 
 import copy
 import functools
@@ -12,8 +12,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune
 
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.updates.peft.direct import DirectBase, DirectLinear
 from taia_hub.updates.peft.layers import SwitchedLinear
+from taia_hub.updates.peft.shortcut import ShortBase, ShortLinear
 
 DEFAULT = "default"
 
@@ -26,7 +26,7 @@ def layer(pico):
     found = model.model.layers[0].self_attn.q_proj
     with torch.no_grad():
         found(inputs())
-    assert found.__dict__["_taia_direct"] is not None
+    assert found.__dict__["_taia_shortcut"] is not None
     return found
 
 
@@ -233,7 +233,7 @@ def test_whatever_changes_in_a_layer_is_obeyed_at_once(layer, change, setting):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_the_direct_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monkeypatch, dtype):
+def test_the_short_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monkeypatch, dtype):
     model, ids = pico.taia("llama", dtype=dtype), pico.ids(4)
     assert model.model.layers[0].self_attn.q_proj.lora_A[DEFAULT].weight.dtype == torch.float32
     modes = ["none", "attention", "ffn", "all"]
@@ -257,14 +257,14 @@ def test_the_direct_way_is_taken_where_nothing_is_out_of_the_ordinary(pico, monk
 
 
 @torch.no_grad()
-def test_a_fused_layer_goes_the_direct_way_until_it_is_hooked(pico):
+def test_a_fused_layer_goes_the_short_way_until_it_is_hooked(pico):
     model, ids = pico.taia("llama"), pico.ids()
     expected = model(input_ids=ids, inference_modules="none").logits
     with model.fused("none"):
         layer, calls = model.model.layers[0].mlp.up_proj, []
         assert torch.equal(model(input_ids=ids).logits, expected)
-        assert isinstance(layer, DirectBase)
-        assert layer.__dict__["_taia_direct"] is not None
+        assert isinstance(layer, ShortBase)
+        assert layer.__dict__["_taia_shortcut"] is not None
         handle = layer.base_layer.register_forward_hook(lambda *_: calls.append(1))
         own = layer.register_forward_hook(lambda *_: calls.append(2))
         assert torch.equal(model(input_ids=ids).logits, expected)
@@ -298,10 +298,10 @@ def test_a_merged_layer_is_refused(layer):
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 @torch.no_grad()
 def test_a_copy_has_parts_of_its_own(layer, way):
-    assert layer.__dict__["_taia_direct"] is not None
+    assert layer.__dict__["_taia_shortcut"] is not None
     twin = way(layer)
-    assert isinstance(twin, DirectLinear)
-    assert twin.__dict__["_taia_direct"] is None
+    assert isinstance(twin, ShortLinear)
+    assert twin.__dict__["_taia_shortcut"] is None
     before = layer(inputs())
     assert torch.equal(twin(inputs()), before)
     a_weight(twin)
