@@ -169,30 +169,6 @@ def write(figure: Any, folder: Path, name: str, alt: str) -> Figure:
     return Figure(name, png, svg, alt)
 
 
-def contrast(one: str, other: str) -> float:
-    """Gives the contrast of two colours after WCAG 2.1: 1 for equal ones, 21 for black and white.
-
-    Args:
-        one: Colour as `#rrggbb`.
-        other: The other.
-
-    Returns:
-        The ratio.
-
-    Example:
-        >>> contrast("#000000", "#ffffff")
-        21.0
-    """
-    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
 def _columns(labels: Sequence[str]) -> int:
     longest = min(_LABEL, max(map(len, labels), default=0))
     return max(1, min(len(labels), _LINE // (longest + 6)))
-
-
-def _luminance(color: str) -> float:
-    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

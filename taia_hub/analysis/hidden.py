@@ -23,81 +23,6 @@ _BASE = "none"
 _GRID = 256
 
 
-def hidden_state_similarity(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    modes: Sequence[Any] = ALL_MODES,
-    *,
-    batch_size: int = 8,
-    max_tokens: int = 512,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """Measures how near the hidden states of each mode are to the base model's, token by token.
-
-    The similarity is the cosine of the two states of a token at a layer (the paper's density of hidden-state
-    similarities, arXiv 2405.20192). Mode `none` is the base model: its similarity is exactly 1.
-
-    Args:
-        model: A TAIA language model.
-        tokenizer: Its tokenizer.
-        texts: T texts.
-        modes: Settings to measure.
-        batch_size: Texts in a forward pass; they are padded on the right, and padding is left out of the result.
-        max_tokens: Tokens of a text that are kept.
-        progress: Called with how far it is.
-
-    Returns:
-        Label of a mode to its (L + 1, N) float64 similarities: row 0 of the embeddings, row k after the k-th layer,
-        one column a token of all texts one after the other.
-
-    Raises:
-        ConfigError: If there is no text, one has no tokens, the model is no TAIA model, or its states are no numbers.
-        SettingError: If a mode cannot act on this model; no forward pass was run.
-
-    Example:
-        ```python
-        found = hidden_state_similarity(model, tokenizer, ["The sky is blue."], ["attention", "all"])
-        found["attention"][-1].mean()
-        ```
-    """
-    return _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)[0]
-
-
-def residual_rank(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    modes: Sequence[Any] = ALL_MODES,
-    *,
-    batch_size: int = 8,
-    max_tokens: int = 512,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """Measures by layer how far the tokens of a text are from all being alike: ||res(X)||_{1,inf} / ||X||_{1,inf}.
-
-    Near 0 all tokens have the same state (rank collapse: Dong et al. 2021, arXiv 2103.03404; by layer and mode in
-    arXiv 2405.20192).
-
-    Args:
-        model: A TAIA language model.
-        tokenizer: Its tokenizer.
-        texts: T texts.
-        modes: Settings to measure.
-        batch_size: As in `hidden_state_similarity`.
-        max_tokens: As there.
-        progress: As there.
-
-    Returns:
-        Label of a mode to its (L + 1, T) float64 values: row 0 of the embeddings, row k after the k-th layer.
-
-    Raises:
-        ConfigError: As there.
-        SettingError: As there.
-    """
-    return _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)[1]
-
-
 def examine_texts(
     model: Any,
     tokenizer: Any,
@@ -108,25 +33,13 @@ def examine_texts(
     max_tokens: int = 512,
     progress: Progress | None = None,
 ) -> HiddenStates:
-    """Takes both measures in the same forward passes, and keeps what tables and figures show.
+    """Measures the hidden states of texts, and keeps what tables and figures show: means by layer, and densities.
 
-    Args:
-        model: A TAIA language model.
-        tokenizer: Its tokenizer.
-        texts: T texts.
-        modes: Settings to measure.
-        batch_size: As in `hidden_state_similarity`.
-        max_tokens: As there.
-        progress: As there.
-
-    Returns:
-        Means by layer, and densities.
-
-    Raises:
-        ConfigError: As there.
-        SettingError: As there.
+    Arguments and errors as of `measure_states`.
     """
-    similarity, ranks = _measured(model, tokenizer, texts, modes, batch_size, max_tokens, progress)
+    similarity, ranks = measure_states(
+        model, tokenizer, texts, modes, batch_size=batch_size, max_tokens=max_tokens, progress=progress
+    )
     # the lowest percent is left out of the picture: one stray token would press everything else into a line
     lowest = min(float(np.quantile(values[1:], 0.01)) for values in similarity.values())
     grid = np.linspace(max(-1.0, lowest - 0.05 * (1 - lowest)) if lowest < 1 else 0.99, 1, _GRID)
@@ -144,16 +57,46 @@ def examine_texts(
 
 
 @torch.no_grad()
-def _measured(
+def measure_states(
     model: Any,
     tokenizer: Any,
     texts: Sequence[str],
-    modes: Sequence[Any],
-    batch_size: int,
-    max_tokens: int,
-    progress: Progress | None,
+    modes: Sequence[Any] = ALL_MODES,
+    *,
+    batch_size: int = 8,
+    max_tokens: int = 512,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns similarities and residual ranks by label."""
+    """Measures what each mode does to the hidden states, in one forward pass of each.
+
+    The similarity is the cosine of a token's state to the base model's at the same layer (the paper's density of
+    hidden-state similarities, arXiv 2405.20192); that of mode `none` is exactly 1. The residual rank says how far the
+    tokens of a text are from all being alike, ||res(X)||_{1,inf} / ||X||_{1,inf}: near 0 all have the same state (rank
+    collapse: Dong et al. 2021, arXiv 2103.03404; by layer and mode in arXiv 2405.20192).
+
+    Args:
+        model: A TAIA language model.
+        tokenizer: Its tokenizer.
+        texts: T texts.
+        modes: Settings to measure.
+        batch_size: Texts in a forward pass; they are padded on the right, and padding is left out of the result.
+        max_tokens: Tokens of a text that are kept.
+        progress: Called with how far it is.
+
+    Returns:
+        Label of a mode to its (L + 1, N) float64 similarities, one column a token of all texts one after the other,
+        and to its (L + 1, T) float64 residual ranks. Row 0 is of the embeddings, row k of the k-th layer's output.
+
+    Raises:
+        ConfigError: If there is no text, one has no tokens, the model is no TAIA model, or its states are no numbers.
+        SettingError: If a mode cannot act on this model; no forward pass was run.
+
+    Example:
+        ```python
+        similarity, ranks = measure_states(model, tokenizer, ["The sky is blue."], ["attention", "all"])
+        similarity["attention"][-1].mean()
+        ```
+    """
     if not hasattr(model, "using"):
         raise ConfigError(
             f"A {type(model).__name__} has no modes to compare.", "Load it with `TAIAForCausalLM.from_pretrained`."

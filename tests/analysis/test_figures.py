@@ -22,7 +22,7 @@ from taia_hub.analysis import (
     draw_update_norms,
 )
 from taia_hub.analysis import figures as figures_module
-from taia_hub.analysis._style import BACKGROUND, PALETTE, TEXT, contrast, looks
+from taia_hub.analysis._style import BACKGROUND, PALETTE, TEXT, looks
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
 from taia_hub.results import DatasetSource, ModelIdentity, ModeScores, Results, TaskResults, summarise
 
@@ -85,6 +85,18 @@ def axes(monkeypatch):
 
     monkeypatch.setattr(figures_module, "write", watched)
     return drawn
+
+
+def contrast(one, other):
+    """The contrast of two colours after WCAG 2.1: 1 for equal ones, 21 for black and white."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color):
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("color", PALETTE)

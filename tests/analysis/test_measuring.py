@@ -25,9 +25,8 @@ from taia_hub.analysis import (
     Subject,
     analyze_update,
     examine_texts,
-    hidden_state_similarity,
     load_analysis,
-    residual_rank,
+    measure_states,
 )
 from taia_hub.analysis import hidden as hidden_module
 from taia_hub.analysis.density import density
@@ -289,6 +288,14 @@ def test_norms_of_a_weight(shape):
     assert frobenius == pytest.approx(weight.norm().item(), rel=1e-5)
     assert spectral == pytest.approx(torch.linalg.matrix_norm(weight, 2).item(), rel=1e-4)
     assert norms(torch.zeros(shape)) == (0, 0)
+
+
+def hidden_state_similarity(*args, **options):
+    return measure_states(*args, **options)[0]
+
+
+def residual_rank(*args, **options):
+    return measure_states(*args, **options)[1]
 
 
 # --- The base's weights --------------------------------------------------------------------------------------------
