@@ -66,14 +66,7 @@ class Look:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """Gives every label a look of its own; modes and roles have the same one in every figure.
-
-    Args:
-        labels: Labels of modes or roles.
-
-    Returns:
-        Label to its look.
-    """
+    """Gives every label of a mode or role a look of its own; the same one has the same look in every figure."""
     found = {label: Look(*_FIXED[label]) for label in labels if label in _FIXED}
     taken = {look.color for look in found.values()}
     colors = sorted(PALETTE, key=lambda color: color in taken)  # what no other label has comes first
@@ -131,12 +124,7 @@ def canvas(rows: Sequence[float], labels: Sequence[str], columns: int = 1) -> It
 
 
 def legend(figure: Any, axis: Any) -> None:
-    """Puts the labels of an axis above the figure, where they cannot hide a number.
-
-    Args:
-        figure: The figure.
-        axis: The axis that has them.
-    """
+    """Puts the labels of an axis above the figure, where they cannot hide a number."""
     handles, labels = axis.get_legend_handles_labels()
     shown = [label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…" for label in labels]
     figure.legend(handles, shown, loc="outside upper left", ncols=_columns(shown), fontsize=9)

@@ -111,16 +111,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def matching_results(name: str, revision: str | None, subject: Subject, token: str | bool | None) -> Results | None:
-    """Finds the results file of a repository, if they are of the adapter that was examined.
-
-    Args:
-        name: Hub id or folder.
-        revision: Its revision.
-        subject: The model that was examined.
-        token: Access token.
-
-    Returns:
-        The results, or None where there are none, or those of another adapter.
+    """Reads the results file of a repository; None where there is none, or one of another adapter than `subject`.
 
     Raises:
         TAIAError: If the repository cannot be reached or the file is damaged.

@@ -21,15 +21,7 @@ _TASKS_IN_ALT = 6
 
 
 def draw_figures(folder: Path, analysis: Analysis | None = None, summary: Summary | None = None) -> tuple[Figure, ...]:
-    """Draws every figure that there are numbers for.
-
-    Args:
-        folder: Where they go.
-        analysis: The analysis.
-        summary: The summary of the results.
-
-    Returns:
-        The figures, in the order in which a card shows them.
+    """Draws every figure that there are numbers for, in the order in which a card shows them.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -47,13 +39,6 @@ def draw_figures(folder: Path, analysis: Analysis | None = None, summary: Summar
 
 def draw_update_norms(update: UpdateAnalysis, folder: Path) -> Figure:
     """Draws the Frobenius norm of the update by layer and role, relative to the base where that was measured.
-
-    Args:
-        update: Norms and ranks.
-        folder: Where the figure goes.
-
-    Returns:
-        The figure.
 
     Raises:
         ConfigError: If no module with norms lies in a layer.
@@ -88,12 +73,7 @@ def draw_update_norms(update: UpdateAnalysis, folder: Path) -> Figure:
 def draw_scores(summary: Summary, folder: Path) -> Figure:
     """Draws the score of every mode in every task, with its standard error.
 
-    Args:
-        summary: The summary of the results.
-        folder: Where the figure goes.
-
-    Returns:
-        The figure. Shares between 0 and 1 stand on one axis, every other score on one of its own.
+    Shares between 0 and 1 stand on one axis, every other score on one of its own.
 
     Raises:
         ConfigError: If the summary has no rows.
@@ -124,16 +104,7 @@ def draw_scores(summary: Summary, folder: Path) -> Figure:
 def draw_similarity(hidden: HiddenStates, folder: Path) -> Figure:
     """Draws the density of the cosine similarity between a mode's hidden states and the base model's.
 
-    Args:
-        hidden: What the hidden states say.
-        folder: Where the figure goes.
-
-    Returns:
-        The figure: the last layer, and all layers together. Mode `none` is a line at 1.
-
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
-        RepositoryError: If the folder cannot be written.
+    One panel is of the last layer, one of all layers together. Mode `none` is a line at 1. Errors as of `draw_figures`.
     """
     panels = (("last layer", hidden.last_density), ("all layers", hidden.pooled_density))
     styles = looks(list(hidden.similarity))
@@ -157,19 +128,7 @@ def draw_similarity(hidden: HiddenStates, folder: Path) -> Figure:
 
 
 def draw_residual_rank(hidden: HiddenStates, folder: Path) -> Figure:
-    """Draws the residual rank by layer for each mode.
-
-    Args:
-        hidden: What the hidden states say.
-        folder: Where the figure goes.
-
-    Returns:
-        The figure.
-
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
-        RepositoryError: If the folder cannot be written.
-    """
+    """Draws the residual rank by layer for each mode. Errors as of `draw_figures`."""
     curves: Mapping[str, Curve] = hidden.residual_rank
     with canvas([3.2], list(curves)) as (figure, axes):
         (axis,) = axes[0]

@@ -11,14 +11,7 @@ _RELATIVE = ["F / base", "2 / base"]
 
 
 def to_text(analysis: Analysis) -> str:
-    """Lays an analysis out for a terminal: the update by role and by layer, then hidden states by mode.
-
-    Args:
-        analysis: The analysis.
-
-    Returns:
-        Text, without a newline at its end.
-    """
+    """Lays an analysis out for a terminal: the update by role and by layer, then hidden states by mode."""
     subject = analysis.subject
     at = f" @ {subject.base_revision[:8]}" if subject.base_revision else ""
     head = f"{analysis.update.method} of {subject.name} on {subject.base_model}{at}"

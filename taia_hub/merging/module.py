@@ -122,9 +122,6 @@ def merged_weights(
 def check_mergeable(update: OfflineUpdate) -> None:
     """Refuses methods that cannot be merged one module at a time.
 
-    Args:
-        update: The update.
-
     Raises:
         UnsupportedUpdateError: If it is of such a method.
     """

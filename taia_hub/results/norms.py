@@ -108,14 +108,7 @@ class UpdateAnalysis:
 
 
 def summarise_modules(modules: Sequence[ModuleUpdate]) -> UpdatePart:
-    """Puts the updates of several modules together.
-
-    Args:
-        modules: The modules; those without norms count by number and parameters only.
-
-    Returns:
-        Their part of the update.
-    """
+    """Puts the updates of several modules together; those without norms count by number and parameters only."""
     counted = len(modules), sum(module.parameters for module in modules)
     known = [module for module in modules if module.frobenius is not None]
     if not known:

@@ -67,35 +67,15 @@ _READ: Mapping[UpdateKind, Callable[[Path], Any]] = {
 
 
 def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> tuple[Update, Switch]:
-    """Puts an update on a base model and makes the model obey a new switch.
+    """Puts an update on a base model, which is changed in place, and makes the model obey a new switch.
 
-    Args:
-        base: The base model, changed in place.
-        folder: Folder of the update.
-        kind: Its kind.
-        **options: Keywords of `taia_hub.updates.peft.adapter.attach_update`.
-
-    Returns:
-        The attached update, and its switch.
-
-    Raises:
-        UpdateMismatchError: If the update does not fit the base.
-        UnsupportedUpdateError: If the update cannot be switched, or not be trained when that is asked for.
-        ConfigError: If its configuration is malformed.
-        SettingError: If the setting cannot act on this update.
+    Options and errors as of `taia_hub.updates.peft.adapter.attach_update`.
     """
     return _ATTACH[kind](base, folder, **options)
 
 
 def read_update_config(folder: Path, kind: UpdateKind) -> Any:
-    """Reads and checks the configuration of an update.
-
-    Args:
-        folder: Folder of the update.
-        kind: Its kind.
-
-    Returns:
-        The configuration, of a class that the kind has.
+    """Reads and checks the configuration of an update, which is of a class that the kind has.
 
     Raises:
         ConfigError: If it is missing or malformed.
@@ -104,24 +84,10 @@ def read_update_config(folder: Path, kind: UpdateKind) -> Any:
 
 
 def base_of(config: Any) -> tuple[str | None, str | None]:
-    """Says which base model an update's configuration names; that of a full fine-tune names none.
-
-    Args:
-        config: What `read_update_config` returned.
-
-    Returns:
-        Name and revision of the base model, each None where nothing is said.
-    """
+    """Returns name and revision of the base model that an update's configuration names; each may be None."""
     return getattr(config, "base_model_name_or_path", None), getattr(config, "revision", None)
 
 
 def find_kind(folder: Path) -> UpdateKind:
-    """Tells the kind of an update by the configuration in its folder.
-
-    Args:
-        folder: Folder of an update.
-
-    Returns:
-        The kind; that of PEFT's adapters where nothing says otherwise.
-    """
+    """Tells the kind of an update by the configuration in its folder: PEFT's where nothing says otherwise."""
     return next((kind for kind in (MOLORA, DENSE) if (folder / kind.config).is_file()), PEFT)

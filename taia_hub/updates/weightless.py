@@ -84,15 +84,9 @@ def attach_offline(
 
 
 def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
-    """Injects a LoRA without its weights.
+    """Injects a LoRA without its weights into a base model on the meta device, which is changed in place.
 
-    Args:
-        model: The base model on the meta device, changed in place.
-        config: PEFT's configuration of the adapter.
-        folder: Its folder.
-
-    Returns:
-        The update; None where PEFT cannot, which the strict load says in our words.
+    Returns None where PEFT cannot, which the strict load says in our words.
     """
     try:
         return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
@@ -101,15 +95,7 @@ def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
 
 
 def listed(model: nn.Module, sites: Sequence[Site]) -> tuple[Entry, ...]:
-    """Lists the adapted modules of a model with a switch.
-
-    Args:
-        model: The model inside PEFT's wrapper.
-        sites: The switch's sites.
-
-    Returns:
-        Name in the model, site and layer of each.
-    """
+    """Lists the adapted modules of a model inside PEFT's wrapper: name in it, site of its switch, and layer."""
     return tuple(
         (name, sites[layer._taia_site], layer)
         for name, layer in model.named_modules()

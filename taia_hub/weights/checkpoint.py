@@ -33,14 +33,7 @@ _NAMES = {dtype: name for name, dtype in {**DTYPES, **_OTHERS}.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns safetensors' name of a dtype.
-
-    Args:
-        dtype: A dtype that `StoredTensor.dtype` gives.
-
-    Returns:
-        Its name, as in `"BF16"`.
-    """
+    """Returns safetensors' name of a dtype that `StoredTensor.dtype` gives, as in `"BF16"`."""
     return _NAMES[dtype]
 
 
@@ -117,15 +110,7 @@ class Group:
         return tuple(pattern for _, pattern in self.sources)
 
     def convert(self, model: Any, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Makes the parameters.
-
-        Args:
-            model: The model, which some conversions ask for sizes.
-            tensors: The tensors of `sources`, in their order.
-
-        Returns:
-            Name of each parameter to its tensor.
-        """
+        """Makes the parameters, by name; some conversions ask the model for sizes. `tensors` are those of `sources`."""
         if self.converter is None:
             return dict(zip(self.shapes, tensors, strict=True))
         return _convert(self.converter, next(iter(self.shapes)), self.sources, tensors, model)
@@ -201,14 +186,7 @@ def open_checkpoint(folder: Path, *, what: str, trust_remote_code: bool = False)
 
 
 def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
-    """Reads which tensors a whole model's files hold.
-
-    Args:
-        folder: The model's folder.
-        what: What messages call it.
-
-    Returns:
-        Name to place of each tensor.
+    """Returns name to place of each tensor that a whole model's files hold; messages call the model `what`.
 
     Raises:
         RepositoryError: If a file is missing, pickled, truncated or damaged.
@@ -233,14 +211,7 @@ def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
 
 
 def read_shards(folder: Path, index: str) -> dict[str, StoredTensor]:
-    """Reads the headers of all shards that an index names.
-
-    Args:
-        folder: Folder of index and shards.
-        index: Name of the index.
-
-    Returns:
-        Name to place of each tensor.
+    """Returns name to place of each tensor of all shards that an index names.
 
     Raises:
         RepositoryError: If a shard is missing, truncated, or lacks a tensor that the index names.
@@ -261,13 +232,7 @@ def read_shards(folder: Path, index: str) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Reads which tensors a safetensors file holds, and checks that it is whole.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Name to place of each tensor.
+    """Returns name to place of each tensor that a safetensors file holds, and checks that the file is whole.
 
     Raises:
         RepositoryError: If it is truncated or no safetensors file.
@@ -344,15 +309,7 @@ def group_tensors(
 
 
 def damaged(path: Path, error: Exception) -> RepositoryError:
-    """Says that a weights file cannot be read.
-
-    Args:
-        path: The file.
-        error: What its reader raised.
-
-    Returns:
-        The error to raise from `error`.
-    """
+    """Says that a weights file cannot be read; raise it from `error`."""
     return RepositoryError(
         f"'{path}' is missing, truncated or no safetensors file: {error}.", "Download or save it again."
     )

@@ -62,17 +62,10 @@ class OutgoingTensor:
 
 
 def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Tells whether two tensors hold the same numbers, bit for bit.
+    """Tells whether two tensors hold the same numbers, bit for bit, and have the same shape.
 
     Tensors of different dtypes are compared in the dtype that holds the numbers of both: a bfloat16 tensor equals its
     exact float32 copy, and a float32 tensor does not equal what it was rounded to.
-
-    Args:
-        one: A tensor in a file.
-        other: Another one.
-
-    Returns:
-        False also where the shapes differ.
 
     Raises:
         RepositoryError: If a file cannot be read.
@@ -149,26 +142,14 @@ def _write(path: Path, tensors: Sequence[StoredTensor], advance: Callable[[int],
 
 
 def outgoing(stored: StoredTensor) -> OutgoingTensor:
-    """Makes of a stored tensor one that is to be written as it is, in small pieces.
-
-    Args:
-        stored: The tensor.
-
-    Returns:
-        The same for `write_file`.
-    """
+    """Makes of a stored tensor one that is to be written as it is, in small pieces."""
     return OutgoingTensor(stored.name, stored.dtype, stored.shape, lambda: _pieces(stored, _PIECE))
 
 
 def converted(stored: StoredTensor, dtype: torch.dtype) -> OutgoingTensor:
     """Makes of a stored tensor one that is to be written in another dtype, in small pieces.
 
-    Args:
-        stored: The tensor.
-        dtype: The dtype to write.
-
-    Returns:
-        The same for `write_file`; its pieces raise ConfigError where the dtype cannot hold a value.
+    Its pieces raise ConfigError where the dtype cannot hold a value.
     """
 
     def pieces() -> Iterator[Tensor]:
@@ -179,18 +160,10 @@ def converted(stored: StoredTensor, dtype: torch.dtype) -> OutgoingTensor:
 
 
 def sliced(tensor: Tensor, dtype: torch.dtype, name: str) -> Iterator[Tensor]:
-    """Gives the bytes of a tensor in memory in small pieces.
-
-    Args:
-        tensor: The tensor, of any shape.
-        dtype: The dtype to write.
-        name: Its name, for messages.
-
-    Yields:
-        uint8 tensors of at most 256 KiB before they are converted.
+    """Yields the bytes of a tensor in memory as uint8 pieces, each of at most 256 KiB before it becomes `dtype`.
 
     Raises:
-        ConfigError: If the dtype cannot hold a value.
+        ConfigError: If the dtype cannot hold a value; it calls the tensor `name`.
     """
     if tensor.numel():
         for piece in tensor.contiguous().reshape(-1).split(_PIECE // tensor.itemsize):
@@ -210,12 +183,6 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def read_whole(stored: StoredTensor) -> Tensor:
     """Reads a tensor into memory of its own; no page of the file counts as this process's memory.
-
-    Args:
-        stored: The tensor.
-
-    Returns:
-        The tensor, on the CPU.
 
     Raises:
         RepositoryError: If the file is gone or truncated.

@@ -15,13 +15,7 @@ VERSION = 1
 
 
 def read_dense_config(folder: Path) -> dict[str, Any]:
-    """Reads the configuration of a full fine-tune.
-
-    Args:
-        folder: Folder with `dense_config.json`.
-
-    Returns:
-        Its contents.
+    """Reads `dense_config.json` of a full fine-tune.
 
     Raises:
         ConfigError: If it is malformed, or of a later version.
@@ -43,15 +37,12 @@ def read_dense_config(folder: Path) -> dict[str, Any]:
 
 
 def dense_groups(base: Any, folder: Path, config: Mapping[str, Any]) -> dict[str, Group]:
-    """Finds what each tuned parameter is made of, and checks names and shapes.
+    """Finds what each tuned parameter is made of, by its name, and checks names and shapes.
 
     Args:
         base: The base model, of its own class, on any device.
         folder: Folder of the update.
         config: Contents of its `dense_config.json`.
-
-    Returns:
-        Name of each tuned parameter to its tensors.
 
     Raises:
         UpdateMismatchError: If a tensor belongs to no parameter of the base, or has another shape.

@@ -185,14 +185,7 @@ def find_difference(
 ) -> Difference:
     """Finds which parameters full fine-tuning changed; tensors are read in pieces, and only until they differ.
 
-    Args:
-        base_folder: The base model.
-        tuned_folder: The fine-tune.
-        trust_remote_code: Whether the model's own code may run.
-        progress: Called with stage, tensors compared and tensors in all.
-
-    Returns:
-        The difference.
+    Arguments as of `write_dense`.
 
     Raises:
         RepositoryError: If files are missing, pickled or damaged.
@@ -231,17 +224,7 @@ def open_difference(
 ) -> Difference:
     """As `find_difference`, where the second folder may also be one that `write_dense` wrote.
 
-    Args:
-        base_folder: The base model.
-        tuned_folder: The fine-tune, or a dense update of this base.
-        trust_remote_code: Whether the model's own code may run.
-        progress: Called with stage, tensors compared and tensors in all.
-
-    Returns:
-        The difference; of a dense update, only the changed tensors are in `Difference.tuned`.
-
-    Raises:
-        TAIAError: As `find_difference`.
+    Of such a one, only the changed tensors are in `Difference.tuned`.
     """
     folder = Path(tuned_folder)
     if not (folder / DENSE.config).is_file():

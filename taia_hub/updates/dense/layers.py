@@ -212,14 +212,7 @@ class SwitchedRows(SwitchedTensors):
 
 
 def mixin_for(module: nn.Module) -> type[SwitchedTensors]:
-    """Chooses how a module obeys the switch.
-
-    Args:
-        module: A module that owns tuned tensors, of its own class.
-
-    Returns:
-        `SwitchedRows` where rows can be told apart in the module, else `SwitchedTensors`.
-    """
+    """Chooses how a module that owns tuned tensors obeys the switch: by rows where they can be told apart in it."""
     takes = len(inspect.signature(type(module).forward).parameters) - 1
     if type(module) in _ROWWISE or (takes == 1 and type(module).__name__.endswith(("RMSNorm", "LayerNorm"))):
         return SwitchedRows
@@ -236,12 +229,7 @@ def same_rows(module: nn.Module, path: str) -> str | None:
 
 
 def refusal(module: nn.Module, names: Mapping[str, Any]) -> str | None:
-    """Says why a module cannot show other tensors than its own; None when it can.
-
-    Args:
-        module: A module that owns tuned tensors.
-        names: Their attribute names.
-    """
+    """Says why a module cannot show other tensors than its own, by attribute names; None when it can."""
     if isinstance(module, nn.RNNBase):
         return "it keeps its weights in a list for the fused kernel, which no attribute is asked for"
     if isinstance(module, torch.jit.ScriptModule):

@@ -73,11 +73,7 @@ class DenseUpdate:
         return {name: stored.read() for name, stored in read_shards(self.source, DENSE.weights).items()}
 
     def save(self, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Copies the update's files; their bytes stay.
-
-        Args:
-            folder: Where they go; made if need be.
-            state_dict: Not asked: the tuned tensors cannot have changed.
+        """Copies the update's files; `state_dict` is not asked, because the tuned tensors cannot have changed.
 
         Raises:
             RepositoryError: If a file is gone, or there is no space.

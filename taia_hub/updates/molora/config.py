@@ -117,13 +117,7 @@ class MoLoraDescription:
 
 
 def read_molora_config(folder: Path) -> MoLoraDescription:
-    """Reads `molora_config.json`; an unknown or damaged value is an error.
-
-    Args:
-        folder: Folder of the update.
-
-    Returns:
-        What it says.
+    """Reads `molora_config.json` in the folder of an update; an unknown or damaged value is an error.
 
     Raises:
         RepositoryError: If there is no such file.

@@ -17,26 +17,14 @@ from taia_hub.updates.peft.strict import few
 
 
 def write_molora(description: MoLoraDescription, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Writes the two files of a mixture.
-
-    Args:
-        description: What the configuration shall say.
-        tensors: Tensors by the names that they have in the file.
-        folder: The folder, made if need be.
-    """
+    """Writes the two files of a mixture; `tensors` by their names in the file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / MOLORA_WEIGHTS, save(plain, metadata={"format": "pt"}))
     description.write(folder)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads `molora_model.safetensors`.
-
-    Args:
-        folder: Folder of the update.
-
-    Returns:
-        Tensors by the names that they have in the file.
+    """Reads `molora_model.safetensors` in the folder of an update.
 
     Raises:
         RepositoryError: If the file is missing, truncated or damaged.
@@ -54,10 +42,6 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def check_tensors(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
     """Checks that a file holds the tensors of an attached mixture and no others.
-
-    Args:
-        expected: Tensors of the attached mixture by their names in the file.
-        tensors: Tensors of the file.
 
     Raises:
         UpdateMismatchError: If tensors are missing, left over, of another shape or no numbers.

@@ -19,15 +19,7 @@ _ROUTED_EXPERT = re.compile(r"(?:^|\.)experts?\.")
 
 
 def default_targets(model: nn.Module, roles: Mapping[str, str], settings: MoLoraSettings) -> list[str]:
-    """Lists the linears of attention and all dense FFN linears: no routed experts, no gates.
-
-    Args:
-        model: The base model.
-        roles: Module path to role.
-        settings: How the mixture is built.
-
-    Returns:
-        Module paths, at least one of FFN.
+    """Lists the linears of attention and all dense FFN linears by path: no routed experts, no gates.
 
     Raises:
         UnsupportedUpdateError: If the model has no dense FFN linear.
@@ -50,15 +42,7 @@ def default_targets(model: nn.Module, roles: Mapping[str, str], settings: MoLora
 
 
 def checked_targets(model: nn.Module, roles: Mapping[str, str], targets: Sequence[str]) -> list[str]:
-    """Checks the linears that a user names.
-
-    Args:
-        model: The base model.
-        roles: Module path to role.
-        targets: Module paths.
-
-    Returns:
-        The paths, each once.
+    """Checks the linears that a user names, and returns their paths, each once.
 
     Raises:
         ConfigError: If one is no linear of attention or FFN.
@@ -81,10 +65,6 @@ def checked_targets(model: nn.Module, roles: Mapping[str, str], targets: Sequenc
 
 def check_modules(base: nn.Module, description: MoLoraDescription) -> None:
     """Checks that a base model has the linears that a saved mixture adapts.
-
-    Args:
-        base: The base model.
-        description: The mixture's configuration.
 
     Raises:
         UpdateMismatchError: If a module is missing.

@@ -217,16 +217,9 @@ def attach_update(
 def attach_switch(
     model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str] = ()
 ) -> Switch:
-    """Makes the adapted layers of a model obey a new switch.
+    """Makes the adapted layers of a model inside PEFT's wrapper obey a new switch; their classes are swapped.
 
-    Args:
-        model: The model inside PEFT's wrapper; its layers' classes are swapped for subclasses.
-        roles: Module path to role, of the base before the injection.
-        inference_modules: The setting to begin with.
-        unplaced: Paths whose role could not be told.
-
-    Returns:
-        The switch.
+    `roles`, `unplaced` and `inference_modules` as of `attach_update`.
 
     Raises:
         SettingError: If the setting cannot act on these layers; no layer was changed.

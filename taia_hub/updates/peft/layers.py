@@ -204,15 +204,7 @@ def fused_class(layer: nn.Module) -> type:
 
 
 def switched_class(layer: nn.Module, adapter: str) -> type:
-    """Chooses the subclass that makes a tuner layer obey the switch.
-
-    Args:
-        layer: A tuner layer or auxiliary wrapper of PEFT, or one that obeys a switch already.
-        adapter: Name of the adapter.
-
-    Returns:
-        A subclass of the layer's own class.
-    """
+    """Returns the subclass of a tuner layer's or auxiliary wrapper's own class that makes it obey the switch."""
     return subclass(_mixin(layer, adapter), peft_class(layer))
 
 

@@ -145,14 +145,7 @@ def is_state_space(model: nn.Module) -> bool:
 
 
 def saved_along(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Lists the tensors of a base model of which PEFT saves copies in an adapter that adapts them: embeddings and head.
-
-    Args:
-        model: The base model.
-
-    Returns:
-        Name of each in PEFT's file to its shape.
-    """
+    """Returns name to shape of the base's tensors that PEFT saves copies of where it adapts them: embeddings, head."""
     kept = {id(one) for name in ("input", "output") if (one := getattr(model, f"get_{name}_embeddings")()) is not None}
     return {
         f"{PREFIX}{path}.{name}": tuple(tensor.shape)
@@ -165,15 +158,9 @@ def saved_along(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def update_shapes(
     path: Path, expected: Collection[str], carried: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes in an adapter's file, without the copies of adapted embeddings that PEFT saves along.
+    """Returns name to shape of an adapter file's tensors, without copies of adapted embeddings saved along.
 
-    Args:
-        path: The file.
-        expected: Names of the tensors that PEFT expects.
-        carried: What `saved_along` lists.
-
-    Returns:
-        Name of a tensor of the update to its shape.
+    `expected` are the names that PEFT expects, `carried` is what `saved_along` lists.
     """
     return {
         key: shape

@@ -29,13 +29,7 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Reads an adapter's configuration and refuses what cannot be switched.
-
-    Args:
-        folder: Folder with `adapter_config.json`.
-
-    Returns:
-        The configuration.
+    """Reads `adapter_config.json` in a folder, and refuses what cannot be switched.
 
     Raises:
         ConfigError: If the file is no adapter configuration.
@@ -170,16 +164,7 @@ def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Paramet
 
 
 def mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMismatchError:
-    """Says in our words why PEFT could not put an adapter on a base model.
-
-    Args:
-        error: What PEFT raised.
-        config: The adapter's configuration.
-        base: The base model.
-
-    Returns:
-        The error to raise from `error`.
-    """
+    """Says in our words why PEFT could not put an adapter on a base model; raise it from `error`."""
     base_name = getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
     made_for = config.base_model_name_or_path
     hint = f"The adapter was made for '{made_for}' and the base is '{base_name}'; check that they belong together."
