@@ -19,7 +19,7 @@ from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
-from taia_hub.updates.weightless import Attached, Entry, attach_offline
+from taia_hub.updates.weightless import Attached, Entry, attach_weightless
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 from taia_hub.weights.skeleton import skeleton
 
@@ -151,7 +151,7 @@ def open_files(
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    return OfflineUpdate(files, attach_offline(make, files.folder, files.kind, files.settings, lean=lean))
+    return OfflineUpdate(files, attach_weightless(make, files.folder, files.kind, files.settings, lean=lean))
 
 
 def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:

@@ -43,7 +43,7 @@ class Attached:
     streamed: bool
 
 
-def attach_offline(
+def attach_weightless(
     make: Callable[[], PreTrainedModel], folder: Path, kind: UpdateKind, settings: Any, *, lean: bool = False
 ) -> Attached:
     """Attaches an update to a model without weights, and checks that they fit together.
