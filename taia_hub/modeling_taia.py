@@ -59,7 +59,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         Returns:
             The same model object, of a subclass of its base model's class.
         """
-        from taia_hub.updates.peft.adapter import PeftUpdate
+        from taia_hub.updates.peft.update import PeftUpdate
 
         model: Any = loaded.model
         mixin = TAIAForCausalLM if cls._taia_head else TAIAModel

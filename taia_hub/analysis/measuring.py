@@ -18,8 +18,8 @@ from taia_hub.hub.layout import PEFT, UpdateKind
 from taia_hub.repository.update_files import UpdateFiles, find_update
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 from taia_hub.switch.switch import Site
-from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 from taia_hub.updates.peft.methods import ADDITIVE
+from taia_hub.updates.peft.update import ADAPTER, PREFIX
 from taia_hub.updates.weightless import attach_weightless
 from taia_hub.weights.base_weights import open_base
 from taia_hub.weights.checkpoint import StoredTensor, read_header

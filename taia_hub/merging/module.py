@@ -18,10 +18,10 @@ from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.repository.opening import OfflineUpdate
 from taia_hub.updates.molora.layers import MoLoraLinear
-from taia_hub.updates.peft.adapter import ADAPTER
 from taia_hub.updates.peft.methods import MERGEABLE
 from taia_hub.updates.peft.plain_lora import LoraPair
 from taia_hub.updates.peft.twin import mergeable_twin
+from taia_hub.updates.peft.update import ADAPTER
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import DTYPES, damaged
 

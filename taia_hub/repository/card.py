@@ -31,7 +31,7 @@ from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.roles import ROLES
 from taia_hub.updates.molora.update import read_molora_config
 from taia_hub.updates.parts import AdaptedPart, lora_parts
-from taia_hub.updates.peft.adapter import read_config
+from taia_hub.updates.peft.update import read_config
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from taia_hub.repository.reading import base_name, read_taia_config
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
-from taia_hub.updates.peft.adapter import PREFIX
+from taia_hub.updates.peft.update import PREFIX
 from taia_hub.weights.base_weights import header_on_hub
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton

@@ -32,7 +32,7 @@ from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_
 from taia_hub.updates.dense.compressing import Compress, CompressionReport, compression_limits
 from taia_hub.updates.dense.compressing import compress as compress_difference
 from taia_hub.updates.dense.update import DEFAULT_SETTING, DenseReport, write_dense
-from taia_hub.updates.peft.adapter import read_config
+from taia_hub.updates.peft.update import read_config
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from taia_hub.hub.layout import UpdateKind
 from taia_hub.repository.update_files import UpdateFiles, find_update
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update
-from taia_hub.updates.peft.adapter import ADAPTER, PREFIX
 from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
+from taia_hub.updates.peft.update import ADAPTER, PREFIX
 from taia_hub.updates.weightless import Attached, Entry, attach_weightless
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 from taia_hub.weights.skeleton import skeleton

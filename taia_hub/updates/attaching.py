@@ -13,7 +13,7 @@ from taia_hub.hub.layout import DENSE, MOLORA, PEFT, UpdateKind
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.dense.update import attach_dense, read_dense_config
 from taia_hub.updates.molora.update import attach_molora, read_molora_config
-from taia_hub.updates.peft.adapter import attach_update, read_config
+from taia_hub.updates.peft.update import attach_update, read_config
 
 
 class Update(Protocol):
@@ -69,7 +69,7 @@ _READ: Mapping[UpdateKind, Callable[[Path], Any]] = {
 def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> tuple[Update, Switch]:
     """Puts an update on a base model, which is changed in place, and makes the model obey a new switch.
 
-    Options and errors as of `taia_hub.updates.peft.adapter.attach_update`.
+    Options and errors as of `taia_hub.updates.peft.update.attach_update`.
     """
     return _ATTACH[kind](base, folder, **options)
 

@@ -17,8 +17,8 @@ from taia_hub.hub.layout import PEFT, UpdateKind
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
-from taia_hub.updates.peft.adapter import PREFIX, PeftUpdate, attach_switch
 from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, tensor_shapes, update_shapes
+from taia_hub.updates.peft.update import PREFIX, PeftUpdate, attach_switch
 
 Entry = tuple[str, Site, Any]
 """Name of an adapted module in the injected model, its site, and its layer."""

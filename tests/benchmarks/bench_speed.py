@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import taia_hub
 from taia_hub.roles.sublayers import find_sublayers
-from taia_hub.updates.peft.adapter import attach_switch
+from taia_hub.updates.peft.update import attach_switch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import PARTS, SIZES, Clock, Row, adapter, base_folder, narrowed, share, table, too_large

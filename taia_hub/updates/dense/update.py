@@ -19,7 +19,7 @@ from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.dense.config import dense_groups, read_dense_config
 from taia_hub.updates.dense.difference import DensePart, DenseReport, DenseRole, write_dense
 from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
-from taia_hub.updates.peft.adapter import ROWS_REGROUPED
+from taia_hub.updates.peft.update import ROWS_REGROUPED
 from taia_hub.weights.checkpoint import read_shards
 
 __all__ = [
