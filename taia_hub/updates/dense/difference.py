@@ -323,15 +323,18 @@ def _notes(
             f"The base model is in {', '.join(kinds[0])} and the fine-tune in {', '.join(kinds[1])}: tuned tensors are "
             "stored as they are, and take the dtype of the loaded base model when they are used."
         )
-    tied, own = zip(*(_by_tying(one) for one in (base, tuned)), strict=True)
-    if renamed := [name for name in own[1] if name in own[0] and tuned.groups[name].names != base.groups[name].names]:
+    tied = [{name for name, group in it.groups.items() if name not in group.shapes} for it in (base, tuned)]
+    own = tuned.groups.keys() - tied[0] - tied[1]
+    if renamed := [
+        name for name in tuned.groups if name in own and tuned.groups[name].names != base.groups[name].names
+    ]:
         yield (
             f"{len(renamed)} tensors have other names in the fine-tune's files than in the base model's, first "
             f"'{tuned.groups[renamed[0]].names[0]}'."
         )
-    if only := sorted(set(tied[0]) - set(tied[1])):
+    if only := sorted(tied[0] - tied[1]):
         yield f"'{only[0]}' is tied in the base model and a tensor of its own in the fine-tune."
-    if only := sorted(set(tied[1]) - set(tied[0])):
+    if only := sorted(tied[1] - tied[0]):
         yield f"'{only[0]}' is a tensor of its own in the base model and tied in the fine-tune."
     if joined := [name for name, group in changed.items() if group.patterns != base.groups[name].patterns]:
         yield (
@@ -344,12 +347,6 @@ def _notes(
                 f"{len(one.unused)} tensors of the {who}, first '{one.unused[0]}', belong to no parameter of "
                 f"{type(one.model).__name__} and are left out, as transformers does."
             )
-
-
-def _by_tying(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Returns the names of the parameters that are tied to another, and of those with tensors of their own."""
-    groups = checkpoint.groups.items()
-    return [name for name, it in groups if name not in it.shapes], [name for name, it in groups if name in it.shapes]
 
 
 def _report(difference: Difference, roles: Mapping[str, str], unplaced: tuple[str, ...]) -> DenseReport:
