@@ -1,7 +1,7 @@
 """The demo: fine-tune a small model on one domain, publish it to a Hub on this disk, load it and compare its modes.
 
-`samples.py` is the shipped data, `base.py` the base model, `training.py` the adapter, `evaluation.py` the losses,
-`report.py` what is shown, `stages.py` the demo itself and `runner.py` the process that it runs in.
+A folder comes in; a `DemoReport` goes out. It trains as `taia train` does, publishes to a loopback Hub of its own, and
+may import every room below this one: `stages.py` is the demo, `runner.py` the process that it runs in.
 """
 
 from taia_hub.demo.report import DemoReport

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from taia_hub.common.progress import Progress
-from taia_hub.demo.encoding import IGNORED_LABEL, answer_batch, encode_item
 from taia_hub.demo.samples import Item
 from taia_hub.results.statistics import Interval, resample
+from taia_hub.training.encoding import IGNORED_LABEL, Encoded, Encoder
 
 MODES = ("none", "attention", "ffn", "all")
 COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention", "all"))
@@ -49,51 +49,35 @@ class DomainLosses:
 
 
 def answer_losses(
-    model: Any, tokenizer: Any, items: Sequence[Item], *, batch_size: int = 8, progress: Progress | None = None
+    model: Any, tokenizer: Any, items: Sequence[Item], *, progress: Progress | None = None
 ) -> list[ItemLoss]:
-    """Measures a model, in its present mode, on the answers of some items.
+    """Measures a causal model, in its present mode, on the answers of some items, one loss an item in their order.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer, with a chat template and an end-of-sequence token.
-        items: Questions and reference answers.
-        batch_size: Items a forward pass; items of about equal length go together.
-        progress: Called after each batch with the number of items done.
-
-    Returns:
-        One loss an item, in the order of `items`.
+    lm-evaluation-harness scores the log likelihood of whole answers without the mark that ends them and without their
+    number of tokens, so nats a token over the very labels that training sees are measured here.
 
     Raises:
-        ValueError: The tokenizer has no chat template.
-
-    Example:
-        >>> with model.using("none"):  # doctest: +SKIP
-        ...     losses = answer_losses(model, tokenizer, load_items("maths_heldout"))
+        ConfigError: The tokenizer has neither a chat template nor an end-of-sequence token.
     """
-    encoded = [encode_item(tokenizer, item) for item in items]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    losses: dict[int, ItemLoss] = {}
+    encoder, losses = Encoder(tokenizer), list[ItemLoss]()
     model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = answer_batch([encoded[row] for row in rows], tokenizer.eos_token_id)
-        nats = _nats(model, batch)
-        losses |= {row: ItemLoss(nats[i].item(), len(encoded[row].answer)) for i, row in enumerate(rows)}
+    for item in items:
+        turns = [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
+        losses.append(_loss(model, encoder.encode(turns)))
         if progress:
             progress("evaluation", len(losses), len(items))
-    return [losses[row] for row in range(len(items))]
+    return losses
 
 
-def _nats(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Returns the summed negative log likelihood of each row's answer: (B,), from logits of (B, K, V)."""
-    labels = batch.pop("labels")
-    with torch.inference_mode():
-        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float().cpu()
-        nats = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none"
-        )
-    return nats.sum(-1)
+@torch.inference_mode()
+def _loss(model: Any, encoded: Encoded) -> ItemLoss:
+    labels = torch.tensor(encoded.labels[1:])
+    seen = (labels != IGNORED_LABEL).nonzero().flatten()
+    kept = len(labels) - int(seen[0])  # no logits of the prompt: with a large vocabulary they take the most time
+    ids = torch.tensor([encoded.input_ids], device=model.device)
+    logits = model(input_ids=ids, logits_to_keep=kept + 1, use_cache=False).logits[0, :-1].float().cpu()
+    nats = torch.nn.functional.cross_entropy(logits, labels[-kept:], ignore_index=IGNORED_LABEL, reduction="sum")
+    return ItemLoss(nats.item(), len(seen))
 
 
 def mode_table(
@@ -117,7 +101,7 @@ def mode_table(
         One entry a domain, in the order of `domains`.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or a domain has no items.
+        ValueError: A domain has no items.
 
     Example:
         >>> mode_table(model, tokenizer, {"maths": load_items("maths_heldout")})  # doctest: +SKIP

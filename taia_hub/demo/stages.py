@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,19 +10,22 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub import TAIAForCausalLM, hub
+from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Mark
 from taia_hub.compare import compare
 from taia_hub.demo.base import MARKER, smollm2_base
 from taia_hub.demo.evaluation import MODES, mode_table
 from taia_hub.demo.report import DemoReport
-from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, load_items
-from taia_hub.demo.training import train_adapter
+from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, TRAINING_SAMPLE, load_items, sample_path
+from taia_hub.repository import publishing
+from taia_hub.training import TrainingRecipe, train
 
 BASE_ID = "demo/SmolLM2-135M-Instruct"
 MODEL_ID = "demo/smollm2-135m-medical-taia"
 PROMPT = "A shop sells pens at 3 dollars each. How much do 4 pens cost?"
 ANSWER_TOKENS = 80
+BATCH_SIZE = 8
 
 Log = Callable[[str], None]
 
@@ -60,9 +64,9 @@ def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, pro
     with stage("base", f"Unpacking SmolLM2-135M-Instruct and publishing it as {BASE_ID}"):
         publish_base(smollm2_base(folder))
     with stage("training", f"Training a LoRA on all linear layers, on medical answers, {steps} steps"):
-        adapter = train_adapter(BASE_ID, folder / "adapter", steps=steps, seed=seed, progress=progress)
+        trained = train_model(BASE_ID, folder, steps=steps, seed=seed, progress=progress)
     with stage("publishing", f"Publishing {MODEL_ID} and loading it again"):
-        TAIAForCausalLM.from_adapter(BASE_ID, adapter, inference_modules="attention").push_to_hub(MODEL_ID)
+        publishing.push_folder(trained, MODEL_ID)
         model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
         tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
     with stage("evaluation", f"Measuring {len(MODES)} modes in {len(DOMAINS)} domains"):
@@ -72,6 +76,50 @@ def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, pro
         found = compare(model, tokenizer, PROMPT, MODES, measures=False, max_new_tokens=ANSWER_TOKENS, do_sample=False)
     said = {answer.mode: answer.text.strip() for answer in found.answers}
     return DemoReport(folder, MODEL_ID, steps, TRAINED_DOMAIN, table, PROMPT, said, seconds)
+
+
+def train_model(base: str, folder: Path, *, steps: int, seed: int, progress: Progress | None = None) -> Path:
+    """Trains a LoRA on all linear layers on the shipped medical answers, as `taia train` does.
+
+    A finished training of these very inputs is used again, and one that was stopped goes on.
+
+    Args:
+        base: Hub id or folder of the base model.
+        folder: The demo's folder; the TAIA repository goes into its subfolder `model`.
+        steps: Optimizer steps of 8 items each.
+        seed: Of the initial weights and of the order of the items.
+        progress: Called after each step, among others.
+
+    Returns:
+        The folder of the TAIA repository.
+
+    Raises:
+        TAIAError: As `taia_hub.train`.
+    """
+    data = sample_path(TRAINING_SAMPLE)
+    recipe = TrainingRecipe(
+        base=base,
+        data=(str(data),),
+        rank=16,
+        alpha=32,
+        dropout=0.0,  # no item is seen twice, and on a CPU its random masks take a quarter of the time
+        learning_rate=2e-3,
+        warmup_ratio=0.0,
+        epochs=steps * BATCH_SIZE / len(load_items(TRAINING_SAMPLE)),
+        max_steps=steps,
+        batch_size=BATCH_SIZE,
+        micro_batch_size=2,  # on a CPU shorter padding saves more than larger products do
+        dtype="float32",  # bfloat16 is slower on CPUs without units for it, and the numbers would differ
+        seed=seed,
+    )
+    found = hub.resolve_base(base, None, hub.HubAccess())
+    made_from = {"base": found.revision or base, "data": hub.sha256(data), "recipe": recipe.to_mapping()}
+    mark = Mark(folder / "training.json", made_from)
+    if not mark.fits():
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        mark.write()
+    train(recipe, out=folder / "model", progress=progress)
+    return folder / "model"
 
 
 def publish_base(folder: Path) -> None:

@@ -53,6 +53,7 @@ def create_repository(
     link: bool = False,
     convert_pickle: bool = False,
     private: bool | None = None,
+    commit_message: str | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
@@ -74,6 +75,7 @@ def create_repository(
         convert_pickle: Whether pickled weights, of PEFT or of the authors' MoLoRA code, are converted to safetensors
             first; nothing in the pickle is run.
         private: Whether a new repository is private.
+        commit_message: First line of the commit.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         skeleton: The base model on the meta device, where it was built already; it is used up.
@@ -97,7 +99,7 @@ def create_repository(
         loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
-        commit = hub.Commit(private=private, token=token)
+        commit = hub.Commit(commit_message, private=private, token=token)
         return _finish(loaded, out, push, commit, None, extra_files)
 
 
@@ -112,6 +114,7 @@ def create_from_finetuned(
     finetuned_revision: str | None = None,
     compress: Compress = None,
     private: bool | None = None,
+    commit_message: str | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
@@ -131,6 +134,7 @@ def create_from_finetuned(
         finetuned_revision: Revision of the fine-tune.
         compress: As for `TAIAForCausalLM.from_finetuned`.
         private: Whether a new repository is private.
+        commit_message: First line of the commit.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         skeleton: As of `create_repository`.
@@ -156,7 +160,7 @@ def create_from_finetuned(
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
-        commit = hub.Commit(private=private, token=token)
+        commit = hub.Commit(commit_message, private=private, token=token)
         made = _finish(loaded, out, push, commit, other.folder, extra_files)
         return dataclasses.replace(made, report=report)
 
@@ -173,10 +177,10 @@ def _finish(
     config, token = loaded.config, commit.token
 
     def beside(folder: Path) -> None:
-        if push is None or tuned is not None:
-            publishing.save_tokenizer(config, folder, token, source=tuned)
         if extra_files is not None:
             extra_files(folder)
+        if (push is None or tuned is not None) and not (folder / "tokenizer_config.json").is_file():
+            publishing.save_tokenizer(config, folder, token, source=tuned)
 
     if out is None:
         done = publishing.push(loaded, str(push), commit, extra_files=beside)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from taia_hub import hub
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError
-from taia_hub.training import modelling, record
+from taia_hub.training import record
 from taia_hub.training.planning import Plan, make_plan, process_rank
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import Selection, select, trained_parameters
@@ -29,7 +30,7 @@ class Job:
         base: The resolved base model.
         data: The items, a `PreparedData`.
         tokenizer: The base model's tokenizer.
-        config: The base model's configuration.
+        skeleton: The base model on the meta device, which the repository is made with at the end.
         selection: What is trained.
         parameters: Parameters of the base model.
         fingerprint: Hash of what the weights depend on.
@@ -40,11 +41,21 @@ class Job:
     base: hub.Source
     data: Any
     tokenizer: Any
-    config: Any
+    skeleton: Any = field(repr=False)
     selection: Selection
     parameters: int
     fingerprint: str
     token: str | bool | None = field(repr=False)
+
+    @property
+    def commit_message(self) -> str:
+        """First line of the commit that publishes what is trained."""
+        return f"Train {self.recipe.name or self.recipe.method} on {self.recipe.base}"
+
+    @property
+    def config(self) -> Any:
+        """The base model's configuration."""
+        return self.skeleton.config
 
     @property
     def max_length(self) -> int:
@@ -119,16 +130,7 @@ class Fitted:
 
 
 def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Progress | None, push: str | None) -> Job:
-    """Checks trackers, base, data, tokenizer and selection, in this order; no weights are loaded.
-
-    Args:
-        recipe: The recipe.
-        token: Access token.
-        progress: Called with stage, steps done and steps in all.
-        push: Hub id that the result is published to, or None.
-
-    Returns:
-        What was found out.
+    """Checks trackers, base, data, structure, tokenizer and selection, in this order; no weights are loaded.
 
     Raises:
         TAIAError: If something is missing or wrong.
@@ -145,16 +147,34 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
             "Push the base first and give its Hub id, or train with --out alone.",
         )
     data = prepare_data(recipe, token=token, progress=progress if process_rank() == 0 else None)
-    tokenizer = modelling.load_tokenizer(base, recipe, token)
     model = skeleton(base, hub.HubAccess(token=token), recipe.trust_remote_code)
+    tokenizer = load_tokenizer(base, recipe, model.config, token)
     return Job(
         recipe=recipe,
         base=base,
         data=data,
         tokenizer=tokenizer,
-        config=model.config,
+        skeleton=model,
         selection=select(model, recipe),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         fingerprint=fingerprint(recipe, base, data.datasets),
         token=token,
     )
+
+
+def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, config: Any, token: str | bool | None) -> Any:
+    """Loads the base model's tokenizer; a RepositoryError says so where it has none."""
+    try:
+        with hub.hub_errors(base.name, what="base model", revision=base.revision):
+            return AutoTokenizer.from_pretrained(
+                base.name,
+                config=config,
+                revision=base.revision,
+                token=token,
+                trust_remote_code=recipe.trust_remote_code,
+            )
+    except (ValueError, RepositoryError) as error:
+        raise RepositoryError(
+            f"The tokenizer of the base model '{base.name}' cannot be loaded: {' '.join(str(error).split())[:300]}",
+            "Save one into the base model's folder or repository: tokenizer.save_pretrained(...).",
+        ) from error

@@ -2,74 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from taia_hub import hub
-from taia_hub.errors import RepositoryError, UnsupportedUpdateError
+from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.training.job import Fitted, Job
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.selection import Selection, check_trainable, freeze_others, lora_arguments
+from taia_hub.training.selection import check_trainable, freeze_others, lora_arguments
 from taia_hub.weights.checkpoint import DTYPES, read_header
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, token: str | bool | None) -> Any:
-    """Loads the base model's tokenizer.
-
-    Args:
-        base: The resolved base model.
-        recipe: The recipe.
-        token: Access token.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        RepositoryError: If the base has none.
-    """
-    try:
-        with hub.hub_errors(base.name, what="base model", revision=base.revision):
-            return AutoTokenizer.from_pretrained(
-                base.name, revision=base.revision, token=token, trust_remote_code=recipe.trust_remote_code
-            )
-    except (ValueError, RepositoryError) as error:
-        raise RepositoryError(
-            f"The tokenizer of the base model '{base.name}' cannot be loaded: {' '.join(str(error).split())[:300]}",
-            "Save one into the base model's folder or repository: tokenizer.save_pretrained(...).",
-        ) from error
-
-
-def build_model(
-    base: hub.Source,
-    recipe: TrainingRecipe,
-    plan: Plan,
-    selection: Selection,
-    token: str | bool | None,
-    *,
-    uniform_dtype: bool = False,
-) -> Any:
+def build_model(job: Job, plan: Plan, *, uniform_dtype: bool = False) -> Any:
     """Loads the base model and makes trainable what the recipe trains; the same seed gives the same weights.
 
-    LoRA pairs are float32 on a base in the dtype of the plan. Full fine-tuning keeps all weights in float32 and
-    computes in the dtype of the plan.
-
-    Args:
-        base: The resolved base model.
-        recipe: The recipe.
-        plan: How it is run.
-        selection: What is trained.
-        token: Access token.
-        uniform_dtype: Whether LoRA pairs have the base's dtype, as sharding needs it.
+    LoRA pairs are float32 on a base in the dtype of the plan, or have its dtype with `uniform_dtype`, as sharding needs
+    it. Full fine-tuning keeps all weights in float32 and computes in the dtype of the plan.
 
     Returns:
         A `PeftModel`, or the base model itself in full fine-tuning.
@@ -77,14 +37,16 @@ def build_model(
     Raises:
         RepositoryError: If the base cannot be loaded.
     """
+    base, recipe, selection = job.base, job.recipe, job.selection
     set_seed(recipe.seed)
     dtype = torch.float32 if recipe.method == "full" else _DTYPES[plan.dtype]
     with hub.hub_errors(base.name, what="base model", revision=base.revision):
         model: Any = AutoModelForCausalLM.from_pretrained(
             base.name,
+            config=copy.deepcopy(job.config),
             revision=base.revision,
             dtype=dtype,
-            token=token,
+            token=job.token,
             trust_remote_code=recipe.trust_remote_code,
         )
     if recipe.method == "full":
@@ -112,31 +74,21 @@ def build_model(
             # PEFT looks for the names of adapted parameters among the modules; it applies their ranks all the same.
             warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
             model = get_peft_model(model, config, autocast_adapter_dtype=not uniform_dtype)
+        # Else PEFT reads the base's configuration again for every checkpoint: no embedding is resized here.
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
     check_trainable(model)
     return model
 
 
 def needs_uniform_dtype(arguments: Any) -> bool:
-    """Tells whether the parameters of a model must have one dtype, because they are sharded in flat pieces.
-
-    Args:
-        arguments: The trainer's arguments.
-    """
+    """Tells whether the parameters of a model must have one dtype, because they are sharded in flat pieces."""
     zero = getattr(arguments, "deepspeed_plugin", None)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
     return sharded or (zero is not None and zero.zero_stage == 3)
 
 
 def check_sharding(recipe: TrainingRecipe, *, sharded: bool) -> None:
-    """Refuses what cannot be gathered again.
-
-    Args:
-        recipe: The recipe.
-        sharded: Whether the model is shared among the processes.
-
-    Raises:
-        UnsupportedUpdateError: If MoLoRA shall be sharded.
-    """
+    """Refuses what cannot be gathered again: MoLoRA on a model that is shared among the processes."""
     if sharded and recipe.method == "molora":
         raise UnsupportedUpdateError(
             "MoLoRA cannot be trained on a model that is sharded (FSDP, DeepSpeed ZeRO-3).",
@@ -144,34 +96,19 @@ def check_sharding(recipe: TrainingRecipe, *, sharded: bool) -> None:
         )
 
 
-def save_update(
-    model: Any,
-    recipe: TrainingRecipe,
-    base: hub.Source,
-    folder: Path,
-    state_dict: Mapping[str, torch.Tensor] | None,
-    token: str | bool | None,
-) -> None:
-    """Saves what was trained: an adapter, or a whole checkpoint in the dtypes that the base is stored in.
-
-    Args:
-        model: The trained model, outside every wrapper of the trainer.
-        recipe: The recipe.
-        base: The base model.
-        folder: A new folder.
-        state_dict: The gathered tensors where the model is sharded, else None.
-        token: Access token.
-    """
+def save_update(fitted: Fitted, folder: Path) -> None:
+    """Saves what was trained in a new folder: an adapter, or a checkpoint in the dtypes that the base is stored in."""
+    model, recipe, state_dict = fitted.model, fitted.job.recipe, fitted.state_dict
     folder.mkdir(parents=True)
     if recipe.method == "molora":
         from taia_hub.updates.molora.update import save_molora
 
         save_molora(model, folder)
     elif recipe.method == "lora":
-        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state_dict)
+        model.save_pretrained(str(folder), state_dict=state_dict)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        usual, stored = stored_dtypes(base, token)
+        usual, stored = stored_dtypes(fitted.job.base, fitted.job.token)
         tensors = dict(model.state_dict() if state_dict is None else state_dict)
         for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
             if name in tensors and source in tensors and torch.equal(tensors[name], tensors[source]):
@@ -181,7 +118,6 @@ def save_update(
             for name, tensor in tensors.items()
         }
         model.save_pretrained(str(folder), state_dict=cast)
-        load_tokenizer(base, recipe, token).save_pretrained(str(folder))
 
 
 def stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import logging
 import shutil
@@ -18,11 +19,12 @@ from transformers.utils import logging as transformers_logging
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
+from taia_hub.repository import publishing
 from taia_hub.repository.reading import read_taia_config
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling, record
 from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
-from taia_hub.training.finishing import push_repository, write_repository
+from taia_hub.training.finishing import make_repository
 from taia_hub.training.job import Fitted, Job, prepare_job
 from taia_hub.training.planning import Plan, process_count, process_rank, smaller
 from taia_hub.training.recipe import TrainingRecipe
@@ -123,10 +125,10 @@ def _train(
     resume: bool,
     progress: Progress | None,
 ) -> Trained:
-    recipe, token, is_main = job.recipe, job.token, process_rank() == 0
+    recipe, is_main = job.recipe, process_rank() == 0
     if resume and (done := work.finished()):
         _check_published(work.out, recipe)
-        commit = push_repository(work.out, push, private, token, recipe) if push and is_main else None
+        commit = _push(work.out, push, private, job) if push and is_main else None
         work.clear()
         return _trained(done, work.out if out else None, commit, is_new=False)
     if resume:
@@ -153,10 +155,11 @@ def _train(
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
         record.check_readable(Fitted(job, plan, None, None, [], 0.0).record(None))
         fitted = _fit(job, plan, items, work, progress if is_main else None)
-        written = fitted.record(None) if not is_main else write_repository(fitted, work, progress)
-    if not is_main:  # the first process writes and publishes
-        return _trained(written, work.out if out else None, None)
-    commit = push_repository(work.out, push, private, token, recipe) if push else None
+        if not is_main:  # the first process writes and publishes
+            return _trained(fitted.record(None), work.out if out else None, None)
+        written, commit = make_repository(fitted, work, progress, None if out else push, private)
+    if out and push:
+        commit = _push(work.out, push, private, job)
     work.clear()
     if not out:
         shutil.rmtree(work.out.parent, ignore_errors=True)
@@ -236,8 +239,9 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         watch = Watch(work, checkpoint.seconds if checkpoint else 0.0, progress, is_main)
         model = trainer = None
         try:
-            model = modelling.build_model(job.base, job.recipe, plan, job.selection, job.token, uniform_dtype=sharded)
-            trainer = make_trainer(model, arguments, items.dataset, job.tokenizer, job.recipe, watch)
+            model = modelling.build_model(job, plan, uniform_dtype=sharded)
+            tokenizer = copy.deepcopy(job.tokenizer)  # the trainer may give it a padding token
+            trainer = make_trainer(model, arguments, items.dataset, tokenizer, job.recipe, watch)
             if job.recipe.packing and not sharded:
                 check_packing(trainer)
             trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
@@ -266,6 +270,18 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         if plan.device == "cuda":
             torch.cuda.empty_cache()
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+
+
+def _push(folder: Path, push: str, private: bool | None, job: Job) -> CommitInfo:
+    """Publishes the written repository; if the Hub refuses, the folder stays."""
+    return publishing.push_folder(
+        folder,
+        push,
+        commit_message=job.commit_message,
+        private=private,
+        token=job.token,
+        trust_remote_code=job.recipe.trust_remote_code,
+    )
 
 
 def _check_published(folder: Path, recipe: TrainingRecipe) -> None:

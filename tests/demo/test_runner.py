@@ -13,8 +13,8 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub.demo import DemoReport, base, run_demo, runner, training
-from taia_hub.demo.encoding import Encoded, answer_batch, encode_item
+from taia_hub.common.chat import chat_tokens
+from taia_hub.demo import DemoReport, base, run_demo, runner, stages
 from taia_hub.demo.evaluation import (
     COMPARED,
     MODES,
@@ -29,6 +29,7 @@ from taia_hub.demo.report import conclusions, table_text
 from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, TRAINING_SAMPLE, Item, load_items
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
 from taia_hub.local_hub import LocalHub
+from taia_hub.training.encoding import IGNORED_LABEL, Encoder
 
 DATA = Path(base.__file__).with_name("data")
 ITEMS = [Item("1", "what is gout", "a joint"), Item("2", "who", "the cat and the dog"), Item("3", "why is it", "no")]
@@ -38,7 +39,8 @@ ITEMS = [Item("1", "what is gout", "a joint"), Item("2", "who", "the cat and the
 def chat_tokenizer(tokenizer):
     clone = type(tokenizer).from_pretrained(_saved(tokenizer))
     clone.chat_template = (
-        "{% for m in messages %}{{ m.content }}?{% endfor %}{% if add_generation_prompt %} {% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}?{% else %} {{ m.content }}{{ eos_token }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %} {% endif %}"
     )
     return clone
 
@@ -76,38 +78,37 @@ def test_samples_are_small_named_once_and_have_a_source():
 
 
 # --- Tokens and losses ---------------------------------------------------------------------------------------------
-def _plain_nats(model, item: Encoded) -> float:
-    """The item alone, unpadded, the loss by transformers."""
-    ids = torch.tensor([item.prompt + item.answer])
-    labels = torch.tensor([[-100] * len(item.prompt) + item.answer])
+def _encoded(tokenizer, item):
+    return Encoder(tokenizer).encode(
+        [{"role": "user", "content": item.question}, {"role": "assistant", "content": item.answer}]
+    )
+
+
+def _count(encoded):
+    return sum(label != IGNORED_LABEL for label in encoded.labels)
+
+
+def _plain_nats(model, item) -> float:
+    """The item alone, all its logits, the loss by transformers."""
     with torch.no_grad():
-        return model(input_ids=ids, labels=labels).loss.item() * len(item.answer)
+        found = model(input_ids=torch.tensor([item.input_ids]), labels=torch.tensor([item.labels]))
+    return found.loss.item() * _count(item)
 
 
-def test_item_ends_with_the_end_mark_and_prompt_with_the_template(chat_tokenizer):
-    encoded = encode_item(chat_tokenizer, ITEMS[0])
-    assert encoded.answer[-1] == chat_tokenizer.eos_token_id
-    assert chat_tokenizer.decode(encoded.prompt) == "what is gout? "
-
-
-def test_batch_gives_the_loss_of_the_items_alone(pico, chat_tokenizer):
-    model = pico.plain("llama")
-    encoded = [encode_item(chat_tokenizer, item) for item in ITEMS]
-    batch = answer_batch(encoded, pad_token_id=0)
-    assert batch["labels"].shape == (3, max(len(item.answer) for item in encoded) + 1)
-    with torch.no_grad():
-        loss = model(**batch).loss.item()
-    tokens = sum(len(item.answer) for item in encoded)
-    assert loss == pytest.approx(sum(_plain_nats(model, item) for item in encoded) / tokens, rel=1e-5)
+def test_the_answer_and_the_end_mark_are_measured(chat_tokenizer):
+    encoded = _encoded(chat_tokenizer, ITEMS[0])
+    answer = [label for label in encoded.labels if label != IGNORED_LABEL]
+    assert answer[-1] == chat_tokenizer.eos_token_id
+    assert chat_tokenizer.decode(encoded.input_ids[: -len(answer)]) == "what is gout? "
 
 
 def test_answer_losses_keep_the_order_of_the_items(pico, chat_tokenizer):
     model, done = pico.plain("llama"), []
-    losses = answer_losses(model, chat_tokenizer, ITEMS, batch_size=2, progress=lambda *counts: done.append(counts))
-    encoded = [encode_item(chat_tokenizer, item) for item in ITEMS]
-    assert [loss.tokens for loss in losses] == [len(item.answer) for item in encoded]
+    losses = answer_losses(model, chat_tokenizer, ITEMS, progress=lambda *counts: done.append(counts))
+    encoded = [_encoded(chat_tokenizer, item) for item in ITEMS]
+    assert [loss.tokens for loss in losses] == list(map(_count, encoded))
     assert [loss.nats for loss in losses] == pytest.approx([_plain_nats(model, item) for item in encoded], rel=1e-5)
-    assert done == [("evaluation", 2, 3), ("evaluation", 3, 3)]
+    assert done == [("evaluation", 1, 3), ("evaluation", 2, 3), ("evaluation", 3, 3)]
 
 
 def test_table_measures_each_mode_and_restores_the_setting(pico, chat_tokenizer):
@@ -119,8 +120,8 @@ def test_table_measures_each_mode_and_restores_the_setting(pico, chat_tokenizer)
         "all": pico.peft("llama", pico.adapter("llama")),
         "attention": pico.peft("llama", pico.narrowed("llama", "attention")),
     }
-    encoded = [encode_item(chat_tokenizer, item) for item in ITEMS[:2]]
-    tokens = sum(len(item.answer) for item in encoded)
+    encoded = [_encoded(chat_tokenizer, item) for item in ITEMS[:2]]
+    tokens = sum(map(_count, encoded))
     for mode, reference in references.items():
         expected = sum(_plain_nats(reference, item) for item in encoded) / tokens
         assert table[0].losses[mode].value == pytest.approx(expected, rel=1e-5), mode
@@ -253,7 +254,10 @@ def chat_base(pico, chat_tokenizer, tmp_path, monkeypatch):
     """A random base model with a tokenizer that has a chat template, and four short items to train on."""
     pico.plain("llama").save_pretrained(tmp_path / "base")
     _saved(chat_tokenizer, tmp_path / "base")
-    monkeypatch.setattr(training, "load_items", lambda sample: ITEMS * 6)
+    lines = [json.dumps({"prompt": item.question, "completion": item.answer}) for item in ITEMS * 6]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(stages, "sample_path", lambda sample: tmp_path / "items.jsonl")
+    monkeypatch.setattr(stages, "load_items", lambda sample: ITEMS * 6)
     return tmp_path / "base"
 
 
@@ -261,8 +265,12 @@ def test_training_is_deterministic_and_used_again(chat_base, tmp_path):
     def train(name, seed=0):
         steps = []
         folder = tmp_path / name
-        training.train_adapter(chat_base, folder, steps=3, seed=seed, progress=lambda *counts: steps.append(counts))
-        return steps, load_file(folder / "adapter_model.safetensors")
+        folder.mkdir(exist_ok=True)
+        model = stages.train_model(
+            str(chat_base), folder, steps=3, seed=seed, progress=lambda *counts: steps.append(counts)
+        )
+        trained = [counts for counts in steps if counts[0] == "training"]
+        return trained, load_file(model / "adapter" / "adapter_model.safetensors")
 
     steps, first = train("one")
     assert steps == [("training", done, 3) for done in (1, 2, 3)]
@@ -276,7 +284,7 @@ def test_training_is_deterministic_and_used_again(chat_base, tmp_path):
 
 
 def test_adapter_names_its_base_and_adapts_every_linear_layer(chat_base, tmp_path):
-    folder = training.train_adapter(chat_base, tmp_path / "adapter", steps=1)
+    folder = stages.train_model(str(chat_base), tmp_path, steps=1, seed=0) / "adapter"
     config = PeftConfig.from_pretrained(str(folder))
     assert (config.r, config.lora_alpha, config.base_model_name_or_path) == (16, 32, str(chat_base))
     expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -287,16 +295,14 @@ def test_adapter_names_its_base_and_adapts_every_linear_layer(chat_base, tmp_pat
 def test_training_lowers_the_loss(chat_base, chat_tokenizer, tmp_path):
     from taia_hub import TAIAForCausalLM
 
-    folder = training.train_adapter(chat_base, tmp_path / "adapter", steps=30)
-    model = TAIAForCausalLM.from_adapter(chat_base, folder)
+    model = TAIAForCausalLM.from_pretrained(stages.train_model(str(chat_base), tmp_path, steps=30, seed=0))
     table = mode_table(model, chat_tokenizer, {"trained": ITEMS})
     assert table[0].differences["all", "none"].value < -0.5
 
 
 def test_steps_below_one_are_refused(tmp_path):
-    for call in (lambda: run_demo(tmp_path / "d", steps=0), lambda: training.train_adapter("b", tmp_path, steps=0)):
-        with pytest.raises(ConfigError, match="at least 1, not 0"):
-            call()
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        run_demo(tmp_path / "d", steps=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +327,7 @@ def test_base_is_the_real_model_in_float32(smollm2):
     assert (type(model).__name__, model.dtype) == ("LlamaForCausalLM", torch.float32)
     assert not hasattr(model.config, "quantization_config")
     assert all(tensor.dtype == torch.bfloat16 for tensor in load_file(smollm2 / "model.safetensors").values())
-    ids = encode_item(tokenizer, Item("", "What is the capital of France?", "")).prompt
+    ids = chat_tokens(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
     answer = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert "Paris" in tokenizer.decode(answer)
 
@@ -424,13 +430,13 @@ def test_demo_end_to_end(tmp_path, smollm2):
     assert report.domains[0].differences["all", "none"].high < 0
     shown = _with_hub(folder, "-m", "taia_hub.cli", "info", report.model_id)
     assert "demo/SmolLM2-135M-Instruct" in shown
-    config = PeftConfig.from_pretrained(str(folder / "adapter"))
+    config = PeftConfig.from_pretrained(str(folder / "model" / "adapter"))
     assert config.base_model_name_or_path == "demo/SmolLM2-135M-Instruct"
     # A second push of base and model from the finished folders is a commit or nothing, never an error.
     again = (
         "from pathlib import Path; from taia_hub import TAIAForCausalLM; from taia_hub.demo import stages;"
         f"folder = Path({str(folder)!r}); stages.publish_base(folder / 'base');"
-        "model = TAIAForCausalLM.from_adapter(stages.BASE_ID, folder / 'adapter');"
+        "model = TAIAForCausalLM.from_adapter(stages.BASE_ID, folder / 'model' / 'adapter');"
         "print(model.push_to_hub(stages.MODEL_ID).oid)"
     )
     assert len(_with_hub(folder, "-c", again).strip()) == 40
