@@ -100,17 +100,10 @@ class Composition:
 def compose(
     order: np.ndarray, sources: np.ndarray, labels: Sequence[str], groups: Sequence[str], noisy: np.ndarray
 ) -> Composition:
-    """Counts what an order of training holds.
+    """Counts what an order of training holds, without duplicates and noise.
 
-    Args:
-        order: (L,) indices of a pool of N items, in the order of training.
-        sources: (N,) number of the source of each item.
-        labels: The S sources.
-        groups: Their groups.
-        noisy: (N,) whether an item has a wrong answer.
-
-    Returns:
-        The composition, without duplicates and noise.
+    `order` is (L,) indices of a pool of N items; `sources` (N,) numbers of their sources, which `labels` and `groups`
+    name; `noisy` (N,) whether an item has a wrong answer.
     """
     count = min(STRETCHES, len(order))
     pieces = np.array_split(order, count)
@@ -127,17 +120,10 @@ def compose(
 def record_noise(
     noise: Noise, ratio: float, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray
 ) -> NoiseRecord:
-    """Says which wrong answers were put in.
+    """Says which wrong answers were put in, where `ratio` was asked for.
 
-    Args:
-        noise: The noise.
-        ratio: Share that was asked for.
-        sources: (N,) number of the source of each item of the pool.
-        labels: The S sources.
-        starts: (S,) index of the first item of each source.
-
-    Returns:
-        The record.
+    `sources` is (N,) numbers of the source of each item of the pool; `labels` names the S sources, which begin at the
+    (S,) indices `starts`.
     """
     numbers = sources[noise.items]
     pairs = zip(

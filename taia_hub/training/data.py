@@ -47,14 +47,6 @@ def prepare_data(
     more items than `batch_size`, so the items of all epochs are there. The same recipe and files give the same items
     in the same order.
 
-    Args:
-        recipe: The recipe.
-        token: Access token of the Hub, True for the stored one, False for none, None for the default.
-        progress: Called with the name of a stage, steps done and steps in all.
-
-    Returns:
-        The items.
-
     Raises:
         RepositoryError: If a file or data set is not there or cannot be read.
         ConfigError: If items are wrong or too few, naming each place and reason.

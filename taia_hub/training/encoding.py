@@ -77,13 +77,7 @@ class Encoder:
             self._spans = self._marked if self._template else self._by_prefixes
 
     def encode(self, messages: Messages) -> Encoded:
-        """Makes tokens of one conversation.
-
-        Args:
-            messages: Mappings with `role` and `content`.
-
-        Returns:
-            Its tokens and labels.
+        """Makes tokens and labels of one conversation, mappings with `role` and `content`.
 
         Raises:
             ConfigError: If the chat template refuses the messages, or does not let the answers be told.

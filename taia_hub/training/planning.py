@@ -102,13 +102,6 @@ def find_device() -> str:
 def find_dtype(asked: str, device: str) -> str:
     """Returns the dtype to compute in; `"auto"` is bfloat16 where the device has units for it.
 
-    Args:
-        asked: `"auto"`, `"bfloat16"` or `"float32"`.
-        device: As of `find_device`.
-
-    Returns:
-        `"bfloat16"` or `"float32"`.
-
     Example:
         >>> find_dtype("float32", "cuda")
         'float32'

@@ -22,14 +22,9 @@ _FIGURES = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entrop
 
 
 def loss_log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Picks the losses out of what the trainer logged.
+    """Picks the losses out of the trainer's `log_history`: `step`, `loss` and more for each time that was logged.
 
-    Args:
-        history: `trainer.state.log_history`.
-
-    Returns:
-        A mapping with `step`, `loss` and more for each time that was logged; the loss is the mean since the last time,
-        in nats a token.
+    The loss is the mean since the last time, in nats a token.
     """
     return [
         {"step": entry["step"], **{name: entry[name] for name in _FIGURES if _is_number(entry.get(name))}}
@@ -51,18 +46,8 @@ def training_record(
 ) -> dict[str, Any]:
     """Makes the contents of `taia_training.json`; its first fields are those of `cards.Training`.
 
-    Args:
-        recipe: The recipe.
-        plan: How it was run.
-        fingerprint: Hash of what the weights depend on.
-        datasets: Objects with the fields of `cards.DatasetFacts`.
-        composition: What was trained on, when, as JSON.
-        losses: As of `loss_log`.
-        seconds: Time in the training loop, over all parts of the run.
-        adapter_sha256: Hash of the update.
-
-    Returns:
-        JSON values.
+    `datasets` have the fields of `cards.DatasetFacts`, `losses` are as of `loss_log`; `seconds` is the time in the
+    training loop, over all parts of the run.
     """
     return {
         "datasets": [dict(one) for one in datasets],
@@ -86,17 +71,7 @@ def training_record(
 def write_record(
     folder: Path, record: Mapping[str, Any], recipe: TrainingRecipe, losses: Sequence[Mapping[str, float]]
 ) -> None:
-    """Writes `taia_training.json`, the recipe and the losses into the folder of a repository.
-
-    Args:
-        folder: The folder.
-        record: As of `training_record`.
-        recipe: The recipe.
-        losses: As of `loss_log`.
-
-    Raises:
-        OSError: If a file cannot be written.
-    """
+    """Writes `taia_training.json`, the recipe and the losses (as of `loss_log`) into the folder of a repository."""
     write_atomically(folder / TRAINING_FILE, json.dumps(record, indent=2) + "\n")
     write_atomically(folder / RECIPE_FILE, recipe.to_yaml())
     write_atomically(folder / LOSSES_FILE, "".join(json.dumps(one) + "\n" for one in losses))
@@ -126,14 +101,7 @@ def _hyperparameters(recipe: TrainingRecipe, plan: Plan) -> dict[str, Any]:
 
 
 def check_readable(record: Mapping[str, Any]) -> None:
-    """Checks that a card can be made of the record, before hours of training and not after.
-
-    Args:
-        record: As of `training_record`.
-
-    Raises:
-        ValueError: If a value is one that a card cannot show.
-    """
+    """Raises ValueError where a card cannot be made of the record: before hours of training and not after."""
     cards.training_from_json(record)
 
 

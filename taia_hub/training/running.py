@@ -208,11 +208,6 @@ def plan_training(
 def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> None:
     """Checks what can be checked without the network.
 
-    Args:
-        recipe: The recipe.
-        out: Folder of the repository.
-        push: Hub id of the repository.
-
     Raises:
         ConfigError: If there is no target, or base or data are missing.
         RepositoryError: If the folder holds something else.

@@ -95,15 +95,7 @@ def select(model: nn.Module, recipe: TrainingRecipe) -> Selection:
 
 
 def trained_parameters(selection: Selection, recipe: TrainingRecipe) -> dict[str, int]:
-    """Counts what is trained, by role.
-
-    Args:
-        selection: What is trained.
-        recipe: The recipe, for method and ranks.
-
-    Returns:
-        Role to number of parameters.
-    """
+    """Counts the parameters that are trained, by role."""
     counts: dict[str, int] = {}
     for target in selection.targets:
         counts[target.role] = counts.get(target.role, 0) + _parameter_count(target, recipe)
@@ -113,13 +105,7 @@ def trained_parameters(selection: Selection, recipe: TrainingRecipe) -> dict[str
 def lora_arguments(selection: Selection, recipe: TrainingRecipe, model: nn.Module) -> dict[str, Any]:
     """Makes the keywords of PEFT's `LoraConfig`; ranks that differ by role become `rank_pattern`.
 
-    Args:
-        selection: What is adapted.
-        recipe: The recipe, for ranks, alphas and dropout.
-        model: The base model, to write the targets as the shortest names that select just them.
-
-    Returns:
-        Keywords of `LoraConfig`.
+    Targets are written as the shortest names that select just them in `model`.
     """
     linear = [target for target in selection.targets if not target.is_experts]
     experts = [target for target in selection.targets if target.is_experts]
@@ -151,12 +137,7 @@ def lora_arguments(selection: Selection, recipe: TrainingRecipe, model: nn.Modul
 
 
 def freeze_others(model: nn.Module, selection: Selection) -> None:
-    """Leaves gradients to the selected parameters only, for full fine-tuning.
-
-    Args:
-        model: The model, changed in place.
-        selection: What is trained.
-    """
+    """Leaves gradients to the selected parameters only, for full fine-tuning; the model is changed in place."""
     model.requires_grad_(False)
     for target in selection.targets:
         for parameter in model.get_submodule(target.path).parameters(recurse=False):
@@ -261,13 +242,6 @@ def _names(targets: Sequence[Target], everything: Iterable[str], parts: int) -> 
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Checks that gradients reach something.
-
-    Args:
-        model: The prepared model.
-
-    Raises:
-        ConfigError: If no parameter is trained.
-    """
+    """Refuses a prepared model of which no parameter is trained, with a ConfigError."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("No parameter of the model is trained.", "Choose other train_modules.")

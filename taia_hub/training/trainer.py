@@ -25,16 +25,7 @@ _PROBE_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative, by round
 
 
 def trainer_arguments(recipe: TrainingRecipe, plan: Plan, folder: Path) -> Any:
-    """Makes the arguments of TRL's trainer.
-
-    Args:
-        recipe: The recipe.
-        plan: How it is run.
-        folder: Where checkpoints go.
-
-    Returns:
-        A `trl.SFTConfig`.
-    """
+    """Makes the arguments of TRL's trainer, a `trl.SFTConfig`; checkpoints go into `folder`."""
     trl = import_or_raise("trl", extra="train", feature="`taia train`")
     return trl.SFTConfig(
         output_dir=str(folder),
@@ -74,19 +65,7 @@ def trainer_arguments(recipe: TrainingRecipe, plan: Plan, folder: Path) -> Any:
 def make_trainer(
     model: Any, arguments: Any, dataset: Any, tokenizer: Any, recipe: TrainingRecipe, callback: TrainerCallback
 ) -> Any:
-    """Makes TRL's trainer.
-
-    Args:
-        model: The model.
-        arguments: As of `trainer_arguments`.
-        dataset: The rows, with `input_ids` and `labels`.
-        tokenizer: The tokenizer; it gets a padding token where it has none.
-        recipe: The recipe.
-        callback: Watches over the run.
-
-    Returns:
-        The trainer.
-    """
+    """Makes TRL's trainer of rows with `input_ids` and `labels`; a tokenizer without a padding token gets one."""
     trl = import_or_raise("trl", extra="train", feature="`taia train`")
 
     class RecipeTrainer(trl.SFTTrainer):  # type: ignore[name-defined]
@@ -134,9 +113,6 @@ def _filled(dataset: Any, arguments: Any) -> Any:
 
 def check_packing(trainer: Any) -> None:
     """Tries whether the model keeps items apart that share a sequence: not every architecture does.
-
-    Args:
-        trainer: As of `make_trainer`, of a recipe with `packing`.
 
     Raises:
         ConfigError: If an item's logits change with the item before it.
@@ -233,10 +209,7 @@ class Watch(TrainerCallback):
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Checks that the trackers of a recipe are there, before hours of training.
-
-    Args:
-        names: As in `report_to`.
+    """Checks that the trackers of a recipe's `report_to` are there, before hours of training.
 
     Raises:
         ConfigError: If transformers knows no such tracker.
