@@ -187,6 +187,22 @@ def test_no_model_is_built(pico, monkeypatch):
     assert check_adapter(folder).taken_by == LOADERS
 
 
+def test_nothing_of_a_model_is_imported(pico, clean_process):
+    folder = pico.adapter("llama", pico.lora("llama", r=3, target_modules=TARGETS), "foreign-plain")
+    ran = clean_process(
+        f"""
+import sys
+for name in ("torch", "transformers", "peft"):
+    sys.modules[name] = None  # an import of it fails
+import taia_hub.cards.snippets
+from taia_hub.cli import main
+main(["check", {str(folder)!r}])
+"""
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("takes it as it is") == len(LOADERS)
+
+
 def test_what_is_no_adapter(pico, tmp_path):
     with pytest.raises(RepositoryError, match=r"has no adapter_config\.json"):
         check_adapter(pico.base("llama"))

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from taia_hub.engines import LOADERS, BaseFacts, check_engine, check_engines
+from taia_hub.engines.facts import Adapter
 from taia_hub.engines.rules import RULES, VLLM_RANKS
 from taia_hub.errors import ConfigError
 from taia_hub.exporting import export_adapter
@@ -189,6 +190,24 @@ def test_tensors_are_refused_by_the_engines_that_drop_them(shapes, engines):
     config = {} if "peft" in engines else {"target_modules": names}
 
     assert {one for one in LOADERS if problems(one, {**whole, **shapes}, base, **config)} == engines
+
+
+def test_every_rule_can_fire():
+    """A rule that no adapter of anybody breaks would be a claim that nothing checks."""
+    whole, embedding = shapes_of(), f"{PREFIX}model.embed_tokens.lora_embedding_"
+    odd = {f"{PREFIX}x.lora_A.weight": (4, 16), "y.weight": (2,), f"{embedding}A": (8, 64), f"{embedding}B": (16, 8)}
+    others = shapes_of(["lm_head", "model.layers.0.mlp.experts", "model.layers.0.self_attn.kv_b_proj"])
+    options = {"use_dora": True, "bias": "all", "modules_to_save": ["norm"], "init_lora_weights": "pissa"}
+    options |= {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "target_parameters": ["x.y"], "use_qalora": True}
+    options |= {"task_type": "FEATURE_EXTRACTION", "target_modules": ["self_attn.q_proj"], "r": 600}
+    tied = BaseFacts(BASE.modules, BASE.embeddings, tied=True, remote=False)
+    adapters = [
+        Adapter({**CONFIG, **options}, {**whole, **odd, **others}, tied),
+        Adapter({**CONFIG, "r": 24}, shapes_of(PATHS[:1], rank=24), BASE),
+        Adapter({"peft_type": "LOHA"}, whole, BASE),
+    ]
+    silent = [rule for rule in RULES if not any([*rule.find(adapter)] for adapter in adapters)]
+    assert silent == []
 
 
 def test_a_factor_without_its_counterpart_is_refused():
