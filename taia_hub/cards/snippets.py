@@ -63,12 +63,6 @@ def engines(card: CardData) -> Engines:
 def literal(setting: str | Mapping[str, float]) -> str:
     """Writes a setting as Python that can be assigned to `inference_modules`.
 
-    Args:
-        setting: A name, or a mapping of selectors to weights.
-
-    Returns:
-        The literal.
-
     Example:
         >>> literal({"attention": 1.0, "ffn@0-7": 0.5})
         '{"attention": 1.0, "ffn@0-7": 0.5}'

@@ -99,12 +99,6 @@ Deliberately closed: where the converter reorders rows (Falcon, BLOOM, GPT-NeoX,
 def read_base(path: Path) -> Base:
     """Reads the header of a base model's GGUF file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        What a LoRA must fit.
-
     Raises:
         RepositoryError: If the file is missing, is no GGUF, or is one part of several.
         UnsupportedUpdateError: If it is no model whose LoRA can be written.

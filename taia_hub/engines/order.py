@@ -235,17 +235,7 @@ def one_machine(order: Order, engine: str) -> None:
 
 
 def server(order: Order, start: Sequence[str], *pairs: tuple[str, object], **values: Any) -> Command:
-    """Makes the command of a server: how it starts, its flags, those of every server, and the user's.
-
-    Args:
-        order: What is to be served.
-        start: The first words.
-        *pairs: Flags and values, as of `flags`.
-        **values: Fields of `Command`.
-
-    Returns:
-        The command.
-    """
+    """Makes the command of a server: how it starts, its flags, those of every server, and the user's."""
     common = ("--trust-remote-code", order.trust_remote_code), ("--host", order.host), ("--port", order.port)
     return Command((tuple(start), *flags(*pairs, *common), *extra_lines(order.extra)), **values)
 

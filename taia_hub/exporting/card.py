@@ -35,17 +35,7 @@ class Place:
 def export_card(
     report: ExportReport, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
 ) -> str:
-    """Renders the card of an export.
-
-    Args:
-        report: What was exported.
-        update: What it was exported from.
-        place: Where the snippets load it from.
-        licence: Licence fields of the base model's card.
-
-    Returns:
-        Markdown with the metadata block that the Hub reads, and marks that let a later push keep a person's edits.
-    """
+    """Renders the card of an export, with the marks that let a later push keep a person's edits."""
     flags = " ".join(note for note in report.verdicts["vllm"].notes if note.startswith("--"))
     return _rendered("export.md.j2", update, place, licence, report=report, label=_label(report), flags=flags)
 
@@ -53,17 +43,7 @@ def export_card(
 def index_card(
     reports: Mapping[str, ExportReport], update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
 ) -> str:
-    """Renders the card above several exports.
-
-    Args:
-        reports: Name of each sub-folder to what is in it.
-        update: What they were exported from.
-        place: Where the snippets load them from.
-        licence: Licence fields of the base model's card.
-
-    Returns:
-        Markdown with the metadata block that the Hub reads.
-    """
+    """Renders the card above several exports, which lie in the sub-folders named."""
     rows = [(folder, _label(report), report) for folder, report in reports.items()]
     return _rendered("exports.md.j2", update, place, licence, rows=rows)
 

@@ -37,15 +37,8 @@ def convert(
 ) -> tuple[tuple[Factors, ...], dict[str, float]]:
     """Makes LoRA pairs of updates that are none, one module at a time; the others are passed by.
 
-    Args:
-        update: The update.
-        acting: The acting modules.
-        folder: Scratch folder for the factors.
-        options: With the upper bound of the rank, and how to reach the Hub: other methods than additive ones need the
-            base's weights.
-
-    Returns:
-        The factors, in files of `folder`, and the relative Frobenius error of each module by path.
+    The factors lie in files of `folder`; beside them comes the relative Frobenius error of each module by path. Other
+    methods than additive ones need the base's weights.
 
     Raises:
         UnsupportedUpdateError: If an update changes more than the weight of a linear layer.

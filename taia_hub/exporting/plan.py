@@ -118,13 +118,6 @@ class Targets:
 def factor_names(path: str, is_embedding: bool = False) -> tuple[str, str]:
     """Returns the names that PEFT's file has for both factors of a module.
 
-    Args:
-        path: Module path in the head model.
-        is_embedding: Whether it is an embedding.
-
-    Returns:
-        Names of `a` and `b`.
-
     Example:
         >>> factor_names("lm_head")
         ('base_model.model.lm_head.lora_A.weight', 'base_model.model.lm_head.lora_B.weight')
@@ -135,13 +128,6 @@ def factor_names(path: str, is_embedding: bool = False) -> tuple[str, str]:
 
 def acting_modules(update: OfflineUpdate, setting: Any) -> tuple[ActingModule, ...]:
     """Finds the modules whose updates act under a setting, and refuses what no plain LoRA can hold.
-
-    Args:
-        update: The update.
-        setting: As `inference_modules`.
-
-    Returns:
-        The acting modules, in the order of the model.
 
     Raises:
         SettingError: If nothing acts, or the setting is not possible on this update.
@@ -171,12 +157,6 @@ def share_scale(parts: Sequence[Factors]) -> Scale:
     The most frequent scale becomes the shared one where `lora_alpha` can say it as a whole number; the others are
     brought to it by their ratio. Where no scale can be said so, all are multiplied into `b`.
 
-    Args:
-        parts: The modules; at least one.
-
-    Returns:
-        The shared rank and scale.
-
     Example:
         >>> pair = torch.zeros(4, 8), torch.zeros(8, 4)
         >>> share_scale([Factors("q", "attention", 1.5, *pair), Factors("up", "ffn", 0.75, *pair)])
@@ -195,13 +175,6 @@ def find_targets(model: nn.Module, parts: Sequence[Factors]) -> Targets:
     TGI and LoRAX drop all modules of a type where one has no tensors. So every other module that a plain name matches
     gets factors of zeros, which change nothing. Left out are routed experts, of which there may be hundreds, and
     modules that LoRA cannot adapt: PEFT alone goes by the names, and is told to pass them by.
-
-    Args:
-        model: The base model without adapters, on any device.
-        parts: The modules of the export.
-
-    Returns:
-        The names, and what else they match.
     """
     paths = {part.path for part in parts}
     suffixes = sorted({path.rpartition(".")[2] for path in paths})

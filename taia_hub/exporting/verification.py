@@ -36,11 +36,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
 
     PEFT's own rule says which modules it adapts, and PEFT itself puts the export on one module of each kind: it makes
     its layers one by one, and those of equal modules are equal. Where experts are parameters, which PEFT may translate
-    first, and where it refuses modules of an architecture, it is put on the whole model.
-
-    Args:
-        folder: Folder of the export.
-        model: The base model on the meta device, without adapters; it stays so.
+    first, and where it refuses modules of an architecture, it is put on a copy of the whole model.
 
     Raises:
         UpdateMismatchError: If a tensor is missing, left over or of another shape.
@@ -71,18 +67,8 @@ def compare_outputs(
 ) -> float:
     """Loads the base model and compares the export in PEFT with the masked model on a short fixed input.
 
-    The base is in its own dtype where the update's tensors were kept, and in float32 elsewhere.
-
-    Args:
-        update: The update.
-        folder: Folder of the export.
-        setting: The setting that was exported.
-        kept: Whether the acting tensors are the update's own bytes.
-        access: How to reach the Hub.
-        trust_remote_code: Whether the base model's own code may run.
-
-    Returns:
-        The largest difference of an output, by the largest output; 0 where all are equal.
+    The base is in its own dtype where the update's tensors were kept, and in float32 elsewhere. Returned is the largest
+    difference of an output, by the largest output; 0 where all are equal.
 
     Raises:
         RepositoryError: If the base model cannot be loaded.

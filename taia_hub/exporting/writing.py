@@ -89,12 +89,6 @@ def read_factor(factor: StoredTensor | Tensor) -> Tensor:
 def new_folder(out: Path) -> Iterator[Path]:
     """Gives a scratch folder beside `out`, which takes its name when the block succeeds.
 
-    Args:
-        out: A new or empty folder.
-
-    Yields:
-        The scratch folder.
-
     Raises:
         RepositoryError: If `out` holds something, before the block or after it, or cannot be written.
     """

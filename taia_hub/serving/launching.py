@@ -24,9 +24,6 @@ _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 def check_installed(engine: Engine) -> None:
     """Checks that an engine can be started here.
 
-    Args:
-        engine: The engine.
-
     Raises:
         MissingDependencyError: If it, or a module that its server needs, is not installed.
     """
@@ -40,10 +37,6 @@ def check_installed(engine: Engine) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Checks that a server can listen.
-
-    Args:
-        host: Address to listen on.
-        port: Port.
 
     Raises:
         ConfigError: If the port is in use or not allowed, or the address is not of this machine.
@@ -70,12 +63,6 @@ def check_port(host: str, port: int) -> None:
 def start(command: Command) -> subprocess.Popen[bytes]:
     """Starts a command, in a session of its own: Ctrl-C in this terminal does not reach it.
 
-    Args:
-        command: The command.
-
-    Returns:
-        The process, with this one's output.
-
     Raises:
         MissingDependencyError: If the program is not there.
         RepositoryError: If a file that it reads cannot be written.
@@ -90,11 +77,7 @@ def start(command: Command) -> subprocess.Popen[bytes]:
 def run(command: Command) -> int:
     """Runs a command until it ends, with its output; Ctrl-C and SIGTERM are passed on to it, once.
 
-    Args:
-        command: The command.
-
-    Returns:
-        Its exit code; 128 and the signal's number where a signal ended it.
+    Returns its exit code; 128 and the signal's number where a signal ended it.
 
     Raises:
         MissingDependencyError: If the program is not there.

@@ -120,15 +120,9 @@ def kv_bytes(config: Mapping[str, Any], itemsize: int = 2) -> int:
 
 
 def slots_memory(base: int, token: int, shapes: Shapes, *, slots: int, max_rank: int, itemsize: int) -> ServingMemory:
-    """Returns what vLLM or SGLang hold on the GPUs of one copy.
+    """Returns what vLLM or SGLang hold on the GPUs of one copy: slots for LoRAs of the largest rank.
 
-    Args:
-        base: Bytes of the base model.
-        token: Bytes of keys and values of a token.
-        shapes: Every layer that vLLM could adapt; for SGLang those that an adapter adapts.
-        slots: `--max-loras`, or `--max-loras-per-batch`.
-        max_rank: `--max-lora-rank`.
-        itemsize: Bytes of a number of the LoRAs, by default of the base's dtype.
+    The `shapes` are every layer that vLLM could adapt, for SGLang those that an adapter adapts; sizes are in bytes.
     """
     return ServingMemory(base, slots * lora_bytes(shapes, max_rank, itemsize), token)
 
@@ -139,14 +133,7 @@ def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
 
 
 def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> str:
-    """Says what the served modes need in memory, as far as the files on this disk tell.
-
-    Args:
-        engine: The engine.
-        order: What is served; the files of its modes are prepared.
-        command: The command of the server, with its flags for LoRAs.
-        base: Folder of the base model; its weights need not be there.
-    """
+    """Says what the served modes need in memory, as far as the files on this disk tell; the base's weights may lack."""
     config = hub.read_json(base / hub.CONFIG)
     config = {**config, **config.get("text_config", {})}
     itemsize = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
