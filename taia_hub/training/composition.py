@@ -73,17 +73,7 @@ class Composition:
 
     @classmethod
     def from_json(cls, value: Any) -> Composition:
-        """Reads a composition from JSON values.
-
-        Args:
-            value: What `to_json` gave.
-
-        Returns:
-            The composition.
-
-        Raises:
-            ConfigError: If the values are none.
-        """
+        """Reads what `to_json` gave; a ConfigError says so where it is none."""
         try:
             known = {field.name: value[field.name] for field in dataclasses.fields(cls)}
             known["stretches"] = {name: tuple(map(int, counts)) for name, counts in value["stretches"].items()}
@@ -143,14 +133,7 @@ def record_noise(
 
 
 def plot_composition(composition: Composition, path: str | Path) -> Figure:
-    """Draws the share of each source over the training.
-
-    Args:
-        composition: What was trained on.
-        path: Where the figure goes; its ending does not count, there are a PNG and an SVG.
-
-    Returns:
-        The figure.
+    """Draws the share of each source over the training, as a PNG and an SVG: the ending of `path` does not count.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.

@@ -212,18 +212,10 @@ def encode_items(
     cache: Path,
     progress: Progress | None = None,
 ) -> EncodedItems:
-    """Makes tokens of all items; the order stays. Packing sorts by length inside windows of 1,000 items.
+    """Makes tokens of all items, `messages` in rows, in their order; packing sorts by length in windows of 1,000 items.
 
-    Args:
-        rows: `datasets.Dataset` with `messages`.
-        encoder: Makes tokens of one.
-        max_length: Longest row in tokens; what is longer is cut off.
-        packing: Whether several items share a row.
-        cache: Folder for the tokens, which may be more than fits into memory.
-        progress: Called with stage, items done and items in all.
-
-    Returns:
-        The rows; items of which the loss would see nothing are left out.
+    What is longer than `max_length` tokens is cut off, and items of which the loss would see nothing are left out. The
+    tokens go into the folder `cache`: they may be more than fits into memory.
 
     Raises:
         ConfigError: If the chat template refuses an item.

@@ -114,14 +114,7 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
 
 
 def check_messages(messages: Messages) -> None:
-    """Checks that turns can be trained on: texts that are there, roles in order, an answer at the end.
-
-    Args:
-        messages: The turns.
-
-    Raises:
-        LineError: If they cannot.
-    """
+    """Refuses turns that cannot be trained on: texts that are not there, roles out of order, no answer at the end."""
     if not any(message["role"] == "assistant" for message in messages):
         raise LineError("it has no turn of the assistant, so there is nothing to learn from it")
     start = int(messages[0]["role"] == "system")

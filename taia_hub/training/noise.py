@@ -29,20 +29,13 @@ class Noise:
 
 
 def draw_noise(chosen: np.ndarray, sources: np.ndarray, answers: np.ndarray, *, ratio: float, seed: int) -> Noise:
-    """Draws the items that get a wrong answer, and whose.
+    """Draws the share `ratio` of the items, to the nearest one, that get a wrong answer, and whose.
 
     The answer is that of another item of the same source, trained on or not, and never the same text where the source
     has another one.
 
-    Args:
-        chosen: (T,) indices of the items that are trained on.
-        sources: (N,) number of the source of each item of the pool.
-        answers: (N,) hashes of the answers.
-        ratio: Share of the T items, 0 to 1; the number is rounded to the nearest item.
-        seed: Seed.
-
-    Returns:
-        The noise.
+    `chosen` is (T,) indices of the items that are trained on; `sources` (N,) numbers of the source, and `answers` (N,)
+    hashes of the answer, of each item of the pool.
 
     Raises:
         ConfigError: If too few items have another one in their source.

@@ -144,22 +144,11 @@ def make_plan(
     micro_batch_size: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """Decides how a recipe is run here.
+    """Decides how a recipe is run here, on a base model with this configuration and so many parameters.
 
-    Args:
-        recipe: The recipe.
-        config: The base model's configuration.
-        lengths: Tokens of items; the longest counts.
-        items: Number of items (packed sequences), all epochs included.
-        tokens: Tokens of all of them.
-        base_parameters: Parameters of the base model.
-        trained: Role to number of trained parameters.
-        micro_batch_size: What an earlier part of this run took, or what is left after memory ran out; it goes before
-            the recipe's.
-        notes: What the user should know so far.
-
-    Returns:
-        The plan.
+    Of `items` (packed sequences) with `tokens` in all, epochs included, `lengths` are of some; the longest counts.
+    `trained` is role to number of parameters. `micro_batch_size` is what an earlier part of this run took, or what is
+    left after memory ran out; it goes before the recipe's. `notes` are what the user should know so far.
 
     Raises:
         ConfigError: If the batch cannot be shared among the processes, or there are no items.

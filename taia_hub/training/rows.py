@@ -49,8 +49,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "data.json"
         >>> _ = path.write_text('[{"prompt": "1 + 1?", "completion": "2"}]')
-        >>> list(read_rows(path))
-        [Row(place=':1', item={'prompt': '1 + 1?', 'completion': '2'}, done=1.0)]
+        >>> [(row.place, row.item) for row in read_rows(path)]
+        [(':1', {'prompt': '1 + 1?', 'completion': '2'})]
     """
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(codecs.BOM_UTF8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, constants
 from transformers.utils import logging as transformers_logging
 
@@ -220,7 +219,11 @@ def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> 
 
 
 def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: Progress | None) -> Fitted:
-    """Trains; when memory runs out, with half the items of a forward pass and the same batch."""
+    """Trains; when memory runs out, with half the items of a forward pass and the same batch.
+
+    Not by accelerate's `find_executable_batch_size`: it does not catch MemoryError, goes on in one of several processes
+    alone, and ends in a plain RuntimeError, so that all that is said here would stand around it.
+    """
     is_main = process_rank() == 0
     while True:
         arguments = trainer_arguments(job.recipe, plan, work.folder)
@@ -261,9 +264,7 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
                 ) from error
         logger.warning("Out of memory with %d items a forward pass: on with %d.", plan.micro_batch_size, fewer)
         del trainer, model
-        gc.collect()
-        if plan.device == "cuda":
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
 
 

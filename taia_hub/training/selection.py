@@ -59,14 +59,7 @@ class Selection:
 
 
 def select(model: nn.Module, recipe: TrainingRecipe) -> Selection:
-    """Finds what a recipe trains of a model.
-
-    Args:
-        model: The base model, on any device, also `meta`.
-        recipe: The recipe.
-
-    Returns:
-        The selection.
+    """Finds what a recipe trains of a base model, on any device, also `meta`.
 
     Raises:
         SettingError: If an entry of `train_modules` selects nothing that can be trained.

@@ -116,14 +116,6 @@ def read_sources(
     same data is read once: later a file's bytes are compared by their hash. Data sets of the Hub are fixed to the
     commit that their revision points to now.
 
-    Args:
-        names: Files and data sets on the Hub.
-        token: Access token of the Hub, True for the stored one, False for none, None for the default.
-        progress: Called with the name of a stage, steps done and steps in all.
-
-    Returns:
-        The sources, in the order of `names`.
-
     Raises:
         RepositoryError: If a file or data set is not there or cannot be read.
         ConfigError: If items are wrong, one is named twice, or a source is empty.
