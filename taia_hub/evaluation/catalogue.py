@@ -61,9 +61,6 @@ def load_tasks(options: EvaluationOptions) -> tuple[list[HarnessTask], dict[str,
 def check_names(names: Sequence[str]) -> None:
     """Checks that lm-eval or this package has tasks of these names, or that they are YAML files; loads none.
 
-    Args:
-        names: Names of tasks, groups and tags, which may hold `*`; paths of YAML files.
-
     Raises:
         MissingDependencyError: If lm-eval is not installed.
         ConfigError: If there is no such task.
@@ -77,9 +74,6 @@ def check_names(names: Sequence[str]) -> None:
 
 def check_keys(units: Iterable[Any]) -> None:
     """Refuses units whose results would overwrite each other's.
-
-    Args:
-        units: Tasks with a `blank`, and a `path` where they are made of a file.
 
     Raises:
         ConfigError: If two of them have one key.

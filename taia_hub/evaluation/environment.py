@@ -53,15 +53,7 @@ def describe(model: Any, processes: int) -> Mapping[str, Any]:
 
 
 def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Describes results of several runs: the latest, and under `earlier` those before it that differed.
-
-    Args:
-        before: The environment of the results so far.
-        now: That of the run which adds to them.
-
-    Returns:
-        The environment of all.
-    """
+    """Describes results of several runs: the latest, and under `earlier` those before it that differed."""
     earlier = list(before.get("earlier", ()))
     last = {key: value for key, value in before.items() if key != "earlier"}
     if {**last, "date": None} != {**now, "date": None}:

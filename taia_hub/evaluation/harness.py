@@ -89,13 +89,6 @@ class HarnessTask:
     def run(self, session: Session, advance: Advance) -> Measured | None:
         """Runs lm-eval on the model under its present setting.
 
-        Args:
-            session: The model and what belongs to it.
-            advance: Called with the share of the requests that were answered.
-
-        Returns:
-            Scores and values; None in processes other than the first.
-
         Raises:
             ConfigError: If the task does not give the metric that it names first.
         """
@@ -164,16 +157,9 @@ class HarnessTask:
 
 
 def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None = None) -> Any:
-    """Makes lm-eval's view of a loaded model; several processes of accelerate share the items.
+    """Makes lm-eval's view of a loaded model, an `HFLM` whose `answered` is called for every answered request.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer; lm-eval sets its padding, so a copy is passed.
-        batch_size: Rows a forward pass, `"auto"` or `"auto:N"`.
-        max_length: Longest input in tokens, or None for the model's own.
-
-    Returns:
-        An `HFLM` whose `answered` is called for every answered request.
+    Several processes of accelerate share the items. lm-eval sets the tokenizer's padding: give a copy.
 
     Raises:
         MissingDependencyError: If lm-eval is not installed.

@@ -56,9 +56,6 @@ class JsonlTask:
     def check_fewshot(self, num_fewshot: int) -> None:
         """Checks that there are enough examples.
 
-        Args:
-            num_fewshot: How many examples a prompt shall have.
-
         Raises:
             ConfigError: If there are fewer.
         """
@@ -124,15 +121,7 @@ def read_jsonl_tasks(path: Path, *, fewshot_path: Path | None = None, name: str 
 
 
 def score_item(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Scores one generated answer, as lm-eval's `process_results`.
-
-    Args:
-        doc: The item.
-        results: What the model wrote, one text.
-
-    Returns:
-        The metric `exact_match`.
-    """
+    """Scores one generated answer, as lm-eval's `process_results`."""
     value = scoring.score(doc["answer_type"], results[0], doc["answer"], doc["letters"])
     return {"exact_match": value}
 

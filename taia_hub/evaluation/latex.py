@@ -78,16 +78,9 @@ def normalise(latex: str) -> str:
 
 
 def equal(one: str, other: str) -> bool:
-    r"""Tells whether two answers are the same.
+    r"""Tells whether two answers have the same value within 1e-3 (small ones within 1 %), or the same normalised text.
 
     Tuples, intervals and points are compared part by part with their brackets, sets and bare lists in any order.
-
-    Args:
-        one: The answer that is judged.
-        other: The right answer.
-
-    Returns:
-        Whether both have the same value within 1e-3 (and within 1 % for small values), or the same normalised text.
 
     Example:
         >>> equal("0.75", r"\frac{3}{4}"), equal("3+2x", "2x + 3"), equal("-2, 1", "1,-2"), equal("(1, 2)", "(2, 1)")

@@ -51,13 +51,6 @@ class PromptTask:
     def run(self, session: Session, advance: Advance) -> Measured | None:
         """Answers the prompts under the model's present setting, and scores the answers.
 
-        Args:
-            session: The model and what belongs to it.
-            advance: Called with the share of the prompts that were answered.
-
-        Returns:
-            Scores and values; None in processes other than the first, which need not answer.
-
         Raises:
             ConfigError: If a keyword of generation does not exist, or a judge leaves 0 to 1.
         """

@@ -94,13 +94,7 @@ def answer_span(text: str) -> str | None:
 
 
 def find_number(text: str) -> float | None:
-    r"""Finds the number that a text gives as its answer.
-
-    Args:
-        text: What the model wrote.
-
-    Returns:
-        The number of the first box, else of the last answer's span, else the last number of the text; None without.
+    r"""Finds the number that a text gives as its answer: of its first box, else of its last span, else its last one.
 
     Example:
         >>> find_number("The answer is $1,234.50."), find_number("5 + 2 = 7 apples"), find_number(r"\boxed{-3/4}")
@@ -113,15 +107,9 @@ def find_number(text: str) -> float | None:
 
 
 def find_letter(text: str, letters: Sequence[str] = LETTERS) -> str | None:
-    """Finds the letter of the option that a text chooses.
+    """Finds the allowed letter of the option that a text chooses, or None.
 
-    Args:
-        text: What the model wrote.
-        letters: The letters that are allowed.
-
-    Returns:
-        The letter in the answer's span; without a span, the letter that the text begins with, else the last one that
-        stands in brackets; None where there is no allowed letter.
+    That is the one in the answer's span; without a span, the one that the text begins with, else the last in brackets.
 
     Example:
         >>> find_letter("Not (A). The answer is (B)."), find_letter("C. Paris"), find_letter("The answer is a dog.")
@@ -146,13 +134,6 @@ def number_matches(output: str, answer: str) -> bool:
 
     Where one of them has a sign of percent, "50%" is 50 or 0.5.
 
-    Args:
-        output: What the model wrote.
-        answer: The right number.
-
-    Returns:
-        Whether they agree.
-
     Example:
         >>> number_matches("The answer is 3.5.", "3.5"), number_matches("The answer is 12.", "1")
         (True, False)
@@ -167,14 +148,7 @@ def number_matches(output: str, answer: str) -> bool:
 
 
 def latex_matches(output: str, answer: str) -> bool:
-    r"""Tells whether the mathematical answer in `output` is `answer`.
-
-    Args:
-        output: What the model wrote; its first box counts, else its answer's span, else its last line.
-        answer: The right answer in LaTeX.
-
-    Returns:
-        Whether they have the same value or the same normalised text.
+    r"""Tells whether the mathematical answer in `output`, its first box, else its span or last line, is `answer`.
 
     Example:
         >>> latex_matches(r"We get $\boxed{0.5}$.", r"\frac{1}{2}")
@@ -186,14 +160,6 @@ def latex_matches(output: str, answer: str) -> bool:
 
 def letter_matches(output: str, answer: str, letters: Sequence[str] = LETTERS) -> bool:
     """Tells whether `output` chooses the option `answer`.
-
-    Args:
-        output: What the model wrote.
-        answer: The right letter, as `"B"` or `"(B)"`.
-        letters: The letters that are allowed.
-
-    Returns:
-        Whether the letters are the same.
 
     Example:
         >>> letter_matches("The answer is (B).", "(B)", "ABC")
@@ -208,13 +174,6 @@ def text_matches(output: str, answer: str) -> bool:
     The answer's span counts, else the last of the first and the last line that is as long as the answer. Case, spaces,
     commas, quotes and a full stop at the end do not; numbers are compared as numbers. An answer of one word may have a
     comment behind it.
-
-    Args:
-        output: What the model wrote.
-        answer: The right text.
-
-    Returns:
-        Whether they are the same.
 
     Example:
         >>> text_matches("The answer is: **Yes**, he does.", "yes"), text_matches("The answer is not True.", "True")

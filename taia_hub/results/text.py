@@ -12,12 +12,6 @@ def to_text(summary: Summary) -> str:
 
     The best score of a row bears `*`, the second best `'`, as bold and underline do in the paper's tables.
 
-    Args:
-        summary: The summary.
-
-    Returns:
-        Text, without a newline at its end.
-
     Example:
         >>> to_text(Summary((), ()))
         'Nothing was evaluated.'
@@ -38,14 +32,7 @@ def to_text(summary: Summary) -> str:
 
 
 def recommendation_text(summary: Summary) -> str:
-    """Says in a sentence or two which mode to use, hedged where the results cannot tell.
-
-    Args:
-        summary: The summary.
-
-    Returns:
-        Plain text.
-    """
+    """Says in a sentence or two which mode to use, hedged where the results cannot tell."""
     found = summary.recommendation
     if found is None:
         return "These results do not name one mode: look at each task."
@@ -73,12 +60,6 @@ def _count(items: int) -> str:
 def format_value(value: float) -> str:
     """Writes a score with three decimals, or four significant figures beyond 10; the card and the terminal agree.
 
-    Args:
-        value: The score.
-
-    Returns:
-        As in `"0.312"`.
-
     Example:
         >>> format_value(0.3125), format_value(12.3456), format_value(-0.0001)
         ('0.312', '12.35', '-0.000')
@@ -88,12 +69,6 @@ def format_value(value: float) -> str:
 
 def format_difference(interval: Interval) -> str:
     """Writes a difference with its interval.
-
-    Args:
-        interval: The difference.
-
-    Returns:
-        As in `"+0.012 [-0.004, +0.028]"`.
 
     Example:
         >>> format_difference(Interval(0.012, -0.004, 0.028))

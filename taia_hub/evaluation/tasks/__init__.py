@@ -25,9 +25,6 @@ TITLES: Mapping[str, str] = {
 def tasks_dir() -> Path:
     """Returns the folder of the YAML files, for `TaskManager(include_path=...)`.
 
-    Returns:
-        The folder.
-
     Example:
         >>> (tasks_dir() / "taia_paper.yaml").is_file()
         True

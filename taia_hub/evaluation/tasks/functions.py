@@ -53,12 +53,7 @@ def logiqa_prompt(doc: Mapping[str, Any]) -> str:
 def mmedbench(language: str, **_: Any) -> Any:
     """Loads the test items of one language of MMedBench, which the Hub has as an archive that `datasets` cannot read.
 
-    Args:
-        language: `"English"`, `"Chinese"` or another of its languages.
-        **_: The task's metadata, which lm-eval hands over too.
-
-    Returns:
-        A `DatasetDict` with the split `test`: question, options (texts), letters, answer_idx (a letter).
+    They have a question, options (texts), letters, and answer_idx (a letter).
 
     Raises:
         RepositoryError: If the archive has no such language or an item whose answer is no letter of its options.
