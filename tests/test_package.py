@@ -117,7 +117,8 @@ else:
     raise AssertionError("LocalHub started without its extra.")
 
 from taia_hub import cards
-assert cards.templates_dir().name == "_templates"
+from taia_hub.cards.rendering import templates_dir
+assert templates_dir().name == "_templates"
 card = cards.CardData("a/b", None, None, "LORA", {{}}, "attention")
 assert cards.render_card(card).startswith("---")
 

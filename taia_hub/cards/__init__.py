@@ -8,7 +8,6 @@ from taia_hub.cards.benchmarks import FOLDER as EVAL_RESULTS
 from taia_hub.cards.benchmarks import eval_results_files, is_eval_results_file
 from taia_hub.cards.check import CardFacts, Finding, check_card
 from taia_hub.cards.data import (
-    AnyCardData,
     CardData,
     DatasetFacts,
     Figure,
@@ -19,17 +18,14 @@ from taia_hub.cards.data import (
 )
 from taia_hub.cards.edits import Merged, merge_cards
 from taia_hub.cards.linking import space_of, try_it, with_space
-from taia_hub.cards.rendering import VARIANTS, environment_for, marked_card, render_card, templates_dir
-from taia_hub.cards.sections import END_OF_YOURS, MARK, YOURS, is_generated, title_of
+from taia_hub.cards.rendering import environment_for, marked_card, render_card
+from taia_hub.cards.sections import MARK, YOURS, is_generated, title_of
 from taia_hub.cards.training import training_from_json
 
 __all__ = [
-    "END_OF_YOURS",
     "EVAL_RESULTS",
     "MARK",
-    "VARIANTS",
     "YOURS",
-    "AnyCardData",
     "CardData",
     "CardFacts",
     "DatasetFacts",
@@ -49,7 +45,6 @@ __all__ = [
     "merge_cards",
     "render_card",
     "space_of",
-    "templates_dir",
     "title_of",
     "training_from_json",
     "try_it",

@@ -156,7 +156,7 @@ class HarnessTask:
         return Measured(scores, values)
 
 
-def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int | None = None) -> Any:
+def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str) -> Any:
     """Makes lm-eval's view of a loaded model, an `HFLM` whose `answered` is called for every answered request.
 
     Several processes of accelerate share the items. lm-eval sets the tokenizer's padding: give a copy.
@@ -168,9 +168,7 @@ def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, max_length: in
     batch_size = check_batch_size(batch_size)
     module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)
     with quiet():
-        lm = _lm_class(module.HFLM)(
-            model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, backend="causal"
-        )
+        lm = _lm_class(module.HFLM)(model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
     accelerator = import_or_raise("accelerate", "eval", FEATURE).Accelerator()
     if accelerator.num_processes > 1:
         lm.accelerator = accelerator

@@ -13,8 +13,8 @@ from taia_hub.results.format import (
 )
 from taia_hub.results.identity import ModelIdentity, config_sha256
 from taia_hub.results.statistics import Interval, Score
-from taia_hub.results.summary import Recommendation, Row, Summary, summarise
-from taia_hub.results.text import format_difference, format_value, recommendation_text, to_text
+from taia_hub.results.summary import Row, Summary, summarise
+from taia_hub.results.text import format_difference, format_value, to_text
 
 __all__ = [
     "RESULTS_FILE",
@@ -23,7 +23,6 @@ __all__ = [
     "Interval",
     "ModeScores",
     "ModelIdentity",
-    "Recommendation",
     "Results",
     "Row",
     "Score",
@@ -32,7 +31,6 @@ __all__ = [
     "config_sha256",
     "format_difference",
     "format_value",
-    "recommendation_text",
     "summarise",
     "to_text",
 ]

@@ -550,13 +550,13 @@ def test_a_template_folder_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_the_templates_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch):
-    assert (cards.templates_dir() / "model_card.md.j2").is_file()
+    assert (rendering.templates_dir() / "model_card.md.j2").is_file()
     package = tmp_path / "taia_hub"
     (package / "cards").mkdir(parents=True)
     monkeypatch.setattr(rendering, "__file__", str(package / "cards" / "rendering.py"))
-    assert cards.templates_dir() == tmp_path / "templates"
+    assert rendering.templates_dir() == tmp_path / "templates"
     (package / "_templates").mkdir()
-    assert cards.templates_dir() == package / "_templates"
+    assert rendering.templates_dir() == package / "_templates"
 
 
 def test_shas_on_the_card_are_whole():

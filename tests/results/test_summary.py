@@ -14,11 +14,11 @@ from taia_hub.results import (
     ModeScores,
     Results,
     TaskResults,
-    recommendation_text,
     summarise,
     to_text,
 )
 from taia_hub.results.statistics import combine, resample
+from taia_hub.results.text import recommendation_text
 
 MODEL = ModelIdentity("org/model-taia", "a" * 40, "org/base", "b" * 40, "c" * 64, "float32")
 
