@@ -1,0 +1,71 @@
+"""What starts the command line: nothing heavy is imported before a command has work for it."""
+
+import json
+
+import pytest
+
+from taia_hub.cli import COMMANDS
+
+HEAVY = ("torch", "transformers", "peft", "gradio", "lm_eval", "trl", "datasets", "matplotlib", "accelerate")
+_RUN = """
+import json, os, sys
+from taia_hub.cli import main
+from taia_hub.local_hub import LocalHub
+LocalHub.serve_forever = lambda hub: None  # it listens by then
+sys.argv = ["taia", *WORDS]
+try:
+    main()
+    status = 0
+except SystemExit as ended:
+    status = ended.code
+sys.stdout.flush()
+print(json.dumps([status or 0, [name for name in HEAVY if name in sys.modules]]), file=sys.stderr, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def start(clean_process):
+    """Starts `taia` in a process of its own; returns (exit status, heavy modules that it imported, output)."""
+
+    def run(*words, **environment):
+        code = _RUN.replace("*WORDS", f"*{words!r}").replace("HEAVY", repr(HEAVY))
+        done = clean_process(code, **environment)
+        assert done.returncode == 0, done.stderr
+        status, heavy = json.loads(done.stderr.splitlines()[-1])
+        return status, heavy, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [(["--help"], "Commands"), (["--version"], "taia-hub"), (["--show-completion"], "_TAIA_COMPLETE")],
+)
+def test_the_front_door_is_light(start, words, shown):
+    status, heavy, out = start(*words, SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    assert (status, heavy) == (0, [])
+    assert shown in out
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "hub serve", "space create"])
+def test_the_help_of_a_command_is_light(start, command):
+    status, heavy, out = start(*command.split(), "--help")
+    assert (status, heavy) == (0, [])
+    assert f"taia {command}" in out
+
+
+def test_the_shell_completes_commands_and_options(start):
+    asked = {"_TAIA_COMPLETE": "complete_bash"}
+    _, heavy, out = start(COMP_WORDS="taia e", COMP_CWORD="1", **asked)
+    assert heavy == []
+    assert {"eval", "export"} <= set(out.split())
+    _, heavy, out = start(COMP_WORDS="taia train --noise", COMP_CWORD="2", **asked)
+    assert heavy == []
+    assert "--noise-ratio" in out
+
+
+def test_a_hub_listens_without_what_models_need(start, tmp_path):
+    status, heavy, out = start("hub", "serve", str(tmp_path / "hub"), "--port", "0")
+    assert (status, heavy) == (0, [])
+    assert "HF_ENDPOINT=http://127.0.0.1:" in out
