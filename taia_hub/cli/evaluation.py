@@ -7,40 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Repository, Revision, Token, Trust, check_dtype, echo_json, parse_mode
+from taia_hub.cli.options import filled, options_of
+from taia_hub.cli.shared import (
+    DeviceMap,
+    Dtype,
+    Json,
+    Repository,
+    Revision,
+    Token,
+    Trust,
+    check_dtype,
+    echo_json,
+    modes,
+    parse_modes,
+    progress,
+)
 from taia_hub.errors import ConfigError
+from taia_hub.evaluation.options import EvaluationOptions
 
 
+@options_of(EvaluationOptions)
 def evaluate(
     repo: Repository,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(help="A task or group of lm-eval, taia_paper, or a YAML or JSONL file; repeat it."),
-    ] = None,
-    mode: Annotated[
-        list[str] | None, typer.Option(help="A mode, or a JSON mapping; repeat it. All four by default.")
-    ] = None,
+    mode: Annotated[list[str] | None, modes("all four")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Results file; an existing one is completed. By default taia_results.json in DIR or here."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier results away.")] = False,
-    num_fewshot: Annotated[
-        str | None, typer.Option(metavar="K[,K…]", help="Examples in the prompts, as in 0,1,2,3,4.", show_default=False)
-    ] = None,
-    fewshot_file: Annotated[
-        Path | None, typer.Option(help="JSONL file that the examples of JSONL tasks come from.")
-    ] = None,
-    include_path: Annotated[list[Path] | None, typer.Option(help="Folder with more lm-eval task files.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items a task.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Rows a forward pass, auto or auto:N.")] = "8",
-    chat_template: Annotated[
-        bool | None,
-        typer.Option("--chat-template/--no-chat-template", help="By default where the tokenizer has one."),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_gen_toks: Annotated[int | None, typer.Option(min=1, help="Longest generated answer, in tokens.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the examples.")] = 1234,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts whose refusals and successful attacks are counted.")
     ] = None,
@@ -54,94 +49,91 @@ def evaluate(
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="(prompt, a, b) -> how far a is preferred, [0, 1].")
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="hf evaluates here; vllm prints the commands that evaluate there.")
+        str, typer.Option(metavar="hf|vllm", help="hf evaluates here; vllm prints the commands that evaluate there.")
     ] = "hf",
-    dtype: Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.")] = None,
+    dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
     revision: Revision = None,
     token: Token = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
+    **fields: Any,
 ) -> None:
-    """Evaluate a repository under several modes with lm-evaluation-harness."""
-    from taia_hub.common.progress import ProgressBars
+    """Evaluate a repository under several modes with lm-evaluation-harness.
+
+    The table has standard errors, and differences to none and all with paired bootstrap intervals over the items.
+    Results are written after every mode of every task; a second run does only what is missing. A JSONL item has
+    question, answer and answer_type: choice (with choices), number, latex or text. `accelerate launch` shares them out.
+
+    taia eval org/model-taia --task commonsense_qa --task my_items.jsonl --limit 100
+    """
     from taia_hub.evaluation import evaluate as run
-    from taia_hub.evaluation import vllm_commands
-    from taia_hub.evaluation.options import check_batch_size
     from taia_hub.evaluation.prompts import prompt_units
     from taia_hub.results import RESULTS_FILE, summarise, to_text
 
     if backend not in ("hf", "vllm"):
         raise ConfigError(f"The backend '{backend}' is not known.", "Choose hf or vllm.")
-    modes = [parse_mode(text) for text in mode] if mode else ["none", "attention", "ffn", "all"]
-    shots = _numbers(num_fewshot)
-    rows = check_batch_size(batch_size)
+    fields |= {"modes": parse_modes(mode) or None, "num_fewshot": _numbers(fields["num_fewshot"])}
+    given = filled({**fields, "gen_kwargs": {"max_gen_toks": max_gen_toks} if max_gen_toks else None})
+    options = EvaluationOptions(**given)
     if backend == "vllm":
-        here = {
-            "--prompts": prompts,
-            "--win-rate": win_rate,
-            "--fewshot-file": fewshot_file,
-            "--include-path": include_path,
-        }
-        if ignored := [name for name, value in here.items() if value]:
-            raise ConfigError(
-                f"{ignored[0]} cannot be part of commands for vLLM.",
-                "Leave --backend vllm out; a task of your own is named by its YAML file: --task FILE.yaml.",
-            )
-        lines = vllm_commands(
-            repo,
-            task or [],
-            modes,
-            revision=revision,
-            token=token,
-            limit=limit,
-            num_fewshot=shots or (None,),
-            seed=seed,
-            chat_template=chat_template is not False,
-            system_instruction=system,
-            max_gen_toks=max_gen_toks,
-        )
+        lines = _commands(repo, options, prompts, win_rate, revision=revision, token=token)
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
-    units = prompt_units(prompts, judge, win_rate, preference_judge, limit=limit)
-    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
     target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
-    bars = ProgressBars()
-    try:
+    with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
         results = run(
             repo,
-            task or [],
-            modes,
+            **given,
             units=units,
-            num_fewshot=shots,
-            fewshot_path=fewshot_file,
-            include_path=include_path or (),
-            limit=limit,
-            batch_size=rows,
-            chat_template=chat_template,
-            system_instruction=system,
-            gen_kwargs={"max_gen_toks": max_gen_toks} if max_gen_toks else None,
-            seed=seed,
             out=target,
             overwrite=overwrite,
             progress=bars,
             dtype=check_dtype(dtype),
             device_map=device_map,
-            **loading,
+            revision=revision,
+            token=token,
+            trust_remote_code=trust_remote_code,
         )
-    except KeyboardInterrupt:
-        bars.close()
-        typer.echo(f"What was finished is in '{target}'; the same command does the rest.", err=True)
-        raise
-    finally:
-        bars.close()
     echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def _commands(
+    repo: str, options: EvaluationOptions, prompts: Path | None, win_rate: Path | None, **source: Any
+) -> list[str]:
+    """Returns the commands for vLLM; what only works here is refused."""
+    from taia_hub.evaluation import vllm_commands
+
+    here = {
+        "--prompts": prompts,
+        "--win-rate": win_rate,
+        "--fewshot-file": options.fewshot_path,
+        "--include-path": options.include_path,
+    }
+    if ignored := [name for name, value in here.items() if value]:
+        raise ConfigError(
+            f"{ignored[0]} cannot be part of commands for vLLM.",
+            "Leave --backend vllm out; a task of your own is named by its YAML file: --task FILE.yaml.",
+        )
+    return vllm_commands(
+        repo,
+        options.tasks,
+        options.modes,
+        limit=options.limit,
+        num_fewshot=options.shots,
+        seed=options.seed,
+        chat_template=options.chat_template is not False,
+        system_instruction=options.system_instruction,
+        max_gen_toks=(options.gen_kwargs or {}).get("max_gen_toks"),
+        **source,
+    )
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdecimal() for word in words):
         raise ConfigError(f"--num-fewshot '{text}' is no list of numbers.", "As in --num-fewshot 0,1,2,3,4.")
-    return [int(word) for word in words]
+    return tuple(int(word) for word in words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -17,9 +17,9 @@ def options_of(made: type[Any]) -> Callable[[Command], Command]:
     """Gives a command an option for each field of a dataclass that has a help text, in place of its `**fields`.
 
     Args:
-        made: The dataclass. `help` in a field's metadata is what the option says; `panel`, `metavar`, `choices` and
-            `flags` (in place of `--name`, or `--name/--no-name`) are optional. A tuple is an option that is repeated;
-            what is neither text, number, path nor bool comes as a text, for the command to read.
+        made: The dataclass. `help` in a field's metadata is what the option says; `panel`, `metavar`, `choices`, `least`
+            (less is a usage error) and `flags` (for `--name`, or `--name/--no-name`) are optional. A tuple is an option
+            that is repeated; what is neither text, number, path nor bool comes as a text, for the command to read.
     """
 
     def give(command: Command) -> Command:
@@ -48,10 +48,17 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         help=field.metadata["help"],
         rich_help_panel=field.metadata.get("panel"),
         metavar=field.metadata.get("metavar") or "|".join(field.metadata.get("choices", ())) or None,
+        min=field.metadata.get("least"),
         show_default=default not in (None, ""),
     )
     annotation = Annotated[kind, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that have a value, for a dataclass to be made of them: what is repeated as a tuple."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def typed(context: typer.Context) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +13,7 @@ from taia_hub.cli.shared import (
     Json,
     Message,
     Private,
+    Push,
     Repository,
     Revision,
     Token,
@@ -21,8 +21,8 @@ from taia_hub.cli.shared import (
     echo_json,
     parse_folder,
     parse_mode,
+    progress,
 )
-from taia_hub.common.progress import ProgressBars
 from taia_hub.errors import ConfigError
 
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
@@ -36,12 +36,11 @@ def create(
     out: Annotated[
         Path | None, typer.Option(parser=parse_folder, metavar="DIR", help="Folder to write the repository to.")
     ] = None,
-    push: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.")] = None,
+    push: Push = None,
     mode: Annotated[
         str | None,
         typer.Option(
-            help="The published default: a mode, or a JSON mapping.  "
-            "[default: attention; attention+other with --dense]",
+            help="The published default: a mode, or a JSON mapping; attention, or with --dense attention+other.",
             show_default=False,
         ),
     ] = None,
@@ -73,7 +72,14 @@ def create(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune."""
+    """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune.
+
+    Neither is loaded: the adapter is copied or linked; a fine-tune is read shard by shard beside its base.
+
+    taia create org/base ./lora --push org/model-taia
+
+    taia create org/base org/base-instruct --dense --compress 0.9 --out model-taia
+    """
     from taia_hub.repository.creating import create_from_finetuned, create_repository
 
     shared: dict[str, Any] = {
@@ -90,7 +96,7 @@ def create(
                 f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
                 "Leave one of the two out.",
             )
-        with contextlib.closing(ProgressBars()) as bars:
+        with progress() as bars:
             created = create_from_finetuned(
                 base,
                 adapter,
@@ -112,6 +118,10 @@ def create(
             convert_pickle=convert_pickle,
             **shared,
         )
+    _echo_created(created, as_json)
+
+
+def _echo_created(created: Any, as_json: bool) -> None:
     where = str(created.folder) if created.commit is None else created.commit.commit_url
     if as_json:
         report = dataclasses.asdict(created.report) if created.report else None

@@ -16,6 +16,7 @@ from taia_hub.common.atomic import write_atomically
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.repository.card import card_facts, describe_files, render_over, with_side_files
+from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.publishing import base_license
 from taia_hub.repository.reading import read_taia_config
 from taia_hub.repository.side_files import (
@@ -31,49 +32,6 @@ from taia_hub.results import RESULTS_FILE
 from taia_hub.results.analysis import ANALYSIS_FILE
 
 _FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
-
-
-@dataclass(frozen=True)
-class CardRequest:
-    """What a person asks of a card.
-
-    Attributes:
-        repo_id: The Hub id that the card of a folder shows.
-        template: Name of the template.
-        template_dir: Folder of templates that come before ours.
-        license: Licence; the base model's by default.
-        license_name: Its name.
-        license_link: Link to it.
-        language: Codes of languages.
-        datasets: Hub ids of training data sets.
-        tags: More tags.
-        widget: Example prompts.
-        results: Results file to show instead of the repository's.
-        analysis: Analysis file to show instead of the repository's.
-        training: Training file to show instead of the repository's.
-        figures: Folder of figures to add to the repository's.
-    """
-
-    repo_id: str | None = None
-    template: str = "model_card"
-    template_dir: Path | None = None
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    language: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    widget: tuple[str, ...] = ()
-    results: Path | None = None
-    analysis: Path | None = None
-    training: Path | None = None
-    figures: Path | None = None
-
-    @property
-    def given(self) -> tuple[str, ...]:
-        """The metadata keys that were asked for."""
-        names = ("license", "license_name", "license_link", "language", "datasets", "tags", "widget")
-        return tuple(name for name in names if getattr(self, name))
 
 
 @dataclass(frozen=True)

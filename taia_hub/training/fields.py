@@ -22,7 +22,7 @@ def checked(field: Field[Any], kind: Any, value: Any) -> Any:
 
     Args:
         field: A field; its metadata may hold `check` (a function that raises), `choices` (texts), and of numbers
-            `least`, `high` and `below` (whether `high` itself is too much).
+            `low`, `high` and `below` (whether `high` itself is too much).
         kind: Its type, evaluated.
         value: The value, as YAML, the command line or Python give it.
 
@@ -36,7 +36,7 @@ def checked(field: Field[Any], kind: Any, value: Any) -> Any:
         return value
     if type(None) in get_args(kind):
         (kind,) = (one for one in get_args(kind) if one is not type(None))
-    limits = {name: limit for name, limit in field.metadata.items() if name in ("choices", "least", "high", "below")}
+    limits = {name: limit for name, limit in field.metadata.items() if name in ("choices", "low", "high", "below")}
     return _CHECKS[kind](field.name, value, **limits)
 
 
@@ -112,9 +112,9 @@ def _number(name: str, value: Any, high: float = math.inf, below: bool = True) -
     return float(value)
 
 
-def _whole(name: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} is {value!r}.", f"Give a whole number from {least}.")
+def _whole(name: str, value: Any, low: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name} is {value!r}.", f"Give a whole number from {low}.")
     return value
 
 

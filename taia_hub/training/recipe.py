@@ -134,7 +134,7 @@ class TrainingRecipe:
     gradient_checkpointing: bool | None = _here(
         None, "Compute activations twice to save memory; by default where they do not fit else."
     )
-    seed: int = _how(0, "Of the initial weights, the dropout, the order and the noise.", least=0)
+    seed: int = _how(0, "Of the initial weights, the dropout, the order and the noise.", low=0)
     save_steps: int | None = _here(None, "Optimizer steps between two checkpoints; about twenty in a run by default.")
     report_to: tuple[str, ...] = _here((), "Tracker: trackio, wandb, tensorboard, …; repeat it.", metavar="TRACKER")
     inference_modules: Any = field(default=None, metadata={"check": parse_setting})

@@ -40,10 +40,10 @@ def start(clean_process):
 
 @pytest.mark.parametrize(
     ("words", "shown"),
-    [(["--help"], "Commands"), (["--version"], "taia-hub"), (["--show-completion"], "_TAIA_COMPLETE")],
+    [(["--help"], "Commands"), (["--version"], "taia-hub"), (["--show-completion", "bash"], "_TAIA_COMPLETE")],
 )
 def test_the_front_door_is_light(start, words, shown):
-    status, heavy, out = start(*words, SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+    status, heavy, out = start(*words, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert (status, heavy) == (0, [])
     assert shown in out
 

@@ -13,7 +13,8 @@ from taia_hub import TAIAForCausalLM, cards, cli, hub
 from taia_hub.cards._yaml import rewrite
 from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.repository.card_updating import CardRequest, link_space, make_card, write_card
+from taia_hub.repository.card_request import CardRequest
+from taia_hub.repository.card_updating import link_space, make_card, write_card
 from tests.card_samples import EVERYTHING, render
 
 MARK = "<!-- taia:yours -->"

@@ -19,7 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from taia_hub import TAIAForCausalLM, cards, cli
 from taia_hub.cli import spaces as cli_spaces
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
-from taia_hub.repository.card_updating import CardRequest, check_repository_card, make_card
+from taia_hub.repository.card_request import CardRequest
+from taia_hub.repository.card_updating import check_repository_card, make_card
 from taia_hub.repository.creating import create_repository
 from taia_hub.space import making as space_making
 from taia_hub.space import reading as space_reading
