@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ def _load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         return typer.main.get_command(found)
     alone = typer.Typer(add_completion=False)
-    alone.command(name)(found)
+    paragraphs = inspect.cleandoc(found.__doc__).split("\n\n")
+    alone.command(name, help="\n\n".join(" ".join(one.split()) for one in paragraphs))(found)
     return typer.main.get_command(alone)
 
 

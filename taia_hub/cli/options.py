@@ -17,19 +17,18 @@ def options_of(made: type[Any]) -> Callable[[Command], Command]:
     """Gives a command an option for each field of a dataclass that has a help text, in place of its `**fields`.
 
     Args:
-        made: The dataclass. `help` in a field's metadata is what the option says; `panel`, `metavar`, `choices`, `least`
-            (less is a usage error) and `flags` (for `--name`, or `--name/--no-name`) are optional. A tuple is an option
-            that is repeated; what is neither text, number, path nor bool comes as a text, for the command to read.
+        made: The dataclass. `help` in a field's metadata is what the option says; `panel`, `metavar`, `choices`,
+            `least` (less is a usage error) and `flags` (for `--name`, or `--name/--no-name`) are optional. A tuple is
+            an option that is repeated; what is neither text, number, path nor bool comes as a text, for the command to
+            read.
     """
 
     def give(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters
         kinds = get_type_hints(made)
-        parameters = [one for one in own.values() if one.kind is not one.VAR_KEYWORD]
-        parameters += [
-            _parameter(one, kinds[one.name]) for one in fields(made) if one.metadata.get("help") and one.name not in own
-        ]
-        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in parameters]
+        shown = [one for one in fields(made) if one.metadata.get("help") and one.name not in own]
+        parameters = [_parameter(one, kinds[one.name]) for one in shown]
+        parameters += [one.replace(kind=one.KEYWORD_ONLY) for one in own.values() if one.kind is not one.VAR_KEYWORD]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command

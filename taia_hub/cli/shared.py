@@ -13,12 +13,22 @@ import typer
 
 from taia_hub.errors import ConfigError, closest
 
+_HUB = "Hub and output"
+
 Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
-Token = Annotated[str | None, typer.Option(help="Access token; the stored one by default.", show_default=False)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Private = Annotated[bool | None, typer.Option("--private/--public", help="Visibility of a new repository.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the base model's own code run.")]
+Token = Annotated[
+    str | None, typer.Option(help="Access token; the stored one by default.", show_default=False, rich_help_panel=_HUB)
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False, rich_help_panel=_HUB)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_HUB)]
+Private = Annotated[
+    bool | None, typer.Option("--private/--public", help="Visibility of a new repository.", rich_help_panel=_HUB)
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the base model's own code run.", rich_help_panel=_HUB)
+]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
@@ -27,7 +37,9 @@ Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 Dtype = Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")]
 DeviceMap = Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.", show_default=False)]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.", show_default=False)]
-Message = Annotated[str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False)]
+Message = Annotated[
+    str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False, rich_help_panel=_HUB)
+]
 
 OtherBase = Annotated[
     str | None, typer.Option(help="Base model, where the one named there is not at hand.", show_default=False)
