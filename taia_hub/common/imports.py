@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import Any
 
@@ -58,7 +57,7 @@ def when_imported(module: str, then: Callable[[], object]) -> None:
         sys.meta_path.insert(0, _Awaiting(module, then))
 
 
-class _Awaiting(MetaPathFinder):
+class _Awaiting:
     """Finds the awaited module as the other finders do, and has it followed by a call."""
 
     def __init__(self, module: str, then: Callable[[], object]) -> None:

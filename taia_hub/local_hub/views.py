@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from taia_hub.local_hub.disk import Blob
 from taia_hub.local_hub.history import Commit, File, parents, pointer
@@ -180,6 +179,8 @@ def runtime(settings: Settings) -> dict[str, Any]:
 
 
 def _metadata(readme: str) -> Any:
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK  # takes longer than the rest of the Hub: when it is asked
+
     match = REGEX_YAML_BLOCK.search(readme)
     return yaml.safe_load(match.group(2)) if match else None
 
