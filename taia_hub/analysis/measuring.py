@@ -15,7 +15,7 @@ from taia_hub.analysis import spectra
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import PEFT, UpdateKind
-from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.methods import ADDITIVE
@@ -80,8 +80,8 @@ def analyze_update(
     return analyze_files(files, access, relative=relative, trust_remote_code=trust_remote_code, progress=progress)
 
 
-def find_adapter(name: str, *, access: hub.HubAccess, **where: str | None) -> UpdateFiles:
-    """Finds an update to measure, by the keywords of `find_update`, and refuses one that is no PEFT adapter."""
+def find_adapter(name: str, *, access: hub.HubAccess, **where: Any) -> Repository:
+    """Finds an update to measure, by the keywords of `open_repository`, and refuses one that is no PEFT adapter."""
 
     def check(kind: UpdateKind) -> None:
         if kind is not PEFT:
@@ -90,11 +90,11 @@ def find_adapter(name: str, *, access: hub.HubAccess, **where: str | None) -> Up
                 "`taia info` shows what it holds, by role.",
             )
 
-    return find_update(name, access=access, check=check, **where)
+    return open_repository(name, access=access, check=check, **where)
 
 
 def analyze_files(
-    files: UpdateFiles,
+    files: Repository,
     access: hub.HubAccess,
     *,
     relative: bool = False,

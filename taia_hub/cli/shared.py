@@ -66,9 +66,9 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
     if not base.strip():
         raise ConfigError("The base model's name is empty.", "Name a base model, or leave --base out.")
     from taia_hub import hub
-    from taia_hub.repository.update_files import find_update
+    from taia_hub.repository.update_files import open_repository
 
-    return find_update(repo, revision=revision, base=base, access=hub.HubAccess(token=token))
+    return open_repository(repo, revision=revision, base=base, access=hub.HubAccess(token=token))
 
 
 def check_dtype(text: str) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import SafetensorsParsingError
 from safetensors import safe_open
 
@@ -149,7 +148,7 @@ def _base_tensors(name: str, commit: str | None, access: hub.HubAccess) -> tuple
         tensors = set(tensor_shapes(source.folder / _SINGLE))
     elif source.revision is not None:
         with hub.hub_errors(name, what="base model", revision=commit):
-            api = HfApi(token=access.token, library_name="taia-hub")
+            api = hub.api(access.token)
             tensors = set(api.parse_safetensors_file_metadata(name, _SINGLE, revision=source.revision).tensors)
     else:
         tensors = set()

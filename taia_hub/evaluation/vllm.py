@@ -15,7 +15,7 @@ from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
 from taia_hub.hub.layout import PEFT, UpdateKind
-from taia_hub.repository.update_files import find_update
+from taia_hub.repository.update_files import open_repository
 from taia_hub.switch.settings import parse_setting
 
 
@@ -75,7 +75,7 @@ def vllm_commands(
     common += ["--apply_chat_template"] if chat_template else []
     common += ["--system_instruction", system_instruction] if system_instruction else []
     common += ["--gen_kwargs", f"max_gen_toks={max_gen_toks}"] if max_gen_toks else []
-    files = find_update(repo, revision=revision, access=hub.HubAccess(token=token), check=_check_kind)
+    files = open_repository(repo, revision=revision, access=hub.HubAccess(token=token), check=_check_kind)
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
     whole = not config_refusals("vllm", adapter)
     lines: list[str] = []

@@ -43,8 +43,8 @@ from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outp
 from taia_hub.exporting.writing import new_folder, write_tensors
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OfflineUpdate, open_update
-from taia_hub.repository.publishing import base_license, check_publishable
-from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.repository.reading import base_license, check_publishable
+from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import Setting, parse_setting
 from taia_hub.updates.peft.plain_lora import LeanLora
 from taia_hub.updates.peft.strict import ADAPTER
@@ -55,7 +55,7 @@ _NAME = re.compile(r"\w[\w.+-]*")
 
 
 def export_adapter(
-    source: str | os.PathLike[str] | UpdateFiles,
+    source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
     inference_modules: Any = "attention",
     *,
@@ -70,7 +70,7 @@ def export_adapter(
     decomposition. The folder is written whole or not at all.
 
     Args:
-        source: Hub id or folder of a TAIA repository, or of a plain PEFT adapter; or `UpdateFiles`.
+        source: Hub id or folder of a TAIA repository, or of a plain PEFT adapter; or `Repository`.
         out: A new or empty folder for `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
         inference_modules: The setting: a mode name, roles joined by `+`, or a mapping of selectors to weights.
         revision: Revision of the source.
@@ -97,7 +97,7 @@ def export_adapter(
 
 
 def export_adapters(
-    source: str | os.PathLike[str] | UpdateFiles,
+    source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
     settings: Mapping[str, Any],
     *,

@@ -17,14 +17,14 @@ from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
 from taia_hub.exporting.report import ExportReport
 from taia_hub.repository.side_files import card_tags, keep_edits
-from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.switch.settings import parse_setting
 
 _OURS = re.compile(rf"(?:[^/]+/)?(?:{hub.ADAPTER_CONFIG}|{hub.ADAPTER_WEIGHTS}|{hub.CARD})")
 
 
 def push_adapters(
-    source: str | os.PathLike[str] | UpdateFiles,
+    source: str | os.PathLike[str] | Repository,
     repo_id: str,
     settings: Mapping[str, Any],
     *,
@@ -59,7 +59,7 @@ def push_adapters(
     head = _look(repo_id, token)
     repo_id = head.repo_id
     access = hub.HubAccess(token=token)
-    files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
+    files = source if isinstance(source, Repository) else open_repository(source, revision=revision, access=access)
     _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "exports"
@@ -79,7 +79,7 @@ def push_adapters(
     return done, reports
 
 
-def _refuse_own(repo_id: str, files: UpdateFiles) -> None:
+def _refuse_own(repo_id: str, files: Repository) -> None:
     """Refuses a target that is what is exported, or what that is made of."""
     made_of = {
         files.name if files.revision else None: "the repository that is exported",

@@ -1,4 +1,8 @@
-"""The repository on the Hub: strict reading, a manifest of its weights, and publishing in one commit."""
+"""The Hub: files brought to this disk and read strictly, a manifest of weights, and publishing in one commit.
+
+Names and folders come in; `Source` (files here), `Head` (what is there) and commits go out. It imports neither torch
+nor transformers.
+"""
 
 from taia_hub.hub._errors import disk_errors, hub_errors
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base

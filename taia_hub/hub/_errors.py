@@ -40,15 +40,7 @@ _NEXT_STEP = {
 
 @contextlib.contextmanager
 def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator[None]:
-    """Turns the Hub client's errors into a `RepositoryError` that keeps the Hub's own hint.
-
-    Args:
-        name: The Hub id.
-        what: What the repository is for.
-        revision: The revision that was asked for.
-
-    Yields:
-        Nothing.
+    """Turns the Hub client's errors into a `RepositoryError` that keeps the Hub's own hint; `what` says what `name` is.
 
     Raises:
         RepositoryError: If the Hub refuses or cannot be reached.
@@ -101,12 +93,6 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk or a folder that cannot be written into a `RepositoryError`.
-
-    Args:
-        folder: The folder that is written to.
-
-    Yields:
-        Nothing.
 
     Raises:
         RepositoryError: If writing fails; nothing that was there is replaced.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.hub.layout import KINDS, UpdatePlace
@@ -78,6 +78,8 @@ class RepositoryConfig(Fields):
         >>> RepositoryConfig.of({"base_model_name_or_path": "org/base", "inference_modules": "all"}).setting.label
         'all'
     """
+
+    model_type: ClassVar[str] = MODEL_TYPE
 
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None

@@ -86,9 +86,6 @@ def fetch_model(
 def check_new(out: Path) -> None:
     """Refuses a target that is not a new or empty folder.
 
-    Args:
-        out: The folder that something whole shall be in.
-
     Raises:
         RepositoryError: If something is there, or it is the working folder.
     """
@@ -101,13 +98,7 @@ def check_new(out: Path) -> None:
 
 
 def adapter_weights(folder: Path) -> Path:
-    """Finds an adapter's weights and checks that the file is whole.
-
-    Args:
-        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
-
-    Returns:
-        Path of the safetensors file.
+    """Finds an adapter's safetensors file and checks that it is whole.
 
     Raises:
         RepositoryError: If a file is missing, pickled, truncated or damaged.
@@ -163,13 +154,7 @@ def update_weights(folder: Path, kind: UpdateKind) -> dict[str, Path]:
 
 
 def index_shards(index: Path) -> tuple[str, ...]:
-    """Reads the names of the shards in an index of sharded weights.
-
-    Args:
-        index: The JSON file.
-
-    Returns:
-        The names, each once, in order.
+    """Reads the names of the shards in an index of sharded weights, each once, in order.
 
     Raises:
         ConfigError: If the index is malformed, or a name leads out of its folder.
@@ -195,10 +180,6 @@ def _check_header(weights: Path) -> None:
 
 def convert_pickled_adapter(folder: Path, out: Path) -> None:
     """Writes an adapter with pickled weights anew as safetensors; nothing in the pickle is run.
-
-    Args:
-        folder: Folder with `adapter_config.json` and `adapter_model.bin`.
-        out: Folder for `adapter_config.json` and `adapter_model.safetensors`.
 
     Raises:
         RepositoryError: If the pickle holds anything but tensors.
@@ -329,12 +310,6 @@ def _move(scratch: Path, folder: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its contents.
 
     Raises:
         ConfigError: If it is no JSON object.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -53,6 +54,11 @@ PREFIX = "base_model.model."
 
 KINDS: Mapping[str, UpdateKind] = {kind.name: kind for kind in (PEFT, MOLORA, DENSE)}
 """The kinds of update that this version reads, by name."""
+
+
+def find_kind(folder: Path) -> UpdateKind:
+    """Tells the kind of the update in a folder by its configuration; that of PEFT where nothing says otherwise."""
+    return next((kind for kind in (MOLORA, DENSE) if (folder / kind.config).is_file()), PEFT)
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,6 @@ def _noun(kind: str) -> str:
 def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
     """Returns the Hub id with its namespace, which is the user's own where only a name is given.
 
-    Args:
-        repo_id: A Hub id, or the name of a repository of the user's.
-        token: Access token.
-
-    Returns:
-        `namespace/name`.
-
     Raises:
         RepositoryError: If the id is malformed, or the user is not known because there is no token.
     """
@@ -198,14 +191,7 @@ def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None, kind
 
 
 def published_files(folder: Path) -> dict[str, Path]:
-    """Lists the files of a TAIA folder that go to the Hub; a checkpoint's optimizer and Trainer files stay.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Path in the repository to path on this disk.
-    """
+    """Lists the files of a TAIA folder that go to the Hub, by their paths there; Trainer's and an optimizer's stay."""
     kept = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts

@@ -38,11 +38,6 @@ class SpaceSettings:
 def set_space(repo_id: str, settings: SpaceSettings, *, token: str | bool | None = None) -> None:
     """Changes the settings of a Space: all of them, or nothing.
 
-    Args:
-        repo_id: The Space.
-        settings: What it shall have.
-        token: Access token.
-
     Raises:
         RepositoryError: If any request fails.
     """
@@ -52,14 +47,7 @@ def set_space(repo_id: str, settings: SpaceSettings, *, token: str | bool | None
 
 
 def change_space(api: HfApi, repo_id: str, settings: SpaceSettings, undo: contextlib.ExitStack) -> None:
-    """Changes what differs in the settings of a Space; every change restarts it.
-
-    Args:
-        api: The client.
-        repo_id: The Space.
-        settings: What it shall have.
-        undo: Gets what puts the settings back.
-    """
+    """Changes what differs in the settings of a Space; every change restarts it. `undo` gets what puts them back."""
     if settings.hardware:
         runtime = api.get_space_runtime(repo_id)
         before = runtime.requested_hardware or runtime.hardware

@@ -21,7 +21,7 @@ from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
 from taia_hub.repository.opening import OfflineUpdate, base_checkpoint, check_not_quantised, open_update
-from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.repository.update_files import Repository
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class MergeReport:
 
 
 def merge(
-    source: str | os.PathLike[str] | UpdateFiles,
+    source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
     inference_modules: Any = "attention",
     *,
@@ -91,7 +91,7 @@ def merge(
     call continues there.
 
     Args:
-        source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `UpdateFiles`.
+        source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `Repository`.
         out: A new or empty folder.
         inference_modules: What acts, as `TAIAForCausalLM`'s setting; weights between 0 and 1 scale the update.
         revision: Revision of the source.

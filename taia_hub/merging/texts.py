@@ -11,9 +11,11 @@ from typing import Any
 
 from taia_hub import cards, hub
 from taia_hub._version import __version__
+from taia_hub.hub.config import RepositoryConfig
 from taia_hub.merging.planning import MergePlan
 from taia_hub.repository.opening import OfflineUpdate
-from taia_hub.repository.publishing import base_license, save_tokenizer
+from taia_hub.repository.publishing import save_tokenizer
+from taia_hub.repository.reading import base_license
 from taia_hub.weights.checkpoint import INDEX, SINGLE, Checkpoint
 
 _GENERATION = "generation_config.json"
@@ -64,8 +66,7 @@ def write_texts(
         if (place / _GENERATION).is_file():
             shutil.copyfile(place / _GENERATION, folder / _GENERATION)
             break
-    config = copy.deepcopy(update.config)
-    config.base_model_name_or_path, config.base_model_revision = update.base.name, update.base.revision
+    config = RepositoryConfig(update.base.name, update.base.revision)
     own = found if _is_of(found, plan, update) else None
     notes = []
     # transformers makes an empty tokenizer of some model types where there are no files

@@ -6,17 +6,15 @@ import dataclasses
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
 from taia_hub._version import __version__
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, TAIAError
-from taia_hub.hub.layout import MOLORA, PEFT, UpdateKind
-from taia_hub.repository.info import RepositoryInfo, repository_info
-from taia_hub.repository.reading import base_name
+from taia_hub.hub.config import Fields
+from taia_hub.hub.layout import MOLORA, PEFT
 from taia_hub.repository.side_files import (
     SideFiles,
     eval_results_there,
@@ -26,18 +24,19 @@ from taia_hub.repository.side_files import (
     read_training,
     true_figures,
 )
+from taia_hub.repository.update_files import Repository
 from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
 from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.roles import ROLES
-from taia_hub.updates.molora.update import read_molora_config
-from taia_hub.updates.parts import AdaptedPart, lora_parts
-from taia_hub.updates.peft.update import read_config
+
+if TYPE_CHECKING:
+    from taia_hub.updates.parts import AdaptedPart
 
 logger = logging.getLogger(__name__)
 
 
 def describe(
-    config: TAIAConfig,
+    config: Fields,
     folder: Path,
     *,
     repo_id: str,
@@ -47,21 +46,7 @@ def describe(
     license_fields: Mapping[str, str | list[str]],
     tags: Iterable[str] = (),
 ) -> cards.CardData:
-    """Collects what the card of a repository says, without the files beside the model.
-
-    Args:
-        config: Its configuration.
-        folder: Folder with its manifest.
-        repo_id: The Hub id that the card shows.
-        method: PEFT's name of the update's method.
-        parts: Role to the update's part of it.
-        adapter_config: Contents of the update's `adapter_config.json`.
-        license_fields: Licence metadata of the base model's card.
-        tags: More tags.
-
-    Returns:
-        What the card says.
-    """
+    """Collects what the card of a repository says, without the files beside the model; `folder` holds its manifest."""
     place = config.place
     return cards.CardData(
         repo_id=repo_id,
@@ -82,19 +67,10 @@ def describe(
     )
 
 
-def with_side_files(
-    data: cards.CardData, config: TAIAConfig, files: SideFiles, *, strict: bool = True
-) -> cards.CardData:
+def with_side_files(data: cards.CardData, config: Fields, files: SideFiles, *, strict: bool = True) -> cards.CardData:
     """Adds what the files beside a model say, as far as they are of this model.
 
-    Args:
-        data: What the card says without them.
-        config: The repository's configuration.
-        files: The files.
-        strict: Whether a file of another model is an error; otherwise it is left out with a warning.
-
-    Returns:
-        What the card says.
+    A file of another model is an error where `strict`, and left out with a warning elsewhere.
 
     Raises:
         ConfigError: If a file is damaged or of another model, and `strict`.
@@ -131,15 +107,7 @@ def with_side_files(
 
 
 def manifest_sha256(folder: Path, name: str) -> str | None:
-    """Reads the hash of a weights file from the manifest of a folder; None where it says nothing.
-
-    Args:
-        folder: Folder of the repository.
-        name: Name of the file in the manifest.
-
-    Returns:
-        The hash.
-    """
+    """Reads the hash of a weights file from the manifest of a folder; None where it says nothing."""
     if not (folder / hub.MANIFEST).is_file():
         return None
     entry = (hub.read_json(folder / hub.MANIFEST).get("files") or {}).get(name)
@@ -155,18 +123,9 @@ def card_facts(
     template: str | None = None,
     template_dir: Path | None = None,
 ) -> cards.CardFacts:
-    """Collects what a card is checked against.
+    """Collects what a card is checked against; weights that lie here are hashed.
 
-    Args:
-        data: What the card should say.
-        source: The repository; weights that lie there are hashed.
-        files: Paths of all its files.
-        problems: What did not fit together when the files were read.
-        template: Name of the template that was asked for.
-        template_dir: Folder of templates that come before ours.
-
-    Returns:
-        The facts.
+    `files` are the paths of all there is, `problems` what did not fit together when they were read.
     """
     found, hashes = list(problems), {}
     weights = data.weights_path
@@ -184,79 +143,69 @@ def card_facts(
 
 
 def describe_files(
-    source: hub.Source,
-    config: TAIAConfig,
+    found: Repository,
+    access: hub.HubAccess,
     *,
     repo_id: str,
     license_fields: Mapping[str, str | list[str]],
-    token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> cards.CardData:
-    """Collects what a card says of a repository whose model is not loaded; no weights are loaded.
+    """Collects what a card says of a repository whose model is not loaded, without the files beside the model.
 
-    Args:
-        source: The repository.
-        config: Its configuration.
-        repo_id: The Hub id that the card shows.
-        license_fields: Licence metadata of the base model's card.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-
-    Returns:
-        What the card says, without the files beside the model.
+    No weights are loaded; the base model's own code may run, to learn its structure.
 
     Raises:
         TAIAError: If a file is missing or malformed.
     """
-    found = repository_info(source.name, revision=source.revision, token=token, trust_remote_code=trust_remote_code)
-    access = hub.HubAccess(token=token)
-    holder, place = source, config.place
-    if config.update.get("repo"):
-        name, sha = config.update["repo"], config.update["revision"]
-        holder = hub.fetch(name, [place.config], revision=sha, access=access, what="adapter repository", local=False)
-    folder = holder.folder / place.path
-    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
+    from taia_hub.updates.parts import lora_parts  # here, because all else of a card goes without a model
+
+    if found.holder.revision is None:
+        hub.update_weights(found.folder, found.kind)
     known = None
-    if place.kind is PEFT:
-        known = lora_parts(base, folder, read_config(folder), access, trust_remote_code)
+    if found.kind is PEFT:
+        known = lora_parts(found.base, found.folder, found.settings, access, trust_remote_code)
+    if known is None:
+        known = _parts_by_size(found, access, trust_remote_code)
     data = describe(
-        config,
-        source.folder,
+        found.config,
+        found.root,
         repo_id=repo_id,
         method=found.method,
-        parts=role_parts(known if known is not None else _parts_by_size(found, place.kind, folder)),
-        adapter_config=hub.read_json(folder / place.kind.config),
+        parts=role_parts(known),
+        adapter_config=hub.read_json(found.folder / found.kind.config),
         license_fields=license_fields,
     )
     if data.adapter_repo:  # the manifest is here, the weights are elsewhere
-        sha256 = _sha256_on_the_hub(data.adapter_repo, place.weights, data.adapter_revision, access)
+        sha256 = _sha256_on_the_hub(data.adapter_repo, found.place.weights, data.adapter_revision, access)
         data = dataclasses.replace(data, adapter_sha256=sha256)
     return data
 
 
-def _parts_by_size(found: RepositoryInfo, kind: UpdateKind, folder: Path) -> dict[str, AdaptedPart]:
+def _parts_by_size(found: Repository, access: hub.HubAccess, trust_remote_code: bool) -> dict[str, AdaptedPart]:
     """Says what an update adapts by role from the sizes of its tensors and its configuration."""
+    from taia_hub.repository.info import info_of
+    from taia_hub.updates.parts import AdaptedPart
+    from taia_hub.weights.skeleton import skeleton
+
     ranks: dict[str, frozenset[int]] = {}
-    if kind is MOLORA:
-        settings = read_molora_config(folder).settings
+    if found.kind is MOLORA:
+        settings = found.settings.settings
         ranks = {role: frozenset({settings.rank_of(role)}) for role in ("attention", "ffn")}
+    info = info_of(found, skeleton(found.base, access, trust_remote_code), access)
     return {
         role: AdaptedPart(part.modules, part.parameters, ranks.get(role, frozenset()) if part.modules else frozenset())
-        for role, part in found.roles.items()
+        for role, part in info.roles.items()
     }
 
 
 def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
-    """Lists what an update adapts in the order that cards have.
-
-    Args:
-        parts: Role to what is adapted.
-
-    Returns:
-        Every role to its part.
-    """
-    there = {role: parts.get(role, AdaptedPart(0, 0, frozenset())) for role in ROLES}
-    return {role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks))) for role, one in there.items()}
+    """Lists what an update adapts, every role in the order that cards have."""
+    return {
+        role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks)))
+        if (one := parts.get(role))
+        else cards.RolePart(0, 0, ())
+        for role in ROLES
+    }
 
 
 def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from taia_hub import cards, hub
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.atomic import write_atomically
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+from taia_hub.hub.config import Fields
 from taia_hub.repository.card import card_facts, describe_files, render_over, with_side_files
 from taia_hub.repository.card_request import CardRequest
-from taia_hub.repository.publishing import base_license
-from taia_hub.repository.reading import read_taia_config
+from taia_hub.repository.reading import base_license
 from taia_hub.repository.side_files import (
     FIGURES,
     SIDE_FILES,
@@ -28,6 +27,7 @@ from taia_hub.repository.side_files import (
     read_card,
     stale_eval_results,
 )
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.results import RESULTS_FILE
 from taia_hub.results.analysis import ANALYSIS_FILE
 
@@ -75,12 +75,6 @@ class MadeCard:
 def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) -> None:
     """Refuses words that cannot be followed together.
 
-    Args:
-        repo: Hub id or folder.
-        write: Whether the card goes into the folder.
-        push: Whether it goes to the Hub.
-        check: Whether the card that is there is checked instead.
-
     Raises:
         ConfigError: If more than one is asked for, or the repository is no place for it.
     """
@@ -115,10 +109,11 @@ def make_card(
     Raises:
         TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
     """
-    source, config, before = _read_repository(name, revision, token)
-    data = _described(source, config, request, before, token, trust_remote_code)
+    access = hub.HubAccess(token=token)
+    found, source, before = _opened(name, revision, access)
+    data = _described(found, request, before, access, trust_remote_code)
     given = _given_files(request)
-    data = with_side_files(data, config, given.over(SideFiles.of(source.folder)))
+    data = with_side_files(data, found.config, given.over(SideFiles.of(source.folder)))
     merged = render_over(
         data, [before], given=request.given, template=request.template, template_dir=request.template_dir
     )
@@ -132,13 +127,7 @@ def make_card(
 
 
 def write_card(made: MadeCard) -> str:
-    """Writes a card, and what goes with it, into its folder.
-
-    Args:
-        made: The card of a folder.
-
-    Returns:
-        Where it is.
+    """Writes a card, and what goes with it, into its folder, and says where it is.
 
     Raises:
         RepositoryError: If the disk is full or the folder cannot be written.
@@ -156,16 +145,7 @@ def write_card(made: MadeCard) -> str:
 
 
 def publish_card(made: MadeCard, message: str | None, token: str | bool | None, revision: str | None = None) -> str:
-    """Publishes a card, and what goes with it, in one commit on top of the one that it was made for.
-
-    Args:
-        made: The card of a repository on the Hub.
-        message: Message of the commit.
-        token: Access token.
-        revision: Branch to commit to.
-
-    Returns:
-        Address of the commit.
+    """Publishes a card and what goes with it on top of the commit that it was made for; returns the new one's address.
 
     Raises:
         RepositoryError: If a request fails or the repository changed meanwhile; it is then as it was.
@@ -183,13 +163,7 @@ def publish_card(made: MadeCard, message: str | None, token: str | bool | None, 
 def link_space(name: str, space_id: str, token: str | bool | None) -> str | None:
     """Links the card of a repository on the Hub to the Space that compares its modes, and changes nothing else of it.
 
-    Args:
-        name: Hub id of the TAIA repository.
-        space_id: Hub id of the Space.
-        token: Access token.
-
-    Returns:
-        Address of the commit; None where the card links to the Space already, or a person decided otherwise.
+    Returns the address of the commit; None where the card links to it already, or a person decided otherwise.
 
     Raises:
         TAIAError: If there is no card, it is somebody else's, or it cannot be published.
@@ -227,13 +201,14 @@ def check_repository_card(
     Raises:
         TAIAError: If the repository has no card, or is missing or malformed.
     """
-    source, config, before = _read_repository(name, revision, token)
+    access = hub.HubAccess(token=token)
+    found, source, before = _opened(name, revision, access)
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
-    data = _described(source, config, request, before, token, trust_remote_code)
+    data = _described(found, request, before, access, trust_remote_code)
     data = dataclasses.replace(data, space=cards.space_of(before))
     beside = _given_files(request).over(SideFiles.of(source.folder))
-    data, problems = _with_true_files(data, config, beside)
+    data, problems = _with_true_files(data, found.config, beside)
     if source.revision is None:
         files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
     else:
@@ -241,57 +216,43 @@ def check_repository_card(
             files = hub.api(token).list_repo_files(name, revision=source.revision)
             if not data.adapter_repo:  # its weights, to hash them
                 wanted = [*_FETCHED, data.weights_path]
-                source = hub.fetch(name, wanted, revision=source.revision, access=hub.HubAccess(token))
+                source = hub.fetch(name, wanted, revision=source.revision, access=access)
     facts = card_facts(data, source, files, problems, template=request.template, template_dir=request.template_dir)
     return cards.check_card(before, facts)
 
 
-def _read_repository(
-    name: str, revision: str | None, token: str | bool | None
-) -> tuple[hub.Source, TAIAConfig, str | None]:
-    access = hub.HubAccess(token=token)
-    source = hub.fetch(name, _FETCHED, revision=revision, access=access, what="TAIA repository")
-    if not (source.folder / hub.CONFIG).is_file():
-        raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
-    config = read_taia_config(source.folder / hub.CONFIG, name)
-    return source, config, read_card(source.folder / hub.CARD)
+def _opened(name: str, revision: str | None, access: hub.HubAccess) -> tuple[Repository, hub.Source, str | None]:
+    """Opens a repository with the files that a card is made of; returns also where they are, and the card there."""
+    found = open_repository(name, revision=revision, access=access, weights=False, plain=False)
+    source = hub.Source(name, found.root, found.revision)
+    if found.revision is not None:
+        source = hub.fetch(name, _FETCHED, revision=found.revision, access=access, what="TAIA repository")
+    return found, source, read_card(source.folder / hub.CARD)
 
 
 def _described(
-    source: hub.Source,
-    config: TAIAConfig,
-    request: CardRequest,
-    before: str | None,
-    token: str | bool | None,
-    trust_remote_code: bool,
+    found: Repository, request: CardRequest, before: str | None, access: hub.HubAccess, trust_remote_code: bool
 ) -> cards.CardData:
     wrong = [dataset for dataset in request.datasets if not is_repo_id(dataset)]
     if wrong:
         raise ConfigError(f"The data set {wrong[0]!r} is no Hub id.", "As in tatsu-lab/alpaca.")
-    fields = base_license(config, token) if config.base_model_revision else {}
+    fields = base_license(found.config, access.token) if found.config.base_model_revision else {}
     asked = {name: getattr(request, name) for name in ("license", "license_name", "license_link")}
     if request.license:
         fields = {}
     fields |= {name: value for name, value in asked.items() if value}
-    if source.revision:
-        repo_id = source.name
+    if found.revision:
+        repo_id = found.name
     else:
-        repo_id = request.repo_id or (cards.title_of(before) if before else None) or source.folder.resolve().name
-    data = describe_files(
-        source,
-        config,
-        repo_id=repo_id,
-        license_fields=fields,
-        token=token,
-        trust_remote_code=trust_remote_code,
-    )
+        repo_id = request.repo_id or (cards.title_of(before) if before else None) or found.root.resolve().name
+    data = describe_files(found, access, repo_id=repo_id, license_fields=fields, trust_remote_code=trust_remote_code)
     return dataclasses.replace(
         data, language=request.language, datasets=request.datasets, tags=request.tags, widget=request.widget
     )
 
 
 def _with_true_files(
-    data: cards.CardData, config: TAIAConfig, beside: SideFiles
+    data: cards.CardData, config: Fields, beside: SideFiles
 ) -> tuple[cards.CardData, list[cards.Finding]]:
     """Adds what the files say that are of this model; says of each whether it is."""
     problems = []

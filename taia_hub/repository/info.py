@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import RepositoryError
-from taia_hub.hub.layout import PEFT
-from taia_hub.repository.reading import base_name, read_taia_config
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
@@ -87,33 +86,34 @@ def repository_info(
         TAIAError: If the repository or its base model is missing or malformed.
     """
     access = hub.HubAccess(token=token)
-    source = hub.fetch(name, [hub.CONFIG], revision=revision, access=access, what="TAIA repository")
-    if not (source.folder / hub.CONFIG).is_file():
-        raise RepositoryError(f"'{name}' has no {hub.CONFIG}.", "Make a TAIA repository with `taia create`.")
-    config = read_taia_config(source.folder / hub.CONFIG, name)
-    base = hub.resolve_base(base_name(config, source.name), config.base_model_revision, access)
-    model = skeleton(base, access, trust_remote_code)
-    placed = find_sublayers(model)
-    location, method, tensors = _read_update(source, config, access)
+    found = open_repository(name, revision=revision, access=access, weights=False, plain=False)
+    return info_of(found, skeleton(found.base, access, trust_remote_code), access)
+
+
+def info_of(found: Repository, model: nn.Module, access: hub.HubAccess) -> RepositoryInfo:
+    """Says what an opened repository holds; `model` is its base's structure."""
+    placed, tensors = find_sublayers(model), _tensors(found, access)
     paths = dict(model.named_modules())
     modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
     for key, stored in tensors.items():
         path = _module_of(key, paths)
-        found = modules[placed.roles.get(path, "other")]
-        before = found.get(path, (0, 0))
-        found[path] = before[0] + math.prod(stored.shape), before[1] + stored.size
+        of_role = modules[placed.roles.get(path, "other")]
+        before = of_role.get(path, (0, 0))
+        of_role[path] = before[0] + math.prod(stored.shape), before[1] + stored.size
     roles = {
-        role: RoleInfo(len(found), sum(count for count, _ in found.values()), sum(size for _, size in found.values()))
-        for role, found in modules.items()
+        role: RoleInfo(len(parts), sum(count for count, _ in parts.values()), sum(size for _, size in parts.values()))
+        for role, parts in modules.items()
     }
+    path, is_here = found.place.path, found.config.update.get("repo") is None
+    elsewhere = f"{found.holder.name}@{str(found.holder.revision)[:8]}/{path}".removesuffix("/")
     return RepositoryInfo(
-        name=name,
-        revision=source.revision,
-        base_model=base.name,
-        base_revision=base.revision,
-        inference_modules=config.inference_modules,
-        method=method,
-        location=location,
+        name=found.name,
+        revision=found.revision,
+        base_model=found.base.name,
+        base_revision=found.base.revision,
+        inference_modules=found.config.inference_modules,
+        method=found.method,
+        location=path if is_here else elsewhere,
         bytes=sum(stored.size for stored in tensors.values()),
         dtypes=tuple(sorted({stored.kind for stored in tensors.values()})),
         roles=roles,
@@ -122,37 +122,20 @@ def repository_info(
     )
 
 
-def _read_update(
-    source: hub.Source, config: TAIAConfig, access: hub.HubAccess
-) -> tuple[str, str, dict[str, StoredTensor]]:
-    """Returns where the update is, its method, and name to place of each tensor."""
-    place = config.place
-    kind = place.kind
-    repo, revision, location = source.name, source.revision, place.path or "."
-    elsewhere = bool(config.update.get("repo"))
-    if elsewhere:
-        repo, revision = config.update["repo"], config.update["revision"]
-        location = f"{repo}@{revision[:8]}/{place.path}".removesuffix("/")
-    wanted = [place.config, place.weights] if kind.shards else [place.config]  # an index is small
-    pointed = hub.fetch(repo, wanted, revision=revision, access=access, what="adapter repository", local=not elsewhere)
-    folder = pointed.folder / place.path
-    if not (folder / kind.config).is_file():
-        hub.update_weights(folder, kind)
-    method = kind.name.upper()
-    if kind is PEFT:
-        method = str(hub.read_json(folder / kind.config).get("peft_type"))
-    if pointed.revision is None:
-        weights = hub.update_weights(folder, kind)
-        headers = [read_header(path) for path in weights.values() if path.suffix == ".safetensors"]
-        return location, method, {key: value for header in headers for key, value in header.items()}
-    names = hub.index_shards(folder / kind.weights) if kind.shards else (kind.weights,)
+def _tensors(found: Repository, access: hub.HubAccess) -> dict[str, StoredTensor]:
+    """Returns name to place of each tensor of the update, from the files' headers."""
+    kind, place, holder = found.kind, found.place, found.holder
     tensors: dict[str, StoredTensor] = {}
-    with hub.hub_errors(repo, what="adapter repository", revision=revision):
-        api = hub.api(access.token)
+    if holder.revision is None:
+        for path in hub.update_weights(found.folder, kind).values():
+            tensors |= read_header(path) if path.suffix == ".safetensors" else {}
+        return tensors
+    names = hub.index_shards(found.folder / kind.weights) if kind.shards else (kind.weights,)
+    with hub.hub_errors(holder.name, what="adapter repository", revision=holder.revision):
+        parse = hub.api(access.token).parse_safetensors_file_metadata
         for name in names:
-            header = api.parse_safetensors_file_metadata(repo, place.named(name), revision=revision)
-            tensors |= header_on_hub(name, header)
-    return location, method, tensors
+            tensors |= header_on_hub(name, parse(holder.name, place.named(name), revision=holder.revision))
+    return tensors
 
 
 def _module_of(key: str, modules: Mapping[str, Any]) -> str:

@@ -14,22 +14,16 @@ from peft.tuners.lora.layer import LoraLayer
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.repository.update_files import UpdateFiles
-from taia_hub.updates.attaching import Update, read_update_config
+from taia_hub.hub.layout import UpdatePlace
+from taia_hub.repository.update_files import Repository
+from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.plain_lora import lora_scaling
 from taia_hub.updates.peft.strict import ADAPTER
 
 
 @contextlib.contextmanager
-def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
+def files_of(model: Any, access: hub.HubAccess) -> Iterator[Repository]:
     """Gives the files of a loaded model's update; one that was trained on is written to a temporary folder.
-
-    Args:
-        model: A loaded TAIA model.
-        access: How to reach the Hub.
-
-    Yields:
-        The files, which hold the model's present update until the block ends.
 
     Raises:
         RepositoryError: If the base model's configuration cannot be read, or the update cannot be written.
@@ -48,14 +42,13 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[UpdateFiles]:
             update.save(folder)
         if revision is None:
             _copy_tokenizer(config, root, access)
-        yield UpdateFiles(
+        yield Repository(
             name=config._name_or_path if revision else "a loaded model",
             revision=revision,
             config=config,
             root=root,
-            folder=folder,
-            kind=update.kind,
-            settings=read_update_config(folder, update.kind),
+            holder=hub.Source(str(folder), folder, None),
+            place=UpdatePlace(update.kind, ""),
             base=base,
         )
 

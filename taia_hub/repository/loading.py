@@ -8,37 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from peft import TaskType
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
-from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
-from taia_hub.hub.layout import KINDS, PEFT, UpdatePlace
-from taia_hub.repository.reading import (
-    base_name,
-    config_of,
-    read_taia_config,
-    resolve_recorded_base,
-    tell_other_base,
-    update_folder,
-    verify_update,
-    with_safetensors,
-)
+from taia_hub.repository.update_files import GENERATION, Repository, open_repository
 from taia_hub.roles import sublayers
 from taia_hub.switch.switch import Switch
-from taia_hub.updates.attaching import Update, attach, base_of, find_kind, read_update_config
+from taia_hub.updates.attaching import Update, attach
 from taia_hub.updates.dense.compressing import Compress, CompressionReport, compression_limits
 from taia_hub.updates.dense.compressing import compress as compress_difference
 from taia_hub.updates.dense.update import DEFAULT_SETTING, DenseReport, write_dense
-from taia_hub.updates.peft.update import read_config
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)
 
-_GENERATION = "generation_config.json"
-_ROOT_FILES = (hub.CONFIG, hub.MANIFEST, _GENERATION, hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS)
 _HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
 _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
 
@@ -116,37 +102,43 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         UpdateMismatchError: If the update does not fit the base.
         UnsupportedUpdateError: If the update cannot be switched.
     """
-    source = hub.fetch(
-        name,
-        [*_ROOT_FILES, *(f"{kind.folder}/*" for kind in KINDS.values())],
-        revision=revision,
-        access=options.access,
-        what="TAIA repository",
-    )
     if config is not None and not isinstance(config, TAIAConfig):
         raise ConfigError(
             f"A {type(config).__name__} came as `config`; a TAIA repository has a TAIAConfig.",
             "Leave `config` out: the base model's comes from its own repository.",
         )
+    found = open_repository(
+        name,
+        revision=revision,
+        config=config,
+        access=options.access,
+        verify=options.verify,
+        what="TAIA repository",
+    )
+    if found.is_plain:
+        loaded = _load(found, _new_config(found), options)
+        logger.warning(
+            "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
+            "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
+            name,
+            found.base.name,
+            loaded.switch.default.label,
+        )
+        return loaded
     if config is None:
-        if not (source.folder / hub.CONFIG).is_file():
-            return _load_plain_adapter(source, options)
-        config = read_taia_config(source.folder / hub.CONFIG, name)
-    if (source.folder / _GENERATION).is_file():
-        hub.read_json(source.folder / _GENERATION)
-    config._name_or_path, config._commit_hash = source.name, source.revision
-    base_id = base_name(config, name)
+        config = TAIAConfig.from_dict(hub.read_json(found.root / hub.CONFIG))
+    generation = found.root / GENERATION
+    if generation.is_file():
+        hub.read_json(generation)
+    config._name_or_path, config._commit_hash = found.name, found.revision
     options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
     options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
-    for name_, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
-        if (value := getattr(config, name_)) != default:  # put these keywords into the configuration that they read
-            options.base_keywords.setdefault(name_, value)
-    folder = update_folder(source, config, options.access)
-    verify_update(source.folder, folder, config, verify=options.verify)
-    base = resolve_recorded_base(base_id, config.base_model_revision, options.access)
-    loaded = _load(base, folder, config, options)
-    if loaded.model.can_generate() and (source.folder / _GENERATION).is_file():
-        loaded.model.generation_config = GenerationConfig.from_pretrained(str(source.folder))
+    for key, default in (("output_hidden_states", False), ("return_dict", True)):  # transformers' Auto classes
+        if (value := getattr(config, key)) != default:  # put these keywords into the configuration that they read
+            options.base_keywords.setdefault(key, value)
+    loaded = _load(found, config, options)
+    if loaded.model.can_generate() and generation.is_file():
+        loaded.model.generation_config = GenerationConfig.from_pretrained(str(found.root))
     return loaded
 
 
@@ -176,14 +168,20 @@ def load_adapter(
         UpdateMismatchError: If the update does not fit the base.
         UnsupportedUpdateError: If the update cannot be switched.
     """
-    source = hub.fetch(
+    found = open_repository(
         adapter,
-        [name for kind in KINDS.values() for name in kind.files],
         revision=adapter_revision,
+        base=base,
+        base_revision=base_revision,
         access=options.access,
         what="adapter",
     )
-    return _load_adapter_source(base, base_revision, source, published, options)
+    if not found.is_plain:
+        raise RepositoryError(
+            f"'{adapter}' has no {hub.ADAPTER_CONFIG}: it is a TAIA repository.",
+            "Load it with `from_pretrained`, or give the folder or repository that PEFT saved the adapter to.",
+        )
+    return _load(found, _new_config(found, inference_modules=published), options)
 
 
 def load_finetuned(
@@ -231,8 +229,9 @@ def load_finetuned(
         )
     if published is None:
         published = DEFAULT_SETTING if compress is None else "attention"
-    loaded = _load_adapter_source(base, None, hub.Source(finetuned.name, scratch, None), published, options)
-    if loaded.model.can_generate() and (finetuned.folder / _GENERATION).is_file():
+    found = open_repository(scratch, base=base, access=options.access)
+    loaded = _load(found, _new_config(found, inference_modules=published), options)
+    if loaded.model.can_generate() and (finetuned.folder / GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
     return loaded, report
 
@@ -244,17 +243,7 @@ def fetch_checkpoints(
     finetuned_revision: str | None,
     access: hub.HubAccess,
 ) -> tuple[hub.Source, hub.Source]:
-    """Brings the weights of a base model and of its fine-tune to this disk.
-
-    Args:
-        base: Folder or Hub id of the base model, or what `hub.resolve_base` made of it.
-        finetuned: Folder or Hub id of the fine-tune.
-        base_revision: Revision of the base.
-        finetuned_revision: Revision of the fine-tune.
-        access: How to reach the Hub.
-
-    Returns:
-        Both, at fixed commits where they come from the Hub.
+    """Brings the weights of a base model and of its fine-tune to this disk, at fixed commits of the Hub.
 
     Raises:
         RepositoryError: If one is missing or out of reach.
@@ -266,48 +255,24 @@ def fetch_checkpoints(
     )
 
 
-def _load_plain_adapter(source: hub.Source, options: LoadOptions) -> Loaded:
-    if not (source.folder / hub.ADAPTER_CONFIG).is_file():
-        raise RepositoryError(
-            f"'{source.name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
-            "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
-        )
-    base = read_config(source.folder).base_model_name_or_path
-    if not base:
-        raise ConfigError(
-            f"The adapter '{source.name}' names no base model.", "Use `TAIAForCausalLM.from_adapter(base, adapter)`."
-        )
-    loaded = _load_adapter_source(base, None, source, "attention", options)
-    logger.warning(
-        "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
-        "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
-        source.name,
-        base,
-        loaded.switch.default.label,
+def _new_config(found: Repository, **fields: Any) -> TAIAConfig:
+    """Makes the configuration of a repository of an update that has none yet."""
+    return TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
+        architectures=["TAIAForCausalLM"],
+        auto_map=dict(AUTO_MAP),
+        base_model_name_or_path=found.config.base_model_name_or_path,
+        base_model_revision=found.config.base_model_revision,
+        update=found.config.update,
+        **fields,
     )
-    return loaded
 
 
-def _load_adapter_source(
-    base: str | hub.Source, base_revision: str | None, source: hub.Source, published: Any, options: LoadOptions
-) -> Loaded:
-    kind = find_kind(source.folder)
-    folder = with_safetensors(source, UpdatePlace(kind, ""), options.access)
-    hub.update_weights(folder, kind)
-    made_for, made_at = base_of(read_update_config(folder, kind))
-    if isinstance(base, str):
-        base = hub.resolve_base(base, base_revision or made_at, options.access)
-    tell_other_base(source.name, made_for, base.name)
-    config = config_of(base, kind, inference_modules=published)
-    return _load(base, folder, config, options)
-
-
-def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptions) -> Loaded:
+def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded:
+    base = found.base
     setting: Any = options.inference_modules
     if setting is None:
         setting = "all" if options.is_trainable else config.setting
-    kind = config.place.kind
-    features_only = kind is PEFT and read_config(folder).task_type == TaskType.FEATURE_EXTRACTION
+    features_only = found.features_only
     if features_only and options.head:
         raise UnsupportedUpdateError(
             "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
@@ -334,8 +299,8 @@ def _load(base: hub.Source, folder: Path, config: TAIAConfig, options: LoadOptio
     placed = sublayers.find_sublayers(model)
     update, switch = attach(
         model,
-        folder,
-        kind,
+        found.folder,
+        found.kind,
         roles=placed.roles,
         unplaced=placed.unplaced,
         inference_modules=setting,

@@ -11,10 +11,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.hub.config import Fields
 from taia_hub.hub.layout import UpdateKind
-from taia_hub.repository.update_files import UpdateFiles, find_update
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
@@ -33,11 +33,11 @@ class OfflineUpdate:
         attached: Its layers and its switch.
     """
 
-    files: UpdateFiles
+    files: Repository
     attached: Attached
 
     @property
-    def config(self) -> TAIAConfig:
+    def config(self) -> Fields:
         """Configuration of the TAIA repository."""
         return self.files.config
 
@@ -111,7 +111,7 @@ class OfflineUpdate:
 
 
 def open_update(
-    source: str | os.PathLike[str] | UpdateFiles,
+    source: str | os.PathLike[str] | Repository,
     *,
     revision: str | None = None,
     access: hub.HubAccess,
@@ -139,12 +139,12 @@ def open_update(
         [(site.path, weight) for (_, site, _), weight in update.weights("attention")]
         ```
     """
-    files = source if isinstance(source, UpdateFiles) else find_update(source, revision=revision, access=access)
+    files = source if isinstance(source, Repository) else open_repository(source, revision=revision, access=access)
     return open_files(files, access=access, trust_remote_code=trust_remote_code, lean=lean)
 
 
 def open_files(
-    files: UpdateFiles, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
+    files: Repository, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
 ) -> OfflineUpdate:
     """Puts an update that was found on its base's structure; arguments, result and errors as of `open_update`."""
 
@@ -156,14 +156,6 @@ def open_files(
 
 def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:
     """Fetches the base model's weights and reads their headers.
-
-    Args:
-        update: The update.
-        access: How to reach the Hub.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-
-    Returns:
-        The base model's checkpoint.
 
     Raises:
         RepositoryError: If files are missing, pickled, truncated or out of reach.
@@ -184,9 +176,6 @@ def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remot
 
 def check_not_quantised(base: hub.Source) -> None:
     """Refuses a base model whose weights are quantised, before they are downloaded.
-
-    Args:
-        base: The base model, with its configuration on this disk.
 
     Raises:
         UnsupportedUpdateError: If they are.

@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo, metadata_load
+from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
+from taia_hub.hub.config import MODEL_TYPE, Fields
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loading import Loaded
-from taia_hub.repository.reading import check_folder
+from taia_hub.repository.reading import base_license, check_folder, check_publishable
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
+from taia_hub.repository.update_files import open_repository
 from taia_hub.updates.parts import parts_by_role
 
 logger = logging.getLogger(__name__)
@@ -145,25 +147,23 @@ def push_folder(
         ConfigError: If the folder is no TAIA repository.
         RepositoryError: If its base model is a local folder, its weights do not hold, or a request fails.
     """
+    access = hub.HubAccess(token=token)
     config = check_folder(folder)
     check_publishable(config)
     commit = hub.Commit(commit_message, commit_description, private, token, revision, create_pr)
     head = hub.look(repo_id, revision=revision, token=token)
+    found = open_repository(folder, access=access, config=config, weights=False)
+    fields = base_license(config, token)
     data = describe_files(
-        hub.Source(str(folder), folder, None),
-        config,
-        repo_id=head.repo_id,
-        license_fields=base_license(config, token),
-        token=token,
-        trust_remote_code=trust_remote_code,
+        found, access, repo_id=head.repo_id, license_fields=fields, trust_remote_code=trust_remote_code
     )
     return _publish(folder, config, data, head, commit)
 
 
-def _publish(folder: Path, config: TAIAConfig, data: cards.CardData, head: hub.Head, commit: hub.Commit) -> CommitInfo:
+def _publish(folder: Path, config: Fields, data: cards.CardData, head: hub.Head, commit: hub.Commit) -> CommitInfo:
     """Publishes a folder, with the base model's tokenizer where there is none."""
     files: dict[str, Path | None] = dict(_model_files(folder, config))
-    _refuse_other_model(str(folder), files, {"model_type": config.model_type})
+    _refuse_other_model(str(folder), files, {"model_type": MODEL_TYPE})
     _refuse_other_model(head.repo_id, head.files, head.config)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) / "tokenizer"
@@ -177,7 +177,7 @@ def _publish(folder: Path, config: TAIAConfig, data: cards.CardData, head: hub.H
         return hub.publish(files, head, dataclasses.replace(commit, message=commit.message or "Upload TAIA model"))
 
 
-def _model_files(folder: Path, config: TAIAConfig) -> dict[str, Path]:
+def _model_files(folder: Path, config: Fields) -> dict[str, Path]:
     """Lists what of a folder is published: without what an earlier update left in it."""
     files = hub.published_files(folder)
     elsewhere = bool(config.update.get("repo"))
@@ -186,7 +186,7 @@ def _model_files(folder: Path, config: TAIAConfig) -> dict[str, Path]:
 
 
 def _card_over(
-    head: hub.Head, folder: Path, config: TAIAConfig, data: cards.CardData, scratch: Path
+    head: hub.Head, folder: Path, config: Fields, data: cards.CardData, scratch: Path
 ) -> dict[str, Path | None]:
     """Makes the card that goes over the one on the Hub, from `data` and the files beside the model, there and here.
 
@@ -210,7 +210,7 @@ def _card_over(
     return {**stale, **made, **kept}
 
 
-def _has_tokenizer(head: hub.Head, config: TAIAConfig) -> bool:
+def _has_tokenizer(head: hub.Head, config: Fields) -> bool:
     """Tells whether a repository has a tokenizer already, which a person may have chosen, of the same base model."""
     names = ("base_model_name_or_path", "base_model_revision")
     same = all(head.config.get(name) == getattr(config, name) for name in names)
@@ -221,7 +221,7 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, An
     """Refuses to write over another model, which the files of a folder or repository or its config.json show."""
     names = set(files)
     other = sorted(_OTHER_MODELS & names)
-    if hub.CONFIG in names and config.get("model_type") != TAIAConfig.model_type:
+    if hub.CONFIG in names and config.get("model_type") != MODEL_TYPE:
         other.append(hub.CONFIG)
     if other:
         raise RepositoryError(
@@ -233,7 +233,7 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, An
 
 def _described(
     loaded: Loaded,
-    config: TAIAConfig,
+    config: Fields,
     folder: Path,
     repo_id: str,
     license_fields: Mapping[str, str | list[str]],
@@ -254,53 +254,8 @@ def _described(
     )
 
 
-def check_publishable(config: TAIAConfig) -> None:
-    """Refuses a configuration whose base model nobody else can load.
-
-    Args:
-        config: The configuration.
-
-    Raises:
-        RepositoryError: If the base model is a local folder.
-    """
-    if config.base_model_revision is None:
-        raise RepositoryError(
-            f"The base model '{config.base_model_name_or_path}' is a folder on this machine; whoever loads the "
-            "published model could not find it.",
-            "Push the base first, or give its Hub id: `TAIAForCausalLM.from_adapter('org/base', adapter)`.",
-        )
-
-
-def base_license(config: TAIAConfig, token: str | bool | None) -> dict[str, str | list[str]]:
-    """Reads the licence fields of the base model's card; empty where it has none.
-
-    Args:
-        config: Configuration that names the base.
-        token: Access token.
-
-    Returns:
-        `license`, `license_name` and `license_link`, as far as the base gives them.
-
-    Raises:
-        RepositoryError: If the base model cannot be read.
-    """
-    base, revision = config.base_model_name_or_path or "", config.base_model_revision
-    if revision is not None or not Path(base).is_dir():
-        with hub.hub_errors(base, what="base model", revision=revision):
-            card = hub.api(token).model_info(base, revision=revision).card_data
-        values = card.to_dict() if card else {}
-    else:
-        try:
-            path = Path(base) / hub.CARD
-            values = (metadata_load(path) if path.is_file() else None) or {}
-        except ValueError as error:
-            logger.warning("The licence of '%s' is left out: its card cannot be read (%s).", base, error)
-            values = {}
-    return {name: values[name] for name in ("license", "license_name", "license_link") if values.get(name)}
-
-
 def save_tokenizer(
-    config: TAIAConfig,
+    config: Fields,
     folder: Path,
     token: str | bool | None = None,
     *,

@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub import metadata_load
 
 from taia_hub import hub
-from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub.layout import UpdateKind, UpdatePlace
-from taia_hub.updates.attaching import read_update_config
+from taia_hub.hub.config import MODEL_TYPE, Fields, RepositoryConfig
 
 logger = logging.getLogger(__name__)
 
 
-def read_taia_config(path: Path, name: str) -> TAIAConfig:
-    """Reads `config.json` of a TAIA repository.
-
-    Args:
-        path: The file.
-        name: Name of the repository, for messages.
-
-    Returns:
-        The configuration.
+def read_repository_config(path: Path, name: str) -> RepositoryConfig:
+    """Reads `config.json` of the repository that messages call `name`.
 
     Raises:
         ConfigError: If it is malformed, or of another model type.
     """
     values = hub.read_json(path)
-    if values.get("model_type") != TAIAConfig.model_type:
+    if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
             f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
             "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`.",
         )
-    config: TAIAConfig = TAIAConfig.from_dict(values)
-    return config
+    return RepositoryConfig.of(values)
 
 
-def base_name(config: TAIAConfig, name: str) -> str:
-    """Returns the Hub id or folder of the base model.
+def is_taia(folder: Path) -> bool:
+    """Tells whether a folder's `config.json` is that of a TAIA repository."""
+    path = folder / hub.CONFIG
+    return path.is_file() and hub.read_json(path).get("model_type") == MODEL_TYPE
 
-    Args:
-        config: The configuration.
-        name: Name of the repository, for messages.
 
-    Returns:
-        What `config.json` names.
+def base_name(config: Fields, name: str) -> str:
+    """Returns the Hub id or folder of the base model that `config.json` names.
 
     Raises:
         ConfigError: If it names no base model.
@@ -59,92 +48,8 @@ def base_name(config: TAIAConfig, name: str) -> str:
     return config.base_model_name_or_path
 
 
-def resolve_recorded_base(name: str, revision: str | None, access: hub.HubAccess) -> hub.Source:
-    """Finds the base model that `config.json` names.
-
-    Args:
-        name: Its Hub id or folder, as of `base_name`.
-        revision: The commit that is recorded; None for a folder.
-        access: How to reach the Hub.
-
-    Returns:
-        The base model, of which only the configuration need be on this disk.
-
-    Raises:
-        RepositoryError: If it cannot be reached, or a folder here would be taken for it.
-    """
-    if revision and os.path.isdir(name):
-        raise RepositoryError(
-            f"The base model '{name}' is fixed at a commit on the Hub, but a folder here has the same name and would "
-            "be taken for it.",
-            "Rename the folder, or work in another one.",
-        )
-    return hub.resolve_base(name, revision, access)
-
-
-def tell_other_base(name: str, made_for: str | None, base: str) -> None:
-    """Warns where an update is put on another base model than the one that it names.
-
-    Args:
-        name: Hub id or folder of the update.
-        made_for: The base model that it names, if any.
-        base: The base model that it is put on.
-    """
-    if made_for and made_for != base:
-        logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", name, made_for, base)
-
-
-def config_of(base: hub.Source, kind: UpdateKind, **fields: Any) -> TAIAConfig:
-    """Makes the configuration of a repository of an update that has none yet.
-
-    Args:
-        base: The base model.
-        kind: The kind of update.
-        **fields: Further fields, as `inference_modules`.
-
-    Returns:
-        The configuration.
-    """
-    return TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
-        architectures=["TAIAForCausalLM"],
-        auto_map=dict(AUTO_MAP),
-        base_model_name_or_path=base.name if base.revision else str(base.folder.resolve()),
-        base_model_revision=base.revision,
-        update={"kind": kind.name, "path": kind.folder},
-        **fields,
-    )
-
-
-def update_folder(source: hub.Source, config: TAIAConfig, access: hub.HubAccess) -> Path:
-    """Brings the update's files to this disk.
-
-    Args:
-        source: The TAIA repository.
-        config: Its configuration.
-        access: How to reach the Hub.
-
-    Returns:
-        Folder of the adapter.
-    """
-    place = config.place
-    repo = config.update.get("repo")
-    if repo:
-        sha = config.update["revision"]
-        pointed = hub.fetch(repo, place.files, revision=sha, access=access, what="adapter repository", local=False)
-        return with_safetensors(pointed, place, access)
-    if source.revision and place.path != place.kind.folder:  # the usual folders came with the first download
-        source = hub.fetch(source.name, place.files, revision=source.revision, access=access, what="TAIA repository")
-    return with_safetensors(source, place, access)
-
-
-def verify_update(root: Path, folder: Path, config: TAIAConfig, *, verify: bool = True) -> None:
-    """Checks that the files of an update are whole, and against the manifest.
-
-    Args:
-        root: Folder of the TAIA repository.
-        folder: Folder of the update, as `update_folder` gives it.
-        config: The configuration.
-        verify: Whether the hashes are checked as well.
+def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = True) -> None:
+    """Checks that the files of an update are whole and, where `verify`, against the manifest in `root`.
 
     Raises:
         RepositoryError: If a file is missing or damaged.
@@ -156,14 +61,8 @@ def verify_update(root: Path, folder: Path, config: TAIAConfig, *, verify: bool 
         hub.verify_manifest(root, path, config.place.named(name), required=not pointer)
 
 
-def check_folder(folder: Path) -> TAIAConfig:
-    """Checks a saved TAIA repository: its configuration, its weights and the manifest.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its configuration.
+def check_folder(folder: Path) -> RepositoryConfig:
+    """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration.
 
     Raises:
         RepositoryError: If a file is missing or damaged.
@@ -171,7 +70,11 @@ def check_folder(folder: Path) -> TAIAConfig:
     """
     if not (folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
-    config = read_taia_config(folder / hub.CONFIG, str(folder))
+    from taia_hub.configuration_taia import TAIAConfig  # here, because what is read otherwise goes without transformers
+    from taia_hub.updates.attaching import read_update_config
+
+    config = read_repository_config(folder / hub.CONFIG, str(folder))
+    TAIAConfig.from_dict(hub.read_json(folder / hub.CONFIG))
     if not config.update.get("repo"):
         verify_update(folder, folder / config.place.path, config)
         read_update_config(folder / config.place.path, config.place.kind)
@@ -181,28 +84,36 @@ def check_folder(folder: Path) -> TAIAConfig:
     return config
 
 
-def with_safetensors(source: hub.Source, place: UpdatePlace, access: hub.HubAccess) -> Path:
-    """Finds an update's folder; pickled weights that were left on the Hub are named as the reason if need be.
-
-    Args:
-        source: The repository.
-        place: Where it keeps the update.
-        access: How to reach the Hub.
-
-    Returns:
-        The folder; whether its files are there is not checked.
+def check_publishable(config: Fields) -> None:
+    """Refuses a configuration whose base model nobody else can load.
 
     Raises:
-        RepositoryError: If the weights on the Hub are pickled.
+        RepositoryError: If the base model is a local folder.
     """
-    folder = source.folder / place.path
-    pickled = place.named(hub.PICKLED_WEIGHTS)
-    if source.revision and not access.local_files_only and not (source.folder / place.weights).is_file():
-        with hub.hub_errors(source.name, what="adapter repository", revision=source.revision):
-            if hub.api(access.token).file_exists(source.name, pickled, revision=source.revision):
-                raise RepositoryError(
-                    f"'{source.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
-                    "only safetensors are read.",
-                    "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
-                )
-    return folder
+    if config.base_model_revision is None:
+        raise RepositoryError(
+            f"The base model '{config.base_model_name_or_path}' is a folder on this machine; whoever loads the "
+            "published model could not find it.",
+            "Push the base first, or give its Hub id: `TAIAForCausalLM.from_adapter('org/base', adapter)`.",
+        )
+
+
+def base_license(config: Fields, token: str | bool | None) -> dict[str, str | list[str]]:
+    """Reads `license`, `license_name` and `license_link` of the base model's card, as far as it gives them.
+
+    Raises:
+        RepositoryError: If the base model cannot be read.
+    """
+    base, revision = config.base_model_name_or_path or "", config.base_model_revision
+    if revision is not None or not Path(base).is_dir():
+        with hub.hub_errors(base, what="base model", revision=revision):
+            card = hub.api(token).model_info(base, revision=revision).card_data
+        values = card.to_dict() if card else {}
+    else:
+        try:
+            path = Path(base) / hub.CARD
+            values = (metadata_load(path) if path.is_file() else None) or {}
+        except ValueError as error:
+            logger.warning("The licence of '%s' is left out: its card cannot be read (%s).", base, error)
+            values = {}
+    return {name: values[name] for name in ("license", "license_name", "license_link") if values.get(name)}

@@ -76,14 +76,7 @@ class SideFiles:
 
 
 def read_results(path: Path, expected: ModelIdentity) -> Results:
-    """Reads a results file that must be of a certain model.
-
-    Args:
-        path: The file.
-        expected: The model; its name and dtype do not count.
-
-    Returns:
-        The results.
+    """Reads a results file that must be of a certain model, whose name and dtype do not count.
 
     Raises:
         ConfigError: If they are of another model, or of this update on another revision of its base.
@@ -140,13 +133,7 @@ class Measures:
 
 
 def read_card(path: Path) -> str | None:
-    """Reads a card.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its text, or None where there is none.
+    """Reads a card; None where there is none.
 
     Raises:
         ConfigError: If it is a folder, or no UTF-8.
@@ -160,15 +147,9 @@ def read_card(path: Path) -> str | None:
 
 
 def keep_edits(old: Path, new: Path) -> bool:
-    """Puts a person's edits of a published card into the one that shall replace it.
+    """Puts a person's edits of a published card into the one that shall replace it; says whether that was possible.
 
-    Args:
-        old: The card that is there.
-        new: The card that was rendered, changed in place.
-
-    Returns:
-        Whether that was possible; elsewhere a warning says why, and the card that is there should stay as it is. What
-        was kept is said in warnings too.
+    Elsewhere a warning says why, and the card that is there should stay as it is. Warnings say what was kept, too.
     """
     try:
         merged = cards.merge_cards(read_card(old), new.read_text(encoding="utf-8"))
@@ -182,14 +163,7 @@ def keep_edits(old: Path, new: Path) -> bool:
 
 
 def card_tags(card: Path) -> frozenset[str]:
-    """Reads the tags of a card.
-
-    Args:
-        card: The file.
-
-    Returns:
-        The tags; none where its metadata cannot be read.
-    """
+    """Reads the tags of a card; none where its metadata cannot be read."""
     try:
         found = (metadata_load(card) or {}).get("tags")
     except (ValueError, yaml.YAMLError):
@@ -198,14 +172,7 @@ def card_tags(card: Path) -> frozenset[str]:
 
 
 def read_analysis(path: Path, expected: ModelIdentity) -> Measures:
-    """Reads an analysis file that must be of a certain model.
-
-    Args:
-        path: The file.
-        expected: The model; its name and dtype do not count.
-
-    Returns:
-        What it says of the update.
+    """Reads what an analysis file says of an update that must be of a certain model.
 
     Raises:
         ConfigError: If it is damaged or of another model.
@@ -234,12 +201,8 @@ def read_analysis(path: Path, expected: ModelIdentity) -> Measures:
 def true_figures(figures: Mapping[str, Path], true: Collection[str]) -> tuple[cards.Figure, ...]:
     """Lists the figures that the card may show: a picture does not say which model it is of, the file beside it does.
 
-    Args:
-        figures: Path in the repository to path on this disk.
-        true: Which of the results and the analysis file are there and of this model.
-
-    Returns:
-        The figures that were drawn from them; of a person's own figures it is taken that they go with either.
+    `true` names which of the results and the analysis file are there and of this model. Of a person's own figures it
+    is taken that they go with either.
     """
     return tuple(
         cards.Figure(name, figure_alt(path))
@@ -249,14 +212,7 @@ def true_figures(figures: Mapping[str, Path], true: Collection[str]) -> tuple[ca
 
 
 def figure_alt(path: Path) -> str:
-    """Says what a figure shows: the title of the SVG beside it, which is written with it.
-
-    Args:
-        path: The figure as PNG.
-
-    Returns:
-        Its alternative text.
-    """
+    """Says what a figure shows: the title of the SVG beside it, which is written with it."""
     try:
         title = next(ElementTree.parse(path.with_suffix(".svg")).iter(_DUBLIN), None)
     except (OSError, ElementTree.ParseError):
@@ -267,28 +223,13 @@ def figure_alt(path: Path) -> str:
 
 
 def eval_results_there(folder: Path) -> dict[str, str]:
-    """Reads the files of leaderboard scores in a folder of a repository.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Path in the repository to text.
-    """
+    """Reads the files of leaderboard scores in a folder: path in the repository to text."""
     paths = sorted((folder / cards.EVAL_RESULTS).glob("*.yaml"))
     return {f"{cards.EVAL_RESULTS}/{path.name}": path.read_text("utf-8", "replace") for path in paths}
 
 
 def stale_eval_results(there: Mapping[str, str], results: Results | None) -> tuple[str, ...]:
-    """Lists the files of leaderboard scores that an earlier card wrote and that these results do not have.
-
-    Args:
-        there: Path in the repository to text.
-        results: What was evaluated of the weights that are there now.
-
-    Returns:
-        Paths to delete; other people's files stay.
-    """
+    """Lists the files of leaderboard scores to delete: an earlier card wrote them, these results do not have them."""
     expected = cards.eval_results_files(results)
     return tuple(
         name for name, text in there.items() if name not in expected and cards.is_eval_results_file(name, text)

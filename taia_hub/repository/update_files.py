@@ -1,62 +1,102 @@
-"""From a name to the files of an update, and the base model that it belongs to."""
+"""From a name to an opened repository: which update it holds, where its files are, and which base it belongs to."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from peft import TaskType
-
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub.layout import KINDS, PEFT, UpdateKind, UpdatePlace
-from taia_hub.repository.reading import (
-    base_name,
-    config_of,
-    read_taia_config,
-    resolve_recorded_base,
-    tell_other_base,
-    update_folder,
-    verify_update,
-    with_safetensors,
-)
-from taia_hub.updates.attaching import base_of, find_kind, read_update_config
+from taia_hub.hub.config import Fields, RepositoryConfig
+from taia_hub.hub.layout import KINDS, PEFT, UpdateKind, UpdatePlace, find_kind
+from taia_hub.repository.reading import base_name, is_taia, read_repository_config, verify_update
 
-_ROOT = (hub.CONFIG, hub.MANIFEST, *(name for kind in KINDS.values() for name in kind.files))
+logger = logging.getLogger(__name__)
+
+GENERATION = "generation_config.json"
+_PLACES = tuple(UpdatePlace(kind, folder) for kind in KINDS.values() for folder in ("", kind.folder))
+
+
+def _described(place: UpdatePlace) -> tuple[str, ...]:
+    """Returns the paths of the small files that say what an update is."""
+    return (place.config, place.weights) if place.kind.shards else (place.config,)
+
+
+_FIRST = (hub.CONFIG, hub.MANIFEST, GENERATION, *(name for place in _PLACES for name in _described(place)))
 
 
 @dataclass(frozen=True)
-class UpdateFiles:
-    """An update on this disk, and the base model that it belongs to.
+class Repository:
+    """A TAIA repository, or an update in a folder of its own, and the base model that it belongs to.
 
     Attributes:
         name: Hub id or folder as it was asked for.
         revision: Commit sha, or None for a folder.
         config: Configuration of the TAIA repository; of a plain update, what one of it would say.
         root: Folder of the repository.
-        folder: Folder with the update's files.
-        kind: The kind of update.
-        settings: What the update's own configuration file says, of a class that the kind has.
+        holder: Where the update's files lie: the repository, or the one that it points to.
+        place: Where in `holder` they lie.
         base: The base model; only its configuration is on this disk.
+        is_plain: Whether it is an update without a TAIA repository.
     """
 
     name: str
     revision: str | None
-    config: TAIAConfig
+    config: Fields
     root: Path
-    folder: Path
-    kind: UpdateKind
-    settings: Any
+    holder: hub.Source
+    place: UpdatePlace
     base: hub.Source
+    is_plain: bool = False
+
+    @property
+    def kind(self) -> UpdateKind:
+        """The kind of update."""
+        return self.place.kind
+
+    @property
+    def folder(self) -> Path:
+        """Folder with the update's files."""
+        return self.holder.folder / self.place.path
+
+    @cached_property
+    def settings(self) -> Any:
+        """What the update's own configuration file says, of a class that the kind has."""
+        from taia_hub.updates.attaching import read_update_config  # here, because a card is checked without PEFT
+
+        return read_update_config(self.folder, self.kind)
+
+    @property
+    def method(self) -> str:
+        """Name of the update's method, as in `"LORA"`."""
+        if self.kind is not PEFT:
+            return self.kind.name.upper()
+        return str(hub.read_json(self.folder / self.kind.config).get("peft_type"))
 
     @property
     def features_only(self) -> bool:
         """Whether the update is of a model without its language-modelling head."""
-        return self.kind is PEFT and self.settings.task_type == TaskType.FEATURE_EXTRACTION
+        return self.kind is PEFT and self.settings.task_type == "FEATURE_EXTRACTION"
+
+    def with_weights(self, access: hub.HubAccess, *, verify: bool = True) -> Repository:
+        """Brings the update's weights to this disk, whole and, where `verify`, as the manifest says.
+
+        Raises:
+            RepositoryError: If a file is missing, pickled, damaged or out of reach.
+            ConfigError: If the manifest or an index is malformed.
+        """
+        holder = _brought(self.holder, self.place, self.place.files, access)
+        if self.is_plain:
+            hub.update_weights(holder.folder / self.place.path, self.kind)
+        else:
+            verify_update(self.root, holder.folder / self.place.path, self.config, verify=verify)
+        return dataclasses.replace(self, holder=holder)
 
     def check_outside(self, out: Path) -> None:
         """Refuses to write into a folder that is read from, which would be published with what is in it.
@@ -77,79 +117,134 @@ class UpdateFiles:
                 )
 
 
-def find_update(
+def open_repository(
     name: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    base: str | None = None,
+    base: str | hub.Source | None = None,
     base_revision: str | None = None,
     access: hub.HubAccess,
+    config: Fields | None = None,
+    weights: bool = True,
+    verify: bool = True,
+    plain: bool = True,
+    what: str = "TAIA repository or adapter",
     check: Callable[[UpdateKind], None] | None = None,
-) -> UpdateFiles:
-    """Finds the update of a TAIA repository, or a plain PEFT adapter or other update in a folder of its own.
+) -> Repository:
+    """Opens a TAIA repository, or a plain PEFT adapter or other update in a folder of its own.
 
     Args:
         name: Hub id or folder of either.
         revision: Its revision.
-        base: Hub id or folder of the base model, where it is not the one that is named there.
-        base_revision: Revision of the base model.
+        base: Hub id or folder of the base model, where it is not the one that is named there; or as it was resolved.
+        base_revision: Revision of `base`; the one that an adapter names, or a repository for a base of that name.
         access: How to reach the Hub.
+        config: The configuration, where it was read already.
+        weights: Whether the update's weights are brought to this disk; some kilobytes otherwise.
+        verify: Whether they are checked against the manifest.
+        plain: Whether a plain update is taken too.
+        what: What messages call it.
         check: Called with the kind of update before its weights are fetched; what it raises ends the search.
 
     Returns:
-        Where it is and what it belongs to.
+        The opened repository.
 
     Raises:
         TAIAError: If it is neither, is damaged, or names no base model.
     """
     name = os.fspath(name)
-    source = hub.fetch(name, _ROOT, revision=revision, access=access, what="TAIA repository or adapter")
+    source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")
     kind = find_kind(source.folder)
-    if (source.folder / kind.config).is_file():
-        if check is not None:
-            check(kind)
-        folder = with_safetensors(source, UpdatePlace(kind, ""), access)
-        hub.update_weights(folder, kind)
-        settings = read_update_config(folder, kind)
-        where = _base(name, base, base_revision, *base_of(settings), access)
-        return UpdateFiles(name, source.revision, config_of(where, kind), source.folder, folder, kind, settings, where)
-    if not (source.folder / hub.CONFIG).is_file():
-        raise RepositoryError(
+    holder, place = source, UpdatePlace(kind, "")
+    is_plain = config is None and (source.folder / kind.config).is_file() and not is_taia(source.folder)
+    if config is None and not (is_plain and plain):
+        if not (source.folder / hub.CONFIG).is_file():
+            raise _nothing_there(name, plain)
+        config = read_repository_config(source.folder / hub.CONFIG, name)
+    if config is None:
+        from taia_hub.updates.attaching import base_of, read_update_config
+
+        recorded, fixed = base_of(read_update_config(source.folder, kind))
+    else:
+        place, fixed = config.place, config.base_model_revision
+        recorded = config.base_model_name_or_path if base else base_name(config, name)
+        if repo := config.update.get("repo"):
+            holder = hub.Source(repo, source.folder, config.update["revision"])
+        if holder is not source or place not in _PLACES:
+            holder = _brought(holder, place, _described(place), access)
+    if check is not None:
+        check(place.kind)
+    where = _base(name, base, base_revision, recorded, fixed, access, is_fixed=config is not None)
+    if config is None or base is not None:
+        update = config.update if config else {"kind": kind.name, "path": kind.folder}
+        at = where.name if where.revision or config else str(where.folder.resolve())
+        config = RepositoryConfig(at, where.revision, config.inference_modules if config else "attention", update)
+    found = Repository(name, source.revision, config, source.folder, holder, place, where, is_plain)
+    return found.with_weights(access, verify=verify) if weights else found
+
+
+def _nothing_there(name: str, plain: bool) -> RepositoryError:
+    if plain:
+        return RepositoryError(
             f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
             "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
         )
-    config = read_taia_config(source.folder / hub.CONFIG, name)
-    kind = config.place.kind
-    if check is not None:
-        check(kind)
-    named, fixed = base or base_name(config, name), config.base_model_revision
-    if source.revision and not config.update.get("repo"):
-        source = hub.fetch(name, (*_ROOT, *config.place.files), revision=source.revision, access=access)
-    folder = update_folder(source, config, access)
-    verify_update(source.folder, folder, config)
-    if base is None:
-        where = resolve_recorded_base(named, fixed, access)
-    else:
-        where = _base(name, base, base_revision, config.base_model_name_or_path, fixed, access)
-        config.base_model_name_or_path, config.base_model_revision = where.name, where.revision
-    settings = read_update_config(folder, kind)
-    return UpdateFiles(name, source.revision, config, source.folder, folder, kind, settings, where)
+    return RepositoryError(
+        f"'{name}' is no TAIA repository: it has no {hub.CONFIG}.",
+        "Make one of a base model and any PEFT adapter: `taia create BASE ADAPTER`.",
+    )
 
 
 def _base(
     name: str,
-    base: str | None,
-    base_revision: str | None,
-    named: str | None,
+    base: str | hub.Source | None,
+    revision: str | None,
+    recorded: str | None,
     fixed: str | None,
     access: hub.HubAccess,
+    *,
+    is_fixed: bool,
 ) -> hub.Source:
-    if base:
-        tell_other_base(name, named, base)
-        return hub.resolve_base(base, base_revision, access)
-    if named:
-        return hub.resolve_base(named, fixed, access)
-    raise ConfigError(
-        f"'{name}' names no base model.",
-        "Say which one it belongs to (`base`, --base), or make a repository of both: `taia create BASE ADAPTER`.",
-    )
+    """Finds the base model that was given, else the one that is recorded at its commit."""
+    if base is not None:
+        found = base if isinstance(base, hub.Source) else None
+        given = found.name if found else str(base)
+        if recorded and recorded != given:
+            logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", name, recorded, given)
+        recorded_too = fixed if recorded == given or not is_fixed else None
+        return found or hub.resolve_base(given, revision or recorded_too, access)
+    if not recorded:
+        raise ConfigError(
+            f"'{name}' names no base model.",
+            "Say which one it belongs to (`base`, --base), load it with `TAIAForCausalLM.from_adapter(base, adapter)`, "
+            "or make a repository of both: `taia create BASE ADAPTER`.",
+        )
+    if is_fixed and fixed and os.path.isdir(recorded):
+        raise RepositoryError(
+            f"The base model '{recorded}' is fixed at a commit on the Hub, but a folder here has the same name and "
+            "would be taken for it.",
+            "Rename the folder, or work in another one.",
+        )
+    return hub.resolve_base(recorded, fixed, access)
+
+
+def _brought(holder: hub.Source, place: UpdatePlace, names: tuple[str, ...], access: hub.HubAccess) -> hub.Source:
+    """Fetches files of an update; weights that were left on the Hub because they are pickled are named as the reason.
+
+    Whether the files are there is not checked.
+    """
+    if holder.revision is None:
+        return holder
+    what = "adapter repository"
+    found = hub.fetch(holder.name, names, revision=holder.revision, access=access, what=what, local=False)
+    is_missing = place.weights in names and not (found.folder / place.weights).is_file()
+    if is_missing and not access.local_files_only:
+        pickled = place.named(hub.PICKLED_WEIGHTS)
+        with hub.hub_errors(holder.name, what=what, revision=holder.revision):
+            if hub.api(access.token).file_exists(holder.name, pickled, revision=holder.revision):
+                raise RepositoryError(
+                    f"'{holder.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
+                    "only safetensors are read.",
+                    "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
+                )
+    return found

@@ -15,7 +15,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, SettingError
-from taia_hub.repository.update_files import find_update
+from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.switch.settings import Setting, parse_setting
@@ -110,7 +110,7 @@ def plan_serving(
         ```
     """
     found, settings = find_engine(engine), _settings(modes)
-    files = find_update(repo, revision=revision, access=hub.HubAccess(token=token))
+    files = open_repository(repo, revision=revision, access=hub.HubAccess(token=token))
     settings = settings or (files.config.setting,)
     if found.serves_base and not any(setting.name == "none" for setting in settings):
         settings = (*settings, parse_setting("none"))

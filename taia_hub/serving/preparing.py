@@ -20,7 +20,7 @@ from taia_hub.engines.gguf_lora import Base, read_base, write_gguf_lora
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import export_adapter
 from taia_hub.merging import merge
-from taia_hub.repository.update_files import UpdateFiles
+from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import Setting
 
 MARKER = "taia_serving.json"
@@ -43,7 +43,7 @@ class Preparing:
         progress: Called with the stage, what is done of it and what there is.
     """
 
-    files: UpdateFiles
+    files: Repository
     engine: Engine
     name: str
     folder: Path
@@ -84,7 +84,7 @@ class Preparing:
         return read_base(self.gguf or Path())
 
 
-def default_folder(files: UpdateFiles, name: str) -> Path:
+def default_folder(files: Repository, name: str) -> Path:
     """Returns where prepared files go by default: in the Hub's cache, a folder an update; it need not be there."""
     return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{digest(_identity(files))[:12]}"
 
@@ -156,7 +156,7 @@ def _made_from(preparing: Preparing) -> dict[str, Any]:
     return made
 
 
-def _identity(files: UpdateFiles) -> dict[str, Any]:
+def _identity(files: Repository) -> dict[str, Any]:
     """Says which update and which base these are; what has no commit is known by its hash."""
     identity: dict[str, Any] = {"base": files.base.name, "base_revision": files.base.revision}
     if files.revision:

@@ -161,12 +161,6 @@ def plan_space(
 def write_space(plan: SpacePlan) -> CreatedSpace:
     """Writes a planned Space to its folder, whole or not at all.
 
-    Args:
-        plan: A plan with a folder.
-
-    Returns:
-        What was written.
-
     Raises:
         RepositoryError: If the folder cannot be written; it is then as it was.
     """

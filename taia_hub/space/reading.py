@@ -10,14 +10,13 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub._version import __version__
-from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError
-from taia_hub.repository.publishing import check_publishable
-from taia_hub.repository.reading import read_taia_config
+from taia_hub.errors import ConfigError, MissingDependencyError
+from taia_hub.repository.reading import check_publishable
+from taia_hub.repository.update_files import open_repository
 from taia_hub.space.rendering import CARD, SpaceModel, required_packages
 
 logger = logging.getLogger(__name__)
 
-_MAKE_ONE = "Make a TAIA repository of a base model and any PEFT adapter: `taia create BASE ADAPTER --push REPO`."
 _TOKENIZER = ("*token*", "*vocab*", "merges.txt", "*.model", "chat_template*", "tekken.json")
 _OURS = ("config.json", hub.MANIFEST, CARD, "generation_config.json", *_TOKENIZER)
 _BASE = ("config.json", "generation_config.json", "*.py", *_TOKENIZER)
@@ -25,15 +24,7 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 
 
 def read_model(repo: str, revision: str | None, token: str | bool | None) -> SpaceModel:
-    """Reads what a Space needs to know of a TAIA repository; no weights are fetched.
-
-    Args:
-        repo: Hub id.
-        revision: Branch, tag or commit.
-        token: Access token.
-
-    Returns:
-        The model, every part of it at a commit.
+    """Reads what a Space needs to know of a TAIA repository, every part of it at a commit; no weights are fetched.
 
     Raises:
         TAIAError: If it is no TAIA repository on the Hub, or a part of it cannot be read.
@@ -45,16 +36,13 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
         )
     access = hub.HubAccess(token=token)
     info = _info(repo, revision, "TAIA repository", token)  # asked first: a fetch may answer from an older cache
-    source = hub.fetch(repo, [hub.CONFIG], revision=info.sha, access=access, what="TAIA repository", local=False)
-    if not (source.folder / hub.CONFIG).is_file():
-        raise RepositoryError(f"'{repo}' is no TAIA repository: it has no {hub.CONFIG}.", _MAKE_ONE)
-    config = read_taia_config(source.folder / hub.CONFIG, repo)
+    opened = open_repository(repo, revision=info.sha, access=access, weights=False, plain=False)
+    config, base = opened.config, opened.base
     check_publishable(config)
-    base = hub.resolve_base(str(config.base_model_name_or_path), config.base_model_revision, access)
     update = config.place.files
     adapter = config.update.get("repo")
     parts = {
-        repo: (source.revision, "TAIA repository", _OURS if adapter else (*_OURS, *update)),
+        repo: (opened.revision, "TAIA repository", _OURS if adapter else (*_OURS, *update)),
         base.name: (base.revision, "base model", _BASE),
         **({adapter: (config.update["revision"], "adapter repository", update)} if adapter else {}),
     }
@@ -81,10 +69,7 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
 
 
 def installed_versions() -> dict[str, str]:
-    """Returns package to version of what a Space requires, as it is installed here.
-
-    Returns:
-        The versions; what is not installed is absent.
+    """Returns package to version of what a Space requires, as far as it is installed here.
 
     Raises:
         MissingDependencyError: If Gradio is not installed, whose version every Space names.

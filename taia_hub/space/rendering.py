@@ -245,13 +245,7 @@ def _merged_readme(old: bytes | None, new: bytes) -> tuple[bytes, list[str]]:
 
 
 def written_files(state: bytes | None) -> dict[str, str]:
-    """Reads from the state file of a Space what was written to it.
-
-    Args:
-        state: Its content, or None where there is none.
-
-    Returns:
-        Path to sha256.
+    """Reads from the state file of a Space what was written to it: path to sha256.
 
     Raises:
         ConfigError: If it is damaged.

@@ -19,7 +19,7 @@ from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
 from taia_hub.repository import publishing
-from taia_hub.repository.reading import read_taia_config
+from taia_hub.repository.reading import read_repository_config
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling, record
 from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
@@ -282,7 +282,7 @@ def _push(folder: Path, push: str, private: bool | None, job: Job) -> CommitInfo
 
 def _check_published(folder: Path, recipe: TrainingRecipe) -> None:
     """Refuses to take a finished training for one that publishes another setting."""
-    setting = read_taia_config(folder / hub.CONFIG, str(folder)).setting
+    setting = read_repository_config(folder / hub.CONFIG, str(folder)).setting
     if setting.entries != parse_setting(recipe.published).entries:
         raise ConfigError(
             f"'{folder}' holds this very training, but publishes {setting.value!r} and not {recipe.published!r}.",

@@ -86,8 +86,3 @@ def read_update_config(folder: Path, kind: UpdateKind) -> Any:
 def base_of(config: Any) -> tuple[str | None, str | None]:
     """Returns name and revision of the base model that an update's configuration names; each may be None."""
     return getattr(config, "base_model_name_or_path", None), getattr(config, "revision", None)
-
-
-def find_kind(folder: Path) -> UpdateKind:
-    """Tells the kind of an update by the configuration in its folder: PEFT's where nothing says otherwise."""
-    return next((kind for kind in (MOLORA, DENSE) if (folder / kind.config).is_file()), PEFT)

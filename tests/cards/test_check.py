@@ -823,7 +823,7 @@ def test_scores_in_a_folder_go_with_its_results(taia_card, folder):
 
 def test_a_list_of_licences_is_inherited_as_a_list(online, repo_id):
     from taia_hub.configuration_taia import TAIAConfig
-    from taia_hub.repository.publishing import base_license
+    from taia_hub.repository.reading import base_license
 
     online.api.create_repo(repo_id)
     card_text = b"---\nlicense:\n- apache-2.0\n- mit\n---\n# Base\n"

@@ -15,7 +15,7 @@ from taia_hub.errors import ConfigError, RepositoryError, TAIAError, Unsupported
 from taia_hub.merging.module import holding, merged_weights
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.opening import base_checkpoint, open_files, open_update
-from taia_hub.repository.update_files import find_update
+from taia_hub.repository.update_files import open_repository
 from taia_hub.updates.dense.update import write_dense
 from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
 from taia_hub.updates.peft.plain_lora import LeanLora
@@ -221,7 +221,9 @@ def test_the_other_kinds(pico, tmp_path, kind):
         write_dense(pico.base("llama"), tmp_path / "tuned", tmp_path / "update")
         with pytest.raises(ConfigError, match="names no base model"):
             opened(tmp_path / "update")
-    found = find_update(tmp_path / "update", base=str(pico.base("llama")) if kind == "dense" else None, access=ACCESS)
+    found = open_repository(
+        tmp_path / "update", base=str(pico.base("llama")) if kind == "dense" else None, access=ACCESS
+    )
     update = open_files(found, access=ACCESS)
     assert update.kind.name == kind
     assert is_weightless(update.model)
@@ -259,11 +261,11 @@ def test_nothing_is_written_into_the_bases_folder(pico, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(pico.base("llama"), base)
     with pytest.raises(RepositoryError, match="lies inside"):
-        find_update(pico.adapter("llama"), base=str(base), access=ACCESS).check_outside(base / "sub")
+        open_repository(pico.adapter("llama"), base=str(base), access=ACCESS).check_outside(base / "sub")
 
 
 def test_another_base_is_said(pico, caplog):
-    find_update(pico.adapter("llama"), base=str(pico.base("qwen3")), access=ACCESS)
+    open_repository(pico.adapter("llama"), base=str(pico.base("qwen3")), access=ACCESS)
     assert f"is put on '{pico.base('qwen3')}'" in caplog.text
 
 
@@ -288,7 +290,7 @@ def test_a_kind_can_be_refused_before_its_weights_are_fetched(pico):
         raise UnsupportedUpdateError(f"no {kind.name}")
 
     with pytest.raises(UnsupportedUpdateError, match="no peft"):
-        find_update(pico.adapter("llama"), access=ACCESS, check=check)
+        open_repository(pico.adapter("llama"), access=ACCESS, check=check)
 
 
 def test_an_adapter_that_vanishes(pico, tmp_path):
@@ -305,3 +307,23 @@ def _loha():
     from peft import LoHaConfig
 
     return LoHaConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+
+
+def test_a_repository_is_opened_and_a_space_planned_without_torch(pico, tmp_path, clean_process):
+    pico.taia("llama").save_pretrained(tmp_path / "taia")
+    done = clean_process(
+        "import sys; import taia_hub.space.making, taia_hub.repository.card_updating; from taia_hub import hub\n"
+        "from taia_hub.repository.update_files import open_repository\n"
+        "found = open_repository('taia', access=hub.HubAccess())\n"
+        "print(found.config.setting.label, found.kind.name, found.method)\n"
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    assert done.stdout.splitlines() == ["attention peft LORA", "[]"], done.stderr
+
+
+def test_the_recorded_commit_of_a_base_holds_where_it_is_named_again(online, monkeypatch):
+    asked = []
+    resolve = hub.resolve_base
+    monkeypatch.setattr(hub, "resolve_base", lambda *words: asked.append(words[:2]) or resolve(*words))
+    open_repository(online.taia, base=online.base, access=ACCESS, weights=False)
+    assert asked == [(online.base, online.base_sha)]

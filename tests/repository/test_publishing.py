@@ -14,10 +14,11 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, sn
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM
 
-from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
+from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel, cards, hub
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub import published_files
 from taia_hub.repository.publishing import push_folder
+from taia_hub.weights import skeleton
 
 
 @pytest.fixture
@@ -321,6 +322,24 @@ def test_without_a_token_nothing_is_published(online, model, repo_id, monkeypatc
     assert not online.api.repo_exists(repo_id)
     with pytest.raises(RepositoryError, match="token"):
         model.push_to_hub("name-alone")
+
+
+# Work that is done once
+
+
+@pytest.mark.parametrize("way", ["model", "folder"])
+def test_a_push_renders_one_card_and_builds_one_structure_at_most(online, model, repo_id, tmp_path, monkeypatch, way):
+    model.save_pretrained(tmp_path / "taia")
+    done = []
+    for module, name in ((cards, "render_card"), (skeleton, "build"), (hub, "resolve_base")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _name=name, _real=real, **k: done.append(_name) or _real(*a, **k))
+    if way == "model":
+        model.push_to_hub(repo_id)
+        assert done == ["render_card"]
+    else:
+        push_folder(tmp_path / "taia", repo_id)
+        assert sorted(done) == ["build", "render_card", "resolve_base"]
 
 
 # The card and the tokenizer
