@@ -164,7 +164,8 @@ def open_repository(
     if config is None:
         from taia_hub.updates.attaching import base_of, read_update_config
 
-        recorded, fixed = base_of(read_update_config(source.folder, kind))
+        settings = read_update_config(source.folder, kind)
+        recorded, fixed = base_of(settings)
     else:
         place, fixed = config.place, config.base_model_revision
         recorded = config.base_model_name_or_path if base else base_name(config, name)
