@@ -34,7 +34,7 @@ def _print(found: Any) -> None:
         typer.echo(f"{engine:<10}{'refuses it' if verdict.problems else 'takes it as it is'}")
         for reason, source in zip(verdict.problems, verdict.sources, strict=True):
             typer.echo(f"  {reason}\n    by {source}")
-        for note in verdict.notes:
+        for note in () if verdict.problems else verdict.notes:
             typer.echo(f"  note: {note}")
     if not found.base.modules:
         typer.echo("The base model's tensors could not be read; whether layers lack an update was not looked at.")
