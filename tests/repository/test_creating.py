@@ -280,7 +280,7 @@ def test_a_folder_inside_a_file_is_refused(online, tmp_path):
 
 
 def test_loading_draws_no_warnings_that_nobody_can_act_on(pico, tmp_path):
-    adapter = pico.adapter("llama", LoHaConfig(r=2, target_modules=["q_proj", "up_proj"]), "loha")
+    adapter = pico.adapter("llama", LoHaConfig(r=2, target_modules=["q_proj", "up_proj"]), "created-loha")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         create_repository(str(pico.base("llama")), str(adapter), out=tmp_path / "made")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from taia_hub import TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UpdateMismatchError
 from taia_hub.hub import write_manifest
+from tests.conftest import made_once
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 LORA_A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
@@ -221,13 +222,14 @@ def test_tensors_of_another_dtype_are_fine(folder, dtype):
 
 def base_with(pico, name, **values):
     """A random base like `llama` with other sizes."""
-    folder = pico.folder / name
-    if not folder.exists():
+
+    def make(folder):
         config = pico.plain("llama").config
         for key, value in values.items():
             setattr(config, key, value)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
+
+    return made_once(pico.folder / name, make)
 
 
 def test_an_adapter_for_a_base_of_another_size(pico):

@@ -202,7 +202,7 @@ def test_what_peft_converts_goes_through_the_strict_load(pico):
     config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM", modules_to_save=["norm"])
     update = opened(pico.adapter("llama", config, label="saved"))
     assert {site.role for _, site, _ in update.layers} == {"attention", "other"}
-    loha = opened(pico.adapter("llama", _loha(), label="loha"))
+    loha = opened(pico.adapter("llama", _loha(), label="opened-loha"))
     assert not loha.streamed
     assert not any(
         one.is_meta for _, _, layer in loha.layers for name, one in layer.named_parameters() if "hada" in name
