@@ -29,16 +29,29 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = scratch_file(path.parent, f".{path.name}-")
     try:
-        with scratch.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(scratch, path.stat().st_mode)
-        os.replace(scratch, path)
+        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        put_in_place(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(scratch: Path, path: Path) -> None:
+    """Gives a closed file the name, and the permissions, of what it replaces; content and name are on the disk then."""
+    _flush(scratch)
+    if path.exists():
+        os.chmod(scratch, path.stat().st_mode)
+    os.replace(scratch, path)
+    if os.name == "posix":  # a name survives a power cut only when its folder is flushed too; Windows opens no folder
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def scratch_file(folder: Path, prefix: str = ".", suffix: str = "") -> Path:
@@ -46,17 +59,6 @@ def scratch_file(folder: Path, prefix: str = ".", suffix: str = "") -> Path:
 
     `tempfile` gives its files to their owner alone, and reading the umask to widen that means setting it for the whole
     process, in which another thread may be making a file.
-
-    Args:
-        folder: Where it goes.
-        prefix: What its name begins with.
-        suffix: What its name ends in.
-
-    Returns:
-        The file.
-
-    Raises:
-        OSError: If it cannot be made.
     """
     while True:
         path = folder / f"{prefix}{secrets.token_hex(8)}{suffix}"

@@ -20,12 +20,9 @@ class LineError(ValueError):
 
 
 def read_lines(path: Path, parse: Callable[[str], T], form: str) -> tuple[bytes, list[tuple[int, T]]]:
-    """Reads a UTF-8 file of one item a line; empty lines are passed over.
+    """Reads a UTF-8 file of one item a line, of the form that `form` shows in a hint; empty lines are passed over.
 
-    Args:
-        path: The file.
-        parse: Makes an item of a line, or raises `LineError`.
-        form: What a line looks like, for the hint.
+    `parse` makes an item of a line, or raises `LineError`.
 
     Returns:
         The bytes of the file, and each item with its line's number, from 1.
@@ -64,15 +61,7 @@ def parse_lines(lines: Iterable[bytes], parse: Callable[[str], T]) -> Iterator[t
 
 
 def refuse(problems: list[str], form: str) -> None:
-    """Raises one error for all problems, if there are any.
-
-    Args:
-        problems: Each as `file:line: reason`.
-        form: What a line looks like, for the hint.
-
-    Raises:
-        ConfigError: If there are problems.
-    """
+    """Raises one `ConfigError` for all problems, each `file:line: reason`, if there are any."""
     if problems:
         shown = "\n".join(problems[:_SHOWN])
         more = f"\nand {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -82,12 +71,6 @@ def refuse(problems: list[str], form: str) -> None:
 
 def parse_object(text: str) -> dict[str, Any]:
     """Reads a line that holds a JSON object.
-
-    Args:
-        text: The line.
-
-    Returns:
-        The object.
 
     Raises:
         LineError: If it is no JSON, or no object.
@@ -106,15 +89,7 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def get_text(item: dict[str, Any], key: str, required: bool = True) -> str:
-    """Returns a value of an item that must be text.
-
-    Args:
-        item: The item.
-        key: Name of the value.
-        required: Whether it must be there and not be empty.
-
-    Returns:
-        The text, or `""` where it is absent and not required.
+    """Returns a value of an item that must be text; `""` where it is absent and not required.
 
     Raises:
         LineError: If it is absent, empty or no text.

@@ -57,13 +57,7 @@ class ProgressBars:
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Moves the bar of a stage.
-
-        Args:
-            stage: Name of the stage; another one than before begins a new bar.
-            done: Steps done.
-            total: Steps there are.
-        """
+        """Moves the bar of a stage; another stage than before begins a new bar."""
         if stage != self._stage:
             self.close()
             # disable=None: no bar where standard error is a file or a pipe

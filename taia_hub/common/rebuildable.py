@@ -8,15 +8,7 @@ _MADE: dict[tuple[type, type], type] = {}
 
 
 def subclass(mixin: type[Rebuildable], base: type) -> type:
-    """Makes the class `TAIA<Base>(mixin, base)`, once for each pair.
-
-    Args:
-        mixin: A subclass of `Rebuildable`; its methods come first.
-        base: The class whose instances are to behave as `mixin` says.
-
-    Returns:
-        The same class object for the same pair.
-    """
+    """Makes the class `TAIA<Base>(mixin, base)`, once for each pair; the methods of the mixin come first."""
     if (mixin, base) not in _MADE:
         body = mixin._class_body(base)
         body |= {"_taia_parts": (mixin, base), "__module__": mixin.__module__, "__doc__": base.__doc__}

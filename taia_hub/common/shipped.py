@@ -6,14 +6,6 @@ from pathlib import Path
 
 
 def shipped(name: str, package: Path = Path(__file__).parents[1]) -> Path:
-    """Returns a folder that ships with the package.
-
-    Args:
-        name: Its path in a checkout, such as `"templates"`.
-        package: The package's own folder.
-
-    Returns:
-        `taia_hub/_NAME` in a wheel, `NAME` beside the package in a checkout.
-    """
+    """Returns a folder that ships with the package: `taia_hub/_NAME` in a wheel, `NAME` beside it in a checkout."""
     packaged = package / f"_{name}"
     return packaged if packaged.is_dir() else package.parent / name

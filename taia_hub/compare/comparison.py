@@ -90,12 +90,6 @@ class Comparison:
     def answer(self, mode: str) -> ComparedAnswer:
         """Returns the answer of a mode.
 
-        Args:
-            mode: Label of the setting.
-
-        Returns:
-            Its answer.
-
         Raises:
             SettingError: If no answer has this label.
         """
@@ -107,14 +101,7 @@ class Comparison:
         )
 
     def diff(self, mode: str, against: str) -> tuple[Part, ...]:
-        """Compares an answer with another's word by word.
-
-        Args:
-            mode: Label of the answer that is shown.
-            against: Label of the answer that it is compared with.
-
-        Returns:
-            Pieces, as of `word_diff`.
+        """Compares the answer of a mode, which is shown, word by word with another's, as `word_diff` does.
 
         Raises:
             SettingError: If there is no such answer.
@@ -122,14 +109,7 @@ class Comparison:
         return word_diff(self.answer(mode).text, self.answer(against).text)
 
     def parting(self, mode: str, against: str) -> Parting:
-        """Finds where an answer and another first part.
-
-        Args:
-            mode: Label of an answer.
-            against: Label of another.
-
-        Returns:
-            The place.
+        """Finds where the answers of two modes first part.
 
         Raises:
             SettingError: If there is no such answer.
@@ -151,13 +131,7 @@ class Comparison:
         return value
 
     def to_markdown(self, against: str | None = None) -> str:
-        """Writes the comparison as Markdown.
-
-        Args:
-            against: Label of the mode that the others are compared with word by word, or None.
-
-        Returns:
-            Markdown.
+        """Writes the comparison as Markdown; the others are compared word by word with the mode `against`, if any.
 
         Raises:
             SettingError: If there is no answer of `against`.
@@ -165,13 +139,9 @@ class Comparison:
         return to_markdown(self, against)
 
     def to_html(self, against: str | None = None) -> str:
-        """Writes the comparison as HTML, a column an answer.
+        """Writes the comparison as HTML with its style, a column an answer; no prompt or answer can act in it.
 
-        Args:
-            against: Label of the mode that the others are compared with word by word, or None.
-
-        Returns:
-            HTML with its style; nothing of a prompt or answer can act in it.
+        The others are compared word by word with the mode `against`, if any.
 
         Raises:
             SettingError: If there is no answer of `against`.

@@ -135,15 +135,10 @@ class _Steps(BaseStreamer):
 
 
 class _RowSampler(LogitsProcessor):
-    """Samples with a random generator a row, so that a row does not depend on those beside it.
+    """Samples with a random generator a row, all of one seed, so that a row does not depend on those beside it.
 
     `generate` draws for all rows from one generator. This processor comes last, draws itself, and leaves only what it
     drew for the greedy choice that follows.
-
-    Args:
-        seed: Seed of every row's generator.
-        rows: Number of rows.
-        device: Device of the scores.
     """
 
     def __init__(self, seed: int, rows: int, device: torch.device) -> None:

@@ -60,12 +60,7 @@ class ComparedPrompt:
 def read_prompts(path: Path, system: str | None = None) -> tuple[PromptLine, ...]:
     """Reads a JSONL file of prompts; nothing is returned unless all of its lines are good.
 
-    Args:
-        path: The file; each line holds a `prompt` or `messages`, and an `id` or none.
-        system: Text of a system message for every prompt.
-
-    Returns:
-        The prompts in order.
+    Each line holds a `prompt` or `messages`, and an `id` or none; `system` is the system message of every prompt.
 
     Raises:
         RepositoryError: If the file cannot be read.

@@ -29,18 +29,10 @@ class Measures:
 def measure(
     model: Any, prompts: Sequence[torch.Tensor], answers: Sequence[Sequence[int]], settings: Sequence[Any]
 ) -> tuple[Measures, ...]:
-    """Measures M answers under the M settings that wrote them, each after its own prompt.
+    """Measures M answers under the M settings that wrote them, each after its own prompt of (1, T) int64 tokens.
 
-    An answer is read by all modes in one batch, where the architecture allows a setting a row.
-
-    Args:
-        model: A TAIA language model.
-        prompts: M prompts, each (1, T) int64 tokens.
-        answers: M answers, each of n tokens.
-        settings: The M settings.
-
-    Returns:
-        Measures of each answer; an answer without tokens has zeros and no entropies.
+    An answer is read by all modes in one batch, where the architecture allows a setting a row. One without tokens has
+    zeros and no entropies.
     """
     found = []
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

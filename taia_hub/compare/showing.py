@@ -30,15 +30,10 @@ padding:.75rem 1rem}
 
 
 def to_markdown(comparison: Comparison, against: str | None = None) -> str:
-    """Writes a comparison as Markdown.
+    """Writes a comparison as Markdown, with a newline at its end.
 
-    Args:
-        comparison: The comparison.
-        against: Label of the mode that the others are compared with word by word: what it lacks is bold, what only it
-            has is struck out. None for the answers alone, as they are.
-
-    Returns:
-        Markdown, with a newline at its end.
+    What an answer has beyond that of the mode `against` is bold, what only that one has is struck out; None gives the
+    answers alone, as they are.
 
     Raises:
         SettingError: If there is no answer of `against`.
@@ -61,14 +56,9 @@ def to_markdown(comparison: Comparison, against: str | None = None) -> str:
 
 
 def to_html(comparison: Comparison, against: str | None = None) -> str:
-    """Writes a comparison as a piece of HTML with its style, a column an answer.
+    """Writes a comparison as a `<div>` with its style, a column an answer.
 
-    Args:
-        comparison: The comparison.
-        against: As in `to_markdown`; additions are `<ins>`, omissions `<del>`.
-
-    Returns:
-        A `<div>`.
+    Additions to the mode `against` are `<ins>`, omissions `<del>`.
 
     Raises:
         SettingError: If there is no answer of `against`.
@@ -96,13 +86,7 @@ def to_html(comparison: Comparison, against: str | None = None) -> str:
 
 
 def diff_html(parts: Iterable[Part]) -> str:
-    """Writes the pieces of a word diff as HTML.
-
-    Args:
-        parts: Pieces, as of `word_diff`.
-
-    Returns:
-        Escaped text, additions in `<ins>`, omissions in `<del>`.
+    """Writes the pieces of a word diff as escaped HTML, additions in `<ins>`, omissions in `<del>`.
 
     Example:
         >>> diff_html([Part("same", "a "), Part("added", "<b>")])

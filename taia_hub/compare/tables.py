@@ -13,14 +13,7 @@ if TYPE_CHECKING:
 
 
 def figures(comparison: Comparison, reference: str) -> Table:
-    """Makes a table of what is told beside the text.
-
-    Args:
-        comparison: The comparison.
-        reference: Label of the mode that the others part from.
-
-    Returns:
-        A row a mode.
+    """Makes a table of what is told beside the text, a row a mode; the others part from the mode `reference`.
 
     Raises:
         SettingError: If there is no answer of `reference`.
@@ -42,12 +35,7 @@ def figures(comparison: Comparison, reference: str) -> Table:
 def overview(comparisons: Sequence[tuple[str, Comparison]], reference: str) -> Table:
     """Makes a table of many prompts: how long each answer is, where it parts from a reference, and the mean speeds.
 
-    Args:
-        comparisons: Name of each prompt, and its comparison; all under the same modes.
-        reference: Label of the mode that the others part from.
-
-    Returns:
-        A row a prompt, and one for the speeds.
+    The comparisons, each with the name of its prompt, are all under the same modes.
 
     Raises:
         SettingError: If there is no answer of `reference`.
@@ -66,14 +54,7 @@ def overview(comparisons: Sequence[tuple[str, Comparison]], reference: str) -> T
 
 
 def mean_speeds(comparisons: Sequence[Comparison]) -> Mapping[str, float | None]:
-    """Averages the speed of decoding by mode.
-
-    Args:
-        comparisons: Comparisons under the same modes.
-
-    Returns:
-        Label of a mode to the mean of its tokens a second; None where no answer had two tokens.
-    """
+    """Averages the tokens a second by mode, over comparisons under the same modes; None where no answer has two."""
     found: dict[str, float | None] = {}
     for mode in comparisons[0].modes:
         speeds = [speed for one in comparisons if (speed := one.answer(mode).tokens_per_second) is not None]

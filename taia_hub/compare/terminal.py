@@ -30,13 +30,9 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def safe_text(text: str) -> str:
-    r"""Takes out of a text what would act in a terminal: sequences of control characters, and marks of direction.
+    r"""Takes out of anybody's text what would act in a terminal; line breaks and tabs stay.
 
-    Args:
-        text: Text of a model, or of anybody.
-
-    Returns:
-        The text with its line breaks and tabs.
+    Those are sequences of control characters, and marks of direction.
 
     Example:
         >>> safe_text("\x1b[31mred\x1b[0m\n")
@@ -46,14 +42,7 @@ def safe_text(text: str) -> str:
 
 
 def make_console(file: TextIO) -> Console:
-    """Makes what writes on a terminal; on a file or a pipe it writes text alone.
-
-    Args:
-        file: Where to.
-
-    Returns:
-        A console without markup.
-    """
+    """Makes what writes on a terminal, without markup; on a file or a pipe it writes text alone."""
     from rich.console import Console
 
     terminal = is_terminal(file)
@@ -69,14 +58,7 @@ def make_console(file: TextIO) -> Console:
 
 
 def is_terminal(file: TextIO) -> bool:
-    """Tells whether columns can be drawn: a file, a pipe and a terminal that knows no control characters take text.
-
-    Args:
-        file: A stream.
-
-    Returns:
-        Whether it is a terminal.
-    """
+    """Tells whether columns can be drawn: a file, a pipe and a terminal that knows no control characters take text."""
     return file.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
@@ -113,34 +95,21 @@ class LiveColumns:
         self._live.__exit__(kind, error, traceback)
 
     def show(self, comparison: Comparison) -> None:
-        """Draws the ends of the answers so far; calls that come too fast for the eye draw nothing.
-
-        Args:
-            comparison: The state.
-        """
+        """Draws the ends of the answers so far; calls that come too fast for the eye draw nothing."""
         if comparison.finished or time.monotonic() - self._shown >= _SECONDS_A_FRAME:
             width, height = self.console.size
             self._live.update(_columns(self.console, comparison, width, height - 1), refresh=True)
             self._shown = time.monotonic()
 
     def finish(self, comparison: Comparison) -> None:
-        """Draws the answers whole.
-
-        Args:
-            comparison: The last state.
-        """
+        """Draws the answers whole."""
         self._live.update(_columns(self.console, comparison, self.console.width, None, self.against), refresh=True)
 
 
 def plain_answers(comparison: Comparison, against: str | None = None) -> str:
-    """Writes answers one after the other, each under its mode.
+    """Writes answers one after the other, each under its mode, without control characters.
 
-    Args:
-        comparison: The comparison.
-        against: Label of the mode that the others are compared with: `{+added+}`, `[-left out-]`. None for no marks.
-
-    Returns:
-        Text without control characters.
+    They are compared with the mode `against`, if any: `{+added+}`, `[-left out-]`.
 
     Raises:
         SettingError: If there is no answer of `against`.

@@ -54,13 +54,6 @@ def word_diff(text: str, against: str) -> tuple[Part, ...]:
 def common_prefix(first: str, second: str) -> int:
     """Returns how many characters of a text another shares from its start, up to the last whole word.
 
-    Args:
-        first: A text.
-        second: Another.
-
-    Returns:
-        Number of characters.
-
     Example:
         >>> common_prefix("the sea", "the season")
         4

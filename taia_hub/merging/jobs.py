@@ -55,14 +55,7 @@ class Job:
     untied: dict[str, str] = field(default_factory=dict)
 
     def parameters(self, update: OfflineUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """Computes the parameters after merging.
-
-        Args:
-            update: The update.
-            checkpoint: The base model.
-
-        Returns:
-            Name of each parameter to its tensor; of tied parameters, each one of its own.
+        """Computes the parameters after merging, by name; tied parameters each get one of their own.
 
         Raises:
             RepositoryError: If a file is gone or damaged.
@@ -83,15 +76,7 @@ class Job:
         return made
 
     def tensors(self, update: OfflineUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """Computes the tensors to write, in the layout of the base's files; errors as of `parameters`.
-
-        Args:
-            update: The update.
-            checkpoint: The base model.
-
-        Returns:
-            Name in the files to tensor.
-        """
+        """Computes the tensors to write, by name, in the layout of the base's files; errors as of `parameters`."""
         made = self.parameters(update, checkpoint)
         found = {name: made[parameter] for name, parameter in self.untied.items()}
         for group in self.groups:
@@ -100,15 +85,7 @@ class Job:
 
 
 def find_changes(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any) -> tuple[Change, ...]:
-    """Finds which parameters of the base an update changes under a setting.
-
-    Args:
-        update: The update.
-        checkpoint: The base model, with its head.
-        setting: As `inference_modules`.
-
-    Returns:
-        What acts.
+    """Finds which parameters of the base, with its head, an update changes under a setting.
 
     Raises:
         SettingError: If the setting is not understood or cannot act on this update.
@@ -136,15 +113,7 @@ def find_changes(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any) ->
 
 
 def gather(changes: Sequence[Change], checkpoint: Checkpoint) -> tuple[Job, ...]:
-    """Puts changes together whose parameters are made of the same tensors.
-
-    Args:
-        changes: What acts.
-        checkpoint: The base model.
-
-    Returns:
-        The jobs, in the order of the changes.
-    """
+    """Puts changes together whose parameters are made of the same tensors; the jobs come in their order."""
     by_group: dict[int, Job] = {}
     for change in changes:
         groups = {id(group): group for group in (checkpoint.groups[name] for name in change.parameters.values())}

@@ -75,13 +75,7 @@ class MergePlan:
 
 
 def parse_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    """Reads the dtype that a merged checkpoint shall have.
-
-    Args:
-        value: Its name, the dtype itself, or None for that of the base.
-
-    Returns:
-        The dtype.
+    """Reads the dtype that a merged checkpoint shall have, from its name or itself; None is that of the base.
 
     Raises:
         ConfigError: If weights are not stored in it.
@@ -96,14 +90,7 @@ def parse_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_setting(update: OfflineUpdate, setting: Any) -> str:
-    """Refuses a setting that cannot be merged, before any weight is fetched.
-
-    Args:
-        update: The update.
-        setting: As `inference_modules`.
-
-    Returns:
-        Its label.
+    """Refuses a setting that cannot be merged, before any weight is fetched; returns its label.
 
     Raises:
         SettingError: If it is not understood, cannot act on this update, or nothing acts.
@@ -138,15 +125,7 @@ def plan_merge(
 ) -> MergePlan:
     """Plans the merged checkpoint; no weight is read, unless two tied tensors both change.
 
-    Args:
-        update: The update.
-        checkpoint: The base model.
-        setting: As `inference_modules`.
-        dtype: What floating-point weights become; None to keep each as it is.
-        trust_remote_code: Whether the base model's own code may run.
-
-    Returns:
-        The plan.
+    Floating-point weights become `dtype`, or stay each as it is where it is None.
 
     Raises:
         SettingError: If the setting cannot be merged.

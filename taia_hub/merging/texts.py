@@ -33,20 +33,7 @@ def write_texts(
     access: hub.HubAccess,
     trust_remote_code: bool = False,
 ) -> tuple[str, ...]:
-    """Writes all files beside the shards.
-
-    Args:
-        folder: Folder of the merged checkpoint.
-        plan: What was written.
-        update: The update.
-        checkpoint: The base model.
-        digests: Name of each shard to its sha256.
-        name: What the card calls the model.
-        access: How to reach the Hub.
-        trust_remote_code: Whether a tokenizer's own code may run.
-
-    Returns:
-        What to know of them.
+    """Writes all files beside the shards into the folder of the merged checkpoint; returns what to know of them.
 
     Raises:
         RepositoryError: If the Hub cannot be reached, or a file cannot be written.
@@ -97,15 +84,7 @@ def write_texts(
 
 
 def merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """Makes `config.json` of a merged checkpoint from that of the base; what is not concerned stays as it is.
-
-    Args:
-        values: The base's.
-        plan: What was written.
-
-    Returns:
-        Its contents.
-    """
+    """Makes `config.json` of a merged checkpoint from that of the base; what is not concerned stays as it is."""
     made = copy.deepcopy(dict(values))
     for key in ("_name_or_path", "_commit_hash", "quantization_config"):
         made.pop(key, None)

@@ -25,14 +25,9 @@ def write_plan(
     scratch: Scratch,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes the shards that are not there yet.
+    """Writes the shards that are not there yet, and enters each in `scratch` when it is whole.
 
-    Args:
-        plan: The plan.
-        update: The update.
-        checkpoint: The base model.
-        scratch: Where the shards go; each is entered there when it is whole.
-        advance: Called with the number of bytes after each piece, from any thread.
+    `advance` is called with the number of bytes after each piece, from any thread.
 
     Raises:
         RepositoryError: If a file cannot be read.

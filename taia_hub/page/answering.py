@@ -21,14 +21,9 @@ Answer = Callable[[str, "str | None", Question], Generator[Comparison, None, Non
 
 
 def make_answer(models: Models, settings: PageSettings) -> Answer:
-    """Makes the function that needs the GPU; everything that it uses comes as an argument.
+    """Makes the generator function that needs the GPU; everything that it uses comes as an argument.
 
-    Args:
-        models: Where models come from.
-        settings: The page's limits.
-
-    Returns:
-        A generator function. Closing the generator ends generation and frees its memory.
+    Closing the generator ends generation and frees its memory.
     """
 
     def duration(name: str, revision: str | None, question: Question) -> float:
@@ -66,11 +61,7 @@ def make_answer(models: Models, settings: PageSettings) -> Answer:
 def expected_seconds(question: Question) -> float:
     """Returns for how long a GPU is asked for: loading, reading, and the longest answers in as many columns.
 
-    Args:
-        question: The question.
-
-    Returns:
-        Seconds; a short time gets a better place in ZeroGPU's queue.
+    A short time gets a better place in ZeroGPU's queue.
 
     Example:
         >>> expected_seconds(Question("a", ("none", "all"), max_new_tokens=100))

@@ -13,7 +13,7 @@ from taia_hub.common.imports import import_or_raise
 from taia_hub.page import conversation
 from taia_hub.page.answering import make_answer
 from taia_hub.page.board import board_html, status_text
-from taia_hub.page.callbacks import Reactions, shown
+from taia_hub.page.callbacks import Callbacks, shown
 from taia_hub.page.conversation import Turns
 from taia_hub.page.examples import EXAMPLES
 from taia_hub.page.models import Models
@@ -73,10 +73,10 @@ def build_page(
     lent = token if settings.model_id else False  # visitors who name a model see what everybody may see
     models = models or Models(token=lent, dtype=settings.dtype, trust_remote_code=trust_remote_code)
     votes = Votes(settings.votes, settings.votes_dataset, token)
-    reactions = Reactions(make_answer(models, settings), settings, votes, token)
+    callbacks = Callbacks(make_answer(models, settings), settings, votes, token)
     with gr.Blocks(title="TAIA, side by side", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         layout = _Layout(gr, settings, modes, examples)
-        layout.wire(page, reactions)
+        layout.wire(page, callbacks)
     page.queue(max_size=settings.queue_size, default_concurrency_limit=8)
     return page
 
@@ -178,7 +178,7 @@ class _Layout:
             )
             self.figure_text = gr.Markdown("", elem_id="taia-figure-text")
 
-    def wire(self, page: Any, reactions: Reactions) -> None:
+    def wire(self, page: Any, callbacks: Callbacks) -> None:
         """Says which reaction each control has."""
         gr, private = self.gr, {"api_visibility": "private", "show_progress": "hidden"}
         asked = [
@@ -192,7 +192,7 @@ class _Layout:
             latest, *question, against = values
             latest[0] += 1
             number, begun = latest[0], False
-            for turns in reactions.ask(*question):
+            for turns in callbacks.ask(*question):
                 if latest[0] != number:
                     return
                 yield [*self.view(turns, against), gr.skip() if begun else ""]
@@ -228,7 +228,7 @@ class _Layout:
             lambda turns, against: board_html(turns, against or None), [self.turns, self.against], self.board, **private
         )
         self.vote.click(
-            shown(lambda turns, choice, against: self.view(reactions.vote(turns, choice), against)),
+            shown(lambda turns, choice, against: self.view(callbacks.vote(turns, choice), against)),
             [self.turns, self.choice, self.against],
             views,
             **private,
@@ -238,18 +238,18 @@ class _Layout:
             (self.markdown, "markdown", "comparison.md"),
         ):
             button.click(
-                shown(lambda turns, form=form: reactions.download(turns, form)), self.turns, self.saved, **private
+                shown(lambda turns, form=form: callbacks.download(turns, form)), self.turns, self.saved, **private
             ).success(None, self.saved, None, js=_SAVE.replace("FILE", name))
         linked = [self.prompt, self.modes, self.system, self.temperature, self.length, self.seed]
         self.share.click(None, linked, None, js=_COPY_LINK.replace("NAMES", json.dumps(_LINKED)))
-        self.why.expand(shown(reactions.figure), self.model, [self.figure, self.figure_text], api_visibility="private")
+        self.why.expand(shown(callbacks.figure), self.model, [self.figure, self.figure_text], api_visibility="private")
 
         def from_link(request: Any) -> list[Any]:
             return self.linked(dict(request.query_params))
 
         from_link.__annotations__["request"] = gr.Request  # Gradio goes by it
         page.load(from_link, None, linked, **private)
-        gr.api(shown(reactions.compare, as_html=False), api_name="compare", concurrency_limit=1, concurrency_id="model")
+        gr.api(shown(callbacks.compare, as_html=False), api_name="compare", concurrency_limit=1, concurrency_id="model")
 
     def view(self, turns: Turns, against: str | None) -> list[Any]:
         """Returns what the page shows of a conversation, in the order of the outputs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,29 +52,14 @@ class Turn:
 
 
 def board_html(turns: Sequence[Turn], against: str | None = None) -> str:
-    """Writes a conversation as HTML.
-
-    Args:
-        turns: The turns, the latest last.
-        against: Label of the mode that the others are compared with word by word, or None.
-
-    Returns:
-        HTML; a hint where there is no turn yet.
-    """
+    """Writes a conversation as HTML, compared word by word with the mode `against`, if any; a hint if there is none."""
     if not turns:
         return '<div class="taia-empty">The answers appear here, a column each.</div>'
     return f'<div class="taia-board">{"".join(_turn(turn, against) for turn in turns)}</div>'
 
 
 def status_text(turns: Sequence[Turn]) -> str:
-    """Says in a line how things stand, for everybody and for screen readers.
-
-    Args:
-        turns: The turns.
-
-    Returns:
-        Plain text.
-    """
+    """Says in a line of plain text how things stand, for everybody and for screen readers."""
     if not turns:
         return "Ready."
     turn = turns[-1]
@@ -150,8 +134,3 @@ def _measures(comparison: Comparison) -> str:
         "<caption>Log-likelihood in nats of the answer of a row under the mode of a column</caption>"
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
-
-
-def stopped(turn: Turn) -> Turn:
-    """Returns a turn whose answers come no more."""
-    return dataclasses.replace(turn, running=False)

@@ -55,27 +55,16 @@ def shown(function: F, *, as_html: bool = True) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-class Reactions:
-    """The page's reactions.
-
-    Args:
-        answer: Makes answers, as of `make_answer`.
-        settings: The page's limits.
-        votes: Where votes go.
-        token: Access token.
-    """
+class Callbacks:
+    """The page's callbacks: an answer function of `make_answer`, the page's limits, where votes go, an access token."""
 
     def __init__(self, answer: Answer, settings: PageSettings, votes: Votes, token: str | None) -> None:
         self.answer, self.settings, self.votes, self.token = answer, settings, votes, token
 
     def repository(self, name: str | None) -> tuple[str, str | None]:
-        """Returns the repository that answers and its revision: the page's own, or the one in the box.
+        """Returns the repository that answers and its revision or None: the page's own, or the one in the box.
 
-        Args:
-            name: What stands in the box; `@` and a revision may follow the id.
-
-        Returns:
-            Hub id or folder, and the revision or None.
+        In the box, `@` and a revision may follow the Hub id.
 
         Raises:
             ConfigError: If neither names one, or another than the page's own is named.
@@ -129,14 +118,7 @@ class Reactions:
         return voted
 
     def download(self, turns: Turns, form: str) -> str:
-        """Writes a conversation for a file.
-
-        Args:
-            turns: The conversation.
-            form: `"json"` or `"markdown"`.
-
-        Returns:
-            The text.
+        """Writes a conversation for a file, in the form `"json"` or `"markdown"`.
 
         Raises:
             ConfigError: If there is nothing yet, or names are hidden until the vote.
@@ -151,10 +133,7 @@ class Reactions:
         return "\n---\n\n".join(one.to_markdown() for one in comparisons)
 
     def figure(self, name: str | None) -> tuple[str, str]:
-        """Draws the update of the model by layer; the update's files are read, not the base model's.
-
-        Args:
-            name: What stands in the box.
+        """Draws the update of the model by layer, from the update's files alone.
 
         Returns:
             Path of a PNG and words for those who do not see it.

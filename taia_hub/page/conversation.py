@@ -16,16 +16,9 @@ Turns = tuple[Turn, ...]
 
 
 def histories_of(turns: Turns, modes: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """Returns what each mode's conversation was so far.
+    """Returns what each mode's conversation was so far: label to messages of user and assistant.
 
     A mode that had no column in an earlier turn goes on with the answer of that turn's first column.
-
-    Args:
-        turns: The turns.
-        modes: Labels of the modes.
-
-    Returns:
-        Label to messages of user and assistant.
     """
     found: dict[str, list[dict[str, str]]] = {mode: [] for mode in modes}
     for turn in turns:
@@ -40,18 +33,10 @@ def histories_of(turns: Turns, modes: Sequence[str]) -> dict[str, list[dict[str,
 def ask(
     answer: Answer, name: str, revision: str | None, turns: Turns, question: Question, *, blind: bool = False
 ) -> Iterator[Turns]:
-    """Answers a question and yields the conversation as it grows.
+    """Answers a question and yields the conversation, with one more turn, as it grows.
 
-    Args:
-        answer: Makes answers.
-        name: Hub id or folder of the TAIA repository.
-        revision: Its revision.
-        turns: The conversation so far.
-        question: The question.
-        blind: Whether the columns are shuffled and their names hidden until the vote.
-
-    Yields:
-        The conversation with one more turn; in the last state its answers come no more.
+    Where it is `blind`, the columns are shuffled and their names hidden until the vote. In the last state the answers
+    come no more.
     """
     turns = tuple(dataclasses.replace(turn, passed=True) for turn in turns)
     order = list(range(len(question.modes)))
@@ -79,29 +64,15 @@ def ask(
 
 
 def stop(turns: Turns) -> Turns:
-    """Ends the latest turn where it stands.
-
-    Args:
-        turns: The conversation.
-
-    Returns:
-        The same, with no answers coming.
-    """
+    """Ends the latest turn where it stands."""
     return (*turns[:-1], dataclasses.replace(turns[-1], running=False)) if turns else turns
 
 
 def vote(turns: Turns, choice: int | None) -> Turns:
-    """Votes for a column of the latest turn, which shows its names.
-
-    Args:
-        turns: The conversation.
-        choice: The column, -1 for all alike, None where nothing was chosen.
-
-    Returns:
-        The conversation with the vote.
+    """Votes for a column of the latest turn, -1 for all alike, which shows its names.
 
     Raises:
-        ConfigError: If there is nothing to vote for, or a vote was given.
+        ConfigError: If nothing was chosen, there is nothing to vote for, or a vote was given.
     """
     if not turns or turns[-1].running:
         raise ConfigError("There are no answers to vote for yet.", "Wait until they are complete.")

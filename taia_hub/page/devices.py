@@ -25,11 +25,7 @@ def zero_gpu() -> Any:
 def on_gpu(duration: Callable[..., float]) -> Callable[[F], F]:
     """Decorates a function that needs the GPU: on ZeroGPU one is lent for the call, elsewhere nothing changes.
 
-    Args:
-        duration: Takes the call's arguments and returns the seconds that it may take.
-
-    Returns:
-        The decorator.
+    `duration` takes the call's arguments and returns the seconds that it may take.
     """
     spaces = zero_gpu()
     if spaces is None:
@@ -44,14 +40,7 @@ def choose_device() -> str:
 
 
 def choose_dtype(device: str) -> torch.dtype:
-    """Returns the dtype that models run in: bfloat16 on CUDA, and on a CPU the faster one of it and float32.
-
-    Args:
-        device: `"cuda"` or `"cpu"`.
-
-    Returns:
-        The dtype.
-    """
+    """Returns the dtype that models run in: bfloat16 on CUDA, and on a CPU the faster one of it and float32."""
     if device != "cpu":
         return torch.bfloat16
     return min((torch.float32, torch.bfloat16), key=_decoding_time)

@@ -17,16 +17,7 @@ _MOST = 6
 
 
 def card_examples(name: str, revision: str | None = None, token: str | bool | None = None) -> tuple[str, ...]:
-    """Reads the example prompts of a repository's card.
-
-    Args:
-        name: Hub id or folder.
-        revision: Its revision.
-        token: Access token.
-
-    Returns:
-        The prompts of the card's `widget`, or general ones where it has none or cannot be read.
-    """
+    """Reads the example prompts of a repository's card: those of its `widget`, or general ones where there are none."""
     try:
         source = hub.fetch(
             name, [hub.CARD], revision=revision, access=hub.HubAccess(token=token), what="TAIA repository"

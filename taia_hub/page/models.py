@@ -50,13 +50,6 @@ class Models:
     def get(self, name: str, revision: str | None = None) -> LoadedModel:
         """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once.
 
-        Args:
-            name: Hub id or folder of a TAIA repository.
-            revision: Its revision.
-
-        Returns:
-            The model.
-
         Raises:
             TAIAError: If it cannot be loaded.
         """

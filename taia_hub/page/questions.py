@@ -112,13 +112,7 @@ def read_question(
 
 
 def between(weight: Any) -> dict[str, float]:
-    """Returns the setting between TAIA and the vanilla fine-tune.
-
-    Args:
-        weight: 0 for TAIA, 1 for all updates.
-
-    Returns:
-        A setting.
+    """Returns the setting between TAIA (weight 0) and the vanilla fine-tune (1).
 
     Raises:
         ConfigError: If the weight is not between 0 and 1.

@@ -86,18 +86,15 @@ def launch_page(
 
 def _theme(gr: Any) -> Any:
     """Gradio's theme with colours that can be read: at least 4.5 to 1 for small text, in light and dark."""
-    return gr.themes.Default(primary_hue="blue", neutral_hue="slate").set(
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_info_text_color="*neutral_600",
-        block_info_text_color_dark="*neutral_300",
-        input_placeholder_color="*neutral_500",
-        input_placeholder_color_dark="*neutral_400",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_cancel_background_fill="*neutral_200",
-        button_cancel_background_fill_dark="*neutral_700",
-        button_cancel_text_color="*neutral_900",
-        button_cancel_text_color_dark="*neutral_50",
-    )
+    colours = {
+        "body_text_color_subdued": ("neutral_600", "neutral_300"),
+        "block_info_text_color": ("neutral_600", "neutral_300"),
+        "input_placeholder_color": ("neutral_500", "neutral_400"),
+        "button_primary_background_fill": ("primary_700", "primary_700"),
+        "button_primary_background_fill_hover": ("primary_800", None),
+        "button_cancel_background_fill": ("neutral_200", "neutral_700"),
+        "button_cancel_text_color": ("neutral_900", "neutral_50"),
+    }
+    both = {name: f"*{light}" for name, (light, _) in colours.items()}
+    both |= {f"{name}_dark": f"*{dark}" for name, (_, dark) in colours.items() if dark}
+    return gr.themes.Default(primary_hue="blue", neutral_hue="slate").set(**both)

@@ -42,13 +42,7 @@ class PageSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> PageSettings:
-        """Reads settings from environment variables, such as `TAIA_MODEL_ID`.
-
-        Args:
-            environment: The variables; those of the process by default.
-
-        Returns:
-            The settings; what is not named has its default.
+        """Reads settings from variables such as `TAIA_MODEL_ID`, those of the process by default.
 
         Raises:
             ConfigError: If a value has the wrong type.

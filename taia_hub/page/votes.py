@@ -58,9 +58,6 @@ class Votes:
     def add(self, turns: Turns) -> None:
         """Appends the vote of the latest turn, with the conversation that each mode had before.
 
-        Args:
-            turns: The conversation.
-
         Raises:
             RepositoryError: If the file cannot be written.
         """

@@ -47,13 +47,7 @@ class Measured:
 
 
 def measure(results: Results) -> dict[str, Measured]:
-    """Reads the numbers of a run out of its results.
-
-    Args:
-        results: What was evaluated.
-
-    Returns:
-        Key of a task or group to its numbers, in the order of the summary.
+    """Reads the numbers of a run out of its results: key of a task or group to its numbers, in the summary's order.
 
     Example:
         >>> from taia_hub.results import ModelIdentity
@@ -84,13 +78,7 @@ def measure(results: Results) -> dict[str, Measured]:
 def with_base(results: Results, other: Results) -> Results:
     """Takes over the numbers of the base model from another run on the same base.
 
-    Args:
-        results: Of one run.
-        other: Of another run.
-
-    Returns:
-        The results with the other's scores under mode `none`, in the tasks that lack them and are the same in both;
-        unchanged where the runs have different base models.
+    They go into the tasks that lack them and are the same in both; nothing changes where the base models differ.
     """
     one, two = results.model, other.model
     if (one.base_model, one.base_revision, one.dtype) != (two.base_model, two.base_revision, two.dtype):

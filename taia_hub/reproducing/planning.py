@@ -18,15 +18,9 @@ _SILENT = ("name", "description", "reference", "report_to", "save_steps", "trust
 
 
 def plan_runs(recipe: Recipe, changes: Mapping[str, Any], labels: Sequence[str] = ()) -> dict[str, TrainingRecipe]:
-    """Makes the runs of a recipe; nothing is read but the names of files.
+    """Makes the runs of a recipe, or those of some labels, in its order; nothing is read but the names of files.
 
-    Args:
-        recipe: The recipe.
-        changes: Fields of `TrainingRecipe` that the user chose otherwise.
-        labels: Which runs of a sweep; all by default.
-
-    Returns:
-        Label to what is trained, in the order of the recipe.
+    `changes` are fields of `TrainingRecipe` that the user chose otherwise.
 
     Raises:
         ConfigError: If a run or field does not exist, a value is wrong, or data is missing that the user must bring.
@@ -89,18 +83,9 @@ def list_differences(
     limit: int | None,
     dtype: str | None = None,
 ) -> tuple[str, ...]:
-    """Says what is not as in the paper.
+    """Says what is not as in the paper, a line each, then the recipe's own remarks.
 
-    Args:
-        recipe: The recipe.
-        runs: What was trained.
-        tasks: What was evaluated, as it was named.
-        modes: Settings that were evaluated.
-        limit: Most items a task.
-        dtype: dtype of the model that was evaluated, where it is known.
-
-    Returns:
-        One line each, then the recipe's own remarks.
+    Tasks and modes are those that were evaluated, `dtype` that of the model, where it is known.
     """
     lines = []
     first = next(iter(runs.values()))

@@ -12,8 +12,7 @@ from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.common.text_tables import markdown_table
 from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing.measured import Cell, Measured
-from taia_hub.reproducing.paper import PaperTable
-from taia_hub.reproducing.recipe import Recipe
+from taia_hub.reproducing.recipe import PaperTable, Recipe
 from taia_hub.results import Interval, format_value
 
 FORMAT = 1
@@ -112,7 +111,7 @@ def make_table(
     setting: str,
     differences: Sequence[str],
 ) -> ReproductionTable:
-    """Puts the paper's numbers and ours side by side.
+    """Puts the paper's numbers and ours side by side; a number that the paper or we do not have is None.
 
     Args:
         recipe: The recipe.
@@ -121,9 +120,6 @@ def make_table(
         modes: Labels of the settings, in the order of the rows.
         setting: What our numbers were measured on.
         differences: What is not as in the paper.
-
-    Returns:
-        The table; a number that the paper or we do not have is None.
     """
     rows = [row for label in labels for row in _rows(recipe, label, measured.get(label, {}), modes)]
     contrasts = [one for label in labels for one in _contrasts(recipe, label, measured.get(label, {}))]

@@ -409,15 +409,15 @@ def test_a_link_sets_only_what_the_page_allows():
 
 
 def test_visitors_cannot_name_folders_of_the_server(tmp_path):
-    from taia_hub.page.callbacks import Reactions
+    from taia_hub.page.callbacks import Callbacks
     from taia_hub.page.votes import Votes
 
-    open_page = Reactions(made(), PageSettings(), Votes(tmp_path / "v"), "secret")
+    open_page = Callbacks(made(), PageSettings(), Votes(tmp_path / "v"), "secret")
     for name in (str(tmp_path), "/etc", "gpt2", "a b"):
         with pytest.raises(ConfigError, match="is no Hub id"):
             open_page.repository(name)
     assert open_page.repository("org/model@main") == ("org/model", "main")
-    own = Reactions(made(), SETTINGS, Votes(tmp_path / "v"), None)
+    own = Callbacks(made(), SETTINGS, Votes(tmp_path / "v"), None)
     with pytest.raises(ConfigError, match="answers by 'org/model' only"):
         own.repository("other/model")
 
