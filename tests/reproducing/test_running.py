@@ -503,7 +503,8 @@ def test_a_killed_reproduction_gives_the_same_weights(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_model_from_the_command_line(smollm2, tmp_path, clean_process, monkeypatch, capsys):
+def test_the_command_line_in_a_process_of_its_own(base, tmp_path, clean_process, monkeypatch, capsys):
+    """On a random model; that real weights are trained and evaluated is shown by the demo and `test_harness`."""
     capitals = {
         "France": "Paris",
         "Italy": "Rome",
@@ -528,7 +529,7 @@ def test_a_real_model_from_the_command_line(smollm2, tmp_path, clean_process, mo
             )
         ],
     )
-    words = ["reproduce", "lora", "--out", "found", "--base", str(smollm2), "--data", str(data), "--task", str(task)]
+    words = ["reproduce", "lora", "--out", "found", "--base", str(base), "--data", str(data), "--task", str(task)]
     words += ["--steps", "2", "--limit", "10", "--set", "batch_size=4", "--set", "max_length=64"]
     done = clean_process(f"from taia_hub.cli import main; main({words!r})", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
