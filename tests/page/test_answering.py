@@ -43,6 +43,16 @@ def page(online, tmp_path, monkeypatch):
         one.close()
 
 
+@pytest.fixture(scope="module")
+def brief(_published, tmp_path_factory):
+    """A running page that takes short prompts and only refuses them."""
+    votes = tmp_path_factory.mktemp("votes") / "votes.jsonl"
+    settings = PageSettings(_published.taia, votes=votes, max_prompt_characters=500)
+    running = launch_page(settings=settings, token=_published.hub.token, block=False, quiet=True)
+    yield running
+    running.close()
+
+
 def client_of(page):
     return gradio_client.Client(page.local_url, verbose=False, download_files=False)
 
@@ -99,8 +109,8 @@ def test_programs_can_call_compare(page, online):
         ({"prompt": "a " * 200}, "The prompt has 400 tokens; the model takes"),
     ],
 )
-def test_an_error_of_the_endpoint_says_what_is_wrong(page, values, message):
-    client = client_of(page(max_prompt_characters=500))
+def test_an_error_of_the_endpoint_says_what_is_wrong(brief, values, message):
+    client = client_of(brief)
     with pytest.raises(gradio_client.exceptions.AppError, match=message):
         client.predict(**{"prompt": "the", **values}, api_name="/compare")
 
