@@ -22,7 +22,7 @@ def skeleton(
     """Builds a model from its configuration alone, without its head where `features_only`; messages call it `what`.
 
     Raises:
-        RepositoryError: If its configuration is missing or out of reach.
+        RepositoryError: If its configuration is damaged or out of reach.
         ConfigError: If transformers can build no language model of it.
         UnsupportedUpdateError: If it is a TAIA repository.
     """
