@@ -18,21 +18,21 @@ from taia_hub.errors import TAIAError
 __all__ = ["app", "main"]
 
 COMMANDS = {
-    "create": ("repositories.create", "Make a repository from a base model and an adapter or full fine-tune."),
+    "create": ("repositories.create", "Make a repository of a base model and an adapter or fine-tune."),
     "push": ("repositories.push", "Publish a saved repository in one commit."),
     "info": ("repositories.info", "Show what a repository holds, by role, without loading weights."),
     "generate": ("generation.generate", "Answer a prompt under one mode or several."),
-    "compare": ("comparing.compare", "Compare what the modes answer: in the terminal, in files or on a page."),
-    "train": ("training.train", "Train a repository: LoRA, MoLoRA or full fine-tuning on your data."),
-    "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-evaluation-harness."),
-    "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set the paper's table beside yours."),
-    "analyze": ("analysis.analyze", "Measure an update by layer and role, and what its modes do to hidden states."),
-    "check": ("checking.check", "Say which engines take an adapter as it is, and what the others refuse."),
+    "compare": ("comparing.compare", "Compare the modes' answers: in the terminal, a file or a page."),
+    "train": ("training.train", "Train a repository by LoRA, MoLoRA or full fine-tuning."),
+    "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-eval."),
+    "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set its table beside yours."),
+    "analyze": ("analysis.analyze", "Measure an update by layer and role, and what its modes do."),
+    "check": ("checking.check", "Say which engines take an adapter as it is, and why not."),
     "export": ("exporting.export", "Write a mode as a plain LoRA, for engines and PEFT."),
     "merge": ("merging.merge", "Merge a mode into a plain model."),
     "serve": ("serving.serve_model", "Serve modes with vLLM, SGLang, llama.cpp or transformers."),
     "card": ("cards.card", "Make a repository's card again, or check every fact on it."),
-    "demo": ("demonstration.demo", "Fine-tune a small model, publish it on this disk and compare its modes."),
+    "demo": ("demonstration.demo", "Tune a small model, publish it on this disk, compare its modes."),
     "hub": ("demonstration.hub_app", "A loopback Hub in a folder, for work offline and for tests."),
     "space": ("spaces.space_app", "Spaces on the Hub that compare the modes of a model."),
 }
@@ -65,6 +65,7 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: rich takes as long to import as everything else here
 )
 for _name, (_, _line) in COMMANDS.items():
     app.command(_name, help=_line)(lambda: None)

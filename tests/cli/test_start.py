@@ -69,3 +69,10 @@ def test_a_hub_listens_without_what_models_need(start, tmp_path):
     status, heavy, out = start("hub", "serve", str(tmp_path / "hub"), "--port", "0")
     assert (status, heavy) == (0, [])
     assert "HF_ENDPOINT=http://127.0.0.1:" in out
+
+
+def test_every_command_is_listed_in_a_line_of_its_own(start):
+    _, _, out = start("--help", COLUMNS="80")
+    listed = out[out.index("Commands") :].splitlines()[1:]
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert not any(line.endswith("...") for line in listed)
