@@ -30,7 +30,9 @@ def card(
 ) -> None:
     """Make the card of a repository again, or check it. Prints it unless --write or --push says where it goes.
 
-    What you changed on the card stays; what changes is shown first, and asked about. What is not known is absent.
+    What you changed stays: edited and added sections, metadata keys that you set, and text between
+    `<!-- taia:yours -->` and `<!-- /taia:yours -->`. What changes is shown first, and asked about. What is not known is
+    absent.
 
     taia card DIR --results taia_results.json --write
 

@@ -83,7 +83,17 @@ def compare(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Compare what the modes of a repository answer: one prompt, a file of prompts, or on a page in the browser."""
+    """Compare what the modes of a repository answer: one prompt, a file of prompts, or on a page in the browser.
+
+    All modes answer in one batch, greedily with the tokens of their single runs; sampled ones have a random generator
+    each. Shown are the answers, where they part, their entropies and how likely each mode finds each. A file of prompts
+    is completed when the same command is given again. The page's limits are environment variables such as
+    TAIA_MAX_NEW_TOKENS: see `taia_hub.page.PageSettings`.
+
+    taia compare org/model-taia --prompt "Why is the sky blue?"
+
+    taia compare org/model-taia --file prompts.jsonl --mode none --mode attention
+    """
     from taia_hub.compare import DEFAULT_MODES
 
     _check_task(context, prompt=prompt, file=file, ui=ui)

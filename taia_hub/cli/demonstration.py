@@ -21,7 +21,10 @@ def demo(
     items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = 64,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes."""
+    """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes.
+
+    taia demo --dir taia-demo
+    """
     from taia_hub.demo import run_demo
 
     report = run_demo(directory, steps=steps, items=items, log=lambda text: typer.echo(text, err=True))
@@ -42,7 +45,10 @@ def serve(
         bool, typer.Option("--stream", help="Take weights as LFS streams: for files above a gigabyte, and datasets.")
     ] = False,
 ) -> None:
-    """Serve a Hub from a folder, on this machine only, until Ctrl-C."""
+    """Serve a Hub from a folder, on this machine only, until Ctrl-C. Other programs find it by the variables it prints.
+
+    taia hub serve ./my-hub
+    """
     from taia_hub.local_hub import LocalHub
 
     hub = LocalHub(folder, port=port, large_files="lfs" if stream else "regular")

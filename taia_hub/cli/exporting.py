@@ -65,6 +65,7 @@ def export(
     It is made from files alone: no base model is loaded. LoRAs keep their numbers, weights in [0, 1] are multiplied
     into them; other methods become LoRAs by singular value decomposition. The report says of each engine which flag it
     needs, or why it refuses.
+    One commit with --push replaces what an earlier export left there; what you wrote into its cards stays.
 
     taia export org/model-taia --mode attention --out attention-lora
 

@@ -145,7 +145,10 @@ def push(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Publish a saved TAIA repository in one commit."""
+    """Publish a saved TAIA repository in one commit.
+
+    taia push ./model-taia org/model-taia
+    """
     from taia_hub.repository.publishing import push_folder
 
     commit = push_folder(
@@ -169,7 +172,10 @@ def info(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a repository holds, by role, without loading weights."""
+    """Show what a repository holds, by role, without loading weights.
+
+    taia info org/model-taia --json
+    """
     from taia_hub.repository.info import repository_info
 
     found = repository_info(repo, revision=revision, token=token, trust_remote_code=trust_remote_code)

@@ -64,6 +64,10 @@ def serve_model(
 
     vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF; transformers serves a merged
     model a mode. Flags of the engine itself follow after `--`.
+
+    taia serve org/model-taia --engine vllm --mode attention --mode all --print
+
+    taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
     """
     from taia_hub.serving import check_installed, check_port, find_engine, plan_serving, run
 

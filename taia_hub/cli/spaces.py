@@ -42,7 +42,10 @@ def space_create(
 ) -> None:
     """Make a Space that compares the modes of a model, or bring it up to date.
 
-    What you changed in the Space, and your own files there, stay.
+    It is published in one commit and linked on the model's card; a public one is asked about. What you changed in the
+    Space, and your own files there, stay.
+
+    taia space create org/model-taia --private
     """
     from taia_hub.space import making as space_making
 
