@@ -76,3 +76,8 @@ def test_every_command_is_listed_in_a_line_of_its_own(start):
     listed = out[out.index("Commands") :].splitlines()[1:]
     assert [line.split()[0] for line in listed] == list(COMMANDS)
     assert not any(line.endswith("...") for line in listed)
+
+
+def test_a_card_that_is_not_there_is_told_without_what_models_need(start, tmp_path):
+    status, heavy, _ = start("card", str(tmp_path), "--check")
+    assert (status, heavy) == (1, [])
