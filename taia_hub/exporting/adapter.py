@@ -42,7 +42,7 @@ from taia_hub.exporting.report import ExportReport
 from taia_hub.exporting.verification import TOLERANCE, check_loads, compare_outputs
 from taia_hub.exporting.writing import new_folder, write_tensors
 from taia_hub.hub.layout import PEFT
-from taia_hub.repository.opening import OfflineUpdate, open_update
+from taia_hub.repository.opening import OpenedUpdate, open_update
 from taia_hub.repository.reading import base_license, check_publishable
 from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import Setting, parse_setting
@@ -159,7 +159,7 @@ def export_adapters(
 
 
 def _write(
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     model: nn.Module,
     acting: Sequence[ActingModule],
     setting: Setting,
@@ -196,7 +196,7 @@ def _write(
 
 
 def _factors(
-    update: OfflineUpdate, acting: Sequence[ActingModule], setting: Setting, scratch: Path, options: ExportOptions
+    update: OpenedUpdate, acting: Sequence[ActingModule], setting: Setting, scratch: Path, options: ExportOptions
 ) -> tuple[tuple[Factors, ...], dict[str, float]]:
     """Returns the acting updates as LoRA pairs, and what those that were none lose; refuses too much of it."""
     converted, errors = convert(update, acting, scratch, options)
@@ -220,7 +220,7 @@ def _factors(
     return parts, errors
 
 
-def _pairs(update: OfflineUpdate, acting: Sequence[ActingModule]) -> Iterator[Factors]:
+def _pairs(update: OpenedUpdate, acting: Sequence[ActingModule]) -> Iterator[Factors]:
     """Yields the acting LoRA pairs, which stay in their file where the update does."""
     stored = read_header(update.folder / update.kind.weights) if any(one.is_plain for one in acting) else {}
     for one in acting:
@@ -260,7 +260,7 @@ def _check_engines(report: ExportReport, engines: Sequence[str]) -> None:
             )
 
 
-def _verified(report: ExportReport, update: OfflineUpdate, setting: Setting, options: ExportOptions) -> ExportReport:
+def _verified(report: ExportReport, update: OpenedUpdate, setting: Setting, options: ExportOptions) -> ExportReport:
     difference = compare_outputs(update, report.folder, setting, kept=report.kept, **options.remote)
     if report.kept:
         bound, said = 0.0, "bit for bit"

@@ -14,7 +14,7 @@ from taia_hub.engines.facts import BaseFacts
 from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor_names
 from taia_hub.exporting.writing import Planned, read_factor
 from taia_hub.hub.layout import PEFT
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.updates.peft.plain_lora import linear_shape
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 
@@ -76,13 +76,13 @@ def is_kept(parts: Sequence[Factors], scale: Scale) -> bool:
     return all(ratio == 1 and part.rank == scale.rank for part, ratio in zip(parts, scale.ratios, strict=True))
 
 
-def base_name(update: OfflineUpdate) -> str:
+def base_name(update: OpenedUpdate) -> str:
     """Returns the base's Hub id, or its folder as it is found from anywhere on this machine."""
     return update.base.name if update.base.revision else str(update.base.folder.resolve())
 
 
 def adapter_config(
-    update: OfflineUpdate, model: nn.Module, parts: Sequence[Factors], scale: Scale, targets: Targets
+    update: OpenedUpdate, model: nn.Module, parts: Sequence[Factors], scale: Scale, targets: Targets
 ) -> dict[str, Any]:
     """Makes `adapter_config.json` of the keys that old PEFT knows too: it refuses others, and engines pin it."""
     task = getattr(update.files.settings, "task_type", None)
@@ -112,13 +112,13 @@ def adapter_config(
     }
 
 
-def stored_names(update: OfflineUpdate) -> Iterator[str]:
+def stored_names(update: OpenedUpdate) -> Iterator[str]:
     """Yields the names of the tensors in a plain LoRA's file; those of other updates say nothing here."""
     if update.kind is PEFT and update.streamed:
         yield from read_header(update.folder / PEFT.weights)
 
 
-def base_facts(model: nn.Module, update: OfflineUpdate) -> BaseFacts:
+def base_facts(model: nn.Module, update: OpenedUpdate) -> BaseFacts:
     """Collects what the engines' rules ask of the base model, which is on any device and without adapters."""
     modules = {path: module for path, module in model.named_modules() if linear_shape(module) is not None}
     embeddings = {path for path, module in modules.items() if isinstance(module, nn.Embedding)}
@@ -128,7 +128,7 @@ def base_facts(model: nn.Module, update: OfflineUpdate) -> BaseFacts:
 
 
 def notes_on(
-    update: OfflineUpdate, parts: Sequence[Factors], scale: Scale, targets: Targets, is_exact: bool
+    update: OpenedUpdate, parts: Sequence[Factors], scale: Scale, targets: Targets, is_exact: bool
 ) -> Iterator[str]:
     """Says what to know of an export, in sentences."""
     if not update.base.revision:

@@ -12,7 +12,7 @@ from taia_hub import cards
 from taia_hub.exporting.assembly import base_name
 from taia_hub.exporting.report import ExportReport
 from taia_hub.hub.config import PAPER
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.switch.settings import parse_setting
 
 TAGS = ("taia", "export", "lora")
@@ -33,7 +33,7 @@ class Place:
 
 
 def export_card(
-    report: ExportReport, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
+    report: ExportReport, update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]]
 ) -> str:
     """Renders the card of an export, with the marks that let a later push keep a person's edits."""
     flags = " ".join(note for note in report.verdicts["vllm"].notes if note.startswith("--"))
@@ -41,7 +41,7 @@ def export_card(
 
 
 def index_card(
-    reports: Mapping[str, ExportReport], update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]]
+    reports: Mapping[str, ExportReport], update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]]
 ) -> str:
     """Renders the card above several exports, which lie in the sub-folders named."""
     rows = [(folder, _label(report), report) for folder, report in reports.items()]
@@ -49,7 +49,7 @@ def index_card(
 
 
 def _rendered(
-    template: str, update: OfflineUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
+    template: str, update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
 ) -> str:
     base, revision, features_only = base_name(update), update.base.revision, update.files.features_only
     metadata: dict[str, Any] = {"library_name": "peft", "tags": [*TAGS]}

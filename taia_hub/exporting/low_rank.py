@@ -16,7 +16,7 @@ from taia_hub.exporting.options import ExportOptions
 from taia_hub.exporting.plan import ActingModule, Factors, base_layer
 from taia_hub.hub.layout import PEFT
 from taia_hub.merging.module import holding, merged_weights
-from taia_hub.repository.opening import OfflineUpdate, base_checkpoint
+from taia_hub.repository.opening import OpenedUpdate, base_checkpoint
 from taia_hub.updates.dense.compressing import truncate
 from taia_hub.updates.peft.methods import ADDITIVE
 from taia_hub.updates.peft.strict import ADAPTER
@@ -33,7 +33,7 @@ _EXACT_SIDE = 1024  # above it, a whole decomposition takes minutes
 
 
 def convert(
-    update: OfflineUpdate, acting: Sequence[ActingModule], folder: Path, options: ExportOptions
+    update: OpenedUpdate, acting: Sequence[ActingModule], folder: Path, options: ExportOptions
 ) -> tuple[tuple[Factors, ...], dict[str, float]]:
     """Makes LoRA pairs of updates that are none, one module at a time; the others are passed by.
 
@@ -119,14 +119,14 @@ def _lacks(delta: Tensor, b: Tensor, a: Tensor) -> float:
     return float((delta - b.to(wide) @ a.to(wide)).norm()) / norm if norm else 0.0
 
 
-def _is_additive(update: OfflineUpdate) -> bool:
+def _is_additive(update: OpenedUpdate) -> bool:
     """Tells whether the method adds a matrix that does not depend on the base's weight."""
     method = update.update.method
     return update.kind is PEFT and method in ADDITIVE and method != "LORA"  # no pair of LORA is DoRA or the like
 
 
 def _differences(
-    update: OfflineUpdate, wanted: Sequence[ActingModule], checkpoint: Checkpoint | None
+    update: OpenedUpdate, wanted: Sequence[ActingModule], checkpoint: Checkpoint | None
 ) -> Iterator[tuple[ActingModule, Tensor]]:
     """Yields what each update adds to its weight, in the weight's own layout."""
     for one in wanted:

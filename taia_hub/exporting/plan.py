@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub.common.rebuildable import Rebuildable
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE, PEFT
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import is_routed
 from taia_hub.switch.settings import MODES, parse_setting
 from taia_hub.updates.molora.layers import MoLoraLinear
@@ -126,7 +126,7 @@ def factor_names(path: str, is_embedding: bool = False) -> tuple[str, str]:
     return f"{PREFIX}{path}.{stem}A{end}", f"{PREFIX}{path}.{stem}B{end}"
 
 
-def acting_modules(update: OfflineUpdate, setting: Any) -> tuple[ActingModule, ...]:
+def acting_modules(update: OpenedUpdate, setting: Any) -> tuple[ActingModule, ...]:
     """Finds the modules whose updates act under a setting, and refuses what no plain LoRA can hold.
 
     Raises:
@@ -199,7 +199,7 @@ def base_layer(layer: Any) -> nn.Module:
     return inner
 
 
-def _obstacle(entry: Entry, update: OfflineUpdate) -> str | None:
+def _obstacle(entry: Entry, update: OpenedUpdate) -> str | None:
     """Says why a module's update cannot be a plain LoRA; None when it can."""
     layer = entry[2]
     if isinstance(layer, ModulesToSaveWrapper):
@@ -237,7 +237,7 @@ def _is_idle(layer: Any) -> bool:
     return _is_plain(layer) and layer.scaling[ADAPTER] == 0
 
 
-def _choices(update: OfflineUpdate) -> str:
+def _choices(update: OpenedUpdate) -> str:
     """Says which of the named modes can be exported."""
     possible = []
     for mode in MODES:
@@ -249,13 +249,13 @@ def _choices(update: OfflineUpdate) -> str:
     return f"{' and '.join(possible)} can be exported."
 
 
-def _way_out(update: OfflineUpdate, acting: Sequence[tuple[Entry, float]]) -> str:
+def _way_out(update: OpenedUpdate, acting: Sequence[tuple[Entry, float]]) -> str:
     if any(isinstance(entry[2], MoLoraLinear) for entry, _ in acting) or not _is_known(update):
         return "With these updates the model is served by this package alone."
     return _MERGE
 
 
-def _is_known(update: OfflineUpdate) -> bool:
+def _is_known(update: OpenedUpdate) -> bool:
     return update.kind is not PEFT or update.update.method in (*ADDITIVE, *CONVERTED)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
 from taia_hub.hub.layout import PEFT
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
 from taia_hub.updates.peft.plain_lora import is_state_space, tensor_shapes
@@ -57,7 +57,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
 
 @torch.no_grad()
 def compare_outputs(
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     folder: Path,
     setting: Any,
     *,
@@ -130,7 +130,7 @@ def _outputs(model: Any, ids: Tensor) -> Tensor:
     return values.double()
 
 
-def _base(update: OfflineUpdate, access: hub.HubAccess, **options: Any) -> Any:
+def _base(update: OpenedUpdate, access: hub.HubAccess, **options: Any) -> Any:
     auto = AutoModel if update.files.features_only else AutoModelForCausalLM
     with hub.hub_errors(update.base.name, what="base model", revision=update.base.revision):
         return auto.from_pretrained(update.base.name, revision=update.base.revision, token=access.token, **options)

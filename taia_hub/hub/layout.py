@@ -49,9 +49,6 @@ DENSE = UpdateKind(
     noun="full fine-tune",
 )
 
-PREFIX = "base_model.model."
-"""How the names of the tensors in PEFT's files begin."""
-
 KINDS: Mapping[str, UpdateKind] = {kind.name: kind for kind in (PEFT, MOLORA, DENSE)}
 """The kinds of update that this version reads, by name."""
 

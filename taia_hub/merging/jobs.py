@@ -15,7 +15,7 @@ from torch import Tensor
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE
 from taia_hub.merging.module import merged_weights
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.updates.peft.strict import WRAPPERS
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import Checkpoint, Group, StoredTensor, by_number
@@ -30,7 +30,7 @@ class Change:
     """The update of one module that acts.
 
     Attributes:
-        entry: Which one, as in `OfflineUpdate.layers`.
+        entry: Which one, as in `OpenedUpdate.layers`.
         weight: Its weight in (0, 1].
         parameters: Names of tensors within the module to those of the parameters in the whole model.
     """
@@ -54,7 +54,7 @@ class Job:
     changes: list[Change] = field(default_factory=list)
     untied: dict[str, str] = field(default_factory=dict)
 
-    def parameters(self, update: OfflineUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def parameters(self, update: OpenedUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """Computes the parameters after merging, by name; tied parameters each get one of their own.
 
         Raises:
@@ -75,7 +75,7 @@ class Job:
             made |= {change.parameters[within]: tensor for within, tensor in merged.items()}
         return made
 
-    def tensors(self, update: OfflineUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def tensors(self, update: OpenedUpdate, checkpoint: Checkpoint) -> dict[str, Tensor]:
         """Computes the tensors to write, by name, in the layout of the base's files; errors as of `parameters`."""
         made = self.parameters(update, checkpoint)
         found = {name: made[parameter] for name, parameter in self.untied.items()}
@@ -84,7 +84,7 @@ class Job:
         return found
 
 
-def find_changes(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any) -> tuple[Change, ...]:
+def find_changes(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any) -> tuple[Change, ...]:
     """Finds which parameters of the base, with its head, an update changes under a setting.
 
     Raises:
@@ -128,7 +128,7 @@ def gather(changes: Sequence[Change], checkpoint: Checkpoint) -> tuple[Job, ...]
     return tuple({id(job): job for job in by_group.values()}.values())
 
 
-def _own_names(update: OfflineUpdate, layer: Any, path: str, checkpoint: Checkpoint) -> list[str]:
+def _own_names(update: OpenedUpdate, layer: Any, path: str, checkpoint: Checkpoint) -> list[str]:
     """Returns the names within a module of the base's tensors that its update may change."""
     if isinstance(layer, ParamWrapper):
         return [layer.parameter_name]

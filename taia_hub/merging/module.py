@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE, PEFT
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import MERGEABLE
 from taia_hub.updates.peft.plain_lora import LoraPair
@@ -30,7 +30,7 @@ _OF_BASE = ("base_layer.", "original_module.", "token_adapter.base_layer.")
 
 
 @contextlib.contextmanager
-def holding(update: OfflineUpdate, entry: Entry) -> Iterator[Any]:
+def holding(update: OpenedUpdate, entry: Entry) -> Iterator[Any]:
     """Reads the tensors of one layer of a streamed update into the layer, and takes them out again after the block.
 
     Tensors of 16 bits become float32, as PEFT has them by default. Nothing is done where the layers hold their tensors.
@@ -79,7 +79,7 @@ def holding(update: OfflineUpdate, entry: Entry) -> Iterator[Any]:
 
 @torch.no_grad()
 def merged_weights(
-    update: OfflineUpdate, entry: Entry, base: Mapping[str, Tensor], weight: float, *, in_place: bool = False
+    update: OpenedUpdate, entry: Entry, base: Mapping[str, Tensor], weight: float, *, in_place: bool = False
 ) -> dict[str, Tensor]:
     """Merges the update of one module into the base's tensors, as PEFT's own `merge` does.
 
@@ -119,7 +119,7 @@ def merged_weights(
             ) from error
 
 
-def check_mergeable(update: OfflineUpdate) -> None:
+def check_mergeable(update: OpenedUpdate) -> None:
     """Refuses methods that cannot be merged one module at a time.
 
     Raises:

@@ -15,7 +15,7 @@ from taia_hub.errors import ConfigError, SettingError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE
 from taia_hub.merging.jobs import Change, Job, find_changes, gather
 from taia_hub.merging.module import check_mergeable
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles import ROLES
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.weights.checkpoint import DTYPES, Checkpoint, StoredTensor, read_headers
@@ -89,7 +89,7 @@ def parse_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
     return dtype
 
 
-def check_setting(update: OfflineUpdate, setting: Any) -> str:
+def check_setting(update: OpenedUpdate, setting: Any) -> str:
     """Refuses a setting that cannot be merged, before any weight is fetched; returns its label.
 
     Raises:
@@ -116,7 +116,7 @@ def check_setting(update: OfflineUpdate, setting: Any) -> str:
 
 
 def plan_merge(
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     checkpoint: Checkpoint,
     setting: Any,
     dtype: torch.dtype | None = None,
@@ -213,7 +213,7 @@ def _ordered(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 
 def _untie(
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     checkpoint: Checkpoint,
     changes: Sequence[Change],
     jobs: Sequence[Job],
@@ -239,7 +239,7 @@ def _untie(
     return tuple(found)
 
 
-def _equal(update: OfflineUpdate, checkpoint: Checkpoint, job_of: Mapping[str, Job], target: str, source: str) -> bool:
+def _equal(update: OpenedUpdate, checkpoint: Checkpoint, job_of: Mapping[str, Job], target: str, source: str) -> bool:
     made = job_of[source].parameters(update, checkpoint)
     if job_of[target] is not job_of[source]:
         made |= job_of[target].parameters(update, checkpoint)
@@ -260,7 +260,7 @@ def _check_untied(checkpoint: Checkpoint, names: Sequence[str], trust_remote_cod
         )
 
 
-def _resized(update: OfflineUpdate, changes: Sequence[Change]) -> tuple[dict[str, tuple[int, ...]], int | None]:
+def _resized(update: OpenedUpdate, changes: Sequence[Change]) -> tuple[dict[str, tuple[int, ...]], int | None]:
     """Returns the shapes of tensors of a full fine-tune with another vocabulary, and its number of rows."""
     if update.kind is not DENSE:
         return {}, None

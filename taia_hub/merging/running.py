@@ -20,7 +20,7 @@ from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, pla
 from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
-from taia_hub.repository.opening import OfflineUpdate, base_checkpoint, check_not_quantised, open_update
+from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not_quantised, open_update
 from taia_hub.repository.update_files import Repository
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -163,7 +163,7 @@ def merge(
     )
 
 
-def _fingerprint(update: OfflineUpdate, checkpoint: Checkpoint, setting: Any, dtype: torch.dtype | None) -> str:
+def _fingerprint(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any, dtype: torch.dtype | None) -> str:
     """Names all that the shards depend on; a base in a folder goes by its files' sizes and times."""
     held = {stored.file for group in checkpoint.groups.values() for stored, _ in group.sources}
     base: Any = update.base.revision

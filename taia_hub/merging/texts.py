@@ -13,9 +13,9 @@ from taia_hub import cards, hub
 from taia_hub._version import __version__
 from taia_hub.hub.config import RepositoryConfig
 from taia_hub.merging.planning import MergePlan
-from taia_hub.repository.opening import OfflineUpdate
-from taia_hub.repository.publishing import save_tokenizer
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.repository.reading import base_license
+from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.weights.checkpoint import INDEX, SINGLE, Checkpoint
 
 _GENERATION = "generation_config.json"
@@ -25,7 +25,7 @@ _TOKENIZER = "tokenizer_config.json"
 def write_texts(
     folder: Path,
     plan: MergePlan,
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     checkpoint: Checkpoint,
     digests: Mapping[str, str],
     *,
@@ -102,7 +102,7 @@ def merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
     return made
 
 
-def _is_of(own: Path, plan: MergePlan, update: OfflineUpdate) -> bool:
+def _is_of(own: Path, plan: MergePlan, update: OpenedUpdate) -> bool:
     """Tells whether the tokenizer beside the update is that of the merged model, whose vocabulary may be the base's."""
     if not (own / _TOKENIZER).is_file():
         return False

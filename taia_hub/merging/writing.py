@@ -11,7 +11,7 @@ from torch import Tensor
 from taia_hub.merging.jobs import Job
 from taia_hub.merging.planning import MergePlan, Piece
 from taia_hub.merging.state import Scratch
-from taia_hub.repository.opening import OfflineUpdate
+from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.weights.checkpoint import Checkpoint
 from taia_hub.weights.shards import OutgoingTensor, converted, outgoing, sliced, write_file
 
@@ -20,7 +20,7 @@ _WORKERS = 2  # hashing takes one core a gigabyte a second, so that two shards a
 
 def write_plan(
     plan: MergePlan,
-    update: OfflineUpdate,
+    update: OpenedUpdate,
     checkpoint: Checkpoint,
     scratch: Scratch,
     advance: Callable[[int], None] | None = None,

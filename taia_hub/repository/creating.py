@@ -17,6 +17,8 @@ from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.repository import publishing
 from taia_hub.repository.loading import Loaded, LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
+from taia_hub.repository.reading import base_license
+from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
@@ -180,12 +182,12 @@ def _finish(
         if extra_files is not None:
             extra_files(folder)
         if (push is None or tuned is not None) and not (folder / "tokenizer_config.json").is_file():
-            publishing.save_tokenizer(config, folder, token, source=tuned)
+            save_tokenizer(config, folder, token, source=tuned)
 
     if out is None:
         done = publishing.push(loaded, str(push), commit, extra_files=beside)
         return Created(None, done, loaded.switch.status())
-    fields = publishing.base_license(config, token) if config.base_model_revision else {}
+    fields = base_license(config, token) if config.base_model_revision else {}
     publishing.save(loaded, out, license_fields=fields, extra_files=beside)
     return Created(out, None, loaded.switch.status())
 

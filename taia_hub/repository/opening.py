@@ -25,7 +25,7 @@ from taia_hub.weights.skeleton import skeleton
 
 
 @dataclass(frozen=True)
-class OfflineUpdate:
+class OpenedUpdate:
     """An update on the structure of its base model, without the base's weights.
 
     Attributes:
@@ -117,7 +117,7 @@ def open_update(
     access: hub.HubAccess,
     trust_remote_code: bool = False,
     lean: bool = False,
-) -> OfflineUpdate:
+) -> OpenedUpdate:
     """Opens the update of a TAIA repository, or a plain one, without the base model's weights.
 
     Args:
@@ -145,16 +145,16 @@ def open_update(
 
 def open_files(
     files: Repository, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
-) -> OfflineUpdate:
+) -> OpenedUpdate:
     """Puts an update that was found on its base's structure; arguments, result and errors as of `open_update`."""
 
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    return OfflineUpdate(files, attach_weightless(make, files.folder, files.kind, files.settings, lean=lean))
+    return OpenedUpdate(files, attach_weightless(make, files.folder, files.kind, files.settings, lean=lean))
 
 
-def base_checkpoint(update: OfflineUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:
+def base_checkpoint(update: OpenedUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:
     """Fetches the base model's weights and reads their headers.
 
     Raises:

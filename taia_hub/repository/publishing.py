@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from transformers import AutoTokenizer
 
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
@@ -26,6 +25,7 @@ from taia_hub.repository.card import card_files, describe, describe_files, role_
 from taia_hub.repository.loading import Loaded
 from taia_hub.repository.reading import base_license, check_folder, check_publishable
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
+from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.repository.update_files import open_repository
 from taia_hub.updates.parts import parts_by_role
 
@@ -252,53 +252,6 @@ def _described(
         license_fields=license_fields,
         tags=tags,
     )
-
-
-def save_tokenizer(
-    config: Fields,
-    folder: Path,
-    token: str | bool | None = None,
-    *,
-    source: Path | None = None,
-    trust_remote_code: bool = False,
-) -> str | None:
-    """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
-
-    Args:
-        config: Configuration that names the base.
-        folder: Where the files go; nothing is written when the base has no tokenizer.
-        token: Access token.
-        source: Folder of a checkpoint whose tokenizer is taken instead, where it has one.
-        trust_remote_code: Whether a tokenizer's own code may run.
-
-    Returns:
-        Why nothing was written, or None.
-
-    Raises:
-        RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
-    """
-    name, revision = config.base_model_name_or_path or "", config.base_model_revision
-    if source is not None and (source / "tokenizer_config.json").is_file():
-        revision = None
-    else:
-        source = Path(name)
-    if revision is not None:
-        # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
-        api = hub.api(token)
-        with hub.hub_errors(name, what="base model", revision=revision):
-            files = api.list_repo_files(name, revision=revision)
-            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
-            code = [file for file in files if trust_remote_code and file.endswith(".py")]
-            for file in [*wanted, *code, hub.CONFIG]:
-                downloaded = Path(api.hf_hub_download(name, file, revision=revision))
-        source = downloaded.parent
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
-        return str(error)
-    tokenizer.save_pretrained(folder)
-    return None
 
 
 def _write_files(

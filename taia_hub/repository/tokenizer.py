@@ -1,13 +1,19 @@
-"""The tokenizer of a loaded model."""
+"""The tokenizer of a model: loaded with it, and saved beside what is made of it."""
 
 from __future__ import annotations
 
+import logging
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError
+from taia_hub.hub.config import Fields
+
+logger = logging.getLogger(__name__)
 
 _CONFIG = "tokenizer_config.json"
 _FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
@@ -50,3 +56,50 @@ def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_
         f"There is no tokenizer in {' nor '.join(map(repr, names))}.",
         "Push one to the repository: tokenizer.push_to_hub(...).",
     )
+
+
+def save_tokenizer(
+    config: Fields,
+    folder: Path,
+    token: str | bool | None = None,
+    *,
+    source: Path | None = None,
+    trust_remote_code: bool = False,
+) -> str | None:
+    """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
+
+    Args:
+        config: Configuration that names the base.
+        folder: Where the files go; nothing is written when the base has no tokenizer.
+        token: Access token.
+        source: Folder of a checkpoint whose tokenizer is taken instead, where it has one.
+        trust_remote_code: Whether a tokenizer's own code may run.
+
+    Returns:
+        Why nothing was written, or None.
+
+    Raises:
+        RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
+    """
+    name, revision = config.base_model_name_or_path or "", config.base_model_revision
+    if source is not None and (source / "tokenizer_config.json").is_file():
+        revision = None
+    else:
+        source = Path(name)
+    if revision is not None:
+        # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
+        api = hub.api(token)
+        with hub.hub_errors(name, what="base model", revision=revision):
+            files = api.list_repo_files(name, revision=revision)
+            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
+            code = [file for file in files if trust_remote_code and file.endswith(".py")]
+            for file in [*wanted, *code, hub.CONFIG]:
+                downloaded = Path(api.hf_hub_download(name, file, revision=revision))
+        source = downloaded.parent
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
+        return str(error)
+    tokenizer.save_pretrained(folder)
+    return None

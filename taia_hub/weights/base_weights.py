@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from huggingface_hub.utils import SafetensorsFileMetadata
 from torch import Tensor
@@ -66,13 +65,8 @@ class BaseWeights:
         if self.base.revision is None:
             return stored.read()
         with hub.hub_errors(self.base.name, what="base model", revision=self.base.revision):
-            path = hf_hub_download(
-                self.base.name,
-                stored.file.name,
-                revision=self.base.revision,
-                token=self.access.token,
-                cache_dir=self.access.cache_dir,
-                library_name="taia-hub",
+            path = hub.api(self.access.token).hf_hub_download(
+                self.base.name, stored.file.name, revision=self.base.revision, cache_dir=self.access.cache_dir
             )
         return dataclasses.replace(stored, file=Path(path)).read()
 

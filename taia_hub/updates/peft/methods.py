@@ -1,4 +1,4 @@
-"""PEFT's methods by what can be done with them offline; each is tested."""
+"""PEFT's methods by what can be done with their files alone; each is tested."""
 
 from __future__ import annotations
 
