@@ -23,11 +23,7 @@ class SideFile:
     command: str
 
     def parse(self, value: Any, name: str, make: Callable[[Any], Made]) -> Made:
-        """Makes of JSON values what they describe; any of Python's own errors in `make` means a damaged file.
-
-        Raises:
-            ConfigError: If they are damaged, or of another format.
-        """
+        """Makes of JSON values what they describe; any of Python's own errors in `make` means a damaged file."""
         made = value.get("format") if isinstance(value, Mapping) else None
         if made != FORMAT:
             raise ConfigError(
@@ -40,12 +36,7 @@ class SideFile:
             raise ConfigError(f"'{name}' is damaged: {type(error).__name__}: {error}.", self._again) from error
 
     def read(self, path: Path) -> Any:
-        """Returns the JSON values of a file.
-
-        Raises:
-            RepositoryError: If there is no such file.
-            ConfigError: If it is no JSON.
-        """
+        """Returns the JSON values of a file."""
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -54,11 +45,7 @@ class SideFile:
             raise ConfigError(f"'{path}' is no JSON: {error}.", self._again) from error
 
     def write(self, path: Path, value: Mapping[str, Any]) -> None:
-        """Writes JSON values, on one line: a file of 14,000 items would have as many lines otherwise.
-
-        Raises:
-            RepositoryError: If the file cannot be written.
-        """
+        """Writes JSON values, on one line: a file of 14,000 items would have as many lines otherwise."""
         try:
             write_atomically(path, json.dumps(value, ensure_ascii=False) + "\n")
         except OSError as error:

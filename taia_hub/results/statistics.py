@@ -53,11 +53,8 @@ class Score:
 class Resampled:
     """The scores of M modes on the same items, with R bootstrap draws of them.
 
-    Attributes:
-        value: (M,) float64, the scores.
-        drawn: (M, R) float64, the score of each draw; one draw takes the same items in all modes.
-        standard_error: (M,) float64; nan for a single item.
-        items: Number of items.
+    `value` and `standard_error` (nan for a single item) are (M,) float64, and `drawn` is (M, R) float64, the score of
+    each draw; one draw takes the same items in all modes.
     """
 
     value: np.ndarray
@@ -105,12 +102,6 @@ def resample(
         seed: Of the draws.
         stream: Name of the items; other names give independent draws.
 
-    Returns:
-        Scores and draws.
-
-    Raises:
-        ValueError: If there are no items, or the modes have different numbers of them.
-
     Example:
         >>> drawn = resample([[1, 1, 0, 1], [0, 1, 0, 0]])
         >>> drawn.difference(0, 1)
@@ -139,17 +130,9 @@ def resample(
 
 
 def combine(parts: Sequence[Resampled], *, pooled: bool) -> Resampled:
-    """Puts tasks together into one score; the items are drawn task by task.
+    """Puts tasks with the same M modes and R draws together into one score; the items are drawn task by task.
 
-    Args:
-        parts: The tasks, each with the same M modes and R draws.
-        pooled: Whether every item counts alike; otherwise every task does.
-
-    Returns:
-        The score of the group.
-
-    Raises:
-        ValueError: If there are no tasks.
+    Every item counts alike where `pooled`, else every task does.
     """
     if not parts:
         raise ValueError("There are no tasks.")

@@ -53,12 +53,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which mode to use, as far as the results tell.
+    """Which mode to use, as far as the results tell: the best of the average, or of the only task (`row`).
 
-    Attributes:
-        mode: Label of the setting with the best score of the row.
-        row: The row that decided: the average, or the only task.
-        within_noise: Labels of settings that may be as good.
+    `within_noise` are the labels of settings that may be as good.
     """
 
     mode: str
@@ -158,8 +155,7 @@ class _Table:
     def joined(self, key: str, title: str, rows: Sequence[Row], *, pooled: bool, depth: int) -> Row | None:
         """Puts rows together in the modes that all of them have.
 
-        Returns:
-            The row, or None where they are too unlike: no mode in common, another direction or another scale.
+        None where they are too unlike: no mode in common, another direction or another scale.
         """
         labels = [label for label in self.results.modes if all(label in row.scores for row in rows)]
         alike = len({row.higher_is_better for row in rows}) == 1

@@ -12,8 +12,6 @@ class Override(NamedTuple):
         owner: Class name of the module that holds the doubtful child; a name among its base classes also counts.
         child: Glob on the child's attribute name; the role holds for everything inside the child but for
             norms, which are `"other"`.
-        role: `"attention"`, `"ffn"` or `"other"`.
-        reason: Why.
     """
 
     owner: str

@@ -68,12 +68,6 @@ _MODEL_SUFFIX = re.compile(r"(For[A-Z]\w*|PreTrainedModel|PretrainedModel|LMHead
 def words(name: str) -> frozenset[str]:
     """Splits a class or attribute name into lower-case words, with each pair of neighbours joined as well.
 
-    Args:
-        name: `"SparseMoeBlock"`, `"feed_forward"`.
-
-    Returns:
-        The words and joined pairs.
-
     Example:
         >>> sorted(words("FeedForward"))
         ['feed', 'feedforward', 'forward']
@@ -90,13 +84,9 @@ def class_names(module: nn.Module) -> Iterator[str]:
 
 
 def model_names(models: Iterable[nn.Module]) -> tuple[str, ...]:
-    """Collects what the model classes are called, longest first, so that it can be taken off the sublayers' names.
+    """Collects what a model and those inside it are called, longest first, to be taken off the sublayers' names.
 
-    Args:
-        models: The whole model and the models inside it.
-
-    Returns:
-        Names such as `"Afmoe"` (from `AfmoeForCausalLM`): the "moe" in `AfmoeAttention` is no sign.
+    `"Afmoe"` (from `AfmoeForCausalLM`) is one: the "moe" in `AfmoeAttention` is no sign.
     """
     stems = {
         _MODEL_SUFFIX.sub("", name) for model in models for name in class_names(model) if _MODEL_SUFFIX.search(name)

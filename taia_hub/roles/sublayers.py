@@ -23,12 +23,10 @@ _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 
 @dataclass(frozen=True)
 class SublayerRoles:
-    """The role of every module that owns parameters, and what could not be placed.
+    """The role of every module that owns parameters, by path, and what could not be placed.
 
-    Attributes:
-        roles: Module path, as in `model.named_modules()`, to `"attention"`, `"ffn"` or `"other"`.
-        unplaced: Paths that are `"other"` only because structure left a doubt; a norm, an embedding or a head, which
-            is known to be `"other"`, is not among them.
+    `unplaced` are the paths that are `"other"` only because structure left a doubt; a norm, an embedding or a head,
+    which is known to be `"other"`, is not among them.
     """
 
     roles: dict[str, str]
@@ -101,12 +99,6 @@ def sublayer_roles(model: nn.Module) -> dict[str, str]:
 def find_sublayers(model: nn.Module) -> SublayerRoles:
     """Places every module that owns parameters, and tells which ones could not be placed.
 
-    Args:
-        model: As for `sublayer_roles`.
-
-    Returns:
-        Roles and unplaced paths.
-
     Raises:
         ConfigError: If a registered pattern matches no module of the model.
 
@@ -125,13 +117,7 @@ def find_sublayers(model: nn.Module) -> SublayerRoles:
 
 
 def is_routed(path: str) -> bool:
-    """Tells a module of routed experts, each of which sees some of the tokens, by its path.
-
-    Args:
-        path: Module path.
-
-    Returns:
-        False for shared experts, which see every token.
+    """Tells by its path a module of routed experts, each of which sees some of the tokens; shared ones see all.
 
     Example:
         >>> is_routed("model.layers.0.mlp.experts.3.up_proj"), is_routed("model.layers.0.mlp.shared_expert.up_proj")
@@ -141,13 +127,7 @@ def is_routed(path: str) -> bool:
 
 
 def layer_of(path: str) -> int | None:
-    """Tells the index of the layer that a module is in, by its path.
-
-    Args:
-        path: Module path.
-
-    Returns:
-        The first number in the path; None outside the layers.
+    """Tells the index of the layer that a module is in, the first number in its path; None outside the layers.
 
     Example:
         >>> layer_of("model.layers.3.mlp.experts.7.up_proj"), layer_of("lm_head")

@@ -20,10 +20,7 @@ class Node:
     """A module with its place in the model.
 
     Attributes:
-        module: The module.
-        path: Its name in `model.named_modules()`.
         attribute: Its last name that is no list index.
-        parent: The node that holds it, or None at the root.
         children: The children that hold parameters, by name.
         owns: Whether it owns parameters directly.
         role: What was decided, or None.
@@ -66,11 +63,7 @@ class Node:
 
 
 class Tree:
-    """The modules of a model that hold parameters, in the order of `model.named_modules()`.
-
-    Args:
-        model: The model; a module that is used twice stands where it is met first.
-    """
+    """The modules of a model that hold parameters, in the order of `named_modules()`, where each is met first."""
 
     def __init__(self, model: nn.Module) -> None:
         self.nodes: list[Node] = []
@@ -97,11 +90,7 @@ class Tree:
 
 
 def place(tree: Tree) -> None:
-    """Writes a role on every node that has one; what stays None could not be placed.
-
-    Args:
-        tree: The tree of a model; its nodes are changed.
-    """
+    """Writes a role on every node of a tree that has one; what stays None could not be placed."""
     _apply_overrides(tree)
     cores = _Finder(tree).find(tree.root)
     scope = _Scope(tree, [core for core in cores if core.sublayer == "attention"])

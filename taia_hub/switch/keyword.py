@@ -16,14 +16,7 @@ _BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "de
 
 
 def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a method of the base model's class the keyword `inference_modules`.
-
-    Args:
-        method: `forward` or `generate` of the base model's class.
-
-    Returns:
-        A method of the same name and signature, with the keyword added before `**kwargs`.
-    """
+    """Adds the keyword `inference_modules` to `forward` or `generate` of the base model's class, before `**kwargs`."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
@@ -59,18 +52,7 @@ def _checked(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 @torch.library.custom_op("taia_hub::check_fused", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def check_in_graph(x: torch.Tensor, switch: int) -> torch.Tensor:
-    """Refuses what `Switch.check` refuses when the graph runs, and returns a copy of `x`, so that the check is kept.
-
-    Args:
-        x: A tensor that the graph goes on with.
-        switch: `Switch.number`.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
-
-    Raises:
-        SettingError: As in `Switch.check`.
-    """
+    """Refuses what `Switch.check` refuses when the graph runs, and returns a copy of `x`, so that the check is kept."""
     check(switch)
     return x.clone()
 

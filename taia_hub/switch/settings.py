@@ -50,13 +50,10 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a setting: what it selects and with which weight.
+    """One line of a setting: what it selects and with which weight in [0, 1].
 
-    Attributes:
-        key: The selector as the user wrote it.
-        weight: Weight in [0, 1].
-        role: The role that the selector names, or None for a glob.
-        layers: First and last layer (inclusive) that the selector names, or None for every layer.
+    A selector is a `role` with first and last of its `layers` (inclusive, None for every one), or a glob without a
+    role.
     """
 
     key: str
@@ -82,11 +79,9 @@ def _short(weight: float) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """A parsed setting. Make one with `parse_setting`.
+    """A parsed setting; `parse_setting` makes one.
 
-    Attributes:
-        entries: The lines in order; a later line overrides an earlier one where both select a module.
-        name: The string that the setting was given as, or None when it was a mapping.
+    A later entry overrides an earlier one where both select a module; `name` is the string it was given as, if any.
     """
 
     entries: tuple[Entry, ...]
@@ -118,13 +113,7 @@ class Setting:
         return re.sub(r"[^\w.+]+", "-", self.label).strip("-")
 
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
-        """Gives each adapted module its weight.
-
-        Args:
-            modules: The N adapted modules of a model.
-
-        Returns:
-            N weights in [0, 1], in the order of `modules`; 0 where no entry selects the module.
+        """Gives each adapted module its weight, in the order of `modules`; 0 where no entry selects the module.
 
         Raises:
             SettingError: If a selector with layers or a glob matches no adapted module.
@@ -140,13 +129,7 @@ class Setting:
 
 
 def parse_setting(value: Any) -> Setting:
-    """Parses what a user wrote into a `Setting`.
-
-    Args:
-        value: A mode name, roles joined by `+`, a mapping of selectors to weights in [0, 1], or a `Setting`.
-
-    Returns:
-        The parsed setting.
+    """Parses a mode name, roles joined by `+`, a mapping of selectors to weights in [0, 1], or a `Setting`.
 
     Raises:
         SettingError: If `value` is none of these; the message names the closest match.
@@ -173,16 +156,7 @@ def parse_setting(value: Any) -> Setting:
 
 
 def parse_published(value: Any) -> Setting:
-    """Parses the form that config.json stores.
-
-    Args:
-        value: A string, or a list of `[selector, weight]` pairs.
-
-    Returns:
-        The parsed setting.
-
-    Raises:
-        SettingError: If `value` is neither.
+    """Parses the form that config.json stores: a string, or a list of `[selector, weight]` pairs.
 
     Example:
         >>> parse_published([["attention", 1.0], ["ffn@0-7", 0.5]]).value

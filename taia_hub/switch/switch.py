@@ -32,8 +32,6 @@ class Site:
 
     Attributes:
         path: Module path as in the head model, without PEFT's wrapper names.
-        role: One of `taia_hub.roles.ROLES`.
-        layer: Index of the layer that the module is in, or None outside the layers.
         method: Name of the tuner layer's class, as in `"Linear"` or `"LoHa Linear"`.
         parameters: Number of parameters of the update.
         whole_only: Why the update cannot take a weight strictly between 0 and 1, or None when it can.
@@ -50,11 +48,7 @@ class Site:
 
 
 class RowWeights:
-    """The weights of the rows of a batch at one adapted module.
-
-    Args:
-        weights: R weights in [0, 1], one a row of the call; not all the same.
-    """
+    """The weights in [0, 1] of the R rows of a call at one adapted module; not all the same."""
 
     def __init__(self, weights: tuple[float, ...]) -> None:
         self.weights = weights
@@ -62,12 +56,6 @@ class RowWeights:
 
     def per_row(self, n: int) -> tuple[float, ...]:
         """Repeats each row's weight evenly: beams multiply the rows, some layers flatten (R, T, H) to (R * T, H).
-
-        Args:
-            n: Size of the layer input's dimension 0, a multiple of R.
-
-        Returns:
-            n weights.
 
         Raises:
             SettingError: If n is not a multiple of R, so that rows cannot be told apart here.
@@ -81,15 +69,10 @@ class RowWeights:
         return tuple(weight for weight in self.weights for _ in range(times))
 
     def select(self, n: int, device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
-        """Finds the rows whose update acts; the others are not computed.
+        """Finds the K of n rows whose update acts, and their weights; the others are not computed.
 
-        Args:
-            n: Size of the layer input's dimension 0.
-            device: Device of the layer input.
-
-        Returns:
-            The K acting rows, as a slice where they are evenly spaced and as an int64 tensor (K,) elsewhere, and
-            their weights: one float where they agree, else a float64 tensor (K,).
+        Rows are a slice where they are evenly spaced, else an int64 tensor (K,); weights one float where they agree,
+        else a float64 tensor (K,).
         """
         key = (n, device)
         if (found := self._selected.get(key)) is None:
@@ -117,12 +100,7 @@ Weight = float | RowWeights
 
 @dataclass(frozen=True)
 class Acting:
-    """What a setting means on one model.
-
-    Attributes:
-        settings: The setting, or one a row of the batch.
-        weights: A weight for each adapted module of the switch.
-    """
+    """What a setting, or one a row of the batch, means on one model: a weight for each adapted module of the switch."""
 
     settings: tuple[Setting, ...]
     weights: tuple[Weight, ...]
@@ -130,14 +108,9 @@ class Acting:
 
 @dataclass(frozen=True)
 class RoleStatus:
-    """How the adapted modules of one role stand now.
+    """How the adapted modules of one role stand now: acting with a weight above 0, or masked.
 
-    Attributes:
-        adapted: Number of adapted modules.
-        acting: How many of them have a weight above 0.
-        masked: How many of them have the weight 0.
-        weights: Each weight in use, with the number of modules that have it.
-        parameters: Number of parameters of the role's updates.
+    `weights` is each weight in use with the number of modules that have it; `parameters` those of the role's updates.
     """
 
     adapted: int
@@ -175,13 +148,8 @@ _NUMBERS = itertools.count()
 class Switch:
     """The switch of one loaded model.
 
-    Args:
-        sites: The adapted modules, in the order of the indices that their layers hold.
-        inference_modules: The setting that holds where no call or block says otherwise.
-        unplaced: Paths of modules whose role could not be told from the structure.
-
-    Raises:
-        SettingError: If the setting cannot act on these modules.
+    `sites` are in the order of the indices that their layers hold; `inference_modules` holds where no call or block
+    says otherwise; `unplaced` are paths of modules whose role could not be told.
     """
 
     def __init__(self, sites: Sequence[Site], inference_modules: Any, unplaced: Sequence[str] = ()) -> None:
@@ -232,11 +200,7 @@ class Switch:
         return self._fused or _ACTIVE.get().get(self) or self._default
 
     def check(self) -> None:
-        """Refuses to run a fused model in a thread or task that is inside a block of another setting.
-
-        Raises:
-            SettingError: If the setting of the block differs from the fused one at any adapted module.
-        """
+        """Refuses to run a fused model in a thread or task that is inside a block of another setting."""
         if self._fused is not None and (active := _ACTIVE.get().get(self)) is not None:
             self._allowed(active)
 
@@ -251,13 +215,7 @@ class Switch:
         return acting
 
     def resolve(self, value: Any) -> Acting:
-        """Finds what one setting means on this model; nothing is changed.
-
-        Args:
-            value: A setting as in `taia_hub.switch.settings.parse_setting`.
-
-        Returns:
-            The weights of all adapted modules. Settings seen before are looked up in constant time.
+        """Finds what one setting means on this model; nothing is changed, and settings seen before are looked up.
 
         Raises:
             SettingError: If the setting is not understood, or not possible on one of the modules.
@@ -283,16 +241,9 @@ class Switch:
     def resolve_rows(self, values: Sequence[Any], rows: int | None = None) -> Acting:
         """Finds what one setting a row means on this model; nothing is changed.
 
-        Args:
-            values: One setting a row.
-            rows: Number of rows of the batch, or None where it is not known yet.
-
-        Returns:
-            The weights of all adapted modules, `RowWeights` where the rows differ.
-
         Raises:
-            SettingError: If there are not as many settings as rows, one is not understood, or a module cannot
-                treat rows differently.
+            SettingError: If there are not as many settings as `rows` (where it is known), one is not understood, or a
+                module cannot treat rows differently.
         """
         if not values or (rows is not None and len(values) != rows):
             raise SettingError(
@@ -326,9 +277,6 @@ class Switch:
     @contextlib.contextmanager
     def hold(self, acting: Acting) -> Iterator[None]:
         """Puts `acting` in force for the block, in this thread or task only, and restores what was before.
-
-        Args:
-            acting: What `resolve` or `resolve_rows` gave.
 
         Raises:
             SettingError: If the model is fused with another setting.
@@ -367,27 +315,12 @@ class Switch:
 
 
 def weight_at(switch: int, site: int) -> Weight:
-    """Returns the weight in force at a site, by numbers alone: what a compiled graph can hold.
-
-    Args:
-        switch: `Switch.number`.
-        site: Index of the site in `Switch.sites`.
-
-    Returns:
-        The weight now, in this thread.
-    """
+    """Returns the weight in force at a site, by numbers alone: what a compiled graph can hold."""
     return _SWITCHES[switch].acting().weights[site]
 
 
 def check(switch: int) -> None:
-    """Refuses, by a number alone, what `Switch.check` refuses.
-
-    Args:
-        switch: `Switch.number`.
-
-    Raises:
-        SettingError: As in `Switch.check`.
-    """
+    """Refuses, by `Switch.number` alone, what `Switch.check` refuses."""
     _SWITCHES[switch].check()
 
 
@@ -395,11 +328,8 @@ def check(switch: int) -> None:
 class KeepSetting:
     """An activation checkpointing function that recomputes under the setting of its forward.
 
-    The recomputation runs in the backward pass, after a `using` block has ended and, on CUDA, in another thread.
-
-    Attributes:
-        checkpoint: A function such as `torch.utils.checkpoint.checkpoint`, which takes the function to run first.
-        switch: The switch of the model, whose own setting may change before the backward pass.
+    The recomputation runs in the backward pass, after a `using` block has ended and, on CUDA, in another thread; the
+    switch's own setting may have changed before.
     """
 
     checkpoint: Callable[..., Any]

@@ -75,11 +75,7 @@ def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> t
 
 
 def read_update_config(folder: Path, kind: UpdateKind) -> Any:
-    """Reads and checks the configuration of an update, which is of a class that the kind has.
-
-    Raises:
-        ConfigError: If it is missing or malformed.
-    """
+    """Reads and checks the configuration of an update, which is of a class that the kind has."""
     return _READ[kind](folder)
 
 

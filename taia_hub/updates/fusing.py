@@ -94,31 +94,8 @@ class _Fused:
 def fuse(model: Any, inference_modules: Any) -> FuseReport:
     """Folds the updates that act under a setting into the live weights, by PEFT's own merge of each layer.
 
-    The originals are kept, so that `unfuse` restores them bit for bit: a folded module takes its memory twice, which
-    the report counts. Everything is computed before anything is changed. Until `unfuse`, any other setting raises, in
-    every thread, at the setter, `using`, the keyword and at the next call of the model inside a block that began
-    before; a call that is running meanwhile may see both, so fuse between calls, and calls of a part of the model
-    (`model.model(...)`) are not checked. `state_dict()` and saving give what they give unfused; loading a state dict
-    and training raise.
-
-    Args:
-        model: A loaded TAIA model.
-        inference_modules: The setting.
-
-    Returns:
-        What was folded, and its cost. The setting that is fused already changes nothing.
-
-    Raises:
-        SettingError: If the setting is not understood, or another one is fused.
-        UnsupportedUpdateError: If an acting update cannot be folded: the base is quantised or offloaded, experts are
-            routed by token, or PEFT has no merge for it. The model is then as it was.
-
-    Example:
-        ```python
-        report = fuse(model, "attention")
-        answer = model.generate(**inputs)  # as fast as the base model
-        unfuse(model)
-        ```
+    Everything is computed before anything is changed, and an error leaves the model as it was; what holds until
+    `unfuse` is told at `TAIAModel.fuse`. Calls of a part of the model (`model.model(...)`) are not checked.
     """
     switch: Switch = model._taia_switch
     acting = switch.resolve(inference_modules)
@@ -149,11 +126,7 @@ def fuse(model: Any, inference_modules: Any) -> FuseReport:
 
 
 def unfuse(model: Any) -> None:
-    """Puts the original tensors back: the same objects, bit for bit. A model that is not fused stays as it is.
-
-    Args:
-        model: A loaded TAIA model.
-    """
+    """Puts the original tensors back: the same objects, bit for bit. A model that is not fused stays as it is."""
     with _FUSING:
         modules: list[Any] = list(model._taia_update.head_model.modules())
         for module in modules:
@@ -173,19 +146,7 @@ def unfuse(model: Any) -> None:
 
 @contextlib.contextmanager
 def fused(model: Any, inference_modules: Any) -> Iterator[FuseReport]:
-    """Fuses a setting for a block. Where it is fused already, the block leaves it so.
-
-    Args:
-        model: A loaded TAIA model.
-        inference_modules: The setting.
-
-    Yields:
-        What was folded, and its cost.
-
-    Raises:
-        SettingError: As in `fuse`.
-        UnsupportedUpdateError: As in `fuse`.
-    """
+    """Fuses a setting for a block, errors as in `fuse`. Where it is fused already, the block leaves it so."""
     switch: Switch = model._taia_switch
     before = switch.fused
     report = fuse(model, inference_modules)

@@ -22,13 +22,7 @@ from taia_hub.weights.skeleton import skeleton
 
 @dataclass(frozen=True)
 class AdaptedPart:
-    """What an update adapts of one role.
-
-    Attributes:
-        modules: Number of adapted modules.
-        parameters: Number of the update's parameters.
-        ranks: The ranks of its LoRA layers; other methods and saved copies have none.
-    """
+    """How many modules of one role an update adapts, with how many parameters, and the ranks of its LoRA layers."""
 
     modules: int
     parameters: int

@@ -29,8 +29,6 @@ class Attached:
     """An update attached to a model without weights.
 
     Attributes:
-        update: The update.
-        switch: The switch of the model.
         layers: Name in the injected model, site and layer of each adapted module: PEFT's layer, the module itself
             where a full fine-tune replaces its tensors, or a `LoraPair`.
         streamed: Whether the layers are on the meta device and their tensors are read from the file one at a time;
@@ -50,21 +48,8 @@ def attach_weightless(
 
     A LoRA whose file names the very tensors that PEFT expects is left in its file, and so are full fine-tunes.
     Everything else (other methods, old checkpoints that PEFT converts, files that do not fit) goes through the strict
-    load.
-
-    Args:
-        make: Builds the base model on the meta device; called a second time where the strict load is needed.
-        folder: Folder of the update.
-        kind: Its kind.
-        settings: What its configuration file says.
-        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
-
-    Returns:
-        The attached update.
-
-    Raises:
-        UpdateMismatchError: If the update does not fit the base model.
-        UnsupportedUpdateError: If it cannot be switched.
+    load, on a second model of `make`. `lean` reads a LoRA of linear layers without PEFT's layers: enough to export, not
+    to merge.
     """
     model = make()
     roles = find_sublayers(model)

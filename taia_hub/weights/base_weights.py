@@ -19,13 +19,9 @@ from taia_hub.weights.checkpoint import DTYPES, Group, StoredTensor, group_tenso
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """Reads single weights of a base model; no weight is read or downloaded before the first is asked for.
+    """Reads single weights of a base model, by its parameters' and buffers' names; none is read before it is asked for.
 
-    Attributes:
-        base: The base model.
-        access: How to reach the Hub.
-        model: The base model on the meta device.
-        groups: Name of each of its parameters and buffers to the tensors of the files that it is made of.
+    `model` is the base model on the meta device.
     """
 
     base: hub.Source
@@ -34,11 +30,7 @@ class BaseWeights:
     groups: Mapping[str, Group]
 
     def require(self, names: Iterable[str]) -> None:
-        """Checks that weights are there, before any is downloaded.
-
-        Raises:
-            UpdateMismatchError: If one is not.
-        """
+        """Checks that weights are there, before any is downloaded."""
         if missing := [name for name in names if name not in self.groups]:
             raise UpdateMismatchError(
                 f"The base model '{self.base.name}' lacks {len(missing)} of the weights that the update is for, first "
@@ -47,11 +39,7 @@ class BaseWeights:
             )
 
     def read(self, name: str) -> Tensor:
-        """Reads one weight by its name in the loaded model, in the dtype of its file.
-
-        Raises:
-            RepositoryError: If its file cannot be downloaded or read, or holds it in a quantised form.
-        """
+        """Reads one weight by its name in the loaded model, in the dtype of its file."""
         group = self.groups[name]
         made = group.convert(self.model, [self._tensor(stored) for stored, _ in group.sources])
         return made[name] if name in made else next(iter(made.values()))  # a tied weight is in the file once
@@ -72,11 +60,7 @@ class BaseWeights:
 
 
 def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -> BaseWeights:
-    """Reads the headers of a base model's weights; `model` is the base on the meta device.
-
-    Raises:
-        RepositoryError: If it has no safetensors, or they cannot be read.
-    """
+    """Reads the headers of a base model's weights; `model` is the base on the meta device."""
     headers = read_headers(base.folder, "base model") if base.revision is None else _headers_on_hub(base, access)
     groups, _ = group_tensors(model, headers)
     found = {name: group for group in groups for name in group.shapes}

@@ -42,10 +42,7 @@ class StoredTensor:
     """A tensor in a safetensors file.
 
     Attributes:
-        name: Its name in the file.
-        file: The file.
         kind: Its dtype, by safetensors' name.
-        shape: Its shape.
         start: Where its bytes begin in the file.
         size: Number of its bytes.
     """
@@ -59,11 +56,7 @@ class StoredTensor:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its dtype.
-
-        Raises:
-            UnsupportedUpdateError: If it has one that only quantised weights have.
-        """
+        """Its dtype; an `UnsupportedUpdateError` where only quantised weights have such a one."""
         if (dtype := DTYPES.get(self.kind) or _OTHERS.get(self.kind)) is None:
             raise UnsupportedUpdateError(
                 f"'{self.file}' holds '{self.name}' as {self.kind}: its weights are quantised.",
@@ -72,11 +65,7 @@ class StoredTensor:
         return dtype
 
     def read(self) -> Tensor:
-        """Reads the tensor, memory-mapped.
-
-        Raises:
-            RepositoryError: If the file is gone or damaged.
-        """
+        """Reads the tensor, memory-mapped."""
         try:
             with safe_open(self.file, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(self.name)
@@ -118,11 +107,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole model on this disk.
+    """A whole model on this disk, and on the meta device.
 
     Attributes:
-        folder: Its folder.
-        model: The same on the meta device, without weights.
         groups: Name of each parameter and persistent buffer to the tensors that it is made of. Tied parameters have
             the same group.
         unused: Names of the tensors that belong to no parameter; transformers ignores them too.
@@ -142,16 +129,8 @@ class Checkpoint:
 def open_checkpoint(folder: Path, *, what: str, trust_remote_code: bool = False) -> Checkpoint:
     """Reads the configuration of a whole model and the headers of its weights; no weight is read.
 
-    Args:
-        folder: Folder with `config.json` and `model.safetensors`, or shards with an index.
-        what: What messages call it.
-        trust_remote_code: Whether the model's own code may run.
-
-    Returns:
-        The checkpoint.
-
     Raises:
-        RepositoryError: If files are missing, pickled, truncated or damaged.
+        RepositoryError: If files are missing, pickled, truncated or damaged; the message calls the model `what`.
         ConfigError: If the configuration is of no causal language model of transformers.
         UnsupportedUpdateError: If the weights are quantised.
         UpdateMismatchError: If weights are missing or have shapes that the configuration does not say.
@@ -186,12 +165,7 @@ def open_checkpoint(folder: Path, *, what: str, trust_remote_code: bool = False)
 
 
 def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
-    """Returns name to place of each tensor that a whole model's files hold; messages call the model `what`.
-
-    Raises:
-        RepositoryError: If a file is missing, pickled, truncated or damaged.
-        ConfigError: If the index is malformed.
-    """
+    """Returns name to place of each tensor that a whole model's files hold; messages call the model `what`."""
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if (folder / INDEX).is_file():
@@ -211,12 +185,7 @@ def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
 
 
 def read_shards(folder: Path, index: str) -> dict[str, StoredTensor]:
-    """Returns name to place of each tensor of all shards that an index names.
-
-    Raises:
-        RepositoryError: If a shard is missing, truncated, or lacks a tensor that the index names.
-        ConfigError: If the index is malformed.
-    """
+    """Returns name to place of each tensor of all shards that an index names, all of which must be whole."""
     found: dict[str, StoredTensor] = {}
     for name in hub.index_shards(folder / index):
         if not (folder / name).is_file():
@@ -232,11 +201,7 @@ def read_shards(folder: Path, index: str) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Returns name to place of each tensor that a safetensors file holds, and checks that the file is whole.
-
-    Raises:
-        RepositoryError: If it is truncated or no safetensors file.
-    """
+    """Returns name to place of each tensor that a safetensors file holds, and checks that the file is whole."""
     try:
         with safe_open(path, framework="pt"):  # checks header and size
             pass
@@ -264,15 +229,8 @@ def group_tensors(
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Finds which parameters the tensors of a checkpoint become, as transformers does when it loads them.
 
-    Args:
-        model: The model, on any device, still of its own class: transformers goes by the class's name.
-        tensors: Tensors by their names in the checkpoint.
-
-    Returns:
-        The groups, and the names of the tensors that belong to no parameter.
-
-    Raises:
-        UpdateMismatchError: If tensors that are to be joined do not go together.
+    The model must still be of its own class, on any device: transformers goes by the class's name. Besides the groups,
+    returns the names of the tensors that belong to no parameter.
     """
     transforms = get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]

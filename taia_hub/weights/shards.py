@@ -26,13 +26,7 @@ _WORKERS = 2  # hashing takes one core a gigabyte a second, so that two shards a
 
 @dataclass(frozen=True)
 class Shard:
-    """A file that was written.
-
-    Attributes:
-        name: Its name.
-        sha256: Its sha256, as 64 hex digits.
-        tensors: Names of the tensors in it.
-    """
+    """A file that was written, with the names of the tensors in it."""
 
     name: str
     sha256: str
@@ -43,11 +37,7 @@ class Shard:
 class OutgoingTensor:
     """A tensor that is to be written.
 
-    Attributes:
-        name: Its name in the new file.
-        dtype: Its dtype.
-        shape: Its shape.
-        pieces: Gives its bytes, as uint8 tensors in their order; each is read before the next is asked for.
+    `pieces` gives its bytes as uint8 tensors in their order; each is read before the next is asked for.
     """
 
     name: str
@@ -66,9 +56,6 @@ def same_values(one: StoredTensor, other: StoredTensor) -> bool:
 
     Tensors of different dtypes are compared in the dtype that holds the numbers of both: a bfloat16 tensor equals its
     exact float32 copy, and a float32 tensor does not equal what it was rounded to.
-
-    Raises:
-        RepositoryError: If a file cannot be read.
     """
     if one.shape != other.shape:
         return False
@@ -93,19 +80,8 @@ def write_shards(
 ) -> tuple[Shard, ...]:
     """Copies tensors from their files into new shards; each byte is read, hashed and written once.
 
-    Args:
-        folder: Where the shards go.
-        tensors: The tensors, with names of their own.
-        stem: What the shards' names begin with.
-        shard_bytes: Size that a shard does not pass, unless one tensor is larger.
-        advance: Called with the number of bytes after each piece, from any thread.
-
-    Returns:
-        The shards.
-
-    Raises:
-        RepositoryError: If a file cannot be read.
-        OSError: If a shard cannot be written.
+    No shard passes `shard_bytes`, unless one tensor is larger. `advance` is called with the number of bytes after each
+    piece, from any thread.
     """
     parts = _split(sorted(tensors, key=lambda one: (str(one.file), one.start)), shard_bytes)
     names = [f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
@@ -182,30 +158,16 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def read_whole(stored: StoredTensor) -> Tensor:
-    """Reads a tensor into memory of its own; no page of the file counts as this process's memory.
-
-    Raises:
-        RepositoryError: If the file is gone or truncated.
-    """
+    """Reads a tensor into memory of its own; no page of the file counts as this process's memory."""
     for piece in _pieces(stored, stored.size):
         return piece.view(stored.dtype).reshape(stored.shape)
     return torch.empty(stored.shape, dtype=stored.dtype)
 
 
 def write_file(path: Path, tensors: Sequence[OutgoingTensor], advance: Callable[[int], None] | None = None) -> str:
-    """Writes a safetensors file; each byte is asked for, hashed and written once, in the order of `tensors`.
+    """Writes a safetensors file and returns its sha256; each byte is asked for, hashed and written once, in order.
 
-    Args:
-        path: The file.
-        tensors: Its tensors, those of wider dtypes first, so that every one lies at a multiple of its element's size.
-        advance: Called with the number of bytes after each piece.
-
-    Returns:
-        The file's sha256, as 64 hex digits.
-
-    Raises:
-        RepositoryError: If a tensor cannot be read.
-        OSError: If the file cannot be written.
+    Tensors of wider dtypes must come first, so that every one lies at a multiple of its element's size.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -19,13 +19,7 @@ def skeleton(
     features_only: bool = False,
     what: str = "base model",
 ) -> PreTrainedModel:
-    """Builds a model from its configuration alone, without its head where `features_only`; messages call it `what`.
-
-    Raises:
-        RepositoryError: If its configuration is damaged or out of reach.
-        ConfigError: If transformers can build no language model of it.
-        UnsupportedUpdateError: If it is a TAIA repository.
-    """
+    """Builds a model from its configuration alone, without its head where `features_only`; messages call it `what`."""
     try:
         with hub.hub_errors(base.name, what=what, revision=base.revision):
             config = AutoConfig.from_pretrained(

@@ -34,15 +34,9 @@ Compress = int | float | Mapping[str, int | float] | None
 
 @dataclass(frozen=True)
 class CompressedModule:
-    """One weight's difference as a low-rank product.
+    """One weight's difference as a low-rank product; `relative_error` is what the product lacks.
 
-    Attributes:
-        path: Module path as in the head model.
-        role: `attention`, `ffn` or `other`.
-        shape: Shape of the weight as the adapter sees it, (out, in).
-        rank: Rank of the product.
-        norm: Frobenius norm of the difference.
-        relative_error: Frobenius norm of what the product lacks, by that of the difference.
+    Norms are Frobenius norms; `shape` is (out, in), as the adapter sees the weight.
     """
 
     path: str
@@ -55,14 +49,7 @@ class CompressedModule:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A changed tensor that the adapter does not hold.
-
-    Attributes:
-        name: Name of the parameter.
-        role: Its role.
-        reason: Why.
-        norm: Frobenius norm of its difference, or None where the shapes differ.
-    """
+    """A changed tensor that the adapter does not hold; without a norm where the shapes differ."""
 
     name: str
     role: str
@@ -74,13 +61,8 @@ class LeftOut:
 class CompressedRole:
     """What compression kept and lost of one role.
 
-    Attributes:
-        modules: Number of compressed modules.
-        ranks: Smallest and largest rank.
-        parameters: Number of the adapter's parameters.
-        relative_error: Frobenius norm of what is lost in the compressed modules, by that of their differences.
-        left_out: Number of changed tensors that are not in the adapter.
-        total_error: As `relative_error`, over the tensors that are left out too.
+    `ranks` are the smallest and the largest; `left_out` is a number of tensors. `relative_error` is what is lost in the
+    compressed modules by the Frobenius norm of their differences, `total_error` the same with the tensors left out.
     """
 
     modules: int
@@ -93,13 +75,7 @@ class CompressedRole:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What compressing a full fine-tune lost.
-
-    Attributes:
-        modules: The compressed modules, in the order of the model.
-        left_out: The changed tensors that are not in the adapter.
-        notes: What to know of the two checkpoints.
-    """
+    """What compressing a full fine-tune lost; modules are in the order of the model."""
 
     modules: tuple[CompressedModule, ...]
     left_out: tuple[LeftOut, ...]
@@ -164,30 +140,9 @@ def compress(
     By Eckart and Young no product of this rank is nearer in the Frobenius norm. (Above 1,024 rows and columns the
     leading components come from a randomised SVD, which is near the optimum.) The result is plain PEFT.
 
-    Args:
-        base_folder: The base model: `config.json` and safetensors.
-        tuned_folder: The fine-tune in the same form, or a folder that `write_dense` wrote.
-        out: Folder for `adapter_config.json` and `adapter_model.safetensors`.
-        rank: Rank, or ranks by role; roles that are not named are left out.
-        energy: Share in (0, 1] of the squared Frobenius norm of each difference that the LoRA keeps, or shares by role;
-            with `rank` as well, the rank is the upper bound.
-        base_name: Hub id or folder that the adapter names as its base.
-        trust_remote_code: Whether the model's own code may run, to learn its structure.
-        progress: Called with stage, tensors or modules done, and how many there are.
-
-    Returns:
-        What was kept and lost.
-
-    Raises:
-        ConfigError: If neither rank nor energy came, or one is out of range.
-        UpdateMismatchError: If the models are not of one family, or no linear layer was changed.
-        RepositoryError: If files are missing or damaged, or `out` cannot be written.
-
-    Example:
-        ```python
-        report = compress("./base", "./tuned", "./lora", rank={"attention": 32, "ffn": 16})
-        report.roles["attention"].relative_error
-        ```
+    `tuned_folder` may also be what `write_dense` wrote. `energy` is the share in (0, 1] of each difference's squared
+    norm to keep; with `rank` as well, the rank is the upper bound. Either may go by role; roles that are not named are
+    left out.
     """
     limits = _limits(rank, energy)
     out = Path(out).absolute()
@@ -232,16 +187,7 @@ def compress(
 
 
 def compression_limits(compress: Any) -> dict[str, Any]:
-    """Sorts what `compress=` may be into ranks and shares.
-
-    Args:
-        compress: A rank (an integer), a share of the squared norm (a float), or a mapping of roles to either.
-
-    Returns:
-        `rank` and `energy`, keywords of `compress`.
-
-    Raises:
-        ConfigError: If it is something else.
+    """Sorts a rank (an integer), a share of the squared norm (a float), or a mapping of roles to either, into keywords.
 
     Example:
         >>> compression_limits({"attention": 32, "ffn": 0.9})
@@ -261,15 +207,9 @@ def compression_limits(compress: Any) -> dict[str, Any]:
 
 
 def truncate(delta: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor]:
-    """Finds the best product of a low rank for a matrix.
+    """Finds the best product of a low rank for a matrix (M, N): factors (M, R) and (R, N) of equal norm, all float32.
 
-    Args:
-        delta: (M, N) float32 matrix.
-        rank: The rank, or its upper bound where an energy is given too.
-        energy: Share in (0, 1] of the squared Frobenius norm to keep with as low a rank as possible.
-
-    Returns:
-        (M, R) and (R, N) float32 factors of equal norm, 1 <= R <= min(M, N).
+    With an energy, R is as low as keeps that share of the squared Frobenius norm, and `rank` its upper bound.
     """
     side = min(delta.shape)
     bound = min(rank or side, side)

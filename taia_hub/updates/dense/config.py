@@ -15,12 +15,7 @@ VERSION = 1
 
 
 def read_dense_config(folder: Path) -> dict[str, Any]:
-    """Reads `dense_config.json` of a full fine-tune.
-
-    Raises:
-        ConfigError: If it is malformed, or of a later version.
-        RepositoryError: If it is missing.
-    """
+    """Reads `dense_config.json` of a full fine-tune, and refuses a later version."""
     path = folder / DENSE.config
     if not path.is_file():
         raise RepositoryError(f"'{folder}' has no {DENSE.config}.", "Write it with `taia create BASE TUNED --dense`.")
@@ -37,18 +32,7 @@ def read_dense_config(folder: Path) -> dict[str, Any]:
 
 
 def dense_groups(base: Any, folder: Path, config: Mapping[str, Any]) -> dict[str, Group]:
-    """Finds what each tuned parameter is made of, by its name, and checks names and shapes.
-
-    Args:
-        base: The base model, of its own class, on any device.
-        folder: Folder of the update.
-        config: Contents of its `dense_config.json`.
-
-    Raises:
-        UpdateMismatchError: If a tensor belongs to no parameter of the base, or has another shape.
-        RepositoryError: If a shard is missing or damaged.
-        ConfigError: If the index is malformed.
-    """
+    """Finds what each tuned parameter is made of, by its name, and checks names and shapes against the base."""
     model_type = getattr(getattr(base, "config", None), "model_type", None)
     if model_type != config.get("model_type"):
         raise UpdateMismatchError(

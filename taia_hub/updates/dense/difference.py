@@ -36,13 +36,7 @@ _HARMLESS = (
 
 @dataclass(frozen=True)
 class DensePart:
-    """Tensors of the fine-tune.
-
-    Attributes:
-        tensors: Their number.
-        parameters: Number of their elements.
-        bytes: Their size in the fine-tune's files.
-    """
+    """Number of tensors of the fine-tune, of their elements, and of their bytes in its files."""
 
     tensors: int = 0
     parameters: int = 0
@@ -56,12 +50,7 @@ class DensePart:
 
 @dataclass(frozen=True)
 class DenseRole:
-    """What full fine-tuning did to the tensors of one role.
-
-    Attributes:
-        changed: Those that differ from the base's, and those that can only be loaded together with such.
-        unchanged: Those that are the base's.
-    """
+    """What full fine-tuning did to one role; tensors that can only be loaded with changed ones count as changed."""
 
     changed: DensePart = DensePart()
     unchanged: DensePart = DensePart()
@@ -69,11 +58,9 @@ class DenseRole:
 
 @dataclass(frozen=True)
 class DenseReport:
-    """What full fine-tuning changed, and what was written.
+    """What full fine-tuning changed by role, and the shards that were written.
 
     Attributes:
-        roles: Role to what was done to it, for each of `taia_hub.roles.ROLES`.
-        shards: Names of the files with the tuned tensors.
         notes: What to know of the two checkpoints: other vocabularies, dtypes, names or tying.
         unplaced: Paths of modules whose role could not be told; they count as `other`.
     """
@@ -107,15 +94,11 @@ class DenseReport:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between a base model and its fine-tune.
+    """What differs between a base model and its fine-tune, by the names of parameters.
 
     Attributes:
-        base: The base model's checkpoint.
-        tuned: The fine-tune's checkpoint.
-        changed: Name of each changed parameter to the group of tensors that it is made of.
         aliases: Name of each changed parameter that has no tensor of its own to the one that it is tied to.
         resized: Name of each parameter with other rows to the numbers of rows before and after.
-        notes: As in `DenseReport`.
     """
 
     base: Checkpoint
@@ -138,29 +121,12 @@ def write_dense(
     """Writes the tensors that full fine-tuning changed, exactly as the fine-tune has them.
 
     No tensor is held in memory: all are compared and copied in pieces of 256 KiB. The folder is written whole or not at
-    all.
-
-    Args:
-        base_folder: The base model: `config.json` and safetensors, single or sharded.
-        tuned_folder: The fine-tune, in the same form.
-        out: Folder for `dense_config.json`, `dense.safetensors.index.json` and the shards.
-        trust_remote_code: Whether the model's own code may run, to learn its structure.
-        shard_bytes: Size that a shard does not pass, unless one tensor is larger.
-        progress: Called with stage, tensors or megabytes done, and how many there are.
-
-    Returns:
-        What was changed, by role.
+    all; no shard passes `shard_bytes`, unless one tensor is larger.
 
     Raises:
         RepositoryError: If files are missing, pickled or damaged, or `out` cannot be written or holds an update.
         UpdateMismatchError: If the models are not of one family, or nothing was changed.
         UnsupportedUpdateError: If weights are quantised.
-
-    Example:
-        ```python
-        report = write_dense("./base", "./tuned", "./model-taia/dense")
-        report.roles["ffn"].changed.parameters
-        ```
     """
     out = Path(out).absolute()
     if out.is_dir() and any(next(out.glob(pattern), None) for pattern in DENSE.files):
@@ -185,12 +151,7 @@ def find_difference(
 ) -> Difference:
     """Finds which parameters full fine-tuning changed; tensors are read in pieces, and only until they differ.
 
-    Arguments as of `write_dense`.
-
-    Raises:
-        RepositoryError: If files are missing, pickled or damaged.
-        UpdateMismatchError: If the models are not of one family, or nothing was changed.
-        UnsupportedUpdateError: If weights are quantised.
+    Errors as of `write_dense`.
     """
     base = open_checkpoint(Path(base_folder), what="base model", trust_remote_code=trust_remote_code)
     tuned = open_checkpoint(Path(tuned_folder), what="fine-tune", trust_remote_code=trust_remote_code)

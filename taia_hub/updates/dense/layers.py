@@ -34,11 +34,7 @@ _ROWWISE = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, Conv1D)
 class TunedFiles:
     """The tuned tensors of an update: on the disk until first used, then where the base's tensors are.
 
-    A copy, also by pickle, reads them from the same files again.
-
-    Args:
-        groups: Name of each tuned parameter to what it is made of.
-        model: The base model, which some conversions ask for sizes.
+    A copy, also by pickle, reads them from the same files again. Some conversions ask the base `model` for sizes.
     """
 
     def __init__(self, groups: Mapping[str, Group], model: nn.Module) -> None:
@@ -55,18 +51,7 @@ class TunedFiles:
         return sum(tensor.nbytes for tensor in list(self._loaded.values()))
 
     def read(self, name: str, like: Tensor) -> Tensor:
-        """Gives a tuned tensor.
-
-        Args:
-            name: Name of the parameter.
-            like: A tensor of the device and dtype that it shall have.
-
-        Returns:
-            The tensor; the same one each time, until device or dtype change.
-
-        Raises:
-            RepositoryError: If its file is gone or damaged.
-        """
+        """Gives a tuned tensor with device and dtype of `like`; the same one each time, until either changes."""
         with _READING, torch.no_grad(), torch.inference_mode(False):  # it may be used under autograd later
             found = self._loaded.get(name)
             if found is None or found.device != like.device or found.dtype != like.dtype:
@@ -84,12 +69,7 @@ class TunedFiles:
 
 
 class TunedTensor:
-    """The tuned values of one parameter of one module, under any weight.
-
-    Args:
-        files: Where they are read from.
-        name: Name of the parameter that the values are of; another one than the module's where that is tied.
-    """
+    """The tuned values of one parameter of one module, under any weight; `name` is another's where that is tied."""
 
     def __init__(self, files: TunedFiles, name: str) -> None:
         self._files, self._name = files, name
@@ -99,18 +79,10 @@ class TunedTensor:
         return {**self.__dict__, "_ready": {}}
 
     def at(self, base: Tensor, weight: float) -> Tensor:
-        """Gives the tensor that acts under a weight.
+        """Gives the tuned tensor, or `torch.lerp(base, tuned, weight)` for a weight in (0, 1).
 
-        Args:
-            base: The base's tensor.
-            weight: Weight in (0, 1].
-
-        Returns:
-            The tuned tensor, or `torch.lerp(base, tuned, weight)`; the two weights below 1 that were used last keep
-            theirs. A tensor on the meta device, of a model without weights, is given back.
-
-        Raises:
-            RepositoryError: If the tuned tensor cannot be read.
+        The two weights below 1 that were used last keep theirs. A tensor on the meta device, of a model without
+        weights, is given back.
         """
         found = self._ready.get(weight)
         if found is None or found.dtype != base.dtype or found.device != base.device:
@@ -173,14 +145,9 @@ class SwitchedRows(SwitchedTensors):
     """The same of a module whose output's rows depend on the same rows of its input alone."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module, once for each weight that the rows of the batch have.
+        """Runs the module on (N, ...) input, once for each weight that the rows of the batch have.
 
-        Args:
-            *args: (N, ...) input, and what else the module takes.
-            **kwargs: Passed to the module.
-
-        Returns:
-            The module's (N, ...) output; R rows where N is 1, as of positions that all R rows share.
+        The output has N rows, or R where N is 1, as of positions that all R rows of the call share.
         """
         if torch.compiler.is_compiling():  # which tensor is read is no part of a graph
             return self._uncompiled(*args, **kwargs)

@@ -41,14 +41,9 @@ _TRAIN = "Train a whole model with `taia train --method full`, and make a reposi
 
 @dataclass
 class DenseUpdate:
-    """A full fine-tune that is attached to a loaded base model.
+    """A full fine-tune that is attached to a loaded base model; its tensors stay in `source` until they are used.
 
-    Attributes:
-        head_model: The base model with its head.
-        source: Folder that the update was read from; the tensors stay there until they are used.
-        config: Contents of `dense_config.json`.
-        files: The tuned tensors.
-        prefix: What precedes the held model's parameter names in those of the head model.
+    `prefix` precedes the held model's parameter names in those of the head model.
     """
 
     head_model: nn.Module
@@ -73,11 +68,7 @@ class DenseUpdate:
         return {name: stored.read() for name, stored in read_shards(self.source, DENSE.weights).items()}
 
     def save(self, folder: Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Copies the update's files; `state_dict` is not asked, because the tuned tensors cannot have changed.
-
-        Raises:
-            RepositoryError: If a file is gone, or there is no space.
-        """
+        """Copies the update's files; `state_dict` is not asked, because the tuned tensors cannot have changed."""
         names = (DENSE.config, DENSE.weights, *hub.index_shards(self.source / DENSE.weights))
         if missing := [name for name in names if not (self.source / name).is_file()]:
             raise RepositoryError(
@@ -91,11 +82,7 @@ class DenseUpdate:
                 shutil.copyfile(self.source / name, folder / name)
 
     def load(self, state_dict: Mapping[str, Tensor]) -> Any:
-        """Refuses to take other tensors.
-
-        Raises:
-            UnsupportedUpdateError: Always.
-        """
+        """Refuses to take other tensors."""
         raise UnsupportedUpdateError(
             "The tensors of a full fine-tune are read from its files and cannot be replaced in a loaded model.", _TRAIN
         )
@@ -118,17 +105,8 @@ def attach_dense(
     """Puts a full fine-tune beside a base model and makes its modules obey a new switch.
 
     The base's parameters stay what they are and get no gradients any more. The tuned tensors stay on the disk until a
-    setting first asks for them; then they are where the base's are, in the same dtype.
-
-    Arguments as of `attach_update`, but that `is_trainable` is refused, and `autocast_adapter_dtype` not asked: tuned
-    tensors have the dtype of the base's.
-
-    Raises:
-        UpdateMismatchError: If a tensor belongs to no parameter of the base, or has another shape.
-        UnsupportedUpdateError: If it shall be trained, or the base is quantised or partly offloaded.
-        RepositoryError: If a file is missing or damaged.
-        ConfigError: If configuration or index are malformed.
-        SettingError: If the setting cannot act on this update.
+    setting first asks for them; then they are where the base's are, in the same dtype, so that `autocast_adapter_dtype`
+    is not asked; `is_trainable` is refused. Else as `attach_update`.
     """
     if is_trainable:
         raise UnsupportedUpdateError("A full fine-tune beside its base model cannot be trained on.", _TRAIN)

@@ -39,26 +39,10 @@ def convert_authors(
     base_revision: str | None = None,
     token: str | bool | None = None,
 ) -> MoLoraDescription:
-    """Writes a checkpoint of the authors' MoLoRA code as this package's files.
+    """Writes a checkpoint of the authors' MoLoRA code, a run's folder or its `non_lora_trainables.bin`, as our files.
 
     Pickled files are read as plain tensors only. Their identity experts, which their code never chooses, are left out.
-
-    Args:
-        source: Folder of the run, or its `non_lora_trainables.bin`.
-        out: Folder for `molora_config.json` and `molora_model.safetensors`.
-        base: Hub id or folder of the base model that it was trained on.
-        base_revision: Commit of the base model.
-        token: Access token for the base model's configuration.
-
-    Returns:
-        What was written into the configuration.
-
-    Raises:
-        RepositoryError: If a file is missing, damaged or no plain tensors, or the base is out of reach.
-        ConfigError: If a configuration is malformed.
-        UnsupportedUpdateError: If the run used what a MoLoRA update here cannot hold.
-        UpdateMismatchError: If tensors are missing, unknown, of another shape, or do not fit the base; nothing is
-            written then.
+    Nothing is written where tensors are missing, unknown, of another shape, or do not fit the base.
     """
     folder = Path(source)
     folder = folder.parent if folder.is_file() else folder

@@ -88,11 +88,8 @@ class MoLoraDescription:
     """What `molora_config.json` says.
 
     Attributes:
-        settings: How the mixture is built.
         attention: Paths of the linears with a plain LoRA pair, as in the head model.
         ffn: Paths of the linears with experts and a router.
-        base_model_name_or_path: The base model, or None.
-        base_model_revision: Commit of the base model, or None.
     """
 
     settings: MoLoraSettings
@@ -117,12 +114,7 @@ class MoLoraDescription:
 
 
 def read_molora_config(folder: Path) -> MoLoraDescription:
-    """Reads `molora_config.json` in the folder of an update; an unknown or damaged value is an error.
-
-    Raises:
-        RepositoryError: If there is no such file.
-        ConfigError: If it is no JSON object, of a newer version, or holds a value that is not understood.
-    """
+    """Reads `molora_config.json` in the folder of an update; an unknown or damaged value is an error."""
     path = folder / MOLORA_CONFIG
     if not path.is_file():
         raise RepositoryError(f"'{folder}' has no {MOLORA_CONFIG}.", "Give a folder that `save_molora` wrote.")

@@ -24,11 +24,7 @@ def write_molora(description: MoLoraDescription, tensors: Mapping[str, torch.Ten
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads `molora_model.safetensors` in the folder of an update.
-
-    Raises:
-        RepositoryError: If the file is missing, truncated or damaged.
-    """
+    """Reads `molora_model.safetensors` in the folder of an update."""
     path = folder / MOLORA_WEIGHTS
     if not path.is_file():
         raise RepositoryError(f"'{folder}' has no {MOLORA_WEIGHTS}.", "Download or save the update again.")
@@ -41,11 +37,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def check_tensors(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Checks that a file holds the tensors of an attached mixture and no others.
-
-    Raises:
-        UpdateMismatchError: If tensors are missing, left over, of another shape or no numbers.
-    """
+    """Checks that a file holds the tensors of an attached mixture, all numbers, and no others."""
     problems = []
     if missing := sorted(expected.keys() - tensors.keys()):
         problems.append(f"{len(missing)} missing: {few(missing)}")

@@ -26,10 +26,6 @@ class MoLoraConfig(LoraConfig):
 
     What PEFT writes from it names the method `MOLORA`, so that plain PEFT refuses the folder instead of reading the
     experts as something else.
-
-    Args:
-        description: What the mixture is.
-        **options: Keywords of `peft.LoraConfig`.
     """
 
     def __init__(self, description: MoLoraDescription, **options: Any) -> None:
@@ -62,16 +58,7 @@ class _ExpertsAt:
 
 
 class StackedLinear(nn.Module):
-    """The weights of E linear layers without bias, in one tensor.
-
-    Args:
-        experts: E.
-        inputs: D_in.
-        outputs: D_out.
-
-    Attributes:
-        weight: (E, D_out, D_in) parameter.
-    """
+    """The weights of E linear layers without bias, in one parameter (E, D_out, D_in)."""
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -79,15 +66,10 @@ class StackedLinear(nn.Module):
 
 
 class MoLoraLinear(nn.Module, LoraLayer):
-    """A linear layer plus the LoRA experts that each token's router chooses.
+    """A linear layer, whose weights are left alone, plus the LoRA experts that each token's router chooses.
 
     `y = W x + b + sum of softmax(chosen logits)_i * scaling * B_i A_i x` over the `top_k` experts with the largest
     logits of this layer's own router, as in `taia/model/utils.py` of github.com/pixas/TAIA_LLM.
-
-    Args:
-        base_layer: The linear layer; its weights are left alone.
-        adapter_name: PEFT's name of the update.
-        config: Its configuration.
     """
 
     adapter_layer_names: tuple[str, ...] = (*LoraLayer.adapter_layer_names, "lora_router")
@@ -134,16 +116,7 @@ class MoLoraLinear(nn.Module, LoraLayer):
             nn.init.zeros_(self._factor("lora_B", adapter_name))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Adds the active updates, or those that `adapter_names` gives to each row.
-
-        Args:
-            x: (N, ..., D_in) input.
-            *args: Passed to the base layer.
-            **kwargs: Passed to the base layer.
-
-        Returns:
-            (N, ..., D_out) output, in the base layer's dtype.
-        """
+        """Adds the active updates, or by row those of `adapter_names`; (N, ..., D_in) to (N, ..., D_out)."""
         self._check_forward_args(x, *args, **kwargs)
         names = kwargs.pop("adapter_names", None)
         y: Tensor = self.base_layer(x, *args, **kwargs)
@@ -157,20 +130,10 @@ class MoLoraLinear(nn.Module, LoraLayer):
 
     @torch.compiler.disable
     def add_update(self, y: Tensor, x: Tensor, name: str, weight: Weight, in_place: bool = False) -> Tensor:
-        """Adds the chosen experts' updates under a weight; a masked row is not computed.
+        """Adds the chosen experts' updates to `y` under a weight above 0 or weights by row; no masked row is computed.
 
-        Args:
-            y: (N, ..., D_out) output of the base layer.
-            x: (N, ..., D_in) its input.
-            name: PEFT's name of the update.
-            weight: Weight above 0, or weights by row.
-            in_place: Whether `y` may be overwritten; gradients must be off.
-
-        Returns:
-            (N, ..., D_out) tensor in the dtype of `y`; it may be `y` itself when `in_place`.
-
-        Raises:
-            SettingError: If rows cannot be told apart in this layer.
+        `x` is (N, ..., D_in), `y` and the result, in its dtype, (N, ..., D_out); with `in_place`, which needs gradients
+        off, the result may be `y` itself. Where rows cannot be told apart, a `SettingError` says so.
         """
         if isinstance(weight, RowWeights):
             rows, scale = weight.select(y.shape[0], y.device)

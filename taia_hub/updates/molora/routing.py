@@ -42,15 +42,7 @@ class Grouping:
 
 
 def group_tokens(selected: Tensor, experts: int) -> Grouping:
-    """Groups tokens by the experts that they chose.
-
-    Args:
-        selected: (T, k) int64, the experts of each token, ascending.
-        experts: Number of experts E.
-
-    Returns:
-        The groups; every token is in one, or in k of them.
-    """
+    """Groups T tokens by the experts that they chose, int64 (T, k), ascending; each is in one group or in k."""
     _, k = selected.shape
     by_set = experts <= _SETS and math.comb(experts, k) <= _SETS
     keys = (torch.ones_like(selected) << selected).sum(1) if by_set else selected.reshape(-1)
@@ -66,16 +58,8 @@ def group_tokens(selected: Tensor, experts: int) -> Grouping:
 def add_experts(y: Tensor, x: Tensor, a: Tensor, b: Tensor, gates: Tensor, grouping: Grouping) -> Tensor:
     """Returns `y` plus the gated updates of each token's experts; gradients flow to all but the grouping.
 
-    Args:
-        y: (T, D_out) output of the base layer.
-        x: (T, D_in) input of the experts.
-        a: (E, r, D_in) first factors, in the dtype of `x`.
-        b: (E, D_out, r) second factors, in the dtype of `x`.
-        gates: (T, k) factor of each chosen expert, by ascending expert, in the dtype of `x`.
-        grouping: What `group_tokens` made of the choice.
-
-    Returns:
-        (T, D_out) tensor in the dtype of `y`, a new one.
+    `y` is (T, D_out), `x` (T, D_in), `a` (E, r, D_in), `b` (E, D_out, r), and `gates` (T, k) the factor of each chosen
+    expert, by ascending expert; all but `y` are of one dtype. The result is a new tensor in the dtype of `y`.
     """
     result: Tensor = _AddExperts.apply(y, x, a, b, gates, grouping)
     return result

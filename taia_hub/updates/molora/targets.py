@@ -19,11 +19,7 @@ _ROUTED_EXPERT = re.compile(r"(?:^|\.)experts?\.")
 
 
 def default_targets(model: nn.Module, roles: Mapping[str, str], settings: MoLoraSettings) -> list[str]:
-    """Lists the linears of attention and all dense FFN linears by path: no routed experts, no gates.
-
-    Raises:
-        UnsupportedUpdateError: If the model has no dense FFN linear.
-    """
+    """Lists the linears of attention and all dense FFN linears by path: no routed experts, no gates."""
     chosen = []
     for path, module in model.named_modules():
         role = roles.get(path)
@@ -42,12 +38,7 @@ def default_targets(model: nn.Module, roles: Mapping[str, str], settings: MoLora
 
 
 def checked_targets(model: nn.Module, roles: Mapping[str, str], targets: Sequence[str]) -> list[str]:
-    """Checks the linears that a user names, and returns their paths, each once.
-
-    Raises:
-        ConfigError: If one is no linear of attention or FFN.
-        UnsupportedUpdateError: If one is a routed expert.
-    """
+    """Checks the linears that a user names, and returns their paths, each once."""
     modules = dict(model.named_modules())
     for path in targets:
         if path not in modules or not _linear(modules[path]) or roles.get(path) not in ("attention", "ffn"):
@@ -64,12 +55,7 @@ def checked_targets(model: nn.Module, roles: Mapping[str, str], targets: Sequenc
 
 
 def check_modules(base: nn.Module, description: MoLoraDescription) -> None:
-    """Checks that a base model has the linears that a saved mixture adapts.
-
-    Raises:
-        UpdateMismatchError: If a module is missing.
-        UnsupportedUpdateError: If one is no plain linear layer.
-    """
+    """Checks that a base model has the linears that a saved mixture adapts, and that they are plain ones."""
     modules = dict(base.named_modules())
     named = [*description.attention, *description.ffn]
     if wrong := [path for path in named if path not in modules]:

@@ -61,21 +61,8 @@ def add_molora(
 ) -> PeftModel:
     """Adds a fresh mixture of LoRA experts to a model, for training; the base's own weights are left alone.
 
-    Args:
-        model: The base model with its head, changed in place.
-        settings: How the mixture is built; by default four experts, of which each token uses two.
-        roles: Module path to role; by default read from the model's structure.
-        targets: Paths of the linears to adapt; by default all of attention and FFN. Routers, gates and the routed
-            experts of a mixture-of-experts base are left out: only dense FFN linears and shared experts take experts.
-        revision: Commit of the base model, for the configuration; by default the one that it was loaded from.
-        autocast_adapter_dtype: Whether the update is float32 on a 16-bit base, as PEFT does by default.
-
-    Returns:
-        PEFT's wrapper, with gradients for the update alone.
-
-    Raises:
-        ConfigError: If a target is no linear of attention or FFN, or no FFN linear is among them.
-        UnsupportedUpdateError: If a target is a routed expert, or the base has no dense FFN linear.
+    By default the linears of attention and FFN are adapted, as the model's structure tells them, but no routers, gates
+    and routed experts: only dense FFN linears and shared experts take experts. `revision` is the base's commit.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -109,15 +96,9 @@ def add_molora(
 def balance_loss(model: nn.Module) -> torch.Tensor:
     """Returns the load-balancing loss of the last training forward, to be weighted and added to the loss.
 
-    For each router E * sum_i f_i P_i, where f_i is expert i's share of the choices and P_i its mean probability in
-    the softmax over all logits (Switch Transformers, arXiv 2101.03961, equation 4; f over k choices); the mean over
-    routers. It is 1 where all experts are used alike.
-
-    Args:
-        model: A model with MoLoRA layers whose settings have a `balance_loss` above 0.
-
-    Returns:
-        Scalar float32 tensor; 0 for a model in evaluation mode, or whose settings have no balance loss.
+    For each router E * sum_i f_i P_i, where f_i is expert i's share of the choices and P_i its mean probability in the
+    softmax over all logits (Switch Transformers, arXiv 2101.03961, equation 4; f over k choices); the mean over
+    routers. It is 1 where all experts are used alike, and 0 in evaluation mode or where the settings have no such loss.
 
     Raises:
         ConfigError: If no forward with gradients came before, or it ran under reentrant checkpointing.
@@ -142,14 +123,7 @@ def save_molora(
 ) -> None:
     """Writes a mixture as `molora_config.json` and `molora_model.safetensors`, each whole or not at all.
 
-    Args:
-        peft_model: What `add_molora` returned.
-        folder: The folder, made if need be.
-        state_dict: State dict of `peft_model` where it is sharded; by default its own.
-
-    Raises:
-        UpdateMismatchError: If the state dict lacks tensors of the update.
-        ConfigError: If the model holds no mixture.
+    `state_dict` is that of `peft_model` where it is sharded; a part of the update is refused.
     """
     config = peft_model.peft_config.get(ADAPTER)
     if not isinstance(config, MoLoraConfig):
@@ -199,17 +173,7 @@ def attach_molora(
     is_trainable: bool = False,
     autocast_adapter_dtype: bool = True,
 ) -> tuple[MoLoraUpdate, Switch]:
-    """Puts a saved mixture on a base model and makes its layers obey a new switch.
-
-    Arguments as of `attach_update`.
-
-    Raises:
-        RepositoryError: If a file is missing, truncated or damaged.
-        ConfigError: If the configuration is malformed.
-        UpdateMismatchError: If the update does not fit the base: modules, tensors or shapes.
-        UnsupportedUpdateError: If parts of the base are offloaded, or its linears take no experts.
-        SettingError: If the setting cannot act on this update.
-    """
+    """Puts a saved mixture on a base model, as `attach_update` does; offloaded parts are refused."""
     description = read_molora_config(folder)
     tensors = read_tensors(folder)
     check_modules(base, description)

@@ -78,16 +78,7 @@ class SwitchedLinear(ShortLinear, SwitchedLayer):
     """A plain LoRA layer on Linear or Conv1D: weights between 0 and 1, rows, one compiled graph."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Adds the update under the setting in force.
-
-        Args:
-            x: (N, ..., D_in) input.
-            *args: Passed to the base layer.
-            **kwargs: Passed to the base layer.
-
-        Returns:
-            (N, ..., D_out) output, in the base layer's dtype.
-        """
+        """Adds the update under the setting in force: (N, ..., D_in) to (N, ..., D_out), in the base layer's dtype."""
         layer: Any = self
         name, active = layer._taia_adapter, layer._active_adapter
         if (

@@ -30,13 +30,7 @@ def add_update(
         bias: (D_out,) bias of the second factor (`lora_bias`), or None.
         scaling: The adapter's own scaling, such as alpha / r.
         weight: Weight above 0, or weights by row.
-        in_place: Whether `y` may be overwritten; gradients must be off.
-
-    Returns:
-        (N, ..., D_out) tensor in the dtype of `y`; `y` itself when `in_place`.
-
-    Raises:
-        SettingError: If rows cannot be told apart in this layer.
+        in_place: Whether `y` may be overwritten and returned; gradients must be off.
     """
     if type(weight) is not RowWeights:
         update = F.linear(F.linear(x, a), b, bias)
@@ -77,11 +71,7 @@ def _(y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Any, scaling: float, swi
 def with_update_in_graph(
     y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, switch: int, site: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns `y` plus the update, and the scale of each row for the backward pass. Arguments as in `add_update`.
-
-    Returns:
-        (N, ..., D_out) tensor and a float64 tensor (N,) on the CPU with `scaling * weight` of each row.
-    """
+    """Returns `y` plus the update as of `add_update`, and `scaling * weight` of each row: float64 (N,) on the CPU."""
     weight = weight_at(switch, site)
     n = y.shape[0]
     weights = weight.per_row(n) if isinstance(weight, RowWeights) else (weight,) * n
@@ -104,15 +94,7 @@ def update_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients of a LoRA update with respect to its input, its two factors and its bias.
 
-    Args:
-        grad: (N, ..., D_out) gradient of the output.
-        x: (N, ..., D_in) input of the layer.
-        a: (r, D_in) first factor.
-        b: (D_out, r) second factor.
-        scales: float64 tensor (N,) on the CPU with the scale of each row in the forward pass.
-
-    Returns:
-        Gradients (N, ..., D_in), (r, D_in), (D_out, r) and (D_out,).
+    `grad` is that of the output, (N, ..., D_out), and `scales` what `with_update_in_graph` returned.
     """
     if not scales.any():  # every update was masked: nothing was computed, nothing flows back
         return x.new_zeros(x.shape), a.new_zeros(a.shape), b.new_zeros(b.shape), b.new_zeros(b.shape[0])

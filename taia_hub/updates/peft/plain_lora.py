@@ -43,7 +43,6 @@ class LoraPair:
     """An adapted linear layer of a plain LoRA, whose factors stay in their file. It answers as PEFT's layer does.
 
     Attributes:
-        base: The module of the base model.
         scaling: Adapter to what the product of its factors is multiplied by.
         lora_variant: Empty, because a LoRA of another form is left to PEFT.
     """
@@ -59,15 +58,9 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class LeanLora:
-    """A plain LoRA whose factors stay in their file.
+    """A plain LoRA whose factors stay in the file in `source`, on a `head_model` that is on the meta device.
 
-    Attributes:
-        head_model: The base model on the meta device, as it is.
-        source: Folder of the update.
-        switch: What says which weights a setting gives.
-        layers: Path, site and pair of each adapted module.
-        kind: What kind of update it is.
-        method: PEFT's name of the method.
+    `layers` are path, site and pair of each adapted module.
     """
 
     head_model: nn.Module
@@ -81,18 +74,10 @@ class LeanLora:
 def read_lean(
     model: nn.Module, config: Any, folder: Path, placed: SublayerRoles, carried: Mapping[str, tuple[int, ...]]
 ) -> LeanLora | None:
-    """Reads a plain LoRA by names and shapes.
+    """Reads a plain LoRA by names and shapes; `carried` is what `saved_along` lists.
 
-    Args:
-        model: The base model on the meta device.
-        config: PEFT's configuration of the adapter.
-        folder: Its folder.
-        placed: The roles of the base's modules.
-        carried: What `saved_along` lists.
-
-    Returns:
-        The LoRA; None where it is more than pairs of factors on linear layers, or the file holds anything else than
-        PEFT expects, copies of embeddings and head apart.
+    None where it is more than pairs of factors on linear layers, or the file holds anything else than PEFT expects,
+    copies of embeddings and head apart.
     """
     if not _is_plain(config) or is_state_space(model):
         return None

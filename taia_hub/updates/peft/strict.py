@@ -29,12 +29,7 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Reads `adapter_config.json` in a folder, and refuses what cannot be switched.
-
-    Raises:
-        ConfigError: If the file is no adapter configuration.
-        UnsupportedUpdateError: If the method, or an option of it, cannot be switched off at run time.
-    """
+    """Reads `adapter_config.json` in a folder, and refuses what cannot be switched off at run time."""
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -80,21 +75,8 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
 def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[str, torch.Tensor]) -> set[str]:
     """Checks that every tensor of the file is used and every adapted module got its tensors.
 
-    PEFT saves the base's embeddings along when they are adapted. A faithful copy does no harm; one that differs would
-    replace the base's.
-
-    Args:
-        update: The attached `PeftUpdate`.
-        folder: Folder of the adapter.
-        keys: Names of the tensors in its file.
-        originals: The base's own tensors that the file carries too, as they were before the load.
-
-    Returns:
-        Names of the base's parameters that the file holds faithful copies of.
-
-    Raises:
-        UnsupportedUpdateError: If the file would replace tensors of the base.
-        UpdateMismatchError: If tensors are missing or left over.
+    PEFT saves the base's embeddings along when they are adapted. A faithful copy of `originals`, which are the base's
+    as they were before the load, does no harm, and its name is returned; one that differs would replace the base's.
     """
     expected = set(update.parameters())
     if keys == expected:
@@ -138,14 +120,9 @@ def _equal(parameter: torch.Tensor, original: torch.Tensor | None) -> bool:
 
 
 def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:
-    """Refuses an adapter whose loading changed the base's own parameters.
+    """Refuses an adapter whose loading changed, replaced or moved the base's own parameters.
 
-    Args:
-        model: The head model with the adapter attached.
-        before: Name of each parameter to the parameter, its address and its version before the load.
-
-    Raises:
-        UnsupportedUpdateError: If one was changed, replaced or moved.
+    `before` is the parameter, its address and its version before the load, by name.
     """
     if {"cpu", "disk"} & {str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}:
         return  # PEFT dispatches an offloaded model anew, which moves the base's parameters without changing them

@@ -14,14 +14,8 @@ from taia_hub.updates.peft.layers import peft_class
 def mergeable_twin(layer: Any, adapter: str, tensors: Mapping[str, Tensor | None], weight: Any = 1) -> Any:
     """Copies a tuner layer of PEFT, without its factors, onto a base layer that holds `tensors`.
 
-    Args:
-        layer: The layer, whose own parameters are in memory.
-        adapter: Name of the adapter whose scaling is multiplied by `weight`.
-        tensors: The base layer's own tensors by their names in it; the twin's merge may overwrite them.
-        weight: Weight above 0.
-
-    Returns:
-        A layer of PEFT's own class. `twin.merge(...)` leaves the merged tensors in `twin.get_base_layer()`.
+    The result is of PEFT's own class, with the adapter's scaling multiplied by `weight`. Its `merge(...)` may overwrite
+    `tensors`, and leaves the merged ones in `twin.get_base_layer()`.
     """
     twin = _shallow(layer)
     twin.__class__ = peft_class(layer)

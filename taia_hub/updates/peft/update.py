@@ -51,13 +51,7 @@ ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is
 
 @dataclass
 class PeftUpdate:
-    """A PEFT adapter that is attached to a loaded model.
-
-    Attributes:
-        peft_model: PEFT's wrapper, kept for saving; the model inside it is the one that users hold.
-        source: Folder that the adapter was read from; its bytes are kept while the weights are unchanged.
-        prefix: What precedes the held model's parameter names in those of the head model.
-    """
+    """A PEFT adapter that is attached to a loaded model; attributes as of `Update`."""
 
     kind: ClassVar[UpdateKind] = PEFT
 
@@ -93,9 +87,7 @@ class PeftUpdate:
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes the two files of the update; an unchanged update keeps the bytes of its files.
 
-        Args:
-            folder: Where configuration and weights go, by the names that the kind has for them; made if need be.
-            state_dict: State dict of the held model to take the tensors from, as Trainer passes it.
+        `state_dict` is that of the held model, as Trainer passes it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
@@ -123,11 +115,7 @@ class PeftUpdate:
     def load(self, state_dict: Mapping[str, torch.Tensor]) -> Any:
         """Puts tensors with the names of PEFT's file into the attached update.
 
-        Args:
-            state_dict: Tensors by their names in `adapter_model.safetensors`.
-
-        Returns:
-            `(missing_keys, unexpected_keys)` as of `nn.Module.load_state_dict`, the base's own keys left out.
+        Returns what `nn.Module.load_state_dict` does, the base's own keys left out of the missing ones.
         """
         result: Any = set_peft_model_state_dict(self.peft_model, dict(state_dict), adapter_name=ADAPTER)
         result.missing_keys[:] = [key for key in result.missing_keys if f".{ADAPTER}" in key]
@@ -156,19 +144,16 @@ def attach_update(
     is_trainable: bool = False,
     autocast_adapter_dtype: bool = True,
 ) -> tuple[PeftUpdate, Switch]:
-    """Injects an adapter into a base model and makes its layers obey a new switch.
+    """Injects an adapter into a base model, changed in place, and makes its layers obey a new switch.
 
     Args:
-        base: The base model, changed in place.
-        folder: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+        base: The base model.
+        folder: Folder of the update's files.
         roles: Module path to role, of the base before the injection.
         unplaced: Paths whose role could not be told.
         inference_modules: The setting to begin with.
         is_trainable: Whether the update's parameters get gradients.
         autocast_adapter_dtype: Whether PEFT keeps 16-bit adapter weights in float32.
-
-    Returns:
-        The attached update, and its switch.
 
     Raises:
         UpdateMismatchError: If the adapter does not fit the base: modules, tensors or shapes.
@@ -217,13 +202,7 @@ def attach_update(
 def attach_switch(
     model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str] = ()
 ) -> Switch:
-    """Makes the adapted layers of a model inside PEFT's wrapper obey a new switch; their classes are swapped.
-
-    `roles`, `unplaced` and `inference_modules` as of `attach_update`.
-
-    Raises:
-        SettingError: If the setting cannot act on these layers; no layer was changed.
-    """
+    """Makes the adapted layers inside PEFT's wrapper obey a new switch; an error changes no class."""
     layers: list[tuple[str, Any]] = [
         (name, module)
         for name, module in model.named_modules()
