@@ -107,8 +107,8 @@ class TAIAMixin(Loading, Writing, Rebuildable):
     def using(self, inference_modules: Any) -> Iterator[Any]:
         """Puts a setting in force for a block, in this thread or task only.
 
-        A thread that is started inside the block begins with the model's own setting: pass the keyword
-        `inference_modules` to the call that runs there.
+        A thread that is started inside the block (as for a `TextIteratorStreamer`) begins with the model's own setting:
+        pass the keyword `inference_modules` to the call that runs there.
 
         Args:
             inference_modules: The setting.
@@ -138,7 +138,8 @@ class TAIAMixin(Loading, Writing, Rebuildable):
             inference_modules: The setting.
 
         Returns:
-            What was folded, and the memory it takes: the originals are kept, so that `unfuse` is exact.
+            What was folded, and the memory it takes in bytes: the originals are kept, so that `unfuse` is exact, and
+            the folded weights are there twice.
 
         Raises:
             SettingError: If the setting is not understood, or another one is fused.
@@ -235,7 +236,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
 class TAIAModel(TAIAMixin):
     """The backbone of a TAIA repository, without a head: what `AutoModel.from_pretrained` gives.
 
-    Its hidden states are those inside `TAIAForCausalLM` bit for bit.
+    Its hidden states are those inside `TAIAForCausalLM` bit for bit. It keeps the head's weights in memory, for saving.
 
     Example:
         ```python
@@ -251,6 +252,10 @@ class TAIAModel(TAIAMixin):
 
 class TAIAForCausalLM(TAIAMixin):
     """The language model of a TAIA repository: what `AutoModelForCausalLM.from_pretrained` gives.
+
+    A setting a row is for architectures whose first dimension is the batch: those of transformers are known; a custom
+    one that puts the sequence first, or routes tokens to experts whose path does not say "expert", must not be given
+    rows. `torch.compile` takes one graph for all modes with plain LoRA; MoE parameters and other methods break it.
 
     Example:
         ```python

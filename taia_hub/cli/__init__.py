@@ -51,12 +51,14 @@ class _Commands(TyperGroup):
 def _load(name: str) -> Any:
     module, _, attribute = COMMANDS[name][0].partition(".")
     found = getattr(import_module(f"{__name__}.{module}"), attribute)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    alone = typer.Typer(add_completion=False)
-    paragraphs = inspect.cleandoc(found.__doc__).split("\n\n")
-    alone.command(name, help="\n\n".join(" ".join(one.split()) for one in paragraphs))(found)
-    return typer.main.get_command(alone)
+    if not isinstance(found, typer.Typer):
+        alone = typer.Typer(add_completion=False)
+        alone.command(name)(found)
+        found = alone
+    for one in found.registered_commands:  # let their help flow to the terminal's width
+        paragraphs = inspect.cleandoc(one.callback.__doc__).split("\n\n")
+        one.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
+    return typer.main.get_command(found)
 
 
 app = typer.Typer(

@@ -30,9 +30,10 @@ def card(
 ) -> None:
     """Make the card of a repository again, or check it. Prints it unless --write or --push says where it goes.
 
-    What you changed stays: edited and added sections, metadata keys that you set, and text between
-    `<!-- taia:yours -->` and `<!-- /taia:yours -->`. What changes is shown first, and asked about. What is not known is
-    absent.
+    It says what the model is, which mode to use as far as the results tell, scores by mode with intervals, snippets,
+    method and ranks by role, provenance with hashes, limits and citation; what is not known is absent. What you changed
+    stays: sections that you edited or added, metadata keys that you set, and text between `<!-- taia:yours -->` and
+    `<!-- /taia:yours -->`. What changes is shown first, and asked about.
 
     taia card DIR --results taia_results.json --write
 

@@ -85,14 +85,18 @@ def compare(
 ) -> None:
     """Compare what the modes of a repository answer: one prompt, a file of prompts, or on a page in the browser.
 
-    All modes answer in one batch, greedily with the tokens of their single runs; sampled ones have a random generator
-    each. Shown are the answers, where they part, their entropies and how likely each mode finds each. A file of prompts
-    is completed when the same command is given again. The page's limits are environment variables such as
-    TAIA_MAX_NEW_TOKENS: see `taia_hub.page.PageSettings`.
+    All modes answer in one batch. Greedy answers have the tokens of their single runs; a sampled one does not depend on
+    what stands beside it. Shown are the answers, where they part, their entropies and how likely each mode finds each.
+    With --file the table of a run that was stopped is completed by the same command.
 
-    taia compare org/model-taia --prompt "Why is the sky blue?"
+    The page (it needs the extra `space`) has a column a mode and one for a weight between TAIA and vanilla, differences
+    word by word, a conversation, votes (blind, if you like) and the update's size by layer; programs call /compare with
+    `gradio_client`. Environment variables are its limits: TAIA_MAX_NEW_TOKENS, TAIA_MAX_PROMPT_CHARACTERS,
+    TAIA_MAX_SECONDS, TAIA_QUEUE_SIZE, TAIA_VOTES, TAIA_VOTES_DATASET, TAIA_DTYPE.
 
-    taia compare org/model-taia --file prompts.jsonl --mode none --mode attention
+    taia compare org/model-taia --prompt "Why is the sky blue?" --against none
+
+    taia compare org/model-taia --file prompts.jsonl
     """
     from taia_hub.compare import DEFAULT_MODES
 

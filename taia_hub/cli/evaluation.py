@@ -61,9 +61,15 @@ def evaluate(
 ) -> None:
     """Evaluate a repository under several modes with lm-evaluation-harness.
 
-    The table has standard errors, and differences to none and all with paired bootstrap intervals over the items.
-    Results are written after every mode of every task; a second run does only what is missing. A JSONL item has
-    question, answer and answer_type: choice (with choices), number, latex or text. `accelerate launch` shares them out.
+    The model is loaded once; under none the numbers are those of the bare base model. The table has standard errors and
+    differences to none and all with paired bootstrap intervals over the items; it says what is within noise. Results
+    are written after every mode of every task; a second run does only what is missing. `accelerate launch` shares the
+    items out. taia_paper is the paper's seven benchmarks.
+
+    Every line of a JSONL file is checked before anything runs. Its answer_type is choice (with choices, decided by the
+    likelihood of their letters), number, latex or text:
+    {"id": "1", "question": "What is 2 + 1.5?", "answer": "3.5", "answer_type": "number"} or {"id": "2", "question":
+    "Where do fish live?", "answer": "A", "answer_type": "choice", "choices": ["water", "trees"]}
 
     taia eval org/model-taia --task commonsense_qa --task my_items.jsonl --limit 100
     """

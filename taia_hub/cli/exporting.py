@@ -38,7 +38,13 @@ def export(
         ),
     ] = None,
     push: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Hub id to publish to, in one commit.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Hub id to publish to, in one commit, which replaces earlier exports there. What you wrote into their "
+            "cards stays and is named: look at what it says of the mode.",
+            show_default=False,
+        ),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, help="Largest rank of updates that are no LoRA.", show_default=False)
@@ -62,10 +68,12 @@ def export(
 ) -> None:
     """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT.
 
-    It is made from files alone: no base model is loaded. LoRAs keep their numbers, weights in [0, 1] are multiplied
-    into them; other methods become LoRAs by singular value decomposition. The report says of each engine which flag it
-    needs, or why it refuses.
-    One commit with --push replaces what an earlier export left there; what you wrote into its cards stays.
+    It is made from files alone: no base model is loaded, and tensors go one at a time. All engines take it: one rank,
+    one scale, plain module names. LoRAs keep their bytes where all modules share rank and scale; weights in [0, 1],
+    rank-stabilised scaling and patterns are multiplied into them. Other methods, full fine-tunes too, become LoRAs by
+    singular value decomposition, exactly where that is possible. MoE experts as parameters, routed experts of a MoLoRA
+    and whole modules (`modules_to_save`) are refused. The report says of each engine which flag it needs, or why it
+    refuses.
 
     taia export org/model-taia --mode attention --out attention-lora
 

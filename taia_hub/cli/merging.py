@@ -50,8 +50,10 @@ def merge(
 ) -> None:
     """Merge a mode into a plain model that any engine serves, shard by shard in little memory.
 
-    Its numbers are those of PEFT's own merge, in the base's dtype. Quantised weights are refused. A merge that
-    was interrupted goes on when the same command is given again.
+    Its numbers are those of PEFT's own merge, in the base's dtype; a LoRA on a tied head is written untied. Tokenizer,
+    generation configuration and a card come along. Quantised weights are refused, and so are methods that take the
+    base's weights apart (OSF, FRoD, AdaMSS, PSOFT). A merge that was interrupted goes on when the same command is given
+    again.
 
     taia merge org/model-taia --mode attention --out model-attention
     """

@@ -64,7 +64,7 @@ def create(
         typer.Option(
             metavar="RANK|SHARE|JSON",
             help="With --dense: make a LoRA of the difference, of this rank (16), with this share of its squared norm "
-            """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'.""",
+            """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'. What was lost is reported.""",
         ),
     ] = None,
     private: Private = None,
@@ -74,7 +74,8 @@ def create(
 ) -> None:
     """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune.
 
-    Neither is loaded: the adapter is copied or linked; a fine-tune is read shard by shard beside its base.
+    Neither is loaded: the adapter is copied or linked; a fine-tune is read shard by shard beside its base, and the
+    tensors that differ are kept as they are: mode none is then the base and all the fine-tune, bit for bit.
 
     taia create org/base ./lora --push org/model-taia
 

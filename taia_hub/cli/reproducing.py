@@ -45,7 +45,8 @@ def reproduce(
 ) -> None:
     """Train a recipe of the paper, evaluate every mode, and set the paper's table beside yours.
 
-    The table has intervals, and what differs from the paper's setting. A reproduction goes on where it was stopped.
+    The paper's numbers stand in the table where they are known, beside yours with intervals and with what differs from
+    the paper's setting. A reproduction goes on where it was stopped.
 
     taia reproduce --list
 

@@ -63,9 +63,11 @@ def serve_model(
     """Serve modes of a repository with an engine: each is a model NAME:MODE of its OpenAI API, until Ctrl-C.
 
     vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF; transformers serves a merged
-    model a mode. Flags of the engine itself follow after `--`.
+    model a mode, which needs no further engine. Flags of the engine itself follow after `--`.
 
     taia serve org/model-taia --engine vllm --mode attention --mode all --print
+
+    taia serve org/model-taia --engine transformers --mode attention
 
     taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
     """

@@ -42,8 +42,9 @@ def space_create(
 ) -> None:
     """Make a Space that compares the modes of a model, or bring it up to date.
 
-    It is published in one commit and linked on the model's card; a public one is asked about. What you changed in the
-    Space, and your own files there, stay.
+    It is README, pinned requirements and an app, in one commit, and is linked on the model's card; a public one is
+    asked about. What you changed in the Space, and your own files there, stay. Variables of the Space are its limits,
+    as of `taia compare --ui`.
 
     taia space create org/model-taia --private
     """

@@ -57,11 +57,14 @@ def train(
 ) -> None:
     """Train a TAIA repository: LoRA, MoLoRA or full fine-tuning of a base model on your data.
 
-    Items are Alpaca, ShareGPT, messages or prompt and completion, told by their content; every line is checked
-    before anything is trained. Flags win over the recipe. A run that was stopped goes on when the same command is
-    given again; on a CPU its weights are the same. MoLoRA gives each FFN layer a mixture of LoRA experts with a
-    router. Recipe, hashes of the data, versions and losses go into the repository and on its card. On several
-    devices: `accelerate launch --config_file taia_hub/training/configs/ddp.yaml -m taia_hub.training recipe.yaml`.
+    Items are Alpaca, ShareGPT, messages or prompt and completion, told by their content; every line is checked before
+    anything is trained. Flags win over the recipe. A run that was stopped goes on when the same command is given again,
+    on a CPU with the same final weights. Recipe, hashes of the data, versions, losses and time go into the repository
+    and on its card.
+
+    For several devices there are ddp.yaml, fsdp.yaml and deepspeed.yaml (the last two read by accelerate in the tests,
+    not run) in taia_hub/training/configs:
+    accelerate launch --config_file taia_hub/training/configs/ddp.yaml -m taia_hub.training recipe.yaml --out model-taia
 
     taia train --base org/base --data items.jsonl --out model-taia
 

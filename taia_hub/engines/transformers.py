@@ -1,4 +1,7 @@
-"""`transformers serve`: a merged model a mode; it knows no TAIA repository and no adapter of a mode."""
+"""`transformers serve`: a merged model a mode.
+
+It looks architectures up in transformers itself, so that it serves no TAIA repository, and knows no adapter of a mode.
+"""
 
 from __future__ import annotations
 

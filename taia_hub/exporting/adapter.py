@@ -67,7 +67,8 @@ def export_adapter(
     From files alone: the roles come from the base model's configuration, and tensors go from one file to the other one
     at a time. LoRA pairs keep their bytes where all of them have one rank and one scale that `lora_alpha` can say;
     elsewhere scales and weights are multiplied into `lora_B`. Other methods become LoRA pairs by singular value
-    decomposition. The folder is written whole or not at all.
+    decomposition. What is written is held against what PEFT expects on this base (its own rule for the modules, its own
+    layer on one module of each kind): no key is missing or left over. The folder is written whole or not at all.
 
     Args:
         source: Hub id or folder of a TAIA repository, or of a plain PEFT adapter; or `Repository`.

@@ -86,9 +86,10 @@ def merge(
     No model is loaded: tensors that no update changes pass through in pieces of 256 KiB, and the others are computed
     one module at a time as PEFT's `merge` does, bit for bit those of `merge_and_unload`. What is held of a plain LoRA
     is one weight and its update in float32, so that the largest adapted tensor counts, such as embeddings or head;
-    PEFT's other methods hold a few copies of it. Every file of the base has one of the same name here. The folder is
-    written whole or not at all; what an interrupted run had finished lies in a hidden folder beside it, and the same
-    call continues there.
+    PEFT's other methods hold a few copies of it. Every file of the base has one of the same name here, and tokenizer,
+    generation configuration and a card come along; a LoRA on a tied head is written untied. The folder is written whole
+    or not at all; what an interrupted run had finished lies in a hidden folder beside it, and the same call continues
+    there.
 
     Args:
         source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `Repository`.

@@ -42,10 +42,12 @@ class Loading:
             inference_modules: The setting to begin with; by default the published one, or `"all"` when
                 `is_trainable`. It does not change what `config.json` publishes.
             verify: Whether the weights are checked against `taia_manifest.json`.
-            is_trainable: Whether the update's parameters get gradients.
+            is_trainable: Whether the update's parameters get gradients, as for transformers' Trainer, whose checkpoints
+                then are TAIA repositories.
             autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
             **kwargs: `token`, `cache_dir`, `local_files_only`, `force_download` for the Hub; everything else, such as
-                `dtype`, `device_map`, `attn_implementation`, `quantization_config`, for the base model.
+                `dtype`, `device_map`, `attn_implementation`, `quantization_config`, for the base model. LoRA layers on
+                quantised weights keep PEFT's forward and are switched as a whole.
 
         Returns:
             The model, of a subclass of its base model's class.

@@ -19,7 +19,9 @@ class CardRequest:
 
     repo_id: str | None = _asked(None, "Hub id that the card of a folder shows.")
     template: str = _asked("model_card", "Template: model_card, short, or one of --template-dir.", "--variant")
-    template_dir: Path | None = _asked(None, "Templates of your own; they come before ours.", metavar="DIR")
+    template_dir: Path | None = _asked(
+        None, "Templates of your own, for the whole card or any block of it; they come before ours.", metavar="DIR"
+    )
     license: str | None = _asked(None, "Licence; the base model's by default.")
     license_name: str | None = _asked(None, "Its name, with --license other.")
     license_link: str | None = _asked(None, "Link to it, with --license other.")

@@ -97,11 +97,16 @@ class TrainingRecipe:
         0.0, "Share of the items that get another item's answer, from 0 to 1.", high=1.0, below=False
     )
     method: str = _what(
-        "lora", "LoRA, LoRA with a mixture of experts in each FFN layer, or all weights.", choices=METHODS
+        "lora",
+        "LoRA; or LoRA on attention and, on each linear layer of the FFN, a mixture of LoRA experts with a router; or "
+        "all weights, computed in float32 and stored in the base's dtype: in 16 bits the smallest changes are rounded "
+        "away.",
+        choices=METHODS,
     )
     train_modules: str = _what(
         "all",
-        "all, attention, ffn, or roles, roles at layers and globs on module paths joined by '+': attention+ffn@0-7. "
+        "all (the paper's vanilla and TAIA), attention (its TOA), ffn, or roles, roles at layers and globs on module "
+        "paths joined by '+': attention+ffn@0-7. "
         "LoRA and MoLoRA adapt linear layers of attention and FFN only.",
         check=parse_modules,
     )

@@ -1,4 +1,4 @@
-"""Speed and memory against every peer, in one run: the table of the README.
+"""Speed and memory against every peer, in one run: the first table of the README beside this file.
 
     python tests/benchmarks/bench_speed.py [--size 135m 1b 7b] [--device auto] [--rounds 5] [--tokens N]
         [--rows decode prefill switch load merge export] [--clock wall] [--json FILE]
