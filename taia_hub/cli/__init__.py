@@ -56,7 +56,7 @@ def _load(name: str) -> Any:
         alone.command(name)(found)
         found = alone
     for one in found.registered_commands:  # let their help flow to the terminal's width
-        paragraphs = inspect.cleandoc(one.callback.__doc__).split("\n\n")
+        paragraphs = inspect.cleandoc(one.callback.__doc__ or "").split("\n\n")
         one.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
     return typer.main.get_command(found)
 
