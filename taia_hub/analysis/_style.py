@@ -52,13 +52,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Look:
-    """How a mode or role looks: never by its colour alone.
-
-    Attributes:
-        color: Colour as `#rrggbb`.
-        marker: Marker of matplotlib.
-        line: Line style of matplotlib.
-    """
+    """How a mode or role looks in matplotlib's words: never by its colour alone."""
 
     color: str
     marker: str
@@ -79,18 +73,9 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 @contextmanager
 def canvas(rows: Sequence[float], labels: Sequence[str], columns: int = 1) -> Iterator[tuple[Any, Any]]:
-    """Gives an empty figure of our style, whatever the user's own settings of matplotlib are.
+    """Gives a figure of our style and its (rows, columns) array of axes, whatever matplotlib is set to.
 
-    Args:
-        rows: Height of each row of axes, in inches.
-        labels: What the legend will show, which needs room too.
-        columns: Axes in a row.
-
-    Yields:
-        The figure, and its (rows, columns) array of axes.
-
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
+    `rows` are heights in inches; `labels` is what the legend will show, which needs room too.
     """
     matplotlib = import_or_raise("matplotlib", "figures", "A figure")
     figures = import_or_raise("matplotlib.figure", "figures", "A figure")
@@ -133,19 +118,7 @@ def legend(figure: Any, axis: Any) -> None:
 def write(figure: Any, folder: Path, name: str, alt: str) -> Figure:
     """Writes a figure as PNG and SVG without dates, so that the same numbers give the same bytes.
 
-    Call it inside `canvas`.
-
-    Args:
-        figure: The figure.
-        folder: Where it goes; made if need be.
-        name: Name of the files without the ending.
-        alt: What it shows.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        RepositoryError: If it cannot be written.
+    Call it inside `canvas`; `alt` says what the figure shows.
     """
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
     try:

@@ -9,22 +9,10 @@ _LEAST_WIDTH = 1e-3
 
 
 def density(values: np.ndarray, grid: np.ndarray, *, low: float = -1.0, high: float = 1.0) -> np.ndarray:
-    """Estimates the density of values by Gaussian kernels, reflected at the ends of their range.
+    """Estimates the density of values in [low, high] by Gaussian kernels, reflected at the ends of the range.
 
     Without the reflection a share of the mass of values near an end would lie outside (Silverman 1986, section 2.10).
-    The width is that of Silverman's rule (section 3.4.2), at least 0.001.
-
-    Args:
-        values: (N,) values in [low, high].
-        grid: (G,) points.
-        low: Lower end of the range.
-        high: Upper end of the range.
-
-    Returns:
-        (G,) float64 density; its integral over [low, high] is 1.
-
-    Raises:
-        ValueError: If there are no values.
+    The width is that of Silverman's rule (section 3.4.2), at least 0.001; the integral over the range is 1.
 
     Example:
         >>> grid = np.linspace(-1, 1, 2001)

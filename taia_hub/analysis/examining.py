@@ -35,7 +35,7 @@ def examine(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Examines a TAIA repository or a PEFT adapter.
+    """Examines a TAIA repository or a PEFT adapter, and says which model it was.
 
     Args:
         name: Hub id or folder of either.
@@ -50,18 +50,6 @@ def examine(
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         progress: Called with how far it is.
-
-    Returns:
-        What was measured, with the identity of the model.
-
-    Raises:
-        TAIAError: If something is missing, damaged, or cannot be measured.
-
-    Example:
-        ```python
-        analysis = examine("org/model-taia", texts=["The sky is blue."])
-        analysis.save(Path("model-taia"))
-        ```
     """
     access = hub.HubAccess(token=token)
     files = find_adapter(name, revision=revision, base=base, access=access)
@@ -83,18 +71,9 @@ def examine(
 
 
 def read_texts(path: Path) -> list[str]:
-    """Reads texts to run modes on.
+    """Reads texts to run modes on: one a line, or JSONL; empty lines are passed over.
 
-    Args:
-        path: A text file with one text a line, or JSONL whose objects have a field `text`, `prompt`, `question` or
-            `instruction`; empty lines are passed over.
-
-    Returns:
-        The texts.
-
-    Raises:
-        RepositoryError: If the file cannot be read.
-        ConfigError: If a line is malformed, or there is no text.
+    The objects of JSONL have a field `text`, `prompt`, `question` or `instruction`.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -111,11 +90,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def matching_results(name: str, revision: str | None, subject: Subject, token: str | bool | None) -> Results | None:
-    """Reads the results file of a repository; None where there is none, or one of another adapter than `subject`.
-
-    Raises:
-        TAIAError: If the repository cannot be reached or the file is damaged.
-    """
+    """Reads the results file of a repository; None where there is none, or one of another adapter than `subject`."""
     source = hub.fetch(name, [RESULTS_FILE], revision=revision, access=hub.HubAccess(token=token))
     if not (source.folder / RESULTS_FILE).is_file():
         return None

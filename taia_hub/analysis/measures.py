@@ -9,14 +9,9 @@ from taia_hub.errors import ConfigError
 
 
 def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
-    """Gives the cosine between vectors; exactly 1 for equal ones.
+    """Gives the cosine between vectors, (..., H) each, as float64 (...); exactly 1 for equal ones.
 
-    Args:
-        one: (..., H) tensor.
-        other: (..., H) tensor.
-
-    Returns:
-        (...) float64 tensor; 0 where a vector is zero and the other is not, 1 where both are.
+    It is 0 where a vector is zero and the other is not, 1 where both are.
 
     Raises:
         ConfigError: If a value is no number: the cosine of such a vector would seem to be 0.
@@ -29,19 +24,13 @@ def cosine_similarity(one: Tensor, other: Tensor) -> Tensor:
 
 
 def relative_residual(states: Tensor) -> Tensor:
-    """Gives ||res(X)||_{1,inf} / ||X||_{1,inf} of the states of a text.
+    """Gives ||res(X)||_{1,inf} / ||X||_{1,inf} of states (..., N, H), one row a token, as float64 (...); 0 for zeros.
 
     res(X) = X - 1 x^T for the x that leaves the least, and ||X||_{1,inf} = sqrt(||X||_1 ||X||_inf): the root of the
     largest sum of absolute values in a column times that in a row (Dong et al. 2021, section 2, who leave open in which
     norm x is best). Here x minimises ||res(X)||_1, exactly: it is the median over tokens. The mean, which minimises the
     Frobenius norm, is no choice: one token with very large states (an attention sink) draws it so far that the ratio
     exceeds that of x = 0, which is 1.
-
-    Args:
-        states: (..., N, H) tensor, one row a token.
-
-    Returns:
-        (...) float64 tensor; 0 for states of zeros.
 
     Raises:
         ConfigError: If a value is no number: such states would seem to be all alike.

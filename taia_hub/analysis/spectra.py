@@ -16,14 +16,9 @@ class Spectrum:
     """What the singular values of an update say.
 
     An update of E matrices, such as that of a mixture's experts, counts as one: its Frobenius norm is that of all of
-    them, its spectral norm the largest, its ranks the means.
-
-    Attributes:
-        frobenius: Root of the sum of the squared singular values.
-        spectral: Largest singular value.
-        effective_rank: exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007); 0 for an
-            update of zeros.
-        stable_rank: Squared ratio of Frobenius and spectral norm; 0 for an update of zeros.
+    them, its spectral norm the largest, its ranks the means. The effective rank is exp of the entropy of the singular
+    values divided by their sum (Roy & Vetterli 2007), the stable rank the squared ratio of Frobenius and spectral norm;
+    both are 0 for an update of zeros.
     """
 
     frobenius: float
@@ -33,18 +28,10 @@ class Spectrum:
 
 
 def spectrum_of_product(left: Tensor, right: Tensor, scale: float = 1.0) -> Spectrum:
-    """Gives the spectrum of `scale * left @ right` from two small matrices; the product is never made.
+    """Gives the spectrum of `scale * left @ right` from (M, r) and (r, N), or E of both; the product is never made.
 
     The squared singular values of L R are the eigenvalues of (L^T L)(R R^T), whose size is that of the rank. In float64
     their roots are off by about 1e-8 of the largest one, and this is quicker than two QR decompositions.
-
-    Args:
-        left: (M, r) or (E, M, r) tensor.
-        right: (r, N) or (E, r, N) tensor.
-        scale: What the product is multiplied by.
-
-    Returns:
-        The spectrum.
 
     Example:
         >>> spectrum_of_product(torch.tensor([[3.0], [4.0]]), torch.tensor([[1.0, 0.0]]), scale=2.0)
@@ -58,25 +45,12 @@ def spectrum_of_product(left: Tensor, right: Tensor, scale: float = 1.0) -> Spec
 
 
 def spectrum_of_matrix(matrix: Tensor) -> Spectrum:
-    """Gives the spectrum of a matrix whose factors are not known.
-
-    Args:
-        matrix: (M, N) or (E, M, N) tensor.
-
-    Returns:
-        The spectrum.
-    """
+    """Gives the spectrum of a matrix (M, N) or (E, M, N) whose factors are not known."""
     return spectrum(torch.linalg.svdvals(matrix.float()).double())
 
 
 def spectrum(values: Tensor) -> Spectrum:
-    """Gives norms and ranks of singular values.
-
-    Args:
-        values: (r,) or (E, r) tensor of singular values.
-
-    Returns:
-        The spectrum.
+    """Gives norms and ranks of singular values, (r,) or (E, r).
 
     Example:
         >>> spectrum(torch.tensor([2.0, 2.0])).effective_rank
@@ -99,15 +73,11 @@ def spectrum(values: Tensor) -> Spectrum:
 
 
 def norms(matrix: Tensor) -> tuple[float, float]:
-    """Gives the Frobenius and the spectral norm of a base model's weight.
+    """Gives the Frobenius and the spectral norm of a base model's weight, (M, N) or (E, M, N): the largest of E.
 
-    Args:
-        matrix: (M, N) or (E, M, N) tensor; the spectral norm is that of the largest of E matrices.
-
-    Returns:
-        Both norms. The spectral norm is exact where M or N is at most 512; else it comes from at most 60 steps of the
-        Lanczos method (Golub & Kahan 1965), which end when it grows by less than 1e-5 of itself, so that it may be
-        too small by a little more than that.
+    The spectral norm is exact where M or N is at most 512; else it comes from at most 60 steps of the Lanczos method
+    (Golub & Kahan 1965), which end when it grows by less than 1e-5 of itself, so that it may be too small by a little
+    more than that.
     """
     pieces = matrix.reshape(-1, *matrix.shape[-2:])
     squares = sum(float(torch.linalg.vector_norm(piece, dtype=torch.float32).double() ** 2) for piece in pieces)

@@ -45,11 +45,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class CardLine:
-    """A line below the metadata.
+    """A line below the metadata, numbered from 1.
 
     Attributes:
-        number: Its number in the card, from 1.
-        text: The line.
         kind: `heading`, `text`, `code`, or `yours` between the user's markers.
         title: Title of the section that it is in.
         section: Name of that section where taia-hub wrote it, else None.

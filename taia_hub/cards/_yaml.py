@@ -40,12 +40,7 @@ class _Entry:
 
 
 def read_metadata(block: str) -> dict[str, Any]:
-    """Reads a card's YAML.
-
-    Raises:
-        yaml.YAMLError: If it is no YAML, or a key stands in it twice.
-        TypeError: If it is no mapping.
-    """
+    """Reads a card's YAML; a `yaml.YAMLError` where a key stands in it twice, a `TypeError` where it is no mapping."""
     node = yaml.compose(block, Loader=_Yaml)
     keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
     repeated = [key for key in keys if keys.count(key) > 1]
@@ -58,16 +53,9 @@ def read_metadata(block: str) -> dict[str, Any]:
 
 
 def rewrite(metadata: Mapping[str, Any], *blocks: str) -> str:
-    r"""Writes metadata as YAML: a key that says what it said stays to the letter, and every comment stays.
+    r"""Writes metadata as YAML: a key that says what it said in `blocks` stays to the letter, and every comment stays.
 
     A comment beside a value that changed comes to stand above its key, that of a key that is gone at the end.
-
-    Args:
-        metadata: What it says.
-        *blocks: YAML that can be read, whose words and comments stay.
-
-    Returns:
-        The YAML.
 
     Example:
         >>> rewrite({"license": "mit", "tags": ["b"]}, "license: 'mit' # mine\ntags: [a]  # ours")

@@ -19,13 +19,9 @@ _OURS = "inference_modules: "
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set that the Hub keeps a leaderboard of.
+    """A data set of the Hub that has a leaderboard, with the task of its `eval.yaml` and the number of all its items.
 
-    Attributes:
-        dataset: Hub id of the data set.
-        task: Id of the task in its `eval.yaml`.
-        metrics: The metrics that are that task's, as rows of results name them.
-        items: Number of items of the whole benchmark.
+    `metrics` are that task's, as rows of results name them.
     """
 
     dataset: str

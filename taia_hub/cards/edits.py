@@ -78,14 +78,9 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
 def decide(before: Any, written: str | None, now: Any, *, asked: bool = False) -> tuple[Any, str | None]:
     """Decides about one key of the metadata; `ABSENT` stands for a key that is not there.
 
-    Args:
-        before: The value in the old card.
-        written: The hash of what was generated for it then, or None where nothing was.
-        now: The value in the new card.
-        asked: Whether that value was asked for, or decided by a merge before.
-
-    Returns:
-        The value, and what became of a person's, or None where there is nothing to say.
+    `written` is the hash of what was generated for it before, or None; `asked` says that the new value was asked for,
+    or decided by a merge before. Returns the value, and what became of a person's, or None where there is nothing to
+    say.
     """
     if asked or (before is not ABSENT and written == _hashed(before)):
         return now, None  # ours then: replaced, or dropped where it is no longer generated

@@ -22,11 +22,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 
 
 def model_metadata(card: values.CardData) -> ModelCardData:
-    """Makes the metadata of a TAIA repository's card.
-
-    Raises:
-        ConfigError: If a language is no code.
-    """
+    """Makes the metadata of a TAIA repository's card, and refuses a language that is no code."""
     metadata: dict[str, Any] = {
         "library_name": "peft" if card.update_kind == PEFT.name else "transformers",
         "pipeline_tag": "text-generation",
@@ -103,11 +99,7 @@ def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
 def eval_results(results: Results) -> list[EvalResult]:
     """Lists one result a task and mode for the model index; its metric names the mode.
 
-    Args:
-        results: What was evaluated.
-
-    Returns:
-        The results, in the order of the file; `metric_args` say task, setting and number of shots.
+    Their `metric_args` say task, setting and number of shots.
     """
     found = []
     for task in results.tasks.values():

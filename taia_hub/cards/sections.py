@@ -78,9 +78,7 @@ class ParsedCard:
     """A card in its parts.
 
     Attributes:
-        metadata: The YAML block; empty where there is none.
         keys: Metadata key to the hash of the value that was generated for it.
-        sections: The sections in order.
         ours: Whether the card bears our mark.
         block: The YAML block as it stands there.
     """
@@ -107,11 +105,7 @@ def title_of(text: str) -> str | None:
 
 
 def parse_card(text: str) -> ParsedCard:
-    """Takes a card apart.
-
-    Raises:
-        ConfigError: If its YAML cannot be read, or a user's marker is opened or closed alone.
-    """
+    """Takes a card apart, and refuses a user's marker that is opened or closed alone."""
     block, body, first = front_matter(text)
     try:
         metadata = read_metadata(block)

@@ -19,11 +19,9 @@ class Engines:
     """Which engines take the update as it lies in the repository, with every part of it acting.
 
     Attributes:
-        peft: Whether plain PEFT loads it.
         vllm_rank: vLLM's `--max-lora-rank` for it, or None where vLLM refuses it.
         llama_cpp: Whether llama.cpp's converter reads it rightly.
         repo: Hub id of the repository that the update lies in.
-        revision: Its commit, where it is fixed.
         folder: Name of the folder that the download gets.
         path: Folder of the update in that repository, or "".
     """

@@ -37,10 +37,8 @@ class Choice:
     """Which mode the results speak for.
 
     Attributes:
-        mode: Label of the setting.
         where: What decided: `"over these 3 tasks"` or `"on MATH"`.
         score: Its score as the table shows it.
-        items: Number of items.
         others: Labels of settings that may be as good.
     """
 

@@ -26,11 +26,6 @@ def load_tasks(options: EvaluationOptions) -> tuple[list[HarnessTask], dict[str,
     """Finds the tasks of `options`, and the groups that they are members of.
 
     Names of tasks, groups and tags of lm-eval and of this package may hold `*`; paths are of YAML and JSONL files.
-
-    Raises:
-        MissingDependencyError: If lm-eval is not installed.
-        ConfigError: If a task does not exist, is broken, or does not take that number of examples.
-        RepositoryError: If a data set or file cannot be read.
     """
     if not options.tasks:
         return [], {}
@@ -59,13 +54,7 @@ def load_tasks(options: EvaluationOptions) -> tuple[list[HarnessTask], dict[str,
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Checks that lm-eval or this package has tasks of these names, or that they are YAML files; loads none.
-
-    Raises:
-        MissingDependencyError: If lm-eval is not installed.
-        ConfigError: If there is no such task.
-        RepositoryError: If there is no such file.
-    """
+    """Checks that lm-eval or this package has tasks of these names, or that they are YAML files; loads none."""
     with quiet():
         manager = _manager((), named=True)
         for name in names:
@@ -73,11 +62,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def check_keys(units: Iterable[Any]) -> None:
-    """Refuses units whose results would overwrite each other's.
-
-    Raises:
-        ConfigError: If two of them have one key.
-    """
+    """Refuses units whose results would overwrite each other's."""
     seen: dict[str, Any] = {}
     for unit in units:
         if unit.blank.key in seen:

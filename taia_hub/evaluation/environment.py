@@ -15,12 +15,7 @@ from taia_hub.results import ModelIdentity, config_sha256
 def identify(model: Any) -> ModelIdentity:
     """Says which model this is, so that results are never taken for another's.
 
-    Args:
-        model: A loaded TAIA model.
-
-    Returns:
-        Its repository, base model and the hash of its update: that of the file while the weights are those of the
-        file, else that of the weights as they are.
+    The hash of its update is that of the file while the weights are those of the file, else that of the weights.
     """
     config, update = model.taia_config, model._taia_update
     if update.is_unchanged():

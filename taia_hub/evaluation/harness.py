@@ -27,12 +27,8 @@ Advance = Callable[[float], None]
 class HarnessSettings:
     """What holds for every task of a run; it is compared when an interrupted run goes on.
 
-    Attributes:
-        limit: Most items a task, or None for all.
-        seed: Seed of the examples in the prompts and of sampling; 1234 is lm-eval's own.
-        chat_template: Whether prompts go through the tokenizer's chat template.
-        system_instruction: System message, or None.
-        gen_kwargs: Keywords of generation that override those of the tasks, or None.
+    `limit` is the most items a task; 1234, the seed of the examples in the prompts and of sampling, is lm-eval's own;
+    `gen_kwargs` override the tasks' keywords of generation.
     """
 
     limit: int | None = None
@@ -44,12 +40,7 @@ class HarnessSettings:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a task gave under one setting.
-
-    Attributes:
-        scores: Metric to the score of the task.
-        values: Metric to one value an item, where the score is their mean.
-    """
+    """What a task gave under one setting: a score by metric, and one value an item where the score is their mean."""
 
     scores: Mapping[str, float]
     values: Mapping[str, tuple[float, ...]]
@@ -57,15 +48,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model with what evaluation needs of it.
-
-    Attributes:
-        model: The TAIA model.
-        tokenizer: Its tokenizer.
-        lm: lm-eval's view of it.
-        settings: What holds for every task.
-        batch_size: Rows a forward pass, or `"auto"`.
-    """
+    """A loaded model with what evaluation needs of it; `lm` is lm-eval's view of the model."""
 
     model: Any
     tokenizer: Any
@@ -76,22 +59,13 @@ class Session:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """One task of lm-eval at one number of shots, ready to be run.
-
-    Attributes:
-        task: lm-eval's task object.
-        blank: The task's results without any mode.
-    """
+    """One task of lm-eval at one number of shots, ready to be run; `blank` is its results without any mode."""
 
     task: Any
     blank: TaskResults
 
     def run(self, session: Session, advance: Advance) -> Measured | None:
-        """Runs lm-eval on the model under its present setting.
-
-        Raises:
-            ConfigError: If the task does not give the metric that it names first.
-        """
+        """Runs lm-eval under the model's present setting; a task must give the metric that it names first."""
         import numpy as np
         import torch
 
@@ -160,10 +134,6 @@ def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str) -> Any:
     """Makes lm-eval's view of a loaded model, an `HFLM` whose `answered` is called for every answered request.
 
     Several processes of accelerate share the items. lm-eval sets the tokenizer's padding: give a copy.
-
-    Raises:
-        MissingDependencyError: If lm-eval is not installed.
-        ConfigError: If the batch size is none.
     """
     batch_size = check_batch_size(batch_size)
     module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)

@@ -36,11 +36,7 @@ class JsonlTask:
     """A task made of a local file.
 
     Attributes:
-        name: Name of the task.
         config: What `TaskManager.load` and `simple_evaluate(tasks=[...])` take.
-        path: The file.
-        sha256: Hash of the file.
-        items: Number of items.
         examples: Number of items that the examples of a prompt are drawn from, without the item itself.
         metric: `"acc"` where letters are compared by likelihood, `"exact_match"` where answers are generated.
     """
@@ -54,11 +50,7 @@ class JsonlTask:
     metric: str
 
     def check_fewshot(self, num_fewshot: int) -> None:
-        """Checks that there are enough examples.
-
-        Raises:
-            ConfigError: If there are fewer.
-        """
+        """Checks that there are enough examples."""
         if num_fewshot > self.examples:
             raise ConfigError(
                 f"The task '{self.name}' has {self.examples} items to take examples from, not {num_fewshot}.",
@@ -70,20 +62,8 @@ def read_jsonl_tasks(path: Path, *, fewshot_path: Path | None = None, name: str 
     """Makes tasks of a JSONL file; every line is checked first.
 
     A file whose items are all of one kind is one task. One that holds options to be compared by likelihood beside
-    answers to be generated is two, `NAME_likelihood` and `NAME_generation`.
-
-    Args:
-        path: The file.
-        fewshot_path: A file of the same form with the examples of the prompts. By default they are other items of
-            `path`. Examples with the prompt of the item itself are never among them, wherever they come from.
-        name: Name of the task; by default the file's, without its ending.
-
-    Returns:
-        The tasks.
-
-    Raises:
-        RepositoryError: If a file cannot be read.
-        ConfigError: If lines are bad, or the examples are of another kind than the items.
+    answers to be generated is two, `NAME_likelihood` and `NAME_generation`. Examples are other items of the file, or
+    those of `fewshot_path`; ones with the prompt of the item itself are never among them, wherever they come from.
 
     Example:
         >>> import tempfile

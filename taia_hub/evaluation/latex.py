@@ -42,13 +42,9 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def normalise(latex: str) -> str:
-    r"""Brings an answer into the one form in which texts are compared.
+    r"""Brings an answer, with or without dollar signs, into the one form in which texts are compared.
 
-    Args:
-        latex: An answer, with or without dollar signs.
-
-    Returns:
-        The answer without spaces, sizes of brackets, units, degrees, thousands separators and a leading `x =`.
+    Spaces, sizes of brackets, units, degrees, thousands separators and a leading `x =` are gone.
 
     Example:
         >>> normalise(r"$x = \dfrac12 \text{ cm}$")

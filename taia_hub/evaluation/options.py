@@ -18,13 +18,8 @@ DEFAULT_MODES = ("none", "attention", "ffn", "all")
 class EvaluationOptions:
     """The keywords of `evaluate` that say what is measured; one task, mode, folder or number may stand for a list.
 
-    Attributes:
-        settings: Label to setting, of `modes`.
-        shots: Numbers of examples in the prompts, None for each task's own, of `num_fewshot`.
-
-    Raises:
-        ConfigError: If a value is of another kind or out of its range.
-        SettingError: If a mode cannot be understood.
+    `settings` is label to setting, of `modes`; `shots` are numbers of examples in the prompts, None for each task's
+    own.
 
     Example:
         >>> EvaluationOptions("mmlu", "all", num_fewshot=5).shots
@@ -99,16 +94,7 @@ class EvaluationOptions:
 
 
 def check_batch_size(batch_size: int | str) -> int | str:
-    """Reads a batch size.
-
-    Args:
-        batch_size: A number from 1 up, `"auto"` for the largest that fits, or `"auto:N"`, which looks for it N times.
-
-    Returns:
-        The number, or the text.
-
-    Raises:
-        ConfigError: If it is none of these.
+    """Reads a number from 1 up, `"auto"` for the largest that fits, or `"auto:N"`, which looks for it N times.
 
     Example:
         >>> check_batch_size("8"), check_batch_size("auto:4")

@@ -36,7 +36,6 @@ class PromptTask:
 
     Attributes:
         blank: The task's results without any mode.
-        prompts: The N prompts.
         score: Takes N answers and gives, by metric, one value each.
         max_new_tokens: Longest answer in tokens, unless the keywords of generation give another.
         path: The file of the prompts.
@@ -49,11 +48,7 @@ class PromptTask:
     path: Path
 
     def run(self, session: Session, advance: Advance) -> Measured | None:
-        """Answers the prompts under the model's present setting, and scores the answers.
-
-        Raises:
-            ConfigError: If a keyword of generation does not exist, or a judge leaves 0 to 1.
-        """
+        """Answers the prompts under the model's present setting, and scores the answers."""
         if session.lm.rank:
             return None
         settings = session.settings
@@ -148,12 +143,7 @@ def prompt_units(
     *,
     limit: int | None = None,
 ) -> list[PromptTask]:
-    """Makes the tasks that `taia eval` is asked for: files of prompts, and judges as `module:function`.
-
-    Raises:
-        RepositoryError: If a file cannot be read.
-        ConfigError: If a judge has nothing to judge, is needed or cannot be found, or a line is wrong.
-    """
+    """Makes the tasks that `taia eval` is asked for: files of prompts, and judges as `module:function`."""
     if judge and not prompts:
         raise ConfigError("--judge judges nothing without prompts.", "Name a file with --prompts.")
     if preference_judge and not win_rate:
@@ -212,26 +202,10 @@ def generate_responses(
     gen_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Answers prompts, greedily unless `gen_kwargs` say otherwise.
+    """Answers N prompts, greedily unless `gen_kwargs` say otherwise; `mode` None is the model as it stands.
 
-    Args:
-        model: A language model; one of taia_hub where `mode` is given.
-        tokenizer: Its tokenizer.
-        prompts: N prompts.
-        mode: The setting to answer with, or None for the model as it stands.
-        max_new_tokens: Longest answer in tokens.
-        batch_size: Prompts that are answered at once.
-        chat_template: Whether prompts go through the chat template, where the tokenizer has one.
-        system_instruction: System message; without a chat template it stands before the prompt.
-        gen_kwargs: Keywords of generation as lm-eval takes them: `max_gen_toks`, `until`, and those of `generate`.
-        progress: Called with the number of prompts done and N, after every batch.
-
-    Returns:
-        N answers, without the prompts.
-
-    Raises:
-        SettingError: If the setting is not understood.
-        ConfigError: If there is no such keyword of generation, or the chat template refuses a prompt.
+    Without a chat template the system message stands before the prompt. `gen_kwargs` are as lm-eval takes them:
+    `max_gen_toks`, `until`, and those of `generate`. `progress` is called with the number done and N after every batch.
     """
     before = [{"role": "system", "content": system_instruction}] if system_instruction else []
     asked = ([*before, {"role": "user", "content": prompt}] for prompt in prompts)

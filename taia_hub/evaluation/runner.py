@@ -37,14 +37,9 @@ class Unit(Protocol):
         """Its results without any mode."""
 
     def run(self, session: Session, advance: Advance) -> Measured | None:
-        """Measures the model under its present setting.
+        """Measures the model under its present setting; None in processes other than the first.
 
-        Args:
-            session: The model and what belongs to it.
-            advance: Called with the share of the unit that is done, in [0, 1].
-
-        Returns:
-            Scores and values; None in processes other than the first.
+        `advance` is called with the share of the unit that is done, in [0, 1].
         """
 
 

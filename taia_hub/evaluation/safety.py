@@ -60,10 +60,7 @@ _FORM = '{"prompt": …}, or the prompt itself'
 
 @dataclass(frozen=True)
 class ItemScores:
-    """One value an item, in the order of the items.
-
-    Attributes:
-        values: N values from 0 to 1.
+    """One value from 0 to 1 an item, in the order of the items.
 
     Example:
         >>> ItemScores((1.0, 0.0)).mean
@@ -79,18 +76,7 @@ class ItemScores:
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Reads a file of prompts; every line is checked first.
-
-    Args:
-        path: A UTF-8 file. Where its name ends in `.jsonl`, every line is an object with `"prompt"`; otherwise every
-            line that is not empty is a prompt.
-
-    Returns:
-        The prompts.
-
-    Raises:
-        RepositoryError: If the file cannot be read.
-        ConfigError: If lines are bad, or there is none.
+    """Reads a file of prompts, a line each, or in a `.jsonl` file objects with `"prompt"`; every line is checked first.
 
     Example:
         >>> import tempfile

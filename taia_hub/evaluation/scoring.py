@@ -199,19 +199,7 @@ def text_matches(output: str, answer: str) -> bool:
 
 
 def score(answer_type: str, output: str, answer: str, letters: Sequence[str] = LETTERS) -> float:
-    """Scores one generated answer.
-
-    Args:
-        answer_type: `"choice"`, `"number"`, `"latex"` or `"text"`.
-        output: What the model wrote.
-        answer: The right answer.
-        letters: The letters that a choice allows.
-
-    Returns:
-        1.0 or 0.0.
-
-    Raises:
-        KeyError: If there is no such answer type.
+    """Scores one generated answer, of the type `"choice"`, `"number"`, `"latex"` or `"text"`: 1.0 or 0.0.
 
     Example:
         >>> score("number", "The answer is 7.", "7")

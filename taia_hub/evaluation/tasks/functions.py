@@ -54,9 +54,6 @@ def mmedbench(language: str, **_: Any) -> Any:
     """Loads the test items of one language of MMedBench, which the Hub has as an archive that `datasets` cannot read.
 
     They have a question, options (texts), letters, and answer_idx (a letter).
-
-    Raises:
-        RepositoryError: If the archive has no such language or an item whose answer is no letter of its options.
     """
     from datasets import Dataset, DatasetDict
     from huggingface_hub import hf_hub_download
