@@ -18,7 +18,12 @@ def check(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """Say which engines take an adapter as it is, and what the others refuse; exit code 1 where none takes it."""
+    """Say which engines take an adapter as it is, and what the others refuse; exit code 1 where none takes it.
+
+    No weights are loaded. What an engine refuses, `taia export` may write so that it takes it.
+
+    taia check ./lora --engine vllm
+    """
     from taia_hub import hub
     from taia_hub.engines.checking import check_adapter
 
