@@ -38,15 +38,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def put_in_place(scratch: Path, path: Path) -> None:
     """Gives a closed file the name, and the permissions, of what it replaces; content and name are on the disk then."""
-    _flush(scratch)
+    flush(scratch)
     if path.exists():
         os.chmod(scratch, path.stat().st_mode)
     os.replace(scratch, path)
-    if os.name == "posix":  # a name survives a power cut only when its folder is flushed too; Windows opens no folder
-        _flush(path.parent)
+    flush(path.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Puts a file, or the names in a folder, on the disk: a power cut takes a name whose folder was not flushed."""
+    if os.name != "posix" and path.is_dir():  # Windows opens no folder
+        return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -7,12 +7,13 @@ import errno
 import hmac
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
 from taia_hub.local_hub import reading, uploads, writing
 from taia_hub.local_hub.refusals import Reason, Refused
-from taia_hub.local_hub.service import Call, FileReply, JsonReply, Service
+from taia_hub.local_hub.service import API, CONVERTORS, Call, Handler, Service
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -23,26 +24,11 @@ App = Callable[
 ]
 FailureInjection = Callable[[str, str], "Response | int | None"]
 
-_ROUTES = (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES)
 _LOCAL_HOST = re.compile(r"(https?://)?(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
 _WITHOUT_NAMESPACE = re.compile(
     r"/api/(models|datasets|spaces)/[^/]+(/(revision|tree|paths-info|preupload|commit)/.*)?|/[^/]+/resolve/.*"
 )
 _SMALL_BODY = 16 << 20
-_STATUS = {
-    Reason.REPO_NOT_FOUND: 404,
-    Reason.REVISION_NOT_FOUND: 404,
-    Reason.ENTRY_NOT_FOUND: 404,
-    Reason.GATED: 401,
-    Reason.EXISTS: 409,
-    Reason.STALE_PARENT: 412,
-    Reason.INVALID: 400,
-    Reason.TOO_LARGE: 413,
-    Reason.FORBIDDEN: 403,
-    Reason.NO_TOKEN: 401,
-    Reason.BAD_TOKEN: 401,
-    Reason.UNKNOWN_CALL: 404,
-}
 
 
 def build_app(
@@ -54,58 +40,77 @@ def build_app(
 ) -> App:
     """Returns the ASGI application of a local Hub.
 
-    Args:
-        service: The Hub that answers.
-        require_token: Whether writing and private repositories need the token.
-        record: Called with the method and the path of every request.
-        fail: Returns what may answer in the API's place, or None.
-
-    Returns:
-        An ASGI application.
+    It calls `record` with the method and path of every request; what `fail` returns may answer in the API's place.
+    Without `require_token`, writing and private repositories need no token.
     """
-    from starlette.requests import ClientDisconnect, Request
+    from starlette.requests import Request
+
+    hub = _routed(service)
 
     async def app(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         # Only the raw path tells `refs%2Fpr%2F1`, one part, from `refs/pr/1`, three.
         path = scope["raw_path"].decode("ascii", "replace").split("?")[0]
-        request = Request(scope, receive)
+        request = Request({**scope, "path": path, "state": {"authorised": not require_token}})
         record(request.method, path)
         injected = (injection := fail()) and injection(request.method, path)
         if isinstance(injected, int):
             injected = error_response(injected, "", f"A failure with status {injected} was injected.")
-        try:
-            response = injected or await _answer(service, request, path, require_token)
-        except ClientDisconnect:
-            return
-        await response(scope, receive, send)
+        answer = injected or _guard(request, service.store.disk.token) or hub
+        await answer(request.scope, receive, send)
 
     return app
 
 
-async def _answer(service: Service, request: Request, path: str, require_token: bool) -> Response:
-    authorised = not require_token
-    try:
-        _check_origin(request)
-        authorised = authorised or _has_token(request, service.store.disk.token)
-        if match := _matches(request, "PUT", uploads.LARGE_FILE, path):
-            return _response(await _receive_large_file(service, request, match["sha256"]))
-        if match := _matches(request, "POST", uploads.COMMIT, path):
-            call = _call(request, match, b"", authorised)
-            return _response(await _receive_commit(service, request, call))
-        for method, pattern, handler in _ROUTES:
-            if match := _matches(request, method, pattern, path):
-                call = _call(request, match, await _small(request), authorised)
-                return _response(await asyncio.to_thread(handler, service, call))
-        raise _unknown(request.method, path)
-    except Refused as e:
-        status = 401 if e.reason is Reason.REPO_NOT_FOUND and not authorised else _STATUS[e.reason]
-        return error_response(status, e.reason.code, e.message, e.commit)
-    except OSError as e:
-        status = 507 if e.errno in (errno.ENOSPC, errno.EDQUOT) else 500
-        return error_response(status, "", f"The local Hub could not read or write its folder: {e}.")
+def _routed(service: Service) -> App:
+    from starlette.applications import Starlette
+    from starlette.convertors import StringConvertor, register_url_convertor
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def unknown(request: Request, error: Any) -> Response:
+        method, path = request.method, request.scope["path"]
+        if _WITHOUT_NAMESPACE.fullmatch(path):
+            message = f"There is no repository at '{path}' on this Hub: names have the form namespace/name."
+            return _refusal(request, Refused(Reason.REPO_NOT_FOUND, message))
+        return _refusal(request, Refused(Reason.UNKNOWN_CALL, f"A local Hub does not answer {method} {path}."))
+
+    async def refused(request: Request, error: Any) -> Response:
+        return _refusal(request, error)
+
+    async def broken(request: Request, error: Any) -> Response:
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500
+        return error_response(status, "", f"The local Hub could not read or write its folder: {error}.")
+
+    async def gone(request: Request, error: Any) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    for name, regex in CONVERTORS.items():
+        register_url_convertor(name, type(name, (StringConvertor,), {"regex": regex})())
+    routes = [
+        Route("/lfs/{sha256}", partial(_receive_large_file, service), methods=["PUT"]),
+        Route(API + "/commit/{revision}", partial(_receive_commit, service), methods=["POST"]),
+    ]
+    for method, path, handler in (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES):
+        routes.append(Route(path, partial(_answer, service, handler), methods=[method]))
+    failures = {HTTPException: unknown, Refused: refused, OSError: broken, ClientDisconnect: gone}
+    hub = Starlette(routes=routes, exception_handlers=failures)
+    hub.router.redirect_slashes = False
+    return hub
 
 
-async def _receive_commit(service: Service, request: Request, call: Call) -> Any:
+async def _answer(service: Service, handler: Handler, request: Request) -> Response:
+    from starlette.responses import JSONResponse, Response
+
+    reply = await asyncio.to_thread(handler, service, _call(request, await _small(request)))
+    return reply if isinstance(reply, Response) else JSONResponse(reply)
+
+
+async def _receive_commit(service: Service, request: Request) -> Response:
+    from starlette.responses import JSONResponse
+
+    call = _call(request)
     await asyncio.to_thread(service.writable, call)
     header, operations = None, []
     async for line in _lines(request.stream()):
@@ -117,11 +122,13 @@ async def _receive_commit(service: Service, request: Request, call: Call) -> Any
                 operations.append(part)
     if header is None:
         raise Refused(Reason.INVALID, "The commit has no header.")
-    return await asyncio.to_thread(uploads.commit, service, call, header, operations)
+    return JSONResponse(await asyncio.to_thread(uploads.commit, service, call, header, operations))
 
 
-async def _receive_large_file(service: Service, request: Request, sha256: str) -> Any:
-    query = request.query_params
+async def _receive_large_file(service: Service, request: Request) -> Response:
+    from starlette.responses import JSONResponse
+
+    sha256, query = request.path_params["sha256"], request.query_params
     size = int(query["size"]) if query.get("size", "").isdecimal() else -1
     if not hmac.compare_digest(query.get("signature", "").encode(), service.signature(sha256, size).encode()):
         raise Refused(Reason.FORBIDDEN, "The address of this upload is not one that this local Hub gave out.")
@@ -134,7 +141,7 @@ async def _receive_large_file(service: Service, request: Request, sha256: str) -
             message = f"The {draft.size} bytes that arrived have another sha256 than {sha256}. Upload the file again."
             raise Refused(Reason.INVALID, message)
         await asyncio.to_thread(service.store.disk.keep, draft)
-    return {}
+    return JSONResponse({})
 
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
@@ -158,14 +165,18 @@ async def _small(request: Request) -> bytes:
     return whole
 
 
-def _matches(request: Request, method: str, pattern: str, path: str) -> re.Match[str] | None:
-    asked = "GET" if request.method == "HEAD" else request.method
-    return re.fullmatch(pattern, path) if asked == method else None
+def _call(request: Request, body: bytes = b"") -> Call:
+    parts = {name: unquote(part) for name, part in request.path_params.items()}
+    return Call(parts, parse_qs(request.url.query), body, request.state.authorised)
 
 
-def _call(request: Request, match: re.Match[str], body: bytes, authorised: bool) -> Call:
-    parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
-    return Call(parts, parse_qs(request.url.query), body, authorised)
+def _guard(request: Request, token: str) -> Response | None:
+    try:
+        _check_origin(request)
+        request.state.authorised = request.state.authorised or _has_token(request, token)
+    except Refused as e:
+        return _refusal(request, e)
+    return None
 
 
 def _check_origin(request: Request) -> None:
@@ -183,37 +194,18 @@ def _has_token(request: Request, token: str) -> bool:
     if hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
         return True
     # The client knows this sentence: without it a wrong token would look like a missing repository.
-    raise Refused(Reason.BAD_TOKEN, "Invalid credentials in Authorization header")
+    raise Refused(Reason.TOKEN, "Invalid credentials in Authorization header")
 
 
-def _unknown(method: str, path: str) -> Refused:
-    if _WITHOUT_NAMESPACE.fullmatch(path):
-        message = f"There is no repository at '{path}' on this Hub: names have the form namespace/name."
-        return Refused(Reason.REPO_NOT_FOUND, message)
-    return Refused(Reason.UNKNOWN_CALL, f"A local Hub does not answer {method} {path}.")
-
-
-def _response(reply: Any) -> Response:
-    from starlette.responses import FileResponse, JSONResponse
-
-    if isinstance(reply, FileReply):
-        return FileResponse(reply.path, headers=reply.headers, media_type="application/octet-stream")
-    value, status = (reply.value, reply.status) if isinstance(reply, JsonReply) else (reply, 200)
-    return JSONResponse(value, status)
+def _refusal(request: Request, refused: Refused) -> Response:
+    hidden = refused.reason is Reason.REPO_NOT_FOUND and not request.state.authorised
+    return error_response(
+        401 if hidden else refused.reason.status, refused.reason.code, refused.message, refused.commit
+    )
 
 
 def error_response(status: int, code: str, message: str, commit: str | None = None) -> Response:
-    """Returns an error as the client reads it.
-
-    Args:
-        status: The HTTP status.
-        code: The `X-Error-Code`, or `""`.
-        message: What went wrong, on one line in `X-Error-Message`.
-        commit: The commit that was looked at, or None.
-
-    Returns:
-        The response.
-    """
+    """Returns an error as the client reads it, with the Hub's `X-Error-Code` where it has one."""
     from starlette.responses import JSONResponse
 
     line = " ".join(message.split()).encode("unicode_escape").decode()

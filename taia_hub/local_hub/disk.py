@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, blobs named by their hash, and the lock of a folder.
+"""Files that are whole or absent: blobs named by their hash, and the lock of a folder.
 
 A file is written under `incoming/`, flushed to the disk and only then moved to its name, so a process that dies at
 any moment leaves the old file or the new one. What it leaves in `incoming/` is removed at the next start.
@@ -14,35 +14,28 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from taia_hub.common.atomic import flush, put_in_place
 from taia_hub.errors import RepositoryError
+from taia_hub.local_hub.names import SHA256
 
 
 @dataclass(frozen=True)
 class Blob:
-    """A content on disk.
-
-    Attributes:
-        sha256: Its hash, which is its name.
-        size: Its length in bytes.
-    """
+    """A content on disk: its hash, which is its name, and its length in bytes."""
 
     sha256: str
     size: int
 
 
 class Disk:
-    """The folder of a local Hub, held by one process at a time.
-
-    Args:
-        folder: Where everything is kept; made when it does not exist.
+    """The folder of a local Hub, made when it does not exist and held by one process at a time.
 
     Attributes:
-        folder: The same.
+        folder: Where everything is kept.
         token: The access token of this Hub, made with the folder.
 
     Raises:
@@ -86,16 +79,8 @@ class Disk:
         self._lock.release()
 
     def write_json(self, path: Path, value: Any) -> None:
-        """Replaces a file as a whole.
-
-        Args:
-            path: The file; its folder exists.
-            value: What to write.
-
-        Raises:
-            OSError: When the disk is full, for one; the old file stays.
-        """
-        with Draft(self._incoming) as draft:
+        """Replaces a file as a whole; when that fails (OSError), the old file stays."""
+        with self.draft() as draft:
             draft.write(json.dumps(value, indent=1, sort_keys=True).encode())
             draft.move_to(path)
 
@@ -104,14 +89,10 @@ class Disk:
         return Path(tempfile.mkdtemp(dir=self._incoming))
 
     def move_folder(self, source: Path, target: Path) -> None:
-        """Renames a folder; `target` does not exist.
-
-        Raises:
-            OSError: When it exists after all, or the disk refuses.
-        """
+        """Renames a folder; `target` does not exist."""
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(source, target)
-        _flush_folder(target.parent)
+        flush(target.parent)
 
     def remove_folder(self, folder: Path) -> None:
         """Removes a folder so that it is there as a whole or not at all."""
@@ -124,31 +105,17 @@ class Disk:
         return Draft(self._incoming)
 
     def keep(self, draft: Draft) -> Blob:
-        """Makes a draft a blob.
-
-        Args:
-            draft: What was written.
-
-        Returns:
-            The blob; the one that is already there when the content is known.
-
-        Raises:
-            OSError: When the disk is full, for one; then there is no blob.
-        """
+        """Makes a draft a blob, or returns the one that is there already; when that fails (OSError), there is none."""
         blob = draft.blob()
         path = self.blob_path(blob.sha256)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             draft.move_to(path)
-            _flush_folder(self._blobs)
+            flush(self._blobs)
         return blob
 
     def put(self, content: bytes) -> Blob:
-        """Keeps a content that is in memory.
-
-        Raises:
-            OSError: When the disk is full, for one; then there is no blob.
-        """
+        """Keeps a content that is in memory, as `keep`."""
         with self.draft() as draft:
             draft.write(content)
             return self.keep(draft)
@@ -158,7 +125,9 @@ class Disk:
         return self._blobs / sha256[:2] / sha256
 
     def find(self, sha256: str) -> Blob | None:
-        """Returns the blob of this hash, or None."""
+        """Returns the blob of this hash, or None; what is no hash names no file either."""
+        if not SHA256.fullmatch(sha256):
+            return None
         try:
             return Blob(sha256, self.blob_path(sha256).stat().st_size)
         except FileNotFoundError:
@@ -169,6 +138,7 @@ class Draft:
     """A file that is being written; it vanishes at the end of the `with` block unless it was moved to a name."""
 
     def __init__(self, folder: Path) -> None:
+        # For its owner alone: it may hold the token, or a file of a private repository.
         handle, name = tempfile.mkstemp(dir=folder)
         self._file = os.fdopen(handle, "wb")
         self._path = Path(name)
@@ -178,9 +148,7 @@ class Draft:
     def __enter__(self) -> Draft:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         try:
             self._file.close()
         finally:
@@ -197,35 +165,14 @@ class Draft:
         return Blob(self._hash.hexdigest(), self.size)
 
     def move_to(self, path: Path) -> None:
-        """Gives the finished file its name, replacing what had it.
-
-        Raises:
-            OSError: When the disk is full, for one; then nothing has changed.
-        """
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Gives the finished file its name, replacing what had it."""
         self._file.close()
-        os.replace(self._path, path)
-        _flush_folder(path.parent)
+        put_in_place(self._path, path)
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a JSON file that `Disk.write_json` wrote.
-
-    Raises:
-        FileNotFoundError: When there is none.
-    """
+    """Returns the value of a JSON file that `Disk.write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 _OWN_NAMES = ("lock", "incoming", "blobs", "local_hub.json")
-
-
-def _flush_folder(folder: Path) -> None:
-    # A name survives a power cut only when its folder is flushed too. Windows cannot open a folder.
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -16,18 +16,14 @@ from taia_hub.local_hub.refusals import Reason, Refused
 
 
 @dataclass(frozen=True)
-class File:
+class File(Blob):
     """A file in a commit.
 
     Attributes:
-        sha256: The hash of its content.
-        size: Its length in bytes.
         oid: The git hash of the content, or of the pointer that git would hold for a large file.
         lfs: Whether it came as a large file.
     """
 
-    sha256: str
-    size: int
     oid: str
     lfs: bool
 
@@ -109,11 +105,7 @@ class Commit:
         return asdict(self)
 
     def file(self, path: str) -> File:
-        """Returns the file at a path.
-
-        Raises:
-            Refused: When there is none.
-        """
+        """Returns the file at a path; refuses one that is not there."""
         try:
             return self.files[path]
         except KeyError as e:
@@ -122,17 +114,9 @@ class Commit:
 
 
 def apply(operations: Iterable[Operation], files: Mapping[str, File]) -> dict[str, File]:
-    """Returns the files after a commit.
+    """Returns the files after the operations of a commit, by path.
 
-    Args:
-        operations: What the commit does, in this order.
-        files: The files before, by path; not changed.
-
-    Returns:
-        The files after, by path.
-
-    Raises:
-        Refused: When a path is not safe, a file to delete is missing, or a file would be a folder too.
+    It refuses a path that is not safe, a deletion of what is not there, and a file that would be a folder too.
     """
     after = dict(files)
     for operation in operations:
@@ -155,22 +139,13 @@ def apply(operations: Iterable[Operation], files: Mapping[str, File]) -> dict[st
 
 
 def parents(path: str) -> list[str]:
-    """Returns the folders above a path, the outermost first.
-
-    Example:
-        >>> parents("a/b/c.txt")
-        ['a', 'a/b']
-    """
+    """Returns the folders above a path, the outermost first: `a` and `a/b` for `a/b/c.txt`."""
     parts = path.split("/")
     return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def decode(content: str, encoding: str) -> bytes:
-    """Returns the bytes of a file as a commit carries them.
-
-    Raises:
-        Refused: When the text is not what `encoding` says.
-    """
+    """Returns the bytes of a file that a commit carries as text; refuses what is not in `encoding`."""
     if encoding == "utf-8":
         return content.encode()
     if encoding != "base64":

@@ -33,11 +33,7 @@ class RepoKind(str, Enum):
 
     @classmethod
     def parse(cls, text: str) -> RepoKind:
-        """Returns the kind for `"model"` or `"models"` and the like.
-
-        Raises:
-            Refused: When there is no such kind.
-        """
+        """Returns the kind for `"model"` or `"models"` and the like; refuses others."""
         for kind in cls:
             if text in (kind.value, kind.plural):
                 return kind
@@ -46,68 +42,43 @@ class RepoKind(str, Enum):
 
 
 def check_repo_id(repo_id: str) -> str:
-    """Returns `repo_id` when it is a `namespace/name` that is safe as two folder names.
-
-    Args:
-        repo_id: What the client asked for.
-
-    Returns:
-        The same text.
-
-    Raises:
-        Refused: When a part is missing, too long or holds a character that the Hub does not allow.
-
-    Example:
-        >>> check_repo_id("org/model-taia")
-        'org/model-taia'
-    """
+    """Returns `repo_id` when it is a `namespace/name` that is safe as two folder names; refuses any other."""
     parts = repo_id.split("/")
     fits = len(parts) == 2 and all(_NAME.fullmatch(part) and ".." not in part and "--" not in part for part in parts)
-    if not fits or parts[1].endswith(".git"):
-        raise Refused(
-            Reason.INVALID,
-            f"'{repo_id}' is no repository name. Write namespace/name, each of at most 96 letters, digits, '-', '_' "
-            "or '.', without '--' or '..' and not starting or ending with '-' or '.'.",
-        )
-    return repo_id
+    return _checked(
+        repo_id,
+        fits and not parts[1].endswith(".git"),
+        "is no repository name. Write namespace/name, each of at most 96 letters, digits, '-', '_' or '.', without "
+        "'--' or '..' and not starting or ending with '-' or '.'.",
+    )
 
 
 def check_path(path: str) -> str:
-    """Returns `path` when it names a file inside a repository and nowhere else.
-
-    Args:
-        path: A path with forward slashes, relative to the repository.
-
-    Returns:
-        The same text.
-
-    Raises:
-        Refused: When the path is empty, absolute, climbs out with `..`, or could do so on another system.
-    """
+    """Returns `path` when it names a file inside a repository; refuses what climbs out, here or on another system."""
     parts = path.split("/")
     forbidden = any(part in ("", ".", "..", ".git") for part in parts)
-    if forbidden or "\\" in path or ":" in parts[0] or _CONTROL.search(path) or len(path) > 1000:
-        raise Refused(
-            Reason.INVALID,
-            f"'{path[:200]}' is no file name in a repository. Write a relative path of at most 1000 characters with "
-            "forward slashes, without '.', '..' or '.git' as a part.",
-        )
-    return path
+    return _checked(
+        path,
+        not (forbidden or "\\" in path or ":" in parts[0] or _CONTROL.search(path) or len(path) > 1000),
+        "is no file name in a repository. Write a relative path of at most 1000 characters with forward slashes, "
+        "without '.', '..' or '.git' as a part.",
+    )
 
 
 def check_reference(name: str) -> str:
-    """Returns `name` when it can name a branch or a tag.
+    """Returns `name`, without `refs/heads/` or `refs/tags/`, when it can name a branch or a tag.
 
-    Args:
-        name: The name without `refs/heads/` or `refs/tags/`.
-
-    Returns:
-        The same text.
-
-    Raises:
-        Refused: When git would not take the name, or it could be taken for a commit or a pull request.
+    It refuses what git would not take, and what could be taken for a commit or a pull request.
     """
     bad_edges = name.startswith(("/", "-", ".", "refs/")) or name.endswith(("/", "."))
-    if not name or len(name) > 200 or bad_edges or _NOT_IN_REFERENCES.search(name) or SHA.fullmatch(name):
-        raise Refused(Reason.INVALID, f"'{name[:200]}' cannot name a branch or a tag. Use a name such as 'v1.0'.")
+    return _checked(
+        name,
+        not (not name or len(name) > 200 or bad_edges or _NOT_IN_REFERENCES.search(name) or SHA.fullmatch(name)),
+        "cannot name a branch or a tag. Use a name such as 'v1.0'.",
+    )
+
+
+def _checked(name: str, fits: bool, otherwise: str) -> str:
+    if not fits:
+        raise Refused(Reason.INVALID, f"'{name[:200]}' {otherwise}")
     return name

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from taia_hub.local_hub import views
 from taia_hub.local_hub.history import Commit
 from taia_hub.local_hub.names import RepoKind
-from taia_hub.local_hub.service import API, PAGE, REVISION, Call, FileReply, JsonReply, Routes, Service, text
+from taia_hub.local_hub.service import API, PAGES, Call, Routes, Service, text
 from taia_hub.local_hub.store import Repository
 
 
@@ -26,10 +26,12 @@ def agent_harnesses(service: Service, call: Call) -> Any:
 
 def validate_yaml(service: Service, call: Call) -> Any:
     """Answers the check of a card before it is committed."""
+    from starlette.responses import JSONResponse
+
     body = call.json()
     errors, warnings = views.card_problems(text(body, "content"), RepoKind.parse(body.get("repoType") or "model"))
     shown = {"errors": [{"message": e} for e in errors], "warnings": [{"message": w} for w in warnings]}
-    return JsonReply(shown, 400 if errors else 200)
+    return JSONResponse(shown, 400 if errors else 200)
 
 
 def info(service: Service, call: Call) -> Any:
@@ -105,6 +107,8 @@ def discussions(service: Service, call: Call) -> Any:
 
 def resolve(service: Service, call: Call) -> Any:
     """Answers downloads."""
+    from starlette.responses import FileResponse
+
     repository, commit = service.commit_of(call)
     service.check_gate(call, repository)
     file = commit.file(call.path["path"])
@@ -112,7 +116,8 @@ def resolve(service: Service, call: Call) -> Any:
     headers = {"X-Repo-Commit": commit.sha, "ETag": etag}
     if file.lfs:
         headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(file.size)}
-    return FileReply(service.store.disk.blob_path(file.sha256), headers)
+    path = service.store.disk.blob_path(file.sha256)
+    return FileResponse(path, headers=headers, media_type="application/octet-stream")
 
 
 def _info(service: Service, call: Call, repository: Repository, commit: Commit) -> dict[str, Any]:
@@ -132,17 +137,18 @@ def _references(prefix: str, names: dict[str, str]) -> list[dict[str, str]]:
 
 
 ROUTES: Routes = (
-    ("GET", r"/api/whoami-v2", whoami),
-    ("GET", r"/api/agent-harnesses", agent_harnesses),
-    ("POST", r"/api/validate-yaml", validate_yaml),
-    ("GET", r"/api/(?P<kind>models|datasets|spaces)", listing),
+    ("GET", "/api/whoami-v2", whoami),
+    ("GET", "/api/agent-harnesses", agent_harnesses),
+    ("POST", "/api/validate-yaml", validate_yaml),
+    ("GET", "/api/{kind:hub_kind}", listing),
     ("GET", API, info),
-    ("GET", API + r"/revision" + REVISION, info),
-    ("GET", API + r"/auth-check", auth_check),
-    ("GET", API + r"/refs", refs),
-    ("GET", API + r"/commits" + REVISION, commits),
-    ("GET", API + r"/tree" + REVISION + r"(?:/(?P<path>.*))?", tree),
-    ("POST", API + r"/paths-info" + REVISION, paths_info),
-    ("GET", API + r"/discussions", discussions),
-    ("GET", PAGE + r"/resolve" + REVISION + r"/(?P<path>.+)", resolve),
+    ("GET", API + "/revision/{revision}", info),
+    ("GET", API + "/auth-check", auth_check),
+    ("GET", API + "/refs", refs),
+    ("GET", API + "/commits/{revision}", commits),
+    ("GET", API + "/tree/{revision}", tree),
+    ("GET", API + "/tree/{revision}/{path:path}", tree),
+    ("POST", API + "/paths-info/{revision}", paths_info),
+    ("GET", API + "/discussions", discussions),
+    *(("GET", page + "/resolve/{revision}/{path:path}", resolve) for page in PAGES),
 )

@@ -7,39 +7,31 @@ from enum import Enum
 from taia_hub.errors import RepositoryError
 
 
-class Reason(str, Enum):
-    """The closed set of refusals; the values with capitals are the Hub's own `X-Error-Code`s."""
+class Reason(Enum):
+    """The closed set of refusals: each with its HTTP status, and the Hub's own `X-Error-Code` where it sends one."""
 
-    REPO_NOT_FOUND = "RepoNotFound"
-    REVISION_NOT_FOUND = "RevisionNotFound"
-    ENTRY_NOT_FOUND = "EntryNotFound"
-    GATED = "GatedRepo"
-    EXISTS = "exists"
-    STALE_PARENT = "stale-parent"
-    INVALID = "invalid"
-    TOO_LARGE = "too-large"
-    FORBIDDEN = "forbidden"
-    NO_TOKEN = "no-token"
-    BAD_TOKEN = "bad-token"
-    UNKNOWN_CALL = "unknown-call"
+    REPO_NOT_FOUND = 404, "RepoNotFound"
+    REVISION_NOT_FOUND = 404, "RevisionNotFound"
+    ENTRY_NOT_FOUND = 404, "EntryNotFound"
+    UNKNOWN_CALL = 404, ""
+    GATED = 401, "GatedRepo"
+    TOKEN = 401, ""
+    FORBIDDEN = 403, ""
+    EXISTS = 409, ""
+    STALE_PARENT = 412, ""
+    INVALID = 400, ""
+    TOO_LARGE = 413, ""
 
-    @property
-    def code(self) -> str:
-        """The Hub's `X-Error-Code`; empty where the Hub sends none."""
-        return self.value if self.value[0].isupper() else ""
+    def __init__(self, status: int, code: str) -> None:
+        self.status, self.code = status, code
 
 
 class Refused(RepositoryError):
     """Raised when the Hub's rules do not allow what a client asked for.
 
-    Args:
-        reason: Which rule.
-        message: What came and what is allowed.
-        commit: The commit that was looked at, where there was one.
-
     Attributes:
         reason: Which rule.
-        commit: The commit's sha, or None.
+        commit: The sha of the commit that was looked at, where there was one.
     """
 
     def __init__(self, reason: Reason, message: str, *, commit: str | None = None) -> None:

@@ -7,7 +7,6 @@ import hmac
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from taia_hub.local_hub.history import Commit
@@ -35,11 +34,7 @@ class Call:
     authorised: bool
 
     def json(self) -> dict[str, Any]:
-        """Returns the JSON object in the body; empty where there is no body.
-
-        Raises:
-            Refused: When the body is something else.
-        """
+        """Returns the JSON object in the body, empty where there is no body; refuses any other value."""
         try:
             value = json.loads(self.body or b"{}")
         except ValueError as e:
@@ -51,27 +46,6 @@ class Call:
     def flag(self, name: str) -> bool:
         """Returns whether a query parameter is set to true."""
         return self.query.get(name, [""])[-1].lower() in ("true", "1")
-
-
-@dataclass(frozen=True)
-class FileReply:
-    """A file on disk to send.
-
-    Attributes:
-        path: The file.
-        headers: What the client reads before the bytes.
-    """
-
-    path: Path
-    headers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class JsonReply:
-    """A JSON value with a status other than 200."""
-
-    value: Any
-    status: int
 
 
 @dataclass(frozen=True)
@@ -91,11 +65,7 @@ class Service:
     large_files: LargeFiles
 
     def readable(self, call: Call) -> Repository:
-        """Returns the repository that a call names.
-
-        Raises:
-            Refused: When there is none, or the caller may not see it.
-        """
+        """Returns the repository that a call names; to a caller who may not see it, there is none."""
         kind = RepoKind.parse(call.path.get("kind", "models"))
         repository = self.store.get(kind, f"{call.path['namespace']}/{call.path['repo']}")
         if repository.settings.private and not call.authorised:
@@ -103,39 +73,23 @@ class Service:
         return repository
 
     def writable(self, call: Call) -> Repository:
-        """Returns the repository that a call wants to change.
-
-        Raises:
-            Refused: When there is none, or the caller has no token.
-        """
+        """Returns the repository that a call wants to change; refuses a caller without the token."""
         repository = self.readable(call)
         self.check_writer(call)
         return repository
 
     def commit_of(self, call: Call) -> tuple[Repository, Commit]:
-        """Returns the repository and the commit that a call names.
-
-        Raises:
-            Refused: When there is none, or the caller may not see it.
-        """
+        """Returns the repository and the commit that a call names."""
         repository = self.readable(call)
         return repository, repository.commit_at(call.path.get("revision", "main"))
 
     def check_writer(self, call: Call) -> None:
-        """Checks that the caller may change something.
-
-        Raises:
-            Refused: When the caller has no token.
-        """
+        """Refuses a caller without the token."""
         if not call.authorised:
-            raise Refused(Reason.NO_TOKEN, "This needs the token of the local Hub. Set HF_TOKEN to it.")
+            raise Refused(Reason.TOKEN, "This needs the token of the local Hub. Set HF_TOKEN to it.")
 
     def check_gate(self, call: Call, repository: Repository) -> None:
-        """Checks that the caller may read the files of a repository.
-
-        Raises:
-            Refused: When the repository is gated and the caller has no token.
-        """
+        """Refuses the files of a gated repository to a caller without the token."""
         if repository.settings.gated and not call.authorised:
             message = f"The files of {repository.repo_id} are gated. Set HF_TOKEN to the token of the local Hub."
             raise Refused(Reason.GATED, message)
@@ -149,21 +103,23 @@ class Service:
         return hmac.new(self.store.disk.token.encode(), f"{sha256} {size}".encode(), hashlib.sha256).hexdigest()
 
 
+# Answers with a JSON value, or with a response of Starlette's.
 Handler = Callable[[Service, Call], Any]
 Routes = tuple[tuple[str, str, Handler], ...]
 
-# Patterns for a whole path as it was sent, before percent-decoding: a part holds no slash.
-API = r"/api/(?P<kind>models|datasets|spaces)/(?P<namespace>[^/]+)/(?P<repo>[^/]+)"
-PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<namespace>[^/]+)/(?P<repo>[^/]+)"
-REVISION = r"/(?P<revision>[^/]+)"
+# What may stand in a path where a route names one of these, beside Starlette's own `str` and `path`.
+CONVERTORS = {
+    "hub_kind": "models|datasets|spaces",
+    "hub_prefix": "datasets|spaces",
+    "hub_space": "spaces",
+    "hub_entries": "variables|secrets",
+}
+API = "/api/{kind:hub_kind}/{namespace}/{repo}"
+PAGES = ("/{namespace}/{repo}", "/{kind:hub_prefix}/{namespace}/{repo}")
 
 
 def text(body: Mapping[str, Any], key: str) -> str:
-    """Returns a text that a request must hold.
-
-    Raises:
-        Refused: When it is missing or no text.
-    """
+    """Returns a text that a request must hold; refuses its absence and any other value."""
     value = body.get(key)
     if not isinstance(value, str):
         raise Refused(Reason.INVALID, f"'{key}' is {value!r}; it must be a text.")

@@ -82,12 +82,7 @@ class References:
 
 
 class Repository:
-    """One repository; `Store` makes these.
-
-    Attributes:
-        kind: Model, dataset or Space.
-        repo_id: Its `namespace/name`.
-    """
+    """One repository; `Store` makes these."""
 
     def __init__(self, disk: Disk, lock: threading.RLock, kind: RepoKind, repo_id: str) -> None:
         self.kind, self.repo_id = kind, repo_id
@@ -115,11 +110,7 @@ class Repository:
         )
 
     def commit_at(self, revision: str) -> Commit:
-        """Returns the commit that a branch, a tag, `refs/pr/N` or a full sha names.
-
-        Raises:
-            Refused: When nothing has that name.
-        """
+        """Returns the commit that a branch, a tag, `refs/pr/N` or a full sha names; refuses other names."""
         sha = self.references.find(revision) or (revision if SHA.fullmatch(revision) else None)
         if sha is None or not self._commit_path(sha).exists():
             raise Refused(
@@ -147,24 +138,10 @@ class Repository:
         parent: str | None = None,
         pull_request: bool = False,
     ) -> tuple[Commit, int | None]:
-        """Commits changes, whole or not at all.
+        """Commits changes whose contents are on disk already, whole or not at all: the branch moves last.
 
-        Args:
-            branch: A branch or `refs/pr/N` to commit to, or to start from with `pull_request`.
-            operations: What changes; the contents are on disk already.
-            title: The first line of the message.
-            author: Who commits.
-            message: The rest of the message.
-            parent: The sha that the branch must still have, where the client knows it.
-            pull_request: Whether to leave the branch alone and open a pull request.
-
-        Returns:
-            The commit, and the number of the pull request that was opened or None.
-
-        Raises:
-            Refused: When the branch has moved on from `parent`, does not exist, is a tag or a sha, or an operation
-                does not fit. The branch is as before.
-            OSError: When the disk is full, for one; the branch is as before.
+        `branch` may be `refs/pr/N`, and with `pull_request` is only where a new one starts, whose number is returned
+        too. Refuses a branch that is no longer at `parent`, no branch at all, and operations that do not fit.
         """
         with self._lock:
             references = self.references
@@ -197,11 +174,7 @@ class Repository:
         return after, number
 
     def add_reference(self, name: str, revision: str, *, tag: bool) -> None:
-        """Makes a branch, or a tag, at a revision.
-
-        Raises:
-            Refused: When the name is taken or not allowed, or there is no such revision.
-        """
+        """Makes a branch, or a tag, at a revision; refuses a name that is taken or not allowed."""
         with self._lock:
             references = self.references
             check_reference(name)
@@ -211,11 +184,7 @@ class Repository:
             self._write_references(references)
 
     def remove_reference(self, name: str, *, tag: bool) -> None:
-        """Removes a branch, or a tag; its commits stay.
-
-        Raises:
-            Refused: When there is none of that name, or it is the main branch.
-        """
+        """Removes a branch other than `main`, or a tag; its commits stay."""
         with self._lock:
             references = self.references
             if name == "main" and not tag:
@@ -241,17 +210,7 @@ class Repository:
 
 
 class Store:
-    """All repositories of a local Hub.
-
-    Args:
-        folder: Where they are kept; made when it does not exist.
-
-    Attributes:
-        disk: The folder's files.
-
-    Raises:
-        RepositoryError: When another local Hub holds the folder, or it holds something else.
-    """
+    """All repositories of a local Hub; it holds the folder until `close`."""
 
     def __init__(self, folder: Path) -> None:
         self.disk = Disk(folder)
@@ -263,11 +222,7 @@ class Store:
         self.disk.close()
 
     def get(self, kind: RepoKind, repo_id: str) -> Repository:
-        """Returns a repository.
-
-        Raises:
-            Refused: When there is none of that name.
-        """
+        """Returns the repository of a name; refuses a name that none has."""
         repository = Repository(self.disk, self._lock, kind, check_repo_id(repo_id))
         if not (repository.folder / "references.json").exists():
             raise Refused(Reason.REPO_NOT_FOUND, f"There is no {kind.value} '{repo_id}' on this Hub.")
@@ -279,19 +234,9 @@ class Store:
         return [self.get(kind, f"{file.parts[-3]}/{file.parts[-2]}") for file in files]
 
     def create(self, kind: RepoKind, repo_id: str, *, author: str, **settings: Any) -> Repository:
-        """Makes a repository whose first commit holds a `.gitattributes`.
+        """Makes a repository with these `Settings`, whose first commit holds a `.gitattributes`.
 
-        Args:
-            kind: Model, dataset or Space.
-            repo_id: Its `namespace/name`.
-            author: Who makes it.
-            **settings: Fields of `Settings` that differ from their defaults.
-
-        Returns:
-            The repository.
-
-        Raises:
-            Refused: When the name is taken or not allowed.
+        Refuses a name that is taken or not allowed.
         """
         content = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES).encode()
         file = File.regular(self.disk.put(content), content)
@@ -314,11 +259,7 @@ class Store:
             self.disk.remove_folder(repository.folder)
 
     def move(self, repository: Repository, new_id: str) -> Repository:
-        """Gives a repository another name.
-
-        Raises:
-            Refused: When the name is taken or not allowed.
-        """
+        """Gives a repository another name; refuses one that is taken or not allowed."""
         moved = Repository(self.disk, self._lock, repository.kind, check_repo_id(new_id))
         with self._lock:
             self._refuse_if_taken(moved)

@@ -1,7 +1,7 @@
 """Calls that bring files: what to send how, large files, commits.
 
-The bodies of `COMMIT` and `LARGE_FILE` do not fit into memory; `app.py` reads them piece by piece and calls
-`stage` and `commit` here.
+The bodies of commits and large files do not fit into memory: `app.py` reads them piece by piece, and calls `stage` and
+`commit` here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from taia_hub.local_hub.history import AddFile, DeleteFile, DeleteFolder, File, Operation, decode
 from taia_hub.local_hub.names import SHA256
 from taia_hub.local_hub.refusals import Reason, Refused
-from taia_hub.local_hub.service import API, PAGE, REVISION, Call, Routes, Service, text
+from taia_hub.local_hub.service import API, PAGES, Call, Routes, Service, text
 from taia_hub.local_hub.store import LARGE_SUFFIXES
 
 _LARGE_SIZE = 10 << 20
@@ -56,7 +56,7 @@ def lfs_verify(service: Service, call: Call) -> Any:
     service.check_writer(call)
     body = call.json()
     sha256 = text(body, "oid")
-    blob = service.store.disk.find(sha256) if SHA256.fullmatch(sha256) else None
+    blob = service.store.disk.find(sha256)
     if blob is None or blob.size != body.get("size"):
         message = f"No file of {body.get('size')} bytes with sha256 {sha256[:64]} has arrived."
         raise Refused(Reason.ENTRY_NOT_FOUND, message)
@@ -64,18 +64,9 @@ def lfs_verify(service: Service, call: Call) -> Any:
 
 
 def stage(service: Service, line: bytes | bytearray) -> dict[str, Any] | Operation:
-    """Reads one line of a commit and keeps the content that it carries.
+    """Reads one line of a commit, a JSON object with a `key` and a `value`, and keeps the content that it carries.
 
-    Args:
-        service: The Hub.
-        line: A JSON object with a `key` and a `value`.
-
-    Returns:
-        The header's value, or what the commit shall do.
-
-    Raises:
-        Refused: When the line is not part of a commit, or names a large file that has not arrived.
-        OSError: When the disk is full, for one.
+    Returns the header's value, or what the commit shall do.
     """
     try:
         part = json.loads(line)
@@ -94,7 +85,7 @@ def stage(service: Service, line: bytes | bytearray) -> dict[str, Any] | Operati
         return AddFile(path, File.regular(service.store.disk.put(content), content))
     if key == "lfsFile":
         sha256 = text(value, "oid")
-        blob = service.store.disk.find(sha256) if SHA256.fullmatch(sha256) else None
+        blob = service.store.disk.find(sha256)
         if blob is None:
             message = f"The large file '{path}' with sha256 {sha256[:64]} has not arrived. Upload it first."
             raise Refused(Reason.INVALID, message)
@@ -103,21 +94,7 @@ def stage(service: Service, line: bytes | bytearray) -> dict[str, Any] | Operati
 
 
 def commit(service: Service, call: Call, header: dict[str, Any], operations: list[Operation]) -> Any:
-    """Commits what `stage` kept.
-
-    Args:
-        service: The Hub.
-        call: The request, without its body.
-        header: The value of the commit's header.
-        operations: What to do, in this order.
-
-    Returns:
-        The commit's sha and address, and the pull request's where one was opened.
-
-    Raises:
-        Refused: When the branch does not exist or has moved on, or an operation does not fit.
-        OSError: When the disk is full, for one.
-    """
+    """Commits what `stage` kept; answers with the addresses of the commit and of a pull request that was opened."""
     repository = service.writable(call)
     made, number = repository.commit(
         call.path["revision"],
@@ -133,11 +110,8 @@ def commit(service: Service, call: Call, header: dict[str, Any], operations: lis
     return shown if number is None else {**shown, "pullRequestUrl": f"{page}/discussions/{number}"}
 
 
-COMMIT = API + r"/commit" + REVISION
-LARGE_FILE = r"/lfs/(?P<sha256>[0-9a-f]{64})"
-
 ROUTES: Routes = (
-    ("POST", API + r"/preupload" + REVISION, preupload),
-    ("POST", PAGE + r"\.git/info/lfs/objects/batch", lfs_batch),
-    ("POST", r"/lfs-verify", lfs_verify),
+    ("POST", API + "/preupload/{revision}", preupload),
+    *(("POST", page + ".git/info/lfs/objects/batch", lfs_batch) for page in PAGES),
+    ("POST", "/lfs-verify", lfs_verify),
 )

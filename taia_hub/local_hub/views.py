@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from taia_hub.local_hub.disk import Blob
 from taia_hub.local_hub.history import Commit, File, parents, pointer
 from taia_hub.local_hub.names import RepoKind
 from taia_hub.local_hub.refusals import Reason, Refused
@@ -20,17 +19,7 @@ _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def repository_info(repository: Repository, commit: Commit, readme: str, *, blobs: bool) -> dict[str, Any]:
-    """Returns what `model_info`, `dataset_info` and `space_info` read.
-
-    Args:
-        repository: The repository.
-        commit: The commit to describe.
-        readme: The text of its README.md; empty where there is none.
-        blobs: Whether files come with sizes and hashes.
-
-    Returns:
-        The repository as the Hub's API describes it.
-    """
+    """Returns what `model_info`, `dataset_info` and `space_info` read; with `blobs`, files have sizes and hashes."""
     settings = repository.settings
     card = card_data(readme)
     info: dict[str, Any] = {
@@ -70,15 +59,7 @@ def card_data(readme: str) -> dict[str, Any]:
 
 
 def card_problems(content: str, kind: RepoKind) -> tuple[list[str], list[str]]:
-    """Returns what is wrong and what is worth a warning in a card, as the Hub's check does.
-
-    Args:
-        content: The card.
-        kind: The kind of repository that it is for.
-
-    Returns:
-        The errors and the warnings.
-    """
+    """Returns the errors and the warnings that the Hub's check finds in a card for this kind of repository."""
     try:
         data = _metadata(content)
     except yaml.YAMLError as e:
@@ -94,19 +75,9 @@ def card_problems(content: str, kind: RepoKind) -> tuple[list[str], list[str]]:
 
 
 def tree(commit: Commit, folder: str, *, recursive: bool, last: Mapping[str, Commit] | None) -> list[dict[str, Any]]:
-    """Returns the files and folders in a folder.
+    """Returns the files and folders in a folder, or in the whole repository for `""`; refuses one that is not there.
 
-    Args:
-        commit: The commit to list.
-        folder: The folder, or `""` for the whole repository.
-        recursive: Whether to list what is in its folders too.
-        last: The commit that last changed each path, where the client asked for it.
-
-    Returns:
-        Items by path; a folder comes before the files in it.
-
-    Raises:
-        Refused: When the commit has no such folder.
+    They come as `items` describes them, by path, a folder before the files in it.
     """
     inside = f"{folder}/" if folder else ""
     found = {path: item for path, item in items(commit, last).items() if path.startswith(inside)}
@@ -117,21 +88,16 @@ def tree(commit: Commit, folder: str, *, recursive: bool, last: Mapping[str, Com
 
 
 def items(commit: Commit, last: Mapping[str, Commit] | None = None) -> dict[str, dict[str, Any]]:
-    """Returns every file and folder of a commit as listings show them.
+    """Returns every file and folder of a commit as listings show them, by path.
 
-    Args:
-        commit: The commit.
-        last: The commit that last changed each path, where the client asked for it.
-
-    Returns:
-        Items as the Hub's API describes them, by path.
+    Each says which commit last changed it, where the client asked for these (`last_changes`).
     """
     shown: dict[str, dict[str, Any]] = {}
     hashes: dict[str, Any] = {}
     for path, file in sorted(commit.files.items()):
         shown[path] = {"type": "file", "path": path, "oid": file.oid, "size": file.size}
         if file.lfs:
-            shown[path]["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": _pointer_size(file)}
+            shown[path]["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": len(pointer(file))}
         for folder in parents(path):
             hashes.setdefault(folder, hashlib.sha1()).update(f"{path} {file.oid}\n".encode())
     for folder, digest in hashes.items():
@@ -199,9 +165,5 @@ def _sibling(path: str, file: File, blobs: bool) -> dict[str, Any]:
     if blobs:
         shown |= {"size": file.size, "blobId": file.oid}
         if file.lfs:
-            shown["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": _pointer_size(file)}
+            shown["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": len(pointer(file))}
     return shown
-
-
-def _pointer_size(file: File) -> int:
-    return len(pointer(Blob(file.sha256, file.size)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from taia_hub.local_hub import views
 from taia_hub.local_hub.history import now
 from taia_hub.local_hub.names import RepoKind
 from taia_hub.local_hub.refusals import Reason, Refused
-from taia_hub.local_hub.service import API, Call, Handler, JsonReply, Routes, Service, text
+from taia_hub.local_hub.service import API, Call, Routes, Service, text
 
 
 def create_repo(service: Service, call: Call) -> Any:
@@ -29,8 +29,10 @@ def create_repo(service: Service, call: Call) -> Any:
     except Refused as e:
         if e.reason is not Reason.EXISTS:
             raise
+        from starlette.responses import JSONResponse
+
         # With exist_ok the client takes the address from the refusal.
-        return JsonReply({"error": e.message, "url": url}, 409)
+        return JSONResponse({"error": e.message, "url": url}, 409)
     return {"url": url, "name": repo_id, "id": repo_id}
 
 
@@ -101,27 +103,27 @@ def set_hardware(service: Service, call: Call) -> Any:
     return views.runtime(service.writable(call).update_settings(**changes))
 
 
-def _show(field: Literal["variables", "secrets"]) -> Handler:
-    return lambda service, call: getattr(service.writable(call).settings, field)
+def entries(service: Service, call: Call) -> Any:
+    """Answers `HfApi.get_space_variables` and `get_space_secrets`."""
+    return getattr(service.writable(call).settings, call.path["entries"])
 
 
-def _set(field: Literal["variables", "secrets"]) -> Handler:
-    def handler(service: Service, call: Call) -> Any:
-        body, repository = call.json(), service.writable(call)
-        entry = _variable(body) if field == "variables" else _secret(body)
-        changed = {**getattr(repository.settings, field), text(body, "key"): entry}
-        return getattr(repository.update_settings(**{field: changed}), field)
-
-    return handler
+def set_entry(service: Service, call: Call) -> Any:
+    """Answers `HfApi.add_space_variable` and `add_space_secret`."""
+    body, before = call.json(), entries(service, call)
+    entry = _variable(body) if call.path["entries"] == "variables" else _secret(body)
+    return _changed(service, call, {**before, text(body, "key"): entry})
 
 
-def _delete(field: Literal["variables", "secrets"]) -> Handler:
-    def handler(service: Service, call: Call) -> Any:
-        key, repository = text(call.json(), "key"), service.writable(call)
-        changed = {k: v for k, v in getattr(repository.settings, field).items() if k != key}
-        return getattr(repository.update_settings(**{field: changed}), field)
+def delete_entry(service: Service, call: Call) -> Any:
+    """Answers `HfApi.delete_space_variable` and `delete_space_secret`."""
+    key = text(call.json(), "key")
+    return _changed(service, call, {name: entry for name, entry in entries(service, call).items() if name != key})
 
-    return handler
+
+def _changed(service: Service, call: Call, entries: dict[str, Any]) -> Any:
+    service.writable(call).update_settings(**{call.path["entries"]: entries})
+    return entries
 
 
 def _named(service: Service, body: Mapping[str, Any]) -> tuple[RepoKind, str]:
@@ -138,24 +140,21 @@ def _variable(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"value": text(body, "value"), **_secret(body)}
 
 
-_SPACE = API.replace("models|datasets|spaces", "spaces")
-_NAME = r"/(?P<name>[^/]+)"
+_SPACE = "/api/{kind:hub_space}/{namespace}/{repo}"
+_ENTRIES = _SPACE + "/{entries:hub_entries}"
 
 ROUTES: Routes = (
-    ("POST", r"/api/repos/create", create_repo),
-    ("DELETE", r"/api/repos/delete", delete_repo),
-    ("POST", r"/api/repos/move", move_repo),
-    ("PUT", API + r"/settings", update_settings),
-    ("POST", API + r"/branch" + _NAME, create_branch),
-    ("DELETE", API + r"/branch" + _NAME, delete_branch),
-    ("POST", API + r"/tag" + _NAME, create_tag),
-    ("DELETE", API + r"/tag" + _NAME, delete_tag),
-    ("GET", _SPACE + r"/runtime", runtime),
-    ("POST", _SPACE + r"/hardware", set_hardware),
-    ("GET", _SPACE + r"/variables", _show("variables")),
-    ("POST", _SPACE + r"/variables", _set("variables")),
-    ("DELETE", _SPACE + r"/variables", _delete("variables")),
-    ("GET", _SPACE + r"/secrets", _show("secrets")),
-    ("POST", _SPACE + r"/secrets", _set("secrets")),
-    ("DELETE", _SPACE + r"/secrets", _delete("secrets")),
+    ("POST", "/api/repos/create", create_repo),
+    ("DELETE", "/api/repos/delete", delete_repo),
+    ("POST", "/api/repos/move", move_repo),
+    ("PUT", API + "/settings", update_settings),
+    ("POST", API + "/branch/{name}", create_branch),
+    ("DELETE", API + "/branch/{name}", delete_branch),
+    ("POST", API + "/tag/{name}", create_tag),
+    ("DELETE", API + "/tag/{name}", delete_tag),
+    ("GET", _SPACE + "/runtime", runtime),
+    ("POST", _SPACE + "/hardware", set_hardware),
+    ("GET", _ENTRIES, entries),
+    ("POST", _ENTRIES, set_entry),
+    ("DELETE", _ENTRIES, delete_entry),
 )
