@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-App = Callable[
-    [MutableMapping[str, Any], Callable[..., Awaitable[Any]], Callable[..., Awaitable[None]]], Awaitable[None]
-]
+App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 FailureInjection = Callable[[str, str], "Response | int | None"]
 
 _LOCAL_HOST = re.compile(r"(https?://)?(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
@@ -54,8 +52,8 @@ def build_app(
         record(request.method, path)
         injected = (injection := fail()) and injection(request.method, path)
         if isinstance(injected, int):
-            injected = error_response(injected, "", f"A failure with status {injected} was injected.")
-        answer = injected or _guard(request, service.store.disk.token) or hub
+            injected = _error(injected, "", f"A failure with status {injected} was injected.")
+        answer = injected or await _guard(request, service.store.disk.token) or hub
         await answer(request.scope, receive, send)
 
     return app
@@ -73,15 +71,12 @@ def _routed(service: Service) -> App:
         method, path = request.method, request.scope["path"]
         if _WITHOUT_NAMESPACE.fullmatch(path):
             message = f"There is no repository at '{path}' on this Hub: names have the form namespace/name."
-            return _refusal(request, Refused(Reason.REPO_NOT_FOUND, message))
-        return _refusal(request, Refused(Reason.UNKNOWN_CALL, f"A local Hub does not answer {method} {path}."))
-
-    async def refused(request: Request, error: Any) -> Response:
-        return _refusal(request, error)
+            return await _refusal(request, Refused(Reason.REPO_NOT_FOUND, message))
+        return await _refusal(request, Refused(Reason.UNKNOWN_CALL, f"A local Hub does not answer {method} {path}."))
 
     async def broken(request: Request, error: Any) -> Response:
         status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500
-        return error_response(status, "", f"The local Hub could not read or write its folder: {error}.")
+        return _error(status, "", f"The local Hub could not read or write its folder: {error}.")
 
     async def gone(request: Request, error: Any) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -94,7 +89,7 @@ def _routed(service: Service) -> App:
     ]
     for method, path, handler in (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES):
         routes.append(Route(path, partial(_answer, service, handler), methods=[method]))
-    failures = {HTTPException: unknown, Refused: refused, OSError: broken, ClientDisconnect: gone}
+    failures = {HTTPException: unknown, Refused: _refusal, OSError: broken, ClientDisconnect: gone}
     hub = Starlette(routes=routes, exception_handlers=failures)
     hub.router.redirect_slashes = False
     return hub
@@ -170,12 +165,12 @@ def _call(request: Request, body: bytes = b"") -> Call:
     return Call(parts, parse_qs(request.url.query), body, request.state.authorised)
 
 
-def _guard(request: Request, token: str) -> Response | None:
+async def _guard(request: Request, token: str) -> Response | None:
     try:
         _check_origin(request)
         request.state.authorised = request.state.authorised or _has_token(request, token)
     except Refused as e:
-        return _refusal(request, e)
+        return await _refusal(request, e)
     return None
 
 
@@ -197,15 +192,13 @@ def _has_token(request: Request, token: str) -> bool:
     raise Refused(Reason.TOKEN, "Invalid credentials in Authorization header")
 
 
-def _refusal(request: Request, refused: Refused) -> Response:
+async def _refusal(request: Request, refused: Refused) -> Response:
     hidden = refused.reason is Reason.REPO_NOT_FOUND and not request.state.authorised
-    return error_response(
-        401 if hidden else refused.reason.status, refused.reason.code, refused.message, refused.commit
-    )
+    status = 401 if hidden else refused.reason.status
+    return _error(status, refused.reason.code, refused.message, refused.commit)
 
 
-def error_response(status: int, code: str, message: str, commit: str | None = None) -> Response:
-    """Returns an error as the client reads it, with the Hub's `X-Error-Code` where it has one."""
+def _error(status: int, code: str, message: str, commit: str | None = None) -> Response:
     from starlette.responses import JSONResponse
 
     line = " ".join(message.split()).encode("unicode_escape").decode()

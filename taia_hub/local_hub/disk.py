@@ -22,6 +22,8 @@ from taia_hub.common.atomic import flush, put_in_place
 from taia_hub.errors import RepositoryError
 from taia_hub.local_hub.names import SHA256
 
+_OWN_NAMES = ("lock", "incoming", "blobs", "local_hub.json")
+
 
 @dataclass(frozen=True)
 class Blob:
@@ -32,11 +34,7 @@ class Blob:
 
 
 class Disk:
-    """The folder of a local Hub, made when it does not exist and held by one process at a time.
-
-    Attributes:
-        folder: Where everything is kept.
-        token: The access token of this Hub, made with the folder.
+    """The folder of a local Hub, made with its access token when it does not exist, held by one process at a time.
 
     Raises:
         RepositoryError: When another process holds the folder, or it holds something else.
@@ -85,8 +83,8 @@ class Disk:
             draft.move_to(path)
 
     def new_folder(self) -> Path:
-        """Returns an empty folder under `incoming/`, to be filled and then moved to its place."""
-        return Path(tempfile.mkdtemp(dir=self._incoming))
+        """Returns where under `incoming/` a folder can be made, to be filled and then moved to its place."""
+        return self._incoming / secrets.token_hex(8)
 
     def move_folder(self, source: Path, target: Path) -> None:
         """Renames a folder; `target` does not exist."""
@@ -96,9 +94,9 @@ class Disk:
 
     def remove_folder(self, folder: Path) -> None:
         """Removes a folder so that it is there as a whole or not at all."""
-        doomed = self.new_folder() / "removed"
+        doomed = self.new_folder()
         self.move_folder(folder, doomed)
-        shutil.rmtree(doomed.parent, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def draft(self) -> Draft:
         """Returns a new draft, to be written in pieces and kept with `keep`."""
@@ -173,6 +171,3 @@ class Draft:
 def read_json(path: Path) -> Any:
     """Returns the value of a JSON file that `Disk.write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-_OWN_NAMES = ("lock", "incoming", "blobs", "local_hub.json")

@@ -17,12 +17,7 @@ from taia_hub.local_hub.refusals import Reason, Refused
 
 @dataclass(frozen=True)
 class File(Blob):
-    """A file in a commit.
-
-    Attributes:
-        oid: The git hash of the content, or of the pointer that git would hold for a large file.
-        lfs: Whether it came as a large file.
-    """
+    """A file in a commit: `oid` is the git hash of its content, or of the pointer that git would hold (`lfs`)."""
 
     oid: str
     lfs: bool
@@ -65,16 +60,9 @@ Operation = AddFile | DeleteFile | DeleteFolder
 
 @dataclass(frozen=True)
 class Commit:
-    """A moment of a repository.
+    """A moment of a repository: all its files, by path.
 
-    Attributes:
-        sha: Its name: the hash of everything below.
-        parent: The sha of the commit before, or None for the first.
-        title: The first line of the message.
-        message: The rest of the message.
-        author: Who made it.
-        date: When, such as `2026-11-21T04:24:57.000000Z`.
-        files: All files, by path.
+    `sha` is the hash of everything else here, `parent` the sha of the commit before, `message` what follows the title.
     """
 
     sha: str
@@ -97,12 +85,8 @@ class Commit:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Commit:
-        """Returns the commit that `to_json` described."""
+        """Returns the commit whose `asdict` this is."""
         return cls(**{**value, "files": {path: File(**file) for path, file in value["files"].items()}})
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the commit as JSON holds it."""
-        return asdict(self)
 
     def file(self, path: str) -> File:
         """Returns the file at a path; refuses one that is not there."""

@@ -42,16 +42,15 @@ def info(service: Service, call: Call) -> Any:
 
 def listing(service: Service, call: Call) -> Any:
     """Answers `HfApi.list_models`, `list_datasets` and `list_spaces`, in one page, by name."""
-    author, search, tags = call.query.get("author"), call.query.get("search"), set(call.query.get("filter", []))
+    author, search, tags = call.last("author"), call.last("search").lower(), set(call.query.get("filter", []))
     shown = []
     for repository in service.store.all(RepoKind.parse(call.path["kind"])):
-        named = not search or search[-1].lower() in repository.repo_id.lower()
-        owned = not author or repository.repo_id.startswith(f"{author[-1]}/")
-        if named and owned and (call.authorised or not repository.settings.private):
+        owned = not author or repository.repo_id.startswith(f"{author}/")
+        if owned and search in repository.repo_id.lower() and (call.authorised or not repository.settings.private):
             found = _info(service, call, repository, repository.commit_at("main"))
             if tags <= set(found["tags"]):
                 shown.append(_expanded(call, found))
-    limit = call.query.get("limit", [""])[-1]
+    limit = call.last("limit")
     return shown[: int(limit)] if limit.isdecimal() else shown
 
 

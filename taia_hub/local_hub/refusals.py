@@ -27,12 +27,7 @@ class Reason(Enum):
 
 
 class Refused(RepositoryError):
-    """Raised when the Hub's rules do not allow what a client asked for.
-
-    Attributes:
-        reason: Which rule.
-        commit: The sha of the commit that was looked at, where there was one.
-    """
+    """Raised when the Hub's rules do not allow what a client asked for, of `commit` where it was one."""
 
     def __init__(self, reason: Reason, message: str, *, commit: str | None = None) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from taia_hub.local_hub.history import Commit
 from taia_hub.local_hub.names import RepoKind
 from taia_hub.local_hub.refusals import Reason, Refused
-from taia_hub.local_hub.store import Repository, Store
+from taia_hub.local_hub.store import Repository, Store, no_repository
 
 LargeFiles = Literal["regular", "lfs"]
 
@@ -21,11 +21,8 @@ LargeFiles = Literal["regular", "lfs"]
 class Call:
     """A request, as far as the API looks at it.
 
-    Attributes:
-        path: The parts of the address that the route names, percent-decoded.
-        query: The values of each query parameter.
-        body: The body of a small request.
-        authorised: Whether the request holds this Hub's token, or needs none.
+    `path` holds the parts of the address that the route names, percent-decoded; `authorised` is a request that holds
+    this Hub's token, or needs none.
     """
 
     path: Mapping[str, str]
@@ -45,19 +42,16 @@ class Call:
 
     def flag(self, name: str) -> bool:
         """Returns whether a query parameter is set to true."""
-        return self.query.get(name, [""])[-1].lower() in ("true", "1")
+        return self.last(name).lower() in ("true", "1")
+
+    def last(self, name: str) -> str:
+        """Returns the value of a query parameter; of several the last, and empty where there is none."""
+        return self.query.get(name, [""])[-1]
 
 
 @dataclass(frozen=True)
 class Service:
-    """A local Hub, as the API's functions see it.
-
-    Attributes:
-        store: The repositories.
-        user: The name of the one user.
-        endpoint: Where clients reach the Hub.
-        large_files: How clients send weights: `"regular"` in the commit, `"lfs"` ahead of it.
-    """
+    """A local Hub, as the API's functions see it: its repositories and the settings of `LocalHub`."""
 
     store: Store
     user: str
@@ -69,7 +63,7 @@ class Service:
         kind = RepoKind.parse(call.path.get("kind", "models"))
         repository = self.store.get(kind, f"{call.path['namespace']}/{call.path['repo']}")
         if repository.settings.private and not call.authorised:
-            raise Refused(Reason.REPO_NOT_FOUND, f"There is no {kind.value} '{repository.repo_id}' on this Hub.")
+            raise no_repository(kind, repository.repo_id)
         return repository
 
     def writable(self, call: Call) -> Repository:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,10 @@ LARGE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a repository has besides its files.
+    """What a repository has besides its files; from `sdk` on, a Space alone has it.
 
-    Attributes:
-        created: When it was made.
-        private: Whether only holders of the token see it.
-        gated: `"auto"` or `"manual"` where its files need a token, else False.
-        sdk: A Space's SDK.
-        hardware: The hardware that a Space asked for.
-        sleep_time: Seconds without a visit before a Space sleeps.
-        variables: A Space's variables: name to `{value, description, updatedAt}`.
-        secrets: A Space's secrets: name to `{description, updatedAt}`; their values are not kept.
+    `gated` is `"auto"` or `"manual"` where its files need a token; `sleep_time` are the seconds without a visit before
+    a Space sleeps. Variables and secrets are kept by name, of secrets never the value.
     """
 
     created: str
@@ -98,26 +91,22 @@ class Repository:
         """Changes some settings and returns all."""
         with self._lock:
             settings = replace(self.settings, **changes)
-            self._disk.write_json(self.folder / "repository.json", vars(settings))
+            self._disk.write_json(self.folder / "repository.json", asdict(settings))
         return settings
 
     @property
     def references(self) -> References:
         """The branches, tags and pull requests."""
         value = self._read("references.json")
-        return References(
-            value["branches"], value["tags"], {number: PullRequest(**pull) for number, pull in value["pulls"].items()}
-        )
+        pulls = {number: PullRequest(**pull) for number, pull in value["pulls"].items()}
+        return References(value["branches"], value["tags"], pulls)
 
     def commit_at(self, revision: str) -> Commit:
         """Returns the commit that a branch, a tag, `refs/pr/N` or a full sha names; refuses other names."""
         sha = self.references.find(revision) or (revision if SHA.fullmatch(revision) else None)
         if sha is None or not self._commit_path(sha).exists():
-            raise Refused(
-                Reason.REVISION_NOT_FOUND,
-                f"{self.repo_id} has no revision '{revision[:200]}'. "
-                "Use a branch, a tag, refs/pr/N or a full commit sha.",
-            )
+            message = f"{self.repo_id} has no revision '{revision[:200]}'."
+            raise Refused(Reason.REVISION_NOT_FOUND, f"{message} Use a branch, a tag, refs/pr/N or a full commit sha.")
         return _read_commit(self._commit_path(sha))
 
     def history(self, commit: Commit) -> Iterator[Commit]:
@@ -169,7 +158,7 @@ class Repository:
                 references.pulls[key] = replace(references.pulls[key], head=after.sha)
             else:
                 references.branches[name] = after.sha
-            self._disk.write_json(self._commit_path(after.sha), after.to_json())
+            self._disk.write_json(self._commit_path(after.sha), asdict(after))
             self._write_references(references)
         return after, number
 
@@ -201,12 +190,11 @@ class Repository:
         try:
             value: dict[str, Any] = read_json(self.folder / name)
         except FileNotFoundError as e:
-            raise Refused(Reason.REPO_NOT_FOUND, f"There is no {self.kind.value} '{self.repo_id}' on this Hub.") from e
+            raise no_repository(self.kind, self.repo_id) from e
         return value
 
     def _write_references(self, references: References) -> None:
-        pulls = {number: vars(pull) for number, pull in references.pulls.items()}
-        self._disk.write_json(self.folder / "references.json", {**vars(references), "pulls": pulls})
+        self._disk.write_json(self.folder / "references.json", asdict(references))
 
 
 class Store:
@@ -225,7 +213,7 @@ class Store:
         """Returns the repository of a name; refuses a name that none has."""
         repository = Repository(self.disk, self._lock, kind, check_repo_id(repo_id))
         if not (repository.folder / "references.json").exists():
-            raise Refused(Reason.REPO_NOT_FOUND, f"There is no {kind.value} '{repo_id}' on this Hub.")
+            raise no_repository(kind, repo_id)
         return repository
 
     def all(self, kind: RepoKind) -> list[Repository]:
@@ -244,13 +232,12 @@ class Store:
         repository = Repository(self.disk, self._lock, kind, check_repo_id(repo_id))
         with self._lock:
             self._refuse_if_taken(repository)
-            made = self.disk.new_folder() / "made"
+            made = self.disk.new_folder()
             (made / "commits").mkdir(parents=True)
-            self.disk.write_json(made / "commits" / f"{first.sha}.json", first.to_json())
-            self.disk.write_json(made / "repository.json", vars(Settings(created=now(), **settings)))
-            self.disk.write_json(made / "references.json", {"branches": {"main": first.sha}, "tags": {}, "pulls": {}})
+            self.disk.write_json(made / "commits" / f"{first.sha}.json", asdict(first))
+            self.disk.write_json(made / "repository.json", asdict(Settings(created=now(), **settings)))
+            self.disk.write_json(made / "references.json", asdict(References({"main": first.sha}, {}, {})))
             self.disk.move_folder(made, repository.folder)
-            made.parent.rmdir()
         return repository
 
     def delete(self, repository: Repository) -> None:
@@ -269,6 +256,11 @@ class Store:
     def _refuse_if_taken(self, repository: Repository) -> None:
         if repository.folder.exists():
             raise Refused(Reason.EXISTS, f"There is already a {repository.kind.value} '{repository.repo_id}'.")
+
+
+def no_repository(kind: RepoKind, repo_id: str) -> Refused:
+    """Returns the refusal of a repository that is not there, or not for the caller."""
+    return Refused(Reason.REPO_NOT_FOUND, f"There is no {kind.value} '{repo_id}' on this Hub.")
 
 
 @lru_cache(maxsize=64)

@@ -557,6 +557,35 @@ def test_calls_that_are_not_offered_say_so(hub, repo):
         status, headers, body = raw(hub, "GET", path)
         assert (status, headers.get("x-error-code")) == (404, None)
         assert f"does not answer GET {path}" in json.loads(body)["error"]
+    calls = [
+        ("POST", f"/api/models/{repo}"),
+        ("GET", f"/api/models/{repo}/"),
+        ("GET", f"/models/{repo}/resolve/main/x"),
+    ]
+    for method, path in calls:
+        status, _, body = raw(hub, method, path, body=b"{}")
+        assert (status, f"does not answer {method} {path}" in json.loads(body)["error"]) == (404, True)
+
+
+def test_a_part_of_an_address_may_hold_an_escaped_slash(hub, api, repo):
+    put(api, repo, files={"a.txt": b"a"}, create_pr=True)
+    assert raw(hub, "GET", f"/{repo}/resolve/refs%2Fpr%2F1/a.txt")[::2] == (200, b"a")
+    assert raw(hub, "GET", f"/{repo}/resolve/refs/pr/1/a.txt")[0] == 404
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002])
+def test_what_the_folder_holds_is_for_its_owner_alone(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        store = Store(tmp_path / "hub")
+        store.create(RepoKind.MODEL, "user/repo", author="me")
+        change(store, b"private")
+        store.close()
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.name != "lock"]
+    assert len(files) == 7
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
 def test_faults_are_injected(hub, api, repo):
