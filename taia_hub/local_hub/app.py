@@ -89,7 +89,7 @@ def _routed(service: Service) -> App:
     ]
     for method, path, handler in (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES):
         routes.append(Route(path, partial(_answer, service, handler), methods=[method]))
-    failures = {HTTPException: unknown, Refused: _refusal, OSError: broken, ClientDisconnect: gone}
+    failures: dict[type, Any] = {HTTPException: unknown, Refused: _refusal, OSError: broken, ClientDisconnect: gone}
     hub = Starlette(routes=routes, exception_handlers=failures)
     hub.router.redirect_slashes = False
     return hub
