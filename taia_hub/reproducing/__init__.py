@@ -1,4 +1,8 @@
-"""`taia reproduce`: a recipe of the paper is trained and evaluated, and the paper's table stands beside ours."""
+"""`taia reproduce`: a recipe of the paper is trained and evaluated, and the paper's table stands beside ours.
+
+A recipe's name and a small base come in, a `Reproduction` with its table goes out. It may import `training`,
+`evaluation` and what lies below them.
+"""
 
 from taia_hub.reproducing.recipe import Recipe, load_recipe
 from taia_hub.reproducing.running import Reproduction, reproduce
