@@ -1,6 +1,7 @@
 """One prompt, an answer by each mode, side by side: in Python, as a stream, and as Markdown, JSON and HTML.
 
-A loaded model, its tokenizer and a prompt come in, a `Comparison` goes out. It may import the model and what lies below.
+A loaded model, its tokenizer and a prompt come in, a `Comparison` goes out. It may import the model and what
+lies below.
 """
 
 from taia_hub.compare.comparison import ComparedAnswer, Comparison, Parting
