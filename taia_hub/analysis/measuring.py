@@ -14,7 +14,7 @@ from taia_hub import hub
 from taia_hub.analysis import spectra
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.hub.layout import PEFT
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 from taia_hub.switch.switch import Site
@@ -82,15 +82,13 @@ def analyze_update(
 
 def find_adapter(name: str, *, access: hub.HubAccess, **where: Any) -> Repository:
     """Finds an update to measure, by the keywords of `open_repository`, and refuses one that is no PEFT adapter."""
-
-    def check(kind: UpdateKind) -> None:
-        if kind is not PEFT:
-            raise UnsupportedUpdateError(
-                f"The update of '{name}' is a {kind.noun}; only PEFT adapters are measured.",
-                "`taia info` shows what it holds, by role.",
-            )
-
-    return open_repository(name, access=access, check=check, **where)
+    found = open_repository(name, access, **where)
+    if found.kind is not PEFT:
+        raise UnsupportedUpdateError(
+            f"The update of '{name}' is a {found.kind.noun}; only PEFT adapters are measured.",
+            "`taia info` shows what it holds, by role.",
+        )
+    return found.with_weights(access)
 
 
 def analyze_files(

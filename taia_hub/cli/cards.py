@@ -39,14 +39,16 @@ def card(
 
     taia card org/model-taia --check
     """
+    from taia_hub import hub
     from taia_hub.repository import card_updating
 
     request = CardRequest(**filled(fields))
-    source: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    access = hub.HubAccess(token=token)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     card_updating.refuse_contradictions(repo, write=write, push=push, check=check)
     if check:
-        _echo_findings(card_updating.check_repository_card(repo, request, **source), as_json)
-    made = card_updating.make_card(repo, request, **source)
+        _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json)
+    made = card_updating.make_card(repo, request, access, **source)
     for sentence in made.kept:
         typer.echo(f"Kept: {sentence}.", err=True)
     if not (write or push):
@@ -57,7 +59,10 @@ def card(
         return
     if not yes:
         _ask(made, "Publish this?" if push else "Write this?", as_json)
-    where = card_updating.publish_card(made, message, token, revision) if push else card_updating.write_card(made)
+    if push:
+        where = card_updating.publish_card(made, hub.Commit(message, token=token, revision=revision))
+    else:
+        where = card_updating.write_card(made)
     echo_json({"where": where}) if as_json else typer.echo(f"{'Published' if push else 'Written to'} {where}")
 
 

@@ -79,6 +79,7 @@ def export(
 
     taia export org/model-taia --mode attention --mode all --push org/model-loras
     """
+    from taia_hub import hub
     from taia_hub.exporting import export_adapters
     from taia_hub.exporting.publishing import push_adapters
 
@@ -93,16 +94,16 @@ def export(
         "max_error": max_error,
         "verify": verify,
         "engines": tuple(engine or ()),
-        "token": token,
         "trust_remote_code": trust_remote_code,
     }
     with progress() as bars:
         if push is not None:
-            commit, reports = push_adapters(source, push, settings, private=private, progress=bars, **options)
+            how = hub.Commit(private=private, token=token)
+            commit, reports = push_adapters(source, push, settings, how, progress=bars, **options)
             where = commit.commit_url
         else:
             folder = out or _beside(repo, settings)
-            reports = export_adapters(source, folder, settings, progress=bars, **options)
+            reports = export_adapters(source, folder, settings, token=token, progress=bars, **options)
             where = str(folder)
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})

@@ -57,6 +57,7 @@ def merge(
 
     taia merge org/model-taia --mode attention --out model-attention
     """
+    from taia_hub import hub
     from taia_hub.merging import merge as run
     from taia_hub.merging.publishing import check_repository, publish_merged
 
@@ -77,7 +78,7 @@ def merge(
         with tempfile.TemporaryDirectory(prefix="taia-merge-") as scratch:
             with progress() as bars:
                 report = run(source, Path(scratch) / "model", setting, repo_id=repo_id, progress=bars, **how)
-            commit = publish_merged(report, repo_id, commit_message=message, private=private, token=token)
+            commit = publish_merged(report, repo_id, hub.Commit(message, private=private, token=token))
         where = commit.commit_url
     if as_json:
         echo_json({"where": where, **{name: getattr(report, name) for name in _SHOWN}})

@@ -81,14 +81,14 @@ def create(
 
     taia create org/base org/base-instruct --dense --compress 0.9 --out model-taia
     """
+    from taia_hub import hub
     from taia_hub.repository.creating import create_from_finetuned, create_repository
 
     shared: dict[str, Any] = {
         "out": out,
         "push": push,
         "base_revision": base_revision,
-        "private": private,
-        "token": token,
+        "commit": hub.Commit(private=private, token=token),
         "trust_remote_code": trust_remote_code,
     }
     if dense:
@@ -150,18 +150,11 @@ def push(
 
     taia push ./model-taia org/model-taia
     """
+    from taia_hub import hub
     from taia_hub.repository.publishing import push_folder
 
-    commit = push_folder(
-        folder,
-        repo,
-        commit_message=message,
-        revision=revision,
-        create_pr=create_pr,
-        private=private,
-        token=token,
-        trust_remote_code=trust_remote_code,
-    )
+    how = hub.Commit(message, private=private, token=token, revision=revision, create_pr=create_pr)
+    commit = push_folder(folder, repo, how, trust_remote_code=trust_remote_code)
     url = commit.pr_url or commit.commit_url
     echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(f"Published {url}")
 
@@ -177,9 +170,11 @@ def info(
 
     taia info org/model-taia --json
     """
+    from taia_hub import hub
     from taia_hub.repository.info import repository_info
 
-    found = repository_info(repo, revision=revision, token=token, trust_remote_code=trust_remote_code)
+    access = hub.HubAccess(token=token)
+    found = repository_info(repo, access, revision=revision, trust_remote_code=trust_remote_code)
     if as_json:
         echo_json(dataclasses.asdict(found))
         return

@@ -68,7 +68,8 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
     from taia_hub import hub
     from taia_hub.repository.update_files import open_repository
 
-    return open_repository(repo, revision=revision, base=base, access=hub.HubAccess(token=token))
+    access = hub.HubAccess(token=token)
+    return open_repository(repo, access, revision=revision, base=base).with_weights(access)
 
 
 def check_dtype(text: str) -> str:

@@ -14,7 +14,7 @@ from taia_hub.engines.rules import VLLM_RANKS
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.hub.layout import PEFT
 from taia_hub.repository.update_files import open_repository
 from taia_hub.switch.settings import parse_setting
 
@@ -75,7 +75,13 @@ def vllm_commands(
     common += ["--apply_chat_template"] if chat_template else []
     common += ["--system_instruction", system_instruction] if system_instruction else []
     common += ["--gen_kwargs", f"max_gen_toks={max_gen_toks}"] if max_gen_toks else []
-    files = open_repository(repo, revision=revision, access=hub.HubAccess(token=token), check=_check_kind)
+    access = hub.HubAccess(token=token)
+    files = open_repository(repo, access, revision=revision)
+    if files.kind is not PEFT:
+        raise UnsupportedUpdateError(
+            f"vLLM serves no {files.kind.noun} as an adapter.", "Evaluate it without --backend vllm."
+        )
+    files = files.with_weights(access)
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
     whole = not config_refusals("vllm", adapter)
     lines: list[str] = []
@@ -96,13 +102,6 @@ def vllm_commands(
             results = f"results-{names[-1]}" + (f"-{shots}shot" if shots is not None else "")
             lines.append(shlex.join(["lm_eval", "run", *words, *examples, "--output_path", results]))
     return lines
-
-
-def _check_kind(kind: UpdateKind) -> None:
-    if kind is not PEFT:
-        raise UnsupportedUpdateError(
-            f"vLLM serves no {kind.noun} as an adapter.", "Evaluate it without --backend vllm."
-        )
 
 
 def _file_name(slug: str, taken: Sequence[str]) -> str:

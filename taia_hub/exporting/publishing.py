@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tempfile
@@ -27,43 +28,34 @@ def push_adapters(
     source: str | os.PathLike[str] | Repository,
     repo_id: str,
     settings: Mapping[str, Any],
+    commit: hub.Commit | None = None,
     *,
     revision: str | None = None,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
     **options: Any,
 ) -> tuple[CommitInfo, dict[str, ExportReport]]:
-    """Exports settings and publishes them in one commit: all of them, or nothing.
+    """Exports settings as `export_adapters` does and publishes them in one commit: all of them, or nothing.
 
-    A person's edits of the cards stay; only those of folders that are not exported any more go with their folder.
-
-    Args:
-        source: As of `export_adapters`.
-        repo_id: A new repository, or one that holds nothing but our exports, which the new ones replace.
-        settings: Name of a folder in the repository to the setting that goes there; an empty name is its root.
-        revision: Revision of the source.
-        commit_message: First line of the commit.
-        private: Whether a new repository is private.
-        token: Access token.
-        **options: Further keywords of `export_adapters`.
-
-    Returns:
-        The commit, and the reports; their folders are gone.
+    A person's edits of the cards stay; only those of folders that are not exported any more go with their folder. The
+    repository is a new one, or one that holds nothing but our exports, which the new ones replace. The folders of the
+    reports are gone.
 
     Raises:
         RepositoryError: If the repository holds another model or is what is exported, the base model is a folder, or a
             request fails.
         TAIAError: As of `export_adapters`; nothing is published.
     """
-    head = _look(repo_id, token)
+    commit = commit or hub.Commit()
+    head = _look(repo_id, commit.token)
     repo_id = head.repo_id
-    access = hub.HubAccess(token=token)
-    files = source if isinstance(source, Repository) else open_repository(source, revision=revision, access=access)
+    access = hub.HubAccess(token=commit.token)
+    if isinstance(source, Repository):
+        files = source
+    else:
+        files = open_repository(source, access, revision=revision).with_weights(access)
     _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "exports"
-        reports = export_adapters(files, folder, settings, repo_id=repo_id, token=token, **options)
+        reports = export_adapters(files, folder, settings, repo_id=repo_id, token=commit.token, **options)
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         stale = sorted(head.files - new.keys())
         labels = "; ".join(parse_setting(report.setting).label for report in reports.values())
@@ -71,11 +63,8 @@ def push_adapters(
             before = head.file(name) if Path(name).name == hub.CARD else None
             if before and not keep_edits(before, new[name]):
                 del new[name]
-        done = hub.publish(
-            {**new, **dict.fromkeys(stale)},
-            head,
-            hub.Commit(commit_message or f"Export {labels} as plain LoRA", private=private, token=token),
-        )
+        commit = dataclasses.replace(commit, message=commit.message or f"Export {labels} as plain LoRA")
+        done = hub.publish({**new, **dict.fromkeys(stale)}, head, commit)
     return done, reports
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import tempfile
@@ -24,13 +25,7 @@ _TAGS = {"taia", "merged"}
 def check_repository(repo_id: str, token: str | bool | None = None, *, used: Collection[str] = ()) -> str:
     """Refuses a repository that holds anything but an earlier merged model, before anything is merged.
 
-    Args:
-        repo_id: A Hub id, or the name of a repository of the user's.
-        token: Access token.
-        used: Hub ids of what is merged, which cannot be the target.
-
-    Returns:
-        The Hub id with its namespace.
+    Returns the Hub id with its namespace; `used` are the Hub ids of what is merged, which cannot be the target.
 
     Raises:
         RepositoryError: If it is one of `used`, is neither empty nor a merged model that was published here, or cannot
@@ -39,47 +34,31 @@ def check_repository(repo_id: str, token: str | bool | None = None, *, used: Col
     return _look(repo_id, token, used).repo_id
 
 
-def publish_merged(
-    report: MergeReport,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-) -> CommitInfo:
+def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None = None) -> CommitInfo:
     """Publishes a merged model in one commit, which also deletes shards of an earlier one that it has no more.
 
     A person's edits of the card that is there stay.
-
-    Args:
-        report: What `merge` returned.
-        repo_id: The Hub id with its namespace, as `check_repository` gives it.
-        commit_message: First line of the commit.
-        private: Whether a new repository is private.
-        token: Access token.
-
-    Returns:
-        The commit.
 
     Raises:
         RepositoryError: If the repository is not ours to replace, gets another commit meanwhile, or a request fails; it
             is as it was before.
     """
-    head = _look(repo_id, token, (report.source, report.base))
+    commit = commit or hub.Commit()
+    head = _look(repo_id, commit.token, (report.source, report.base))
     files: dict[str, Path | None] = {
         path.relative_to(report.folder).as_posix(): path for path in report.folder.rglob("*") if path.is_file()
     }
     index, before = head.file(INDEX), head.file(hub.CARD)
     shards = hub.index_shards(index) if index else ()
     stale = [name for name in head.files if (_WEIGHTS.fullmatch(name) or name in shards) and name not in files]
-    message = commit_message or f"Merge with inference modules '{report.setting}' acting"
+    message = commit.message or f"Merge with inference modules '{report.setting}' acting"
     with tempfile.TemporaryDirectory() as scratch:
         if before is not None:
             card = Path(shutil.copy(report.folder / hub.CARD, scratch))
             files[hub.CARD] = card
             if not keep_edits(before, card):
                 del files[hub.CARD]
-        return hub.publish({**files, **dict.fromkeys(stale)}, head, hub.Commit(message, private=private, token=token))
+        return hub.publish({**files, **dict.fromkeys(stale)}, head, dataclasses.replace(commit, message=message))
 
 
 def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> hub.Head:

@@ -89,27 +89,19 @@ def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) ->
 def make_card(
     name: str,
     request: CardRequest,
+    access: hub.HubAccess | None = None,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> MadeCard:
     """Makes the card of a repository again, from its files and with a person's edits; nothing is written.
 
-    Args:
-        name: Hub id or folder of a TAIA repository.
-        request: What is asked of the card.
-        revision: Branch, tag or commit of the repository.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-
-    Returns:
-        The card.
+    The base model's own code runs, where `trust_remote_code` says so, to learn its structure.
 
     Raises:
         TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
     """
-    access = hub.HubAccess(token=token)
+    access = access or hub.HubAccess()
     found, source, before = _opened(name, revision, access)
     data = _described(found, request, before, access, trust_remote_code)
     given = _given_files(request)
@@ -144,7 +136,7 @@ def write_card(made: MadeCard) -> str:
     return str(folder / hub.CARD)
 
 
-def publish_card(made: MadeCard, message: str | None, token: str | bool | None, revision: str | None = None) -> str:
+def publish_card(made: MadeCard, commit: hub.Commit) -> str:
     """Publishes a card and what goes with it on top of the commit that it was made for; returns the new one's address.
 
     Raises:
@@ -156,7 +148,7 @@ def publish_card(made: MadeCard, message: str | None, token: str | bool | None, 
             files[name] = Path(scratch) / name
             write_atomically(files[name], text)
         head = hub.Head(made.source.name, made.source.revision)
-        commit = hub.Commit(message or "Update the model card", token=token, revision=revision)
+        commit = dataclasses.replace(commit, message=commit.message or "Update the model card")
         return str(hub.publish({**files, **dict.fromkeys(made.stale)}, head, commit).commit_url)
 
 
@@ -175,33 +167,24 @@ def link_space(name: str, space_id: str, token: str | bool | None) -> str | None
     text = cards.with_space(before, space_id)
     if text == before:
         return None
-    return publish_card(MadeCard(source, text, before, ()), "Link to the Space that compares the modes", token)
+    commit = hub.Commit("Link to the Space that compares the modes", token=token)
+    return publish_card(MadeCard(source, text, before, ()), commit)
 
 
 def check_repository_card(
     name: str,
     request: CardRequest,
+    access: hub.HubAccess | None = None,
     *,
     revision: str | None = None,
-    token: str | bool | None = None,
     trust_remote_code: bool = False,
 ) -> list[cards.Finding]:
-    """Checks every fact on the card of a repository that its files can confirm.
-
-    Args:
-        name: Hub id or folder of a TAIA repository.
-        request: Files to check against instead of the repository's.
-        revision: Branch, tag or commit of the repository.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-
-    Returns:
-        The findings.
+    """Checks every fact on the card of a repository that its files, or those that were given, can confirm.
 
     Raises:
         TAIAError: If the repository has no card, or is missing or malformed.
     """
-    access = hub.HubAccess(token=token)
+    access = access or hub.HubAccess()
     found, source, before = _opened(name, revision, access)
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
@@ -213,7 +196,7 @@ def check_repository_card(
         files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
     else:
         with hub.hub_errors(name, what="repository", revision=revision):
-            files = hub.api(token).list_repo_files(name, revision=source.revision)
+            files = hub.api(access.token).list_repo_files(name, revision=source.revision)
             if not data.adapter_repo:  # its weights, to hash them
                 wanted = [*_FETCHED, data.weights_path]
                 source = hub.fetch(name, wanted, revision=source.revision, access=access)
@@ -223,7 +206,7 @@ def check_repository_card(
 
 def _opened(name: str, revision: str | None, access: hub.HubAccess) -> tuple[Repository, hub.Source, str | None]:
     """Opens a repository with the files that a card is made of; returns also where they are, and the card there."""
-    found = open_repository(name, revision=revision, access=access, weights=False, plain=False)
+    found = open_repository(name, access, revision=revision, plain=False)
     source = hub.Source(name, found.root, found.revision)
     if found.revision is not None:
         source = hub.fetch(name, _FETCHED, revision=found.revision, access=access, what="TAIA repository")

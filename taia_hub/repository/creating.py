@@ -54,37 +54,31 @@ def create_repository(
     adapter_revision: str | None = None,
     link: bool = False,
     convert_pickle: bool = False,
-    private: bool | None = None,
-    commit_message: str | None = None,
-    token: str | bool | None = None,
+    commit: hub.Commit | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
 
-    The base model is built without weights, which is enough to check that modules, names and shapes fit.
+    The base model is built without weights, which is enough to check that modules, names and shapes fit. It goes to the
+    folder `out` or, as `commit` says, to the Hub id `push`.
 
     Args:
         base: Hub id of the base model, or a folder (then it cannot be published); or what `hub.resolve_base` gave.
         adapter: Hub id or folder of a PEFT adapter.
         out: Folder to write to.
         push: Hub id to publish to.
+        commit: How it is published, and the token.
         inference_modules: The published default.
         base_revision: Revision of the base model.
         adapter_revision: Revision of the adapter.
         link: Whether the repository points to the adapter's own repository instead of holding a copy.
         convert_pickle: Whether pickled weights, of PEFT or of the authors' MoLoRA code, are converted to safetensors
             first; nothing in the pickle is run.
-        private: Whether a new repository is private.
-        commit_message: First line of the commit.
-        token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         skeleton: The base model on the meta device, where it was built already; it is used up.
         extra_files: As of `publishing.save`.
-
-    Returns:
-        What was made.
 
     Raises:
         TAIAError: If something is missing or does not fit; nothing is written or published then.
@@ -92,7 +86,8 @@ def create_repository(
     _check_targets(out, push)
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
         parse_setting(inference_modules)
-    access = hub.HubAccess(token=token)
+    commit = commit or hub.Commit()
+    access = hub.HubAccess(token=commit.token)
     with tempfile.TemporaryDirectory() as scratch:
         source, revision = adapter, adapter_revision
         if convert_pickle:
@@ -101,7 +96,6 @@ def create_repository(
         loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
-        commit = hub.Commit(commit_message, private=private, token=token)
         return _finish(loaded, out, push, commit, None, extra_files)
 
 
@@ -115,9 +109,7 @@ def create_from_finetuned(
     base_revision: str | None = None,
     finetuned_revision: str | None = None,
     compress: Compress = None,
-    private: bool | None = None,
-    commit_message: str | None = None,
-    token: str | bool | None = None,
+    commit: hub.Commit | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
@@ -125,8 +117,10 @@ def create_from_finetuned(
 ) -> Created:
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
 
+    Everything else is as of `create_repository`.
+
     Args:
-        base: As of `create_repository`.
+        base: Hub id or folder of the base model.
         finetuned: Hub id or folder of a checkpoint of the same architecture.
         out: Folder to write to.
         push: Hub id to publish to.
@@ -135,11 +129,9 @@ def create_from_finetuned(
         base_revision: Revision of the base model.
         finetuned_revision: Revision of the fine-tune.
         compress: As for `TAIAForCausalLM.from_finetuned`.
-        private: Whether a new repository is private.
-        commit_message: First line of the commit.
-        token: Access token.
+        commit: How it is published, and the token.
         trust_remote_code: Whether the base model's own code may run.
-        skeleton: As of `create_repository`.
+        skeleton: The base model on the meta device, where it was built already.
         extra_files: As of `publishing.save`.
         progress: Called with stage, tensors done and tensors in all.
 
@@ -152,7 +144,8 @@ def create_from_finetuned(
     _check_targets(out, push)
     if inference_modules is not None and not isinstance(inference_modules, list):
         parse_setting(inference_modules)
-    options = _skeleton_options(hub.HubAccess(token=token), trust_remote_code, skeleton)
+    commit = commit or hub.Commit()
+    options = _skeleton_options(hub.HubAccess(token=commit.token), trust_remote_code, skeleton)
     # beside the folder that it will lie in, so that nothing is copied between disks
     beside = out.resolve().parent if out and out.resolve().parent.is_dir() else None
     with (
@@ -162,7 +155,6 @@ def create_from_finetuned(
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
-        commit = hub.Commit(commit_message, private=private, token=token)
         made = _finish(loaded, out, push, commit, other.folder, extra_files)
         return dataclasses.replace(made, report=report)
 

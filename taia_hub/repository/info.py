@@ -69,24 +69,19 @@ class RepositoryInfo:
 
 
 def repository_info(
-    name: str, *, revision: str | None = None, token: str | bool | None = None, trust_remote_code: bool = False
+    name: str,
+    access: hub.HubAccess | None = None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> RepositoryInfo:
     """Reads what a TAIA repository holds, without its weights: some kilobytes are fetched, whatever its size.
-
-    Args:
-        name: Hub id or folder.
-        revision: Revision of the repository.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-
-    Returns:
-        The repository's contents by role.
 
     Raises:
         TAIAError: If the repository or its base model is missing or malformed.
     """
-    access = hub.HubAccess(token=token)
-    found = open_repository(name, revision=revision, access=access, weights=False, plain=False)
+    access = access or hub.HubAccess()
+    found = open_repository(name, access, revision=revision, plain=False)
     return info_of(found, skeleton(found.base, access, trust_remote_code), access)
 
 

@@ -107,14 +107,8 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
             f"A {type(config).__name__} came as `config`; a TAIA repository has a TAIAConfig.",
             "Leave `config` out: the base model's comes from its own repository.",
         )
-    found = open_repository(
-        name,
-        revision=revision,
-        config=config,
-        access=options.access,
-        verify=options.verify,
-        what="TAIA repository",
-    )
+    found = open_repository(name, options.access, revision=revision, config=config, what="TAIA repository")
+    found = found.with_weights(options.access, verify=options.verify)
     if found.is_plain:
         loaded = _load(found, _new_config(found), options)
         logger.warning(
@@ -169,18 +163,14 @@ def load_adapter(
         UnsupportedUpdateError: If the update cannot be switched.
     """
     found = open_repository(
-        adapter,
-        revision=adapter_revision,
-        base=base,
-        base_revision=base_revision,
-        access=options.access,
-        what="adapter",
+        adapter, options.access, revision=adapter_revision, base=base, base_revision=base_revision, what="adapter"
     )
     if not found.is_plain:
         raise RepositoryError(
             f"'{adapter}' has no {hub.ADAPTER_CONFIG}: it is a TAIA repository.",
             "Load it with `from_pretrained`, or give the folder or repository that PEFT saved the adapter to.",
         )
+    found = found.with_weights(options.access)
     return _load(found, _new_config(found, inference_modules=published), options)
 
 
@@ -229,7 +219,7 @@ def load_finetuned(
         )
     if published is None:
         published = DEFAULT_SETTING if compress is None else "attention"
-    found = open_repository(scratch, base=base, access=options.access)
+    found = open_repository(scratch, options.access, base=base).with_weights(options.access)
     loaded = _load(found, _new_config(found, inference_modules=published), options)
     if loaded.model.can_generate() and (finetuned.folder / GENERATION).is_file():
         loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))

@@ -139,14 +139,10 @@ def open_update(
         [(site.path, weight) for (_, site, _), weight in update.weights("attention")]
         ```
     """
-    files = source if isinstance(source, Repository) else open_repository(source, revision=revision, access=access)
-    return open_files(files, access=access, trust_remote_code=trust_remote_code, lean=lean)
-
-
-def open_files(
-    files: Repository, *, access: hub.HubAccess, trust_remote_code: bool = False, lean: bool = False
-) -> OpenedUpdate:
-    """Puts an update that was found on its base's structure; arguments, result and errors as of `open_update`."""
+    if isinstance(source, Repository):
+        files = source
+    else:
+        files = open_repository(source, access, revision=revision).with_weights(access)
 
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)

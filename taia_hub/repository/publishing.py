@@ -91,17 +91,7 @@ def push(
     tags: Sequence[str] = (),
     extra_files: Callable[[Path], None] | None = None,
 ) -> CommitInfo:
-    """Publishes a loaded model in one commit.
-
-    Args:
-        loaded: The model.
-        repo_id: The Hub id, or its name alone.
-        commit: How it is published.
-        tags: More tags for the card.
-        extra_files: As of `save`.
-
-    Returns:
-        The commit.
+    """Publishes a loaded model in one commit; `tags` go on its card, and `extra_files` is as of `save`.
 
     Raises:
         RepositoryError: If the base model is a local folder, or a request fails.
@@ -116,44 +106,23 @@ def push(
 
 
 def push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    trust_remote_code: bool = False,
+    folder: Path, repo_id: str, commit: hub.Commit | None = None, *, trust_remote_code: bool = False
 ) -> CommitInfo:
     """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
 
-    Args:
-        folder: The saved repository.
-        repo_id: The Hub id.
-        commit_message: First line of the commit.
-        commit_description: The rest of its message.
-        private: Whether a new repository is private.
-        token: Access token.
-        revision: Branch to commit to.
-        create_pr: Whether the commit becomes a pull request.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure for the card.
-
-    Returns:
-        The commit.
+    The base model's own code runs, where `trust_remote_code` says so, to learn its structure for the card.
 
     Raises:
         ConfigError: If the folder is no TAIA repository.
         RepositoryError: If its base model is a local folder, its weights do not hold, or a request fails.
     """
-    access = hub.HubAccess(token=token)
+    commit = commit or hub.Commit()
+    access = hub.HubAccess(token=commit.token)
     config = check_folder(folder)
     check_publishable(config)
-    commit = hub.Commit(commit_message, commit_description, private, token, revision, create_pr)
-    head = hub.look(repo_id, revision=revision, token=token)
-    found = open_repository(folder, access=access, config=config, weights=False)
-    fields = base_license(config, token)
+    head = hub.look(repo_id, revision=commit.revision, token=commit.token)
+    found = open_repository(folder, access, config=config)
+    fields = base_license(config, commit.token)
     data = describe_files(
         found, access, repo_id=head.repo_id, license_fields=fields, trust_remote_code=trust_remote_code
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,32 +118,28 @@ class Repository:
 
 def open_repository(
     name: str | os.PathLike[str],
+    access: hub.HubAccess,
     *,
     revision: str | None = None,
     base: str | hub.Source | None = None,
     base_revision: str | None = None,
-    access: hub.HubAccess,
     config: Fields | None = None,
-    weights: bool = True,
-    verify: bool = True,
     plain: bool = True,
     what: str = "TAIA repository or adapter",
-    check: Callable[[UpdateKind], None] | None = None,
 ) -> Repository:
-    """Opens a TAIA repository, or a plain PEFT adapter or other update in a folder of its own.
+    """Opens a TAIA repository, or a plain PEFT adapter or other update in a folder of its own, without its weights.
+
+    Some kilobytes are fetched; `Repository.with_weights` brings the rest.
 
     Args:
         name: Hub id or folder of either.
+        access: How to reach the Hub.
         revision: Its revision.
         base: Hub id or folder of the base model, where it is not the one that is named there; or as it was resolved.
         base_revision: Revision of `base`; the one that an adapter names, or a repository for a base of that name.
-        access: How to reach the Hub.
         config: The configuration, where it was read already.
-        weights: Whether the update's weights are brought to this disk; some kilobytes otherwise.
-        verify: Whether they are checked against the manifest.
         plain: Whether a plain update is taken too.
         what: What messages call it.
-        check: Called with the kind of update before its weights are fetched; what it raises ends the search.
 
     Returns:
         The opened repository.
@@ -154,34 +149,67 @@ def open_repository(
     """
     name = os.fspath(name)
     source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")
-    kind = find_kind(source.folder)
-    holder, place = source, UpdatePlace(kind, "")
-    is_plain = config is None and (source.folder / kind.config).is_file() and not is_taia(source.folder)
-    if config is None and not (is_plain and plain):
+    is_plain = (source.folder / find_kind(source.folder).config).is_file() and not is_taia(source.folder)
+    if config is None and plain and is_plain:
+        return _plain(name, source, base, base_revision, access)
+    if config is None:
         if not (source.folder / hub.CONFIG).is_file():
             raise _nothing_there(name, plain)
         config = read_repository_config(source.folder / hub.CONFIG, name)
-    if config is None:
-        from taia_hub.updates.attaching import base_of, read_update_config
-
-        settings = read_update_config(source.folder, kind)
-        recorded, fixed = base_of(settings)
+    if base is None:
+        where = _recorded_base(name, config, access)
     else:
-        place, fixed = config.place, config.base_model_revision
-        recorded = config.base_model_name_or_path if base else base_name(config, name)
-        if repo := config.update.get("repo"):
-            holder = hub.Source(repo, source.folder, config.update["revision"])
-        if holder is not source or place not in _PLACES:
-            holder = _brought(holder, place, _described(place), access)
-    if check is not None:
-        check(place.kind)
-    where = _base(name, base, base_revision, recorded, fixed, access, is_fixed=config is not None)
-    if config is None or base is not None:
-        update = config.update if config else {"kind": kind.name, "path": kind.folder}
-        at = where.name if where.revision or config else str(where.folder.resolve())
-        config = RepositoryConfig(at, where.revision, config.inference_modules if config else "attention", update)
-    found = Repository(name, source.revision, config, source.folder, holder, place, where, is_plain)
-    return found.with_weights(access, verify=verify) if weights else found
+        recorded = config.base_model_name_or_path
+        revision = base_revision or (config.base_model_revision if base == recorded else None)
+        where = _given_base(name, base, revision, recorded, access)
+        config = RepositoryConfig(where.name, where.revision, config.inference_modules, config.update)
+    holder = _holder(source, config, access)
+    return Repository(name, source.revision, config, source.folder, holder, config.place, where)
+
+
+def _plain(
+    name: str, source: hub.Source, base: str | hub.Source | None, base_revision: str | None, access: hub.HubAccess
+) -> Repository:
+    """Opens an update that lies in a folder of its own, and says what `config.json` of a repository of it would."""
+    from taia_hub.updates.attaching import base_of, read_update_config  # here, because they need PEFT
+
+    kind = find_kind(source.folder)
+    recorded, fixed = base_of(read_update_config(source.folder, kind))
+    if base is not None:
+        where = _given_base(name, base, base_revision or fixed, recorded, access)
+    elif recorded:
+        where = hub.resolve_base(recorded, fixed, access)
+    else:
+        raise ConfigError(
+            f"'{name}' names no base model.",
+            "Say which one it belongs to (`base`, --base), load it with `TAIAForCausalLM.from_adapter(base, adapter)`, "
+            "or make a repository of both: `taia create BASE ADAPTER`.",
+        )
+    at = where.name if where.revision else str(where.folder.resolve())
+    config = RepositoryConfig(at, where.revision, "attention", {"kind": kind.name, "path": kind.folder})
+    return Repository(name, source.revision, config, source.folder, source, UpdatePlace(kind, ""), where, is_plain=True)
+
+
+def _recorded_base(name: str, config: Fields, access: hub.HubAccess) -> hub.Source:
+    """Finds the base model that `config.json` names, at its commit."""
+    base = base_name(config, name)
+    if config.base_model_revision and os.path.isdir(base):
+        raise RepositoryError(
+            f"The base model '{base}' is fixed at a commit on the Hub, but a folder here has the same name and "
+            "would be taken for it.",
+            "Rename the folder, or work in another one.",
+        )
+    return hub.resolve_base(base, config.base_model_revision, access)
+
+
+def _given_base(
+    name: str, base: str | hub.Source, revision: str | None, recorded: str | None, access: hub.HubAccess
+) -> hub.Source:
+    """Finds the base model that was given, and says where an update was made for another one."""
+    given = base.name if isinstance(base, hub.Source) else base
+    if recorded and recorded != given:
+        logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", name, recorded, given)
+    return base if isinstance(base, hub.Source) else hub.resolve_base(base, revision, access)
 
 
 def _nothing_there(name: str, plain: bool) -> RepositoryError:
@@ -196,37 +224,14 @@ def _nothing_there(name: str, plain: bool) -> RepositoryError:
     )
 
 
-def _base(
-    name: str,
-    base: str | hub.Source | None,
-    revision: str | None,
-    recorded: str | None,
-    fixed: str | None,
-    access: hub.HubAccess,
-    *,
-    is_fixed: bool,
-) -> hub.Source:
-    """Finds the base model that was given, else the one that is recorded at its commit."""
-    if base is not None:
-        found = base if isinstance(base, hub.Source) else None
-        given = found.name if found else str(base)
-        if recorded and recorded != given:
-            logger.warning("The adapter '%s' was made for '%s' and is put on '%s'.", name, recorded, given)
-        recorded_too = fixed if recorded == given or not is_fixed else None
-        return found or hub.resolve_base(given, revision or recorded_too, access)
-    if not recorded:
-        raise ConfigError(
-            f"'{name}' names no base model.",
-            "Say which one it belongs to (`base`, --base), load it with `TAIAForCausalLM.from_adapter(base, adapter)`, "
-            "or make a repository of both: `taia create BASE ADAPTER`.",
-        )
-    if is_fixed and fixed and os.path.isdir(recorded):
-        raise RepositoryError(
-            f"The base model '{recorded}' is fixed at a commit on the Hub, but a folder here has the same name and "
-            "would be taken for it.",
-            "Rename the folder, or work in another one.",
-        )
-    return hub.resolve_base(recorded, fixed, access)
+def _holder(source: hub.Source, config: Fields, access: hub.HubAccess) -> hub.Source:
+    """Finds where an update's files lie, and brings what describes it here, where that was not fetched yet."""
+    holder, place = source, config.place
+    if repo := config.update.get("repo"):
+        holder = hub.Source(repo, source.folder, config.update["revision"])
+    if holder is source and place in _PLACES:
+        return source
+    return _brought(holder, place, _described(place), access)
 
 
 def _brought(holder: hub.Source, place: UpdatePlace, names: tuple[str, ...], access: hub.HubAccess) -> hub.Source:

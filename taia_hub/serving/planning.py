@@ -110,7 +110,8 @@ def plan_serving(
         ```
     """
     found, settings = find_engine(engine), _settings(modes)
-    files = open_repository(repo, revision=revision, access=hub.HubAccess(token=token))
+    access = hub.HubAccess(token=token)
+    files = open_repository(repo, access, revision=revision).with_weights(access)
     settings = settings or (files.config.setting,)
     if found.serves_base and not any(setting.name == "none" for setting in settings):
         settings = (*settings, parse_setting("none"))

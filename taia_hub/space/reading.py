@@ -36,7 +36,7 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
         )
     access = hub.HubAccess(token=token)
     info = _info(repo, revision, "TAIA repository", token)  # asked first: a fetch may answer from an older cache
-    opened = open_repository(repo, revision=info.sha, access=access, weights=False, plain=False)
+    opened = open_repository(repo, access, revision=info.sha, plain=False)
     config, base = opened.config, opened.base
     check_publishable(config)
     update = config.place.files

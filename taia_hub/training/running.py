@@ -273,9 +273,7 @@ def _push(folder: Path, push: str, private: bool | None, job: Job) -> CommitInfo
     return publishing.push_folder(
         folder,
         push,
-        commit_message=job.commit_message,
-        private=private,
-        token=job.token,
+        hub.Commit(job.commit_message, private=private, token=job.token),
         trust_remote_code=job.recipe.trust_remote_code,
     )
 

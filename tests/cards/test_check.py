@@ -850,7 +850,7 @@ def test_a_card_made_for_another_commit_is_not_published(online, repo_id, pushed
     made = card_updating.make_card(repo_id, card_updating.CardRequest(license="mit"))
     online.api.upload_file(path_or_fileobj=b"x", path_in_repo="NEWS", repo_id=repo_id)
     with pytest.raises(RepositoryError, match="another commit while this one was made"):
-        card_updating.publish_card(made, None, None)
+        card_updating.publish_card(made, hub.Commit())
     assert ModelCard.load(repo_id).data.license == "other"
 
 

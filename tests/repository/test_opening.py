@@ -14,7 +14,7 @@ from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.merging.module import holding, merged_weights
 from taia_hub.repository.creating import create_repository
-from taia_hub.repository.opening import base_checkpoint, open_files, open_update
+from taia_hub.repository.opening import base_checkpoint, open_update
 from taia_hub.repository.update_files import open_repository
 from taia_hub.updates.dense.update import write_dense
 from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
@@ -221,10 +221,8 @@ def test_the_other_kinds(pico, tmp_path, kind):
         write_dense(pico.base("llama"), tmp_path / "tuned", tmp_path / "update")
         with pytest.raises(ConfigError, match="names no base model"):
             opened(tmp_path / "update")
-    found = open_repository(
-        tmp_path / "update", base=str(pico.base("llama")) if kind == "dense" else None, access=ACCESS
-    )
-    update = open_files(found, access=ACCESS)
+    found = open_repository(tmp_path / "update", ACCESS, base=str(pico.base("llama")) if kind == "dense" else None)
+    update = opened(found.with_weights(ACCESS))
     assert update.kind.name == kind
     assert is_weightless(update.model)
     paths = [site.path for _, site, _ in update.layers]
@@ -261,11 +259,11 @@ def test_nothing_is_written_into_the_bases_folder(pico, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(pico.base("llama"), base)
     with pytest.raises(RepositoryError, match="lies inside"):
-        open_repository(pico.adapter("llama"), base=str(base), access=ACCESS).check_outside(base / "sub")
+        open_repository(pico.adapter("llama"), ACCESS, base=str(base)).check_outside(base / "sub")
 
 
 def test_another_base_is_said(pico, caplog):
-    open_repository(pico.adapter("llama"), base=str(pico.base("qwen3")), access=ACCESS)
+    open_repository(pico.adapter("llama"), ACCESS, base=str(pico.base("qwen3")))
     assert f"is put on '{pico.base('qwen3')}'" in caplog.text
 
 
@@ -285,12 +283,12 @@ def test_what_cannot_be_opened(pico, tmp_path):
         opened(tmp_path / "taia")
 
 
-def test_a_kind_can_be_refused_before_its_weights_are_fetched(pico):
-    def check(kind):
-        raise UnsupportedUpdateError(f"no {kind.name}")
-
-    with pytest.raises(UnsupportedUpdateError, match="no peft"):
-        open_repository(pico.adapter("llama"), access=ACCESS, check=check)
+def test_a_kind_is_known_before_its_weights_are_fetched(online, tmp_path):
+    access = hub.HubAccess(cache_dir=tmp_path)
+    found = open_repository(online.taia, access)
+    assert (found.kind.name, found.is_plain) == ("peft", False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert list(found.with_weights(access).folder.glob("*.safetensors"))
 
 
 def test_an_adapter_that_vanishes(pico, tmp_path):
@@ -314,7 +312,7 @@ def test_a_repository_is_opened_and_a_space_planned_without_torch(pico, tmp_path
     done = clean_process(
         "import sys; import taia_hub.space.making, taia_hub.repository.card_updating; from taia_hub import hub\n"
         "from taia_hub.repository.update_files import open_repository\n"
-        "found = open_repository('taia', access=hub.HubAccess())\n"
+        "found = open_repository('taia', hub.HubAccess()).with_weights(hub.HubAccess())\n"
         "print(found.config.setting.label, found.kind.name, found.method)\n"
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )
@@ -325,5 +323,5 @@ def test_the_recorded_commit_of_a_base_holds_where_it_is_named_again(online, mon
     asked = []
     resolve = hub.resolve_base
     monkeypatch.setattr(hub, "resolve_base", lambda *words: asked.append(words[:2]) or resolve(*words))
-    open_repository(online.taia, base=online.base, access=ACCESS, weights=False)
+    open_repository(online.taia, ACCESS, base=online.base)
     assert asked == [(online.base, online.base_sha)]
