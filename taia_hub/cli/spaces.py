@@ -48,25 +48,20 @@ def space_create(
 
     taia space create org/model-taia --private
     """
+    from taia_hub import hub
     from taia_hub.space import making as space_making
 
     if out is not None and not dry_run:
         raise ConfigError("--out is the folder of --dry-run.", "Add --dry-run, or leave --out out.")
     if dry_run:
         out = out or Path((space or f"{repo}-compare").rpartition("/")[2])
+    commit = hub.Commit(private=private, token=token)
     plan = space_making.plan_space(
-        repo,
-        space_id=space,
-        revision=revision,
-        hardware=hardware,
-        private=private,
-        title=title,
-        out=out,
-        token=token,
+        repo, commit, space_id=space, revision=revision, hardware=hardware, title=title, out=out
     )
     if plan.makes_public and not yes:
         _ask(plan.space_id, plan.model.closed)
-    done = space_making.write_space(plan) if dry_run else space_making.publish_space(plan, token=token, link=link)
+    done = space_making.write_space(plan) if dry_run else space_making.publish_space(plan, link=link)
     if as_json:
         echo_json(dataclasses.asdict(done))
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import SpaceHardware
 from huggingface_hub.errors import HFValidationError
@@ -20,8 +20,6 @@ from taia_hub.repository.card_updating import link_space
 from taia_hub.space.reading import installed_versions, read_model
 from taia_hub.space.rendering import CARD, STATE, MergedSpace, SpaceModel, merge_space, space_files, written_files
 
-__all__ = ["CreatedSpace", "SpaceModel", "SpacePlan", "create_space", "plan_space", "publish_space", "space_files"]
-
 
 @dataclass(frozen=True)
 class SpacePlan:
@@ -31,16 +29,16 @@ class SpacePlan:
         head: The Space on the Hub; what is there was looked at unless it is written to a folder.
         model: The model.
         changes: What is written.
+        commit: The token, and whether a new Space is private.
         folder: The folder that it is written to instead of the Hub.
-        private: Whether a new Space is private.
         hardware: The hardware to ask for, or None.
     """
 
     head: hub.Head
     model: SpaceModel
     changes: MergedSpace
+    commit: hub.Commit
     folder: Path | None = None
-    private: bool | None = None
     hardware: str | None = None
 
     @property
@@ -51,7 +49,7 @@ class SpacePlan:
     @property
     def makes_public(self) -> bool:
         """Whether carrying it out makes a Space that everybody sees."""
-        return self.folder is None and self.head.sha is None and not self.private
+        return self.folder is None and self.head.sha is None and not self.commit.private
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -87,75 +85,50 @@ class CreatedSpace:
     card_commit: str | None = None
 
 
-def create_space(
-    repo: str, *, out: Path | None = None, token: str | bool | None = None, link: bool = True, **wanted: Any
-) -> CreatedSpace:
-    """Makes the Space of a TAIA repository, or brings it up to date; a person's files and edits in it stay.
-
-    Args:
-        repo: Hub id of the TAIA repository.
-        out: Folder to write the Space to instead of publishing it.
-        token: Access token.
-        link: Whether the model's card is linked to the Space.
-        **wanted: Further keywords of `plan_space`.
-
-    Returns:
-        What was done.
-
-    Raises:
-        TAIAError: If the repository is no TAIA repository, an argument is not allowed, or a request fails; the Hub or
-            the folder is then as it was.
-    """
-    plan = plan_space(repo, out=out, token=token, **wanted)
-    return write_space(plan) if out is not None else publish_space(plan, token=token, link=link)
-
-
 def plan_space(
     repo: str,
+    commit: hub.Commit | None = None,
     *,
     space_id: str | None = None,
     revision: str | None = None,
     hardware: str | None = None,
-    private: bool | None = None,
     title: str | None = None,
     out: Path | None = None,
-    token: str | bool | None = None,
 ) -> SpacePlan:
-    """Looks at the model and at the Space that is there; changes nothing.
+    """Looks at a TAIA repository and at the Space of it that is there; changes nothing.
+
+    A person's files and edits in the Space stay.
 
     Args:
         repo: Hub id of the TAIA repository.
+        commit: The token, and whether a new Space is private.
         space_id: Hub id of the Space; `NAME-compare` under the repository's owner, or the user, by default.
         revision: Branch, tag or commit of the repository; the Space is pinned to its commit.
         hardware: Hardware to ask the Hub for; what costs money is only taken when it is named here.
-        private: Whether a new Space is private.
         title: Title of the Space.
         out: Folder to write the Space to instead of publishing it.
-        token: Access token.
-
-    Returns:
-        What would be done.
 
     Raises:
-        TAIAError: As `create_space`.
+        TAIAError: If the repository is no TAIA repository, an argument is not allowed, or a request fails.
     """
+    commit = commit or hub.Commit()
     known = [one.value for one in SpaceHardware]
     if hardware is not None and hardware not in known:
         raise ConfigError(
             f"There is no hardware '{hardware}'.{closest(hardware, known)}", f"Choose one of {', '.join(known)}."
         )
-    if token is False and out is None:
+    if commit.token is False and out is None:
         raise ConfigError("A Space cannot be published without a token.", "Leave `token` out, or give `out`.")
-    model = read_model(repo, revision, token)
-    name = _checked(space_id or _default_id(repo, token, ask=out is None))
+    model = read_model(repo, revision, commit.token)
+    name = _checked(space_id or _default_id(repo, commit.token, ask=out is None))
     python, version = ".".join(platform.python_version_tuple()[:2]), __version__
     files = space_files(model, installed_versions(), title=title, hardware=hardware, python=python)
     if out is not None:
         changes = merge_space(files, _in_folder(out, files), version)
-        return SpacePlan(hub.Head(name, kind="space"), model, changes, folder=out)
-    head = hub.look(name, token=token, kind="space")
-    changes = merge_space(files, _there(head, files, private), version)
-    return SpacePlan(head, model, changes, private=private, hardware=hardware)
+        return SpacePlan(hub.Head(name, kind="space"), model, changes, commit, folder=out)
+    head = hub.look(name, token=commit.token, kind="space")
+    changes = merge_space(files, _there(head, files, commit.private), version)
+    return SpacePlan(head, model, changes, commit, hardware=hardware)
 
 
 def write_space(plan: SpacePlan) -> CreatedSpace:
@@ -173,16 +146,8 @@ def write_space(plan: SpacePlan) -> CreatedSpace:
     return _done(plan, str(plan.folder), None)
 
 
-def publish_space(plan: SpacePlan, *, token: str | bool | None = None, link: bool = True) -> CreatedSpace:
-    """Publishes a planned Space in one commit and links the model's card to it.
-
-    Args:
-        plan: The plan.
-        token: Access token.
-        link: Whether the model's card is linked to the Space; where that fails there is a warning with the line.
-
-    Returns:
-        What was done.
+def publish_space(plan: SpacePlan, *, link: bool = True) -> CreatedSpace:
+    """Publishes a planned Space in one commit and, where `link`, links the model's card to it; failing that, it warns.
 
     Raises:
         RepositoryError: If a request fails, or the Space changed since the plan was made; it is then as it was.
@@ -194,19 +159,18 @@ def publish_space(plan: SpacePlan, *, token: str | bool | None = None, link: boo
     if plan.changes.files or plan.changes.deleted:
         with tempfile.TemporaryDirectory() as scratch:
             files = {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)}
-            message = f"Compare the modes of {plan.model.repo_id}"
-            how = hub.Commit(message, private=plan.private, token=token)
+            how = dataclasses.replace(plan.commit, message=f"Compare the modes of {plan.model.repo_id}")
             commit = hub.publish(files, plan.head, how, space=settings).oid
     else:
-        hub.set_space(plan.space_id, settings, token=token)
+        hub.set_space(plan.space_id, settings, token=plan.commit.token)
     url = f"{hub.api().endpoint}/spaces/{plan.space_id}"
-    return _done(plan, url, commit, *(_linked(plan, token) if link else (None, ())))
+    return _done(plan, url, commit, *(_linked(plan) if link else (None, ())))
 
 
-def _linked(plan: SpacePlan, token: str | bool | None) -> tuple[str | None, tuple[str, ...]]:
+def _linked(plan: SpacePlan) -> tuple[str | None, tuple[str, ...]]:
     """Links the model's card; the Space is there, whatever comes of it."""
     try:
-        return link_space(plan.model.repo_id, plan.space_id, token), ()
+        return link_space(plan.model.repo_id, plan.space_id, plan.commit.token), ()
     except TAIAError as error:
         line = cards.try_it(plan.space_id)
         reason = f"the card of '{plan.model.repo_id}' was not linked: {error.message}"

@@ -39,18 +39,16 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
     opened = open_repository(repo, access, revision=info.sha, plain=False)
     config, base = opened.config, opened.base
     check_publishable(config)
-    update = config.place.files
-    adapter = config.update.get("repo")
-    parts = {
-        repo: (opened.revision, "TAIA repository", _OURS if adapter else (*_OURS, *update)),
-        base.name: (base.revision, "base model", _BASE),
-        **({adapter: (config.update["revision"], "adapter repository", update)} if adapter else {}),
-    }
-    infos = {name: _info(name, sha, what, token) for name, (sha, what, _) in parts.items() if name != repo}
-    infos = {repo: info, **infos}
+    update, adapter = config.place.files, config.update.get("repo")
+    infos = {repo: info, base.name: _info(base.name, base.revision, "base model", token)}
     sizes = _weights(infos[base.name])
-    preload = {name: _matching(infos[name], patterns) for name, (_, _, patterns) in parts.items()}
-    preload[base.name] = (*preload[base.name], *_matching(infos[base.name], ("*.index.json",)), *sizes)
+    preload = {
+        repo: _matching(info, _OURS if adapter else (*_OURS, *update)),
+        base.name: (*_matching(infos[base.name], _BASE), *_matching(infos[base.name], ("*.index.json",)), *sizes),
+    }
+    if adapter:
+        infos[adapter] = _info(adapter, config.update["revision"], "adapter repository", token)
+        preload[adapter] = _matching(infos[adapter], update)
     closed = tuple(name for name, info in infos.items() if info.private or info.gated)
     whole = hub.read_json(base.folder / hub.CONFIG)
     halved = "float32" in (whole.get("dtype"), whole.get("torch_dtype"))

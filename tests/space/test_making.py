@@ -25,9 +25,10 @@ from taia_hub.repository.creating import create_repository
 from taia_hub.space import making as space_making
 from taia_hub.space import reading as space_reading
 from taia_hub.space import rendering as space_rendering
-from taia_hub.space.making import create_space, plan_space, publish_space, space_files
+from taia_hub.space.making import plan_space, publish_space, space_files
 from taia_hub.space.rendering import SpaceModel, merge_space, suggested_hardware
 from tests.card_samples import EVERYTHING
+from tests.space.helpers import create_space
 
 ROOT = Path(__file__).parents[2]
 OURS = {"README.md", "app.py", "requirements.txt", ".taia_space.json"}

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import snapshot_download
 from packaging.requirements import Requirement
 
-from taia_hub.space.making import create_space
+from tests.space.helpers import create_space
 
 
 @pytest.fixture
