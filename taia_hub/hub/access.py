@@ -101,15 +101,7 @@ def fetch(
 
 
 def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
-    """Finds a base model's configuration, and with it the commit that `revision` points to.
-
-    Args:
-        name: A folder, or a Hub id.
-        revision: Branch, tag or commit sha; None for the main branch.
-        access: How to reach the Hub.
-
-    Returns:
-        The base with its resolved sha.
+    """Finds a base model's configuration on the Hub or in a folder, and the commit that `revision` points to.
 
     Raises:
         RepositoryError: If the base or its revision is gone, or cannot be reached.

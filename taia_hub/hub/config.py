@@ -104,13 +104,7 @@ def default_update() -> dict[str, str]:
 
 
 def published_form(value: Any) -> Any:
-    """Brings a published default into the form that JSON does not reorder.
-
-    Args:
-        value: A setting as a user writes it, or as `config.json` stores it.
-
-    Returns:
-        A text, or pairs of a selector and a weight.
+    """Brings a published default into the form that JSON does not reorder: a text, or pairs of a selector and a weight.
 
     Raises:
         SettingError: If it is no setting.

@@ -58,16 +58,7 @@ def fetch_model(
 ) -> Source:
     """Brings a whole model to this disk, with the shards that its index names, whatever they are called.
 
-    Args:
-        name: A folder, or a Hub id.
-        patterns: Globs on further files.
-        revision: Branch, tag or commit sha; None for the main branch.
-        access: How to reach the Hub.
-        what: What the model is for, in error messages.
-        local: As in `fetch`.
-
-    Returns:
-        Where the files are.
+    `patterns` are globs on further files; everything else is as of `fetch`.
 
     Raises:
         RepositoryError: As of `fetch`.
@@ -121,14 +112,9 @@ def adapter_weights(folder: Path) -> Path:
 
 
 def update_weights(folder: Path, kind: UpdateKind) -> dict[str, Path]:
-    """Finds the weights of an update of any kind and checks that the files are whole.
+    """Finds the weights of an update of any kind in its folder, and checks that the files are whole.
 
-    Args:
-        folder: Folder of the update.
-        kind: Its kind.
-
-    Returns:
-        Name in the folder to path, of every file that the manifest names; the one that names the update comes first.
+    Returns name in the folder to path, of every file that the manifest names; first the one that names the update.
 
     Raises:
         RepositoryError: If a file is missing, pickled, truncated or damaged.
@@ -207,27 +193,16 @@ def convert_pickled_adapter(folder: Path, out: Path) -> None:
 
 
 def write_manifest(folder: Path, files: Mapping[str, Path]) -> None:
-    """Writes `taia_manifest.json` with the size and sha256 of the weights files. Call it last.
-
-    Args:
-        folder: Where the manifest goes.
-        files: Path of each weights file as the repository names it, and where it lies on this disk.
-    """
+    """Writes `taia_manifest.json`, last of all: size and sha256 of weights files by their paths in the repository."""
     entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in sorted(files.items())}
     (folder / MANIFEST).write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n", encoding="utf-8")
 
 
 def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -> None:
-    """Checks a weights file against the manifest, so that a flipped bit cannot pass.
-
-    Args:
-        folder: Folder of the repository.
-        weights: The file to check.
-        name: Its path in the manifest.
-        required: Whether a missing manifest is an error.
+    """Checks a weights file against the manifest in `folder`, which calls it `name`, so that a flipped bit cannot pass.
 
     Raises:
-        RepositoryError: If the manifest is missing, or size or sha256 differ.
+        RepositoryError: If the manifest is missing and `required`, or size or sha256 differ.
         ConfigError: If the manifest is malformed.
     """
     again = "Download the repository again, or write it anew with `save_pretrained`; `verify=False` skips this check."
@@ -267,12 +242,6 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """Gives a scratch folder beside `folder`, whose files are moved into place when the block succeeds.
 
     The manifest is moved last. When the block fails, `folder` is as it was.
-
-    Args:
-        folder: Where the files shall be.
-
-    Yields:
-        The scratch folder.
 
     Raises:
         RepositoryError: If the disk is full or the folder cannot be written.

@@ -74,12 +74,6 @@ class UpdatePlace:
     def of(cls, update: Mapping[str, Any]) -> UpdatePlace:
         """Reads `update` of a checked `config.json`.
 
-        Args:
-            update: With `kind` and `path`.
-
-        Returns:
-            The place.
-
         Example:
             >>> UpdatePlace.of({"kind": "peft", "path": "adapter"}).weights
             'adapter/adapter_model.safetensors'

@@ -88,16 +88,9 @@ class Head:
 
 
 def look(repo_id: str, *, revision: str | None = None, token: str | bool | None = None, kind: str = "model") -> Head:
-    """Looks at what is in a repository that something shall be published to.
+    """Looks at the head of a branch that something shall be published on; a branch that is not there begins at main.
 
-    Args:
-        repo_id: A Hub id, or the name of a repository of the user's.
-        revision: Branch; one that is not there yet begins at main.
-        token: Access token.
-        kind: `model` or `space`.
-
-    Returns:
-        The head of the branch, which `publish` publishes on.
+    `repo_id` may be the name alone of a repository of the user's; `kind` is `model` or `space`.
 
     Raises:
         RepositoryError: If the id is malformed, or the Hub cannot be reached.

@@ -110,7 +110,8 @@ def manifest_sha256(folder: Path, name: str) -> str | None:
     """Reads the hash of a weights file from the manifest of a folder; None where it says nothing."""
     if not (folder / hub.MANIFEST).is_file():
         return None
-    entry = (hub.read_json(folder / hub.MANIFEST).get("files") or {}).get(name)
+    files = hub.read_json(folder / hub.MANIFEST).get("files")
+    entry = files.get(name) if isinstance(files, dict) else None
     return str(entry["sha256"]) if isinstance(entry, dict) and "sha256" in entry else None
 
 
@@ -152,33 +153,37 @@ def describe_files(
 ) -> cards.CardData:
     """Collects what a card says of a repository whose model is not loaded, without the files beside the model.
 
-    No weights are loaded; the base model's own code may run, to learn its structure.
+    No weights are loaded. What can be wrong with the files is told before the base model's structure is built, for
+    which its own code may run.
 
     Raises:
         TAIAError: If a file is missing or malformed.
     """
-    from taia_hub.updates.parts import lora_parts  # here, because all else of a card goes without a model
-
     if found.holder.revision is None:
         hub.update_weights(found.folder, found.kind)
-    known = None
-    if found.kind is PEFT:
-        known = lora_parts(found.base, found.folder, found.settings, access, trust_remote_code)
-    if known is None:
-        known = _parts_by_size(found, access, trust_remote_code)
     data = describe(
         found.config,
         found.root,
         repo_id=repo_id,
         method=found.method,
-        parts=role_parts(known),
+        parts={},
         adapter_config=hub.read_json(found.folder / found.kind.config),
         license_fields=license_fields,
     )
     if data.adapter_repo:  # the manifest is here, the weights are elsewhere
         sha256 = _sha256_on_the_hub(data.adapter_repo, found.place.weights, data.adapter_revision, access)
         data = dataclasses.replace(data, adapter_sha256=sha256)
-    return data
+    return dataclasses.replace(data, parts=role_parts(_parts(found, access, trust_remote_code)))
+
+
+def _parts(found: Repository, access: hub.HubAccess, trust_remote_code: bool) -> dict[str, AdaptedPart]:
+    """Says what an update adapts by role, on its base's structure: of a LoRA without a look at its weights."""
+    from taia_hub.updates.parts import lora_parts  # here, because all else of a card goes without a model
+
+    known = None
+    if found.kind is PEFT:
+        known = lora_parts(found.base, found.folder, found.settings, access, trust_remote_code)
+    return _parts_by_size(found, access, trust_remote_code) if known is None else known
 
 
 def _parts_by_size(found: Repository, access: hub.HubAccess, trust_remote_code: bool) -> dict[str, AdaptedPart]:
@@ -222,16 +227,10 @@ def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hu
 def render_over(
     data: cards.CardData, before: Iterable[str | None], *, given: Collection[str] = (), **template: Any
 ) -> cards.Merged:
-    """Renders a card with the edits that people made to the cards that are there.
+    """Renders a card with the edits that people made to the cards that are there, the earlier first.
 
-    Args:
-        data: What the card says.
-        before: The cards that are there; what stands in an earlier one wins.
-        given: Metadata keys that were asked for just now; they stay from now on, as if they were set by hand.
-        **template: `template` and `template_dir` of `cards.render_card`.
-
-    Returns:
-        The card and what was kept.
+    The metadata keys `given` were asked for just now: they stay from now on, as if they were set by hand. `template` is
+    as of `cards.render_card`.
 
     Raises:
         ConfigError: If a card was not written by taia-hub or is damaged, or the template is.
@@ -251,14 +250,7 @@ def card_files(
 ) -> dict[str, Path]:
     """Writes the card of a repository and what else of its results the Hub reads; a damaged card is left alone.
 
-    Args:
-        data: What the card says.
-        before: The cards that are there, or None.
-        folder: Where the files go.
-        given: Metadata keys that were asked for just now.
-
-    Returns:
-        Path in the repository to path on this disk; without the card where one that is there is damaged.
+    Returns path in the repository to path in `folder`; without the card where one that is there is damaged.
     """
     there = [path for path in before if path is not None and path.exists()]
     texts = cards.eval_results_files(data.results)

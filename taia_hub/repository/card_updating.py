@@ -102,9 +102,9 @@ def make_card(
         TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
     """
     access = access or hub.HubAccess()
+    given = _given_files(request)
     found, source, before = _opened(name, revision, access)
     data = _described(found, request, before, access, trust_remote_code)
-    given = _given_files(request)
     data = with_side_files(data, found.config, given.over(SideFiles.of(source.folder)))
     merged = render_over(
         data, [before], given=request.given, template=request.template, template_dir=request.template_dir
@@ -184,13 +184,13 @@ def check_repository_card(
     Raises:
         TAIAError: If the repository has no card, or is missing or malformed.
     """
-    access = access or hub.HubAccess()
+    access, given = access or hub.HubAccess(), _given_files(request)
     found, source, before = _opened(name, revision, access)
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
     data = _described(found, request, before, access, trust_remote_code)
     data = dataclasses.replace(data, space=cards.space_of(before))
-    beside = _given_files(request).over(SideFiles.of(source.folder))
+    beside = given.over(SideFiles.of(source.folder))
     data, problems = _with_true_files(data, found.config, beside)
     if source.revision is None:
         files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]

@@ -61,21 +61,20 @@ def create_repository(
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
 
-    The base model is built without weights, which is enough to check that modules, names and shapes fit. It goes to the
-    folder `out` or, as `commit` says, to the Hub id `push`.
+    The base model is built without weights, which is enough to check that modules, names and shapes fit.
 
     Args:
         base: Hub id of the base model, or a folder (then it cannot be published); or what `hub.resolve_base` gave.
         adapter: Hub id or folder of a PEFT adapter.
-        out: Folder to write to.
+        out: Folder to write to; it or `push` is given.
         push: Hub id to publish to.
-        commit: How it is published, and the token.
         inference_modules: The published default.
         base_revision: Revision of the base model.
         adapter_revision: Revision of the adapter.
         link: Whether the repository points to the adapter's own repository instead of holding a copy.
         convert_pickle: Whether pickled weights, of PEFT or of the authors' MoLoRA code, are converted to safetensors
             first; nothing in the pickle is run.
+        commit: How it is published, and the token.
         trust_remote_code: Whether the base model's own code may run.
         skeleton: The base model on the meta device, where it was built already; it is used up.
         extra_files: As of `publishing.save`.
@@ -117,26 +116,8 @@ def create_from_finetuned(
 ) -> Created:
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
 
-    Everything else is as of `create_repository`.
-
-    Args:
-        base: Hub id or folder of the base model.
-        finetuned: Hub id or folder of a checkpoint of the same architecture.
-        out: Folder to write to.
-        push: Hub id to publish to.
-        inference_modules: The published default; `"attention+other"` for the tuned tensors themselves and
-            `"attention"` where they are compressed.
-        base_revision: Revision of the base model.
-        finetuned_revision: Revision of the fine-tune.
-        compress: As for `TAIAForCausalLM.from_finetuned`.
-        commit: How it is published, and the token.
-        trust_remote_code: Whether the base model's own code may run.
-        skeleton: The base model on the meta device, where it was built already.
-        extra_files: As of `publishing.save`.
-        progress: Called with stage, tensors done and tensors in all.
-
-    Returns:
-        What was made, and how the two differ or what compressing lost.
+    The published default is `"attention+other"` for the tuned tensors themselves and `"attention"` where they are
+    compressed, which goes as for `TAIAForCausalLM.from_finetuned`; everything else is as of `create_repository`.
 
     Raises:
         TAIAError: If something is missing or does not fit; nothing is written or published then.

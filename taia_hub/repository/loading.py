@@ -85,16 +85,9 @@ class LoadOptions:
 
 
 def load_repository(name: str, revision: str | None, config: TAIAConfig | None, options: LoadOptions) -> Loaded:
-    """Loads a TAIA repository, or a plain PEFT adapter repository.
+    """Loads a TAIA repository, or a plain PEFT adapter on the base that it names.
 
-    Args:
-        name: Folder or Hub id.
-        revision: Revision of the TAIA repository; the base's comes from its configuration.
-        config: The configuration where transformers has read it already.
-        options: How to load.
-
-    Returns:
-        The loaded model.
+    `config` is the configuration where transformers has read it already.
 
     Raises:
         RepositoryError: If files are missing, damaged or out of reach.
@@ -146,16 +139,8 @@ def load_adapter(
 ) -> Loaded:
     """Loads a base model and any PEFT adapter, or the folder of an update of another kind.
 
-    Args:
-        base: Folder or Hub id of the base model, or what `hub.resolve_base` made of it.
-        adapter: Folder or Hub id of the adapter.
-        base_revision: Revision of the base; by default the one that the adapter names, else the main branch.
-        adapter_revision: Revision of the adapter.
-        published: The setting that the configuration publishes.
-        options: How to load.
-
-    Returns:
-        The loaded model.
+    The base's revision is by default the one that the adapter names, else the main branch; `published` is the setting
+    that the configuration publishes.
 
     Raises:
         RepositoryError: If files are missing, damaged or out of reach.
@@ -183,20 +168,11 @@ def load_finetuned(
     compress: Compress = None,
     progress: Progress | None = None,
 ) -> tuple[Loaded, DenseReport | CompressionReport]:
-    """Loads a base model with a full fine-tune of it as its update.
+    """Loads a base model with a full fine-tune of it as its update, both as `fetch_checkpoints` brought them.
 
-    Args:
-        base: The base model, as `fetch_checkpoints` brought it.
-        finetuned: The fine-tune, a checkpoint of the same architecture.
-        published: The setting that the configuration publishes; None for `"attention+other"`, or for `"attention"`
-            where the difference is compressed.
-        options: How to load.
-        scratch: Folder for the update's files, which the loaded model reads as long as it lives.
-        compress: As for `TAIAForCausalLM.from_finetuned`.
-        progress: Called with stage, steps done and steps in all.
-
-    Returns:
-        The loaded model, and how the two checkpoints differ or what compressing lost.
+    The update's files go to `scratch`, which the loaded model reads as long as it lives. `published` is by default
+    `"attention+other"`, or `"attention"` where the difference is compressed. The report says how the two checkpoints
+    differ or what compressing lost.
 
     Raises:
         RepositoryError: If files are missing, damaged or out of reach.
@@ -258,34 +234,16 @@ def _new_config(found: Repository, **fields: Any) -> TAIAConfig:
 
 
 def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded:
-    base = found.base
+    """Puts the update of an opened repository on its base model, under a switch."""
     setting: Any = options.inference_modules
     if setting is None:
         setting = "all" if options.is_trainable else config.setting
-    features_only = found.features_only
-    if features_only and options.head:
+    if found.features_only and options.head:
         raise UnsupportedUpdateError(
             "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
             "Load it with `TAIAModel` or `AutoModel`.",
         )
-    hub_keywords = {"revision": base.revision, **{key: getattr(options.access, key) for key in _HUB_KEYWORDS}}
-    keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
-    auto = AutoModel if features_only else AutoModelForCausalLM
-    with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        if options.skeleton:
-            model: PreTrainedModel = (
-                skeleton(base, options.access, keywords.get("trust_remote_code", False))
-                if options.skeleton is True
-                else options.skeleton
-            )
-            with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
-                model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
-        else:
-            model = auto.from_pretrained(base.name, **keywords)
-    if hasattr(model, "taia_config"):
-        raise UnsupportedUpdateError(
-            f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
-        )
+    model = _base_model(found, options)
     placed = sublayers.find_sublayers(model)
     update, switch = attach(
         model,
@@ -298,14 +256,38 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
         autocast_adapter_dtype=options.autocast_adapter_dtype,
     )
     switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
-    config.base_model_revision = base.revision
+    config.base_model_revision = found.base.revision
     for role in ("attention", "ffn"):
         if not any(site.role == role for site in switch.sites):
             logger.warning("This update has no %s part: mode '%s' equals the base model.", role, role)
-    if not options.head and not features_only:
+    if not options.head and not found.features_only:
         path, model = _backbone(model)
         update.prefix = f"{path}."
     return Loaded(model, config, update, switch)
+
+
+def _base_model(found: Repository, options: LoadOptions) -> PreTrainedModel:
+    """Loads the base model, or builds it without its weights; no TAIA model is one."""
+    base = found.base
+    hub_keywords = {"revision": base.revision, **{key: getattr(options.access, key) for key in _HUB_KEYWORDS}}
+    keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
+    with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        if options.skeleton:
+            model: PreTrainedModel = (
+                skeleton(base, options.access, keywords.get("trust_remote_code", False))
+                if options.skeleton is True
+                else options.skeleton
+            )
+            with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
+                model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
+        else:
+            auto = AutoModel if found.features_only else AutoModelForCausalLM
+            model = auto.from_pretrained(base.name, **keywords)
+    if hasattr(model, "taia_config"):
+        raise UnsupportedUpdateError(
+            f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
+        )
+    return model
 
 
 def _backbone(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:

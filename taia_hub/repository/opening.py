@@ -82,13 +82,7 @@ class OpenedUpdate:
         return self.attached.streamed
 
     def weights(self, setting: Any) -> tuple[tuple[Entry, float], ...]:
-        """Says how strongly each adapted module acts under a setting.
-
-        Args:
-            setting: As `inference_modules`; one for all rows.
-
-        Returns:
-            Each entry of `layers` and its weight in [0, 1].
+        """Says how strongly each of `layers` acts under a setting, in [0, 1]; the setting is one for all rows.
 
         Raises:
             SettingError: If the setting is not understood or cannot act on this update.
@@ -120,15 +114,7 @@ def open_update(
 ) -> OpenedUpdate:
     """Opens the update of a TAIA repository, or a plain one, without the base model's weights.
 
-    Args:
-        source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or files that were found.
-        revision: Revision of the repository.
-        access: How to reach the Hub.
-        trust_remote_code: Whether the base model's own code may run, to learn its structure.
-        lean: Whether a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
-
-    Returns:
-        The update on its base's structure.
+    Where `lean`, a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
 
     Raises:
         TAIAError: If it is neither, is damaged, does not fit its base, or its base cannot be reached.

@@ -53,14 +53,8 @@ def save(
 ) -> None:
     """Writes a TAIA repository into a folder, whole or not at all; a person's edits of the card there stay.
 
-    Args:
-        loaded: The model.
-        folder: The folder.
-        state_dict: State dict of the model to take the update's tensors from.
-        repo_id: The Hub id that the card shows; the folder's name by default.
-        license_fields: Licence metadata of the base model's card.
-        extra_files: Called with the folder that will be moved to `folder`, when all but the card is in it: what it
-            writes there goes with it, and on the card what belongs there.
+    The card shows `repo_id`, by default the folder's name. `extra_files` is called with the folder that will be moved
+    to `folder`, when all but the card is in it: what it writes there goes with it, and on the card what belongs there.
 
     Raises:
         RepositoryError: If the folder cannot be written, or holds another model.
@@ -159,9 +153,8 @@ def _card_over(
 ) -> dict[str, Path | None]:
     """Makes the card that goes over the one on the Hub, from `data` and the files beside the model, there and here.
 
-    Returns:
-        Path in the repository to path on this disk: the card and what goes with it, unless somebody wrote it by hand.
-        None where the card that is there stays, and for scores on leaderboards that are not of these weights.
+    Returns path in the repository to path on this disk: the card and what goes with it, unless somebody wrote it by
+    hand. None where the card that is there stays, and for scores on leaderboards that are not of these weights.
     """
     present, beside, scores = head.file(hub.CARD), SideFiles.of(folder), dict[str, str]()
     if any(fnmatch(name, pattern) for name in head.files for pattern in SIDE_FILES):

@@ -87,18 +87,10 @@ def read_results(path: Path, expected: ModelIdentity) -> Results:
 
 
 def read_training(path: Path, expected: ModelIdentity | None = None) -> cards.Training:
-    """Reads `taia_training.json`: how the update was trained.
-
-    Args:
-        path: The file: an object with `datasets`, `hyperparameters`, `hardware`, `versions`, `seconds`,
-            `co2_eq_emissions` and `adapter_sha256`, all of them optional.
-        expected: The model that it must be of, where the file names one.
-
-    Returns:
-        What it says.
+    """Reads `taia_training.json`, an object whose fields are all optional: how the update was trained.
 
     Raises:
-        ConfigError: If it is damaged or of another model.
+        ConfigError: If it is damaged, or names another model than `expected`.
     """
     try:
         training = cards.training_from_json(hub.read_json(path))

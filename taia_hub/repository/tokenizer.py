@@ -20,15 +20,7 @@ _FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
 
 
 def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a TAIA repository, or the base model's where it has none.
-
-    Args:
-        model: A loaded TAIA model.
-        token: Access token.
-        trust_remote_code: Whether a tokenizer's own code may run.
-
-    Returns:
-        The tokenizer.
+    """Loads the tokenizer of a loaded model's TAIA repository, or the base model's where it has none.
 
     Raises:
         RepositoryError: If neither has one, or the repository's is damaged: the base's may not be its equal.
@@ -68,15 +60,8 @@ def save_tokenizer(
 ) -> str | None:
     """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
 
-    Args:
-        config: Configuration that names the base.
-        folder: Where the files go; nothing is written when the base has no tokenizer.
-        token: Access token.
-        source: Folder of a checkpoint whose tokenizer is taken instead, where it has one.
-        trust_remote_code: Whether a tokenizer's own code may run.
-
-    Returns:
-        Why nothing was written, or None.
+    That of the checkpoint in the folder `source` is taken instead, where it has one. Returns why nothing was written,
+    or None.
 
     Raises:
         RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.

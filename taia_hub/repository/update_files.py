@@ -100,11 +100,8 @@ class Repository:
     def check_outside(self, out: Path) -> None:
         """Refuses to write into a folder that is read from, which would be published with what is in it.
 
-        Args:
-            out: Where something made of the update shall go.
-
         Raises:
-            RepositoryError: If that lies inside the repository's folder, or inside the base model's.
+            RepositoryError: If `out` lies inside the repository's folder, or inside the base model's.
         """
         read = {self.name: None if self.revision else self.root}
         read[self.base.name] = None if self.base.revision else self.base.folder
@@ -135,14 +132,11 @@ def open_repository(
         name: Hub id or folder of either.
         access: How to reach the Hub.
         revision: Its revision.
-        base: Hub id or folder of the base model, where it is not the one that is named there; or as it was resolved.
+        base: The base model, where it is not the one that is named there; or as it was resolved.
         base_revision: Revision of `base`; the one that an adapter names, or a repository for a base of that name.
         config: The configuration, where it was read already.
         plain: Whether a plain update is taken too.
         what: What messages call it.
-
-    Returns:
-        The opened repository.
 
     Raises:
         TAIAError: If it is neither, is damaged, or names no base model.

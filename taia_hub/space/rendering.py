@@ -88,17 +88,10 @@ def space_files(
     hardware: str | None = None,
     python: str | None = None,
 ) -> dict[str, bytes]:
-    """Renders the files of a Space.
+    """Renders the files of a Space: path to content.
 
-    Args:
-        model: The model.
-        versions: Package to version; gradio's is needed.
-        title: Title of the Space; made of the model's name by default.
-        hardware: Hardware to suggest to whoever copies the Space; by the model's size by default.
-        python: Version of Python; ZeroGPU has its own.
-
-    Returns:
-        Path to content.
+    `versions` (package to version) names at least Gradio. Without `hardware`, what is suggested to whoever copies the
+    Space goes by the model's size; ZeroGPU has a Python of its own.
 
     Raises:
         ConfigError: If the title is empty.
@@ -129,14 +122,10 @@ def space_files(
 
 
 def suggested_hardware(size: int) -> str:
-    """Suggests hardware for a model, so that its weights take at most four fifths of the memory.
+    """Suggests hardware for weights of `size` bytes at 16 bits, so that they take at most four fifths of the memory.
 
-    Args:
-        size: Bytes of the base model's weights at 16 bits.
-
-    Returns:
-        `cpu-basic` up to 1.2 GiB (0.6 billion parameters: more is too slow on two cores), ZeroGPU up to 56 GiB
-        (70 GB), `rtx-pro-6000` up to 76 GiB (96 GB), `a100x4` up to 260 GiB (320 GB), `a100x8` above.
+    `cpu-basic` up to 1.2 GiB (0.6 billion parameters: more is too slow on two cores), ZeroGPU up to 56 GiB (70 GB),
+    `rtx-pro-6000` up to 76 GiB (96 GB), `a100x4` up to 260 GiB (320 GB), `a100x8` above.
 
     Example:
         >>> suggested_hardware(270 * 2**20), suggested_hardware(16 * 2**30)
@@ -146,14 +135,7 @@ def suggested_hardware(size: int) -> str:
 
 
 def pinned(requirements: str, versions: Mapping[str, str]) -> str:
-    r"""Pins each requirement to a version.
-
-    Args:
-        requirements: A requirements file of bare names.
-        versions: Package to version; what is not known stays without one.
-
-    Returns:
-        The requirements file.
+    r"""Pins each requirement of a file of bare names to a version; what is not known stays without one.
 
     Example:
         >>> pinned("torch\npeft[x]\nspaces", {"torch": "2.13.0+cpu", "peft": "0.21.2"}).split()
@@ -175,18 +157,10 @@ def required_packages() -> tuple[str, ...]:
 
 
 def merge_space(new: Mapping[str, bytes], there: Mapping[str, bytes] | None, version: str) -> MergedSpace:
-    """Brings a Space up to date and keeps what a person did to it.
+    """Brings a Space up to date and keeps what a person did to it; `there` is None for a new one.
 
     A file that nobody changed since it was written is replaced, or deleted where there is none of its name any more.
     One that a person changed or added stays; delete it to get ours again. The README is merged as model cards are.
-
-    Args:
-        new: Path to content of what was rendered.
-        there: Path to content of what is there; None for a new Space.
-        version: The version of taia-hub that writes.
-
-    Returns:
-        What changes.
 
     Raises:
         ConfigError: If the README or the state file that is there is damaged.

@@ -26,14 +26,14 @@ os._exit(0)
 
 @pytest.fixture
 def start(clean_process):
-    """Starts `taia` in a process of its own; returns (exit status, heavy modules that it imported, output)."""
+    """Starts `taia` in a process of its own; returns (status, heavy modules that it imported, output or error)."""
 
     def run(*words, **environment):
         code = _RUN.replace("*WORDS", f"*{words!r}").replace("HEAVY", repr(HEAVY))
         done = clean_process(code, **environment)
         assert done.returncode == 0, done.stderr
         status, heavy = json.loads(done.stderr.splitlines()[-1])
-        return status, heavy, done.stdout
+        return status, heavy, done.stdout or done.stderr
 
     return run
 
@@ -81,3 +81,25 @@ def test_every_command_is_listed_in_a_line_of_its_own(start):
 def test_a_card_that_is_not_there_is_told_without_what_models_need(start, tmp_path):
     status, heavy, _ = start("card", str(tmp_path), "--check")
     assert (status, heavy) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("README.md", None, "has no README.md"),
+        ("README.md", b"\xff", "no UTF-8"),
+        ("config.json", b"{", "no JSON"),
+        ("config.json", b'{"model_type": "taia", "update": {"kind": "none"}}', "update.kind is 'none'"),
+        ("taia_manifest.json", b"[]", "a JSON object is expected"),
+        ("adapter/adapter_config.json", b"{", "no JSON"),
+        ("adapter/adapter_model.safetensors", None, "has no adapter_model.safetensors"),
+        ("adapter/adapter_model.safetensors", b"short", "truncated"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_told_without_what_models_need(start, pico, tmp_path, name, content, said):
+    folder = tmp_path / "taia"
+    pico.taia("llama").save_pretrained(folder)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    status, heavy, out = start("card", str(folder), "--check")
+    assert (status, heavy) == (1, [])
+    assert said in out
