@@ -51,14 +51,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
 
     @classmethod
     def from_loaded(cls, loaded: Loaded) -> Any:
-        """Gives a base model with an attached update its generated class.
-
-        Args:
-            loaded: What `taia_hub.repository.loading` made.
-
-        Returns:
-            The same model object, of a subclass of its base model's class.
-        """
+        """Gives a base model with an attached update its generated class; the model object stays the same."""
         from taia_hub.updates.peft.update import PeftUpdate
 
         model: Any = loaded.model
@@ -83,8 +76,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Does nothing: a repository carries stubs that import this package, never copies of its modules.
 
-        Args:
-            auto_class: The Auto class, as transformers passes it after a load with `trust_remote_code=True`.
+        transformers calls it after a load with `trust_remote_code=True`.
         """
 
     @property
@@ -188,12 +180,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
             yield self
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Ties weights as the base's class does; a fused model keeps those it shows, so that `unfuse` is exact.
-
-        Args:
-            *args: As in the base's class.
-            **kwargs: As in the base's class.
-        """
+        """Ties weights as the base's class does; a fused model keeps those it shows, so that `unfuse` is exact."""
         if self._taia_switch.fused is None:
             super().tie_weights(*args, **kwargs)  # type: ignore[misc]
 

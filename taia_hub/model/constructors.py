@@ -181,9 +181,5 @@ class Loading:
 
     @classmethod
     def from_loaded(cls, loaded: Loaded) -> Any:
-        """Gives a base model with an attached update its generated class.
-
-        Args:
-            loaded: What `taia_hub.repository.loading` made.
-        """
+        """Gives a base model with an attached update its generated class, as `TAIAMixin` does."""
         raise NotImplementedError
