@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
 from taia_hub.analysis.hidden import ALL_MODES, examine_texts
 from taia_hub.analysis.measuring import analyze_files, find_adapter
+from taia_hub.common.jsonl import LineError, parse_object, read_lines
 from taia_hub.common.progress import Progress
-from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.repository.tokenizer import load_tokenizer
 from taia_hub.results import RESULTS_FILE, Results
 from taia_hub.results.analysis import Analysis, Subject
 
 _FIELDS = ("text", "prompt", "question", "instruction")
+_FORM = '{"text": "The sky is blue."}, or the text itself'
 
 
 def examine(
@@ -75,18 +75,8 @@ def read_texts(path: Path) -> list[str]:
 
     The objects of JSONL have a field `text`, `prompt`, `question` or `instruction`.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise RepositoryError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"'{path}' is not UTF-8: {error}.", "Save it as UTF-8.") from error
-    wanted = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not wanted:
-        raise ConfigError(f"'{path}' holds no text.", "Write one text a line, or JSONL with a field 'text'.")
-    if path.suffix != ".jsonl":
-        return [line for _, line in wanted]
-    return [_field(path, number, line) for number, line in wanted]
+    parse: Callable[[str], str] = _field if path.suffix == ".jsonl" else str
+    return [text for _, text in read_lines(path, parse, _FORM)[1]]
 
 
 def matching_results(name: str, revision: str | None, subject: Subject, token: str | bool | None) -> Results | None:
@@ -98,15 +88,9 @@ def matching_results(name: str, revision: str | None, subject: Subject, token: s
     return results if results.model.adapter_sha256 == subject.adapter_sha256 else None
 
 
-def _field(path: Path, number: int, line: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{path}:{number}: no JSON: {error}.", "One JSON object a line.") from error
-    found = [value[name] for name in _FIELDS if name in value] if isinstance(value, dict) else []
+def _field(line: str) -> str:
+    item = parse_object(line)
+    found = [item[name] for name in _FIELDS if name in item]
     if not found or not isinstance(found[0], str) or not found[0].strip():
-        raise ConfigError(
-            f"{path}:{number}: no text in one of the fields {', '.join(_FIELDS)}.",
-            'As in {"text": "The sky is blue."}.',
-        )
-    return str(found[0])
+        raise LineError(f"no text in one of the fields {', '.join(_FIELDS)}")
+    return found[0]

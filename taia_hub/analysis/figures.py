@@ -90,7 +90,8 @@ def draw_scores(summary: Summary, folder: Path) -> Figure:
         for number, panel in enumerate(panels):
             axis = axes[number][0]
             _draw_rows(axis, panel, styles)
-            unit = "score" if panel is shares else f"{panel[0].metric}, {_direction(panel[0])} is better"
+            better = "higher" if panel[0].higher_is_better else "lower"
+            unit = "score" if panel is shares else f"{panel[0].metric}, {better} is better"
             errors = any(score.standard_error is not None for row in panel for score in row.scores.values())
             _finish(axis, unit + errors * " (± standard error)", "", "Scores by mode" if number == 0 else "")
         legend(figure, axes[0][0])
@@ -185,7 +186,3 @@ def _title(row: Row) -> str:
 def _shown(rows: Sequence[Row]) -> Sequence[Row]:
     top = [row for row in rows if row.depth == 0]
     return top if len(top) <= _TASKS_IN_ALT else top[-1:]  # the average stands last
-
-
-def _direction(row: Row) -> str:
-    return "higher" if row.higher_is_better else "lower"

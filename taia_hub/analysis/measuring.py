@@ -159,21 +159,8 @@ def _measured(
         _require_numbers(site.path, left, right)
         found = spectra.spectrum_of_product(left, right, layer.scaling[ADAPTER])
         shape, rank = (*left.shape[:-1], right.shape[-1]), left.shape[-1]
-    return ModuleUpdate(
-        path=site.path,
-        role=site.role,
-        layer=site.layer,
-        method=site.method,
-        parameters=site.parameters,
-        shape=shape,
-        rank=rank,
-        frobenius=found.frobenius,
-        spectral=found.spectral,
-        effective_rank=found.effective_rank,
-        stable_rank=found.stable_rank,
-        base_frobenius=base[0],
-        base_spectral=base[1],
-    )
+    known = site.path, site.role, site.layer, site.method, site.parameters
+    return ModuleUpdate(*known, shape, rank, **vars(found), base_frobenius=base[0], base_spectral=base[1])
 
 
 def _require_numbers(path: str, *tensors: Tensor) -> None:

@@ -116,11 +116,7 @@ def _context(data: Any) -> dict[str, Any]:
     summary = summarise(results) if results is not None and results.tasks else None
     context |= {
         "summary": summary,
-        "scores": None,
-        "members": None,
-        "differences": None,
-        "choice": None,
-        "choice_literal": None,
+        **dict.fromkeys(("scores", "members", "differences", "choice", "choice_literal")),
         "facts": _evaluation_facts(results) if summary else {},
         "engines": snippets.engines(data),
         "evaluated": tuple(mode for mode in MODES if summary and mode in summary.modes),

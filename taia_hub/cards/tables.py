@@ -65,7 +65,7 @@ def differences_table(rows: Sequence[Row]) -> str | None:
     if not pairs:
         return None
     body = [(row_names(row)[0], *(difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows]
-    return markdown_table(("task", *map(pair_name, pairs)), body)
+    return markdown_table(("task", *(f"{code(one)} {MINUS} {code(other)}" for one, other in pairs)), body)
 
 
 def choice(summary: Summary) -> Choice | None:
@@ -82,11 +82,6 @@ def choice(summary: Summary) -> Choice | None:
 def mode_name(mode: str) -> str:
     """Names a mode as the paper does, with its setting: ``TAIA `attention` ``."""
     return f"{MODE_WORDS[mode].name} {code(mode)}" if mode in MODE_WORDS else code(mode)
-
-
-def pair_name(pair: tuple[str, str]) -> str:
-    """Names a difference of two modes."""
-    return f"{code(pair[0])} {MINUS} {code(pair[1])}"
 
 
 def row_names(row: Row) -> tuple[str, str, str, str]:

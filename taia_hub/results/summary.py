@@ -116,10 +116,10 @@ class _Table:
         self.results, self.resamples, self.seed = results, resamples, seed
         self.drawn: dict[str, Resampled] = {}
         self.asked: dict[str, int | None] = {}
+        self.members = {name for group in results.groups.values() for name in group.tasks}
 
     def summary(self) -> Summary:
-        members = {name for group in self.results.groups.values() for name in group.tasks}
-        top = [key for key in (*self.results.groups, *self.results.tasks) if key not in members]
+        top = [key for key in (*self.results.groups, *self.results.tasks) if key not in self.members]
         rows = [row for key in top for row in self.rows(key, 0)]
         return Summary(self.results.modes, (*rows, *self.averages(rows)))
 
@@ -171,19 +171,15 @@ class _Table:
         row = Row(key, title, shot, metric, drawn.items, rows[0].higher_is_better, depth, scores)
         return _judged(row, drawn)
 
-    def leaves(self) -> set[str]:
-        """Returns the keys of the tasks that the groups name."""
-        return {name for group in self.results.groups.values() for name in group.tasks} - set(self.results.groups)
-
     def averages(self, rows: Sequence[Row]) -> list[Row]:
         """Averages the rows at depth 0, for each number of shots that was asked for apart from the others."""
+        if self.members - self.results.groups.keys() - self.results.tasks.keys():
+            return []  # of an interrupted run: the average would change with every task
         by_shots: dict[int | None, list[Row]] = {}
         for row in rows:
             if row.depth == 0 and row.higher_is_better:
                 by_shots.setdefault(self.asked[row.key], []).append(row)
         found = []
-        if any(name not in self.results.tasks for name in self.leaves()):
-            return []  # of an interrupted run: the average would change with every task
         for shots, alike in by_shots.items():
             if len(alike) > 1:
                 key, title = (AVERAGE, "Average") if shots is None else (f"{AVERAGE}@{shots}", f"Average, {shots}-shot")

@@ -281,12 +281,7 @@ def _mark_bare_mlp(layer: Node) -> None:
             if up is down or not (signs.is_up(up_name) and signs.is_down(down_name)) or (up.role and down.role):
                 continue
             first, second = _linear(up), _linear(down)
-            if (
-                first
-                and second
-                and first[0] != first[1]
-                and second in ((first[1], first[0]), (first[1] // 2, first[0]))
-            ):
+            if first and second and signs.narrows_again(first, second):
                 for node in (up, down):
                     if node.role is None:
                         node.sublayer = "ffn"

@@ -14,7 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ class SwitchStatus:
     inference_modules: str | dict[str, float]
     roles: Mapping[str, RoleStatus]
     methods: Mapping[str, int]
-    unplaced: tuple[str, ...] = field(default=())
+    unplaced: tuple[str, ...] = ()
     fused: str | dict[str, float] | None = None
 
 
@@ -251,7 +251,8 @@ class Switch:
                 "Give one setting for the whole batch, or a list with exactly one setting a row.",
             )
         acting = [self.resolve(value) for value in values]
-        key = (RowWeights, *(one.settings[0] for one in acting))
+        settings = tuple(one.settings[0] for one in acting)
+        key = (RowWeights, *settings)
         if (found := self._cache.get(key)) is None:
             patterns: dict[tuple[float, ...], Weight] = {}
             columns = list(zip(*(one.weights for one in acting), strict=True))
@@ -264,7 +265,6 @@ class Switch:
                         "Run the modes one after the other: `with model.using(mode): ...`.",
                     )
                 patterns.setdefault(column, RowWeights(column) if differ else column[0])
-            settings = tuple(one.settings[0] for one in acting)
             found = self._remember(key, Acting(settings, tuple(patterns[column] for column in columns)))
         return found
 

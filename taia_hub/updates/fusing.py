@@ -23,7 +23,7 @@ from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.switch.switch import Acting, Switch
 from taia_hub.updates.dense.layers import SwitchedTensors, TunedTensor, mixin_for
-from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, fused_class, switched_class
+from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, peft_class, switched_class
 from taia_hub.updates.peft.twin import mergeable_twin
 
 _FUSING = threading.RLock()  # one for all, because locks are neither copied nor pickled
@@ -116,7 +116,8 @@ def fuse(model: Any, inference_modules: Any) -> FuseReport:
             object.__setattr__(model, "_taia_fused", _Fused(report, handle))
             switch.fused = acting
             for layer in layers:
-                layer.__class__ = _plain_class(layer) if isinstance(layer, SwitchedTensors) else fused_class(layer)
+                is_dense = isinstance(layer, SwitchedTensors)
+                layer.__class__ = _plain_class(layer) if is_dense else subclass(FusedLayer, peft_class(layer))
             for fold in folds:
                 _show(fold)
         except BaseException:  # also an interrupt: half a model would be wrong without a word

@@ -29,12 +29,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 _OTHERS = {**_INTEGERS, "BOOL": torch.bool}
-_NAMES = {dtype: name for name, dtype in {**DTYPES, **_OTHERS}.items()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Returns safetensors' name of a dtype that `StoredTensor.dtype` gives, as in `"BF16"`."""
-    return _NAMES[dtype]
+DTYPE_NAMES = {dtype: name for name, dtype in {**DTYPES, **_OTHERS}.items()}
+"""Safetensors' name of each dtype that `StoredTensor.dtype` gives."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.weights.checkpoint import StoredTensor, dtype_name
+from taia_hub.weights.checkpoint import DTYPE_NAMES, StoredTensor
 
 SHARD_BYTES = 2 * 10**9
 """Size that a shard does not pass, unless one tensor is larger."""
@@ -173,7 +173,7 @@ def write_file(path: Path, tensors: Sequence[OutgoingTensor], advance: Callable[
     end = 0
     for one in tensors:
         header[one.name] = {
-            "dtype": dtype_name(one.dtype),
+            "dtype": DTYPE_NAMES[one.dtype],
             "shape": list(one.shape),
             "data_offsets": [end, end + one.size],
         }

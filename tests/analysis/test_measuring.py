@@ -719,7 +719,7 @@ def test_texts_are_read_from_lines_and_jsonl(tmp_path):
         with pytest.raises(ConfigError, match=words):
             read_texts(tmp_path / "b.jsonl")
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ConfigError, match="holds no text"):
+    with pytest.raises(ConfigError, match="is empty"):
         read_texts(tmp_path / "empty.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match="not UTF-8"):
@@ -792,7 +792,7 @@ def test_the_command_refuses_before_it_works(repository, run, tmp_path, monkeypa
     with pytest.raises(ConfigError, match="--mode needs texts"):
         run(repository, "--mode", "all")
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(ConfigError, match="holds no text"):
+    with pytest.raises(ConfigError, match="is empty"):
         run(repository, "--texts", tmp_path / "empty.txt")
     with pytest.raises(TAIAError, match="no folder here"):
         run("./nowhere")

@@ -157,7 +157,8 @@ def compress(
         if name in difference.changed:
             role = placed.get(name.rpartition(".")[0], "other")
             if reason := _obstacle(name, role, modules, difference, limits):
-                left_out.append(LeftOut(name, role, reason, _norm(name, difference)))
+                norm = None if name in difference.resized else float(_delta(name, difference).norm())
+                left_out.append(LeftOut(name, role, reason, norm))
             else:
                 plan.append((name, role))
     if not plan:
@@ -286,10 +287,8 @@ def _obstacle(
         return f"of {kind}, which LoRA on linear layers does not reach"
     if attribute != "weight":
         return f"a {attribute}, which LoRA does not reach"
-    if name not in base.shapes or name not in tuned.shapes:
-        return "tied to another tensor"
-    shared = [one for one, group in difference.base.groups.items() if group is base]
-    if len(shared) > 1:
+    names = [one for one, group in difference.base.groups.items() if group is base]
+    if name not in base.shapes or name not in tuned.shapes or len(names) > 1:
         return "tied to another tensor"
     if role not in limits:
         return f"of role {role}, for which no rank or energy was given"
@@ -305,10 +304,6 @@ def _values(name: str, group: Group, difference: Difference) -> Tensor:
     made = group.convert(difference.base.model, [stored.read() for stored, _ in group.sources])
     values = made[name] if name in made else next(iter(made.values()))
     return values.double() if values.dtype == torch.float64 else values.float()
-
-
-def _norm(name: str, difference: Difference) -> float | None:
-    return None if name in difference.resized else float(_delta(name, difference).norm())
 
 
 def _ratio(parts: Iterable[float], whole: Iterable[float]) -> float:

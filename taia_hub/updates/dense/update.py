@@ -134,12 +134,13 @@ def attach_dense(
                 whole = "the fine-tune has another vocabulary"
             elif not current.is_floating_point():
                 whole = "it holds whole numbers"
-        sites.append(_site(path, module, roles.get(path, "other"), count, whole, regrouped))
+        alike = regrouped or same_rows(module, path)
+        method = type(module).__name__
+        sites.append(Site(path, roles.get(path, "other"), layer_of(path), method, count, whole, alike))
         tensors.append(tuned)
     switch = Switch(sites, inference_modules, unplaced)
     for index, ((module, _), tuned) in enumerate(zip(owners.values(), tensors, strict=True)):
-        state = {"_taia_switch": switch, "_taia_site": index, "_taia_tuned": tuned}
-        module.__dict__.update(state)
+        module.__dict__.update(_taia_switch=switch, _taia_site=index, _taia_tuned=tuned)
         module.__class__ = subclass(mixin_for(module), type(module))
     base.requires_grad_(False)
     return DenseUpdate(base, folder, config, files), switch
@@ -183,17 +184,3 @@ def _owners(base: nn.Module, groups: Iterable[str]) -> dict[str, tuple[nn.Module
             "Name the base that the fine-tune was made from.",
         )
     return owners
-
-
-def _site(
-    path: str, module: nn.Module, role: str, parameters: int, whole_only: str | None, regrouped: str | None
-) -> Site:
-    return Site(
-        path=path,
-        role=role,
-        layer=layer_of(path),
-        method=type(module).__name__,
-        parameters=parameters,
-        whole_only=whole_only,
-        same_rows=regrouped or same_rows(module, path),
-    )

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError, closest
 from taia_hub.hub.layout import MOLORA
 
@@ -107,10 +106,6 @@ class MoLoraDescription:
         """Returns what `molora_config.json` holds."""
         values = asdict(self)
         return {"method": "molora", "version": _VERSION, **values.pop("settings"), **values}
-
-    def write(self, folder: Path) -> None:
-        """Writes `molora_config.json` into a folder."""
-        write_atomically(folder / MOLORA_CONFIG, json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def read_molora_config(folder: Path) -> MoLoraDescription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def write_molora(description: MoLoraDescription, tensors: Mapping[str, torch.Ten
     """Writes the two files of a mixture; `tensors` by their names in the file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / MOLORA_WEIGHTS, save(plain, metadata={"format": "pt"}))
-    description.write(folder)
+    write_atomically(folder / MOLORA_CONFIG, json.dumps(description.to_dict(), indent=2) + "\n")
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

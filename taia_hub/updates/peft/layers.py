@@ -189,11 +189,6 @@ class FusedLayer(ShortBase, SwitchedLayer):
         )
 
 
-def fused_class(layer: nn.Module) -> type:
-    """Returns the subclass of a tuner layer's own class that goes straight to the module inside."""
-    return subclass(FusedLayer, peft_class(layer))
-
-
 def switched_class(layer: nn.Module, adapter: str) -> type:
     """Returns the subclass of a tuner layer's or auxiliary wrapper's own class that makes it obey the switch."""
     return subclass(_mixin(layer, adapter), peft_class(layer))
