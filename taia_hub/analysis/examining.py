@@ -37,19 +37,9 @@ def examine(
 ) -> Analysis:
     """Examines a TAIA repository or a PEFT adapter, and says which model it was.
 
-    Args:
-        name: Hub id or folder of either.
-        relative: Whether norms are also taken of the base's weights, which reads (and downloads) those.
-        texts: Texts to run the modes on; without any the model is not loaded.
-        modes: Settings to run them under.
-        base: Hub id or folder of the base model, where the one that is named there is not at hand.
-        revision: Revision of the repository.
-        max_tokens: Tokens of a text that are kept.
-        dtype: dtype of the base model in the forward passes.
-        device_map: Where the model goes for them.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run.
-        progress: Called with how far it is.
+    Without `texts` the model is not loaded; `dtype` and `device_map` are those of its forward passes. `relative` reads
+    (and downloads) the base's weights for their norms; `base` is named where the adapter's own base model is not at
+    hand.
     """
     access = hub.HubAccess(token=token)
     files = find_adapter(name, revision=revision, base=base, access=access)

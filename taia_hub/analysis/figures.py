@@ -40,10 +40,7 @@ def draw_figures(folder: Path, analysis: Analysis | None = None, summary: Summar
 def draw_update_norms(update: UpdateAnalysis, folder: Path) -> Figure:
     """Draws the Frobenius norm of the update by layer and role, relative to the base where that was measured.
 
-    Raises:
-        ConfigError: If no module with norms lies in a layer.
-        MissingDependencyError: If matplotlib is not installed.
-        RepositoryError: If the folder cannot be written.
+    Errors as of `draw_figures`, and a `ConfigError` if no module with norms lies in a layer.
     """
     measure = "relative_frobenius" if update.is_relative else "frobenius"
     points: dict[str, list[tuple[int, float]]] = {}
@@ -73,12 +70,8 @@ def draw_update_norms(update: UpdateAnalysis, folder: Path) -> Figure:
 def draw_scores(summary: Summary, folder: Path) -> Figure:
     """Draws the score of every mode in every task, with its standard error.
 
-    Shares between 0 and 1 stand on one axis, every other score on one of its own.
-
-    Raises:
-        ConfigError: If the summary has no rows.
-        MissingDependencyError: If matplotlib is not installed.
-        RepositoryError: If the folder cannot be written.
+    Shares between 0 and 1 stand on one axis, every other score on one of its own. Errors as of `draw_figures`, and a
+    `ConfigError` if the summary has no rows.
     """
     if not summary.rows:
         raise ConfigError("There are no scores to draw.", "Evaluate first: `taia eval`.")

@@ -22,7 +22,7 @@ from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
-from taia_hub.updates.dense.update import DenseReport
+from taia_hub.updates.dense.difference import DenseReport
 from taia_hub.updates.molora.authors import AUTHORS_EXPERTS, convert_authors
 
 

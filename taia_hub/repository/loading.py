@@ -20,7 +20,8 @@ from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update, attach
 from taia_hub.updates.dense.compressing import Compress, CompressionReport, compression_limits
 from taia_hub.updates.dense.compressing import compress as compress_difference
-from taia_hub.updates.dense.update import DEFAULT_SETTING, DenseReport, write_dense
+from taia_hub.updates.dense.difference import DenseReport, write_dense
+from taia_hub.updates.dense.update import DEFAULT_SETTING
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)

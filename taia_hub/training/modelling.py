@@ -52,7 +52,8 @@ def build_model(job: Job, plan: Plan, *, uniform_dtype: bool = False) -> Any:
     if recipe.method == "full":
         freeze_others(model, selection)
     elif recipe.method == "molora":
-        from taia_hub.updates.molora.update import MoLoraSettings, add_molora
+        from taia_hub.updates.molora.config import MoLoraSettings
+        from taia_hub.updates.molora.update import add_molora
 
         model = add_molora(
             model,

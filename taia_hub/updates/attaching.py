@@ -11,8 +11,10 @@ from torch import nn
 
 from taia_hub.hub.layout import DENSE, MOLORA, PEFT, UpdateKind
 from taia_hub.switch.switch import Switch
-from taia_hub.updates.dense.update import attach_dense, read_dense_config
-from taia_hub.updates.molora.update import attach_molora, read_molora_config
+from taia_hub.updates.dense.config import read_dense_config
+from taia_hub.updates.dense.update import attach_dense
+from taia_hub.updates.molora.config import read_molora_config
+from taia_hub.updates.molora.update import attach_molora
 from taia_hub.updates.peft.update import attach_update, read_config
 
 

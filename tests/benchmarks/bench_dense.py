@@ -24,7 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from taia_hub.roles.sublayers import find_sublayers
-from taia_hub.updates.dense.update import attach_dense, write_dense
+from taia_hub.updates.dense.difference import write_dense
+from taia_hub.updates.dense.update import attach_dense
 
 HIDDEN, INNER, VOCABULARY = 2048, 5632, 32000
 

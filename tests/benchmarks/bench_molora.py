@@ -25,7 +25,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from taia_hub.roles.sublayers import find_sublayers
-from taia_hub.updates.molora.update import MoLoraSettings, add_molora
+from taia_hub.updates.molora.config import MoLoraSettings
+from taia_hub.updates.molora.update import add_molora
 
 SHAPES = [(576, 1536), (1536, 576), (2048, 5504), (5504, 2048)]
 # ^ (D_in, D_out) of up_proj and down_proj of SmolLM2-135M and Qwen1.5-1.8B

@@ -34,7 +34,8 @@ from taia_hub.merging import merge, running, writing
 from taia_hub.merging import module as by_module
 from taia_hub.merging.publishing import check_repository, publish_merged
 from taia_hub.merging.state import Scratch, locked
-from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
+from taia_hub.updates.molora.config import MoLoraSettings
+from taia_hub.updates.molora.update import add_molora, save_molora
 from taia_hub.updates.peft.methods import MERGEABLE
 from tests.updates.dense.test_update import Dense
 from tests.updates.peft.test_methods import WORKS, config_of

@@ -19,7 +19,8 @@ from taia_hub.errors import RepositoryError, SettingError, TAIAError, Unsupporte
 from taia_hub.evaluation.environment import identify
 from taia_hub.repository.creating import create_from_finetuned, create_repository
 from taia_hub.repository.info import repository_info
-from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
+from taia_hub.updates.molora.config import MoLoraSettings
+from taia_hub.updates.molora.update import add_molora, save_molora
 
 MODES = ("none", "attention", "ffn", "all")
 

@@ -16,8 +16,9 @@ from taia_hub.merging.module import holding, merged_weights
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.opening import base_checkpoint, open_update
 from taia_hub.repository.update_files import open_repository
-from taia_hub.updates.dense.update import write_dense
-from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
+from taia_hub.updates.dense.difference import write_dense
+from taia_hub.updates.molora.config import MoLoraSettings
+from taia_hub.updates.molora.update import add_molora, save_molora
 from taia_hub.updates.peft.plain_lora import LeanLora
 
 ACCESS = hub.HubAccess()

@@ -16,7 +16,8 @@ from taia_hub import TAIAForCausalLM
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.updates import fusing
 from taia_hub.updates.fusing import FuseReport
-from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
+from taia_hub.updates.molora.config import MoLoraSettings
+from taia_hub.updates.molora.update import add_molora, save_molora
 from tests.updates.peft.test_methods import TARGETS, VARIANTS, WORKS, config_of, known_here, lora
 
 MODES = ("none", "attention", "ffn", "all")

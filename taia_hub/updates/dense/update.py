@@ -17,21 +17,9 @@ from taia_hub.hub.layout import DENSE, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.dense.config import dense_groups, read_dense_config
-from taia_hub.updates.dense.difference import DensePart, DenseReport, DenseRole, write_dense
 from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
 from taia_hub.updates.peft.update import ROWS_REGROUPED
 from taia_hub.weights.checkpoint import read_shards
-
-__all__ = [
-    "DEFAULT_SETTING",
-    "DensePart",
-    "DenseReport",
-    "DenseRole",
-    "DenseUpdate",
-    "attach_dense",
-    "read_dense_config",
-    "write_dense",
-]
 
 DEFAULT_SETTING = "attention+other"
 """What a repository with a full fine-tune publishes: norms, embeddings and head stay tuned, as in the authors' code."""

@@ -23,31 +23,12 @@ from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchE
 from taia_hub.hub.layout import MOLORA, UpdateKind
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Switch
-from taia_hub.updates.molora.config import (
-    MOLORA_CONFIG,
-    MOLORA_WEIGHTS,
-    MoLoraDescription,
-    MoLoraSettings,
-    read_molora_config,
-)
+from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings, read_molora_config
 from taia_hub.updates.molora.files import check_tensors, read_tensors, write_molora
 from taia_hub.updates.molora.layers import MoLoraConfig, MoLoraLinear, take_balance_losses
 from taia_hub.updates.molora.targets import FITS, check_modules, checked_targets, default_targets
 from taia_hub.updates.peft.strict import check_base_untouched
 from taia_hub.updates.peft.update import ADAPTER, PeftUpdate, attach_switch
-
-__all__ = [
-    "MOLORA_CONFIG",
-    "MOLORA_WEIGHTS",
-    "MoLoraDescription",
-    "MoLoraSettings",
-    "MoLoraUpdate",
-    "add_molora",
-    "attach_molora",
-    "balance_loss",
-    "read_molora_config",
-    "save_molora",
-]
 
 
 def add_molora(

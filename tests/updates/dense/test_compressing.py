@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError
 from taia_hub.updates.dense import compressing
 from taia_hub.updates.dense.compressing import compress, truncate
-from taia_hub.updates.dense.update import write_dense
+from taia_hub.updates.dense.difference import write_dense
 
 
 def tune(pico, name, folder, rank, matches=("attn", "attention", "mlp"), seed=1, scale=0.1):

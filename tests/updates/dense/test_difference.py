@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.updates.dense.update import write_dense
+from taia_hub.updates.dense.difference import write_dense
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.checkpoint import open_checkpoint, read_header
 from taia_hub.weights.shards import same_values

@@ -24,8 +24,9 @@ from taia_hub.errors import (
 )
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense import layers as dense_layers
+from taia_hub.updates.dense.difference import write_dense
 from taia_hub.updates.dense.layers import TunedFiles
-from taia_hub.updates.dense.update import attach_dense, write_dense
+from taia_hub.updates.dense.update import attach_dense
 
 NAMES = ("llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "qwen2_moe")
 MODES = {"none": (), "attention": ("attention",), "ffn": ("ffn",), "all": ("attention", "ffn", "other")}

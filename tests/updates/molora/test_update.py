@@ -28,18 +28,10 @@ from taia_hub.repository.creating import create_repository
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.molora.authors import convert_authors
+from taia_hub.updates.molora.config import MOLORA_CONFIG, MOLORA_WEIGHTS, MoLoraSettings
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.molora.routing import add_experts, add_experts_in_place, group_tokens
-from taia_hub.updates.molora.update import (
-    MOLORA_CONFIG,
-    MOLORA_WEIGHTS,
-    MoLoraSettings,
-    MoLoraUpdate,
-    add_molora,
-    attach_molora,
-    balance_loss,
-    save_molora,
-)
+from taia_hub.updates.molora.update import MoLoraUpdate, add_molora, attach_molora, balance_loss, save_molora
 
 _SMALL = MoLoraSettings(rank={"attention": 3, "ffn": 4}, alpha={"attention": 6, "ffn": 10}, dropout=0.0)
 
