@@ -27,7 +27,8 @@ from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense.difference import write_dense
 from taia_hub.updates.dense.update import attach_dense
 
-HIDDEN, INNER, VOCABULARY = 2048, 5632, 32000
+HIDDEN = 2048
+INNER, VOCABULARY = 5632, 32000
 
 
 def write_checkpoint(folder: Path, config: LlamaConfig, shard_bytes: float, changed: int | None) -> int:

@@ -28,8 +28,7 @@ from taia_hub.exporting.plan import Factors, find_targets, share_scale
 from taia_hub.exporting.publishing import push_adapters
 from taia_hub.exporting.verification import check_loads
 from taia_hub.repository.side_files import card_tags
-from taia_hub.updates.molora.config import MoLoraSettings
-from taia_hub.updates.molora.update import add_molora, save_molora
+from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.skeleton import skeleton
