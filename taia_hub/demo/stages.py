@@ -115,11 +115,12 @@ def train_model(base: str, folder: Path, *, steps: int, seed: int, progress: Pro
     found = hub.resolve_base(base, None, hub.HubAccess())
     made_from = {"base": found.revision or base, "data": hub.sha256(data), "recipe": recipe.to_mapping()}
     mark = Mark(folder / "training.json", made_from)
-    if not mark.fits():
-        shutil.rmtree(folder / "model", ignore_errors=True)
+    model = folder / "model"
+    if not mark.fits() and (mark.path.is_file() or not model.exists()):  # else it is not ours, which `train` refuses
+        shutil.rmtree(model, ignore_errors=True)
         mark.write()
-    train(recipe, out=folder / "model", progress=progress)
-    return folder / "model"
+    train(recipe, out=model, progress=progress)
+    return model
 
 
 def publish_base(folder: Path) -> None:

@@ -283,6 +283,15 @@ def test_training_is_deterministic_and_used_again(chat_base, tmp_path):
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
+def test_a_model_that_is_not_the_demos_stays(chat_base, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine")
+    for seed in (0, 1):
+        with pytest.raises(RepositoryError, match=r"something else already \(mine"):
+            stages.train_model(str(chat_base), tmp_path, steps=1, seed=seed)
+    assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
+
+
 def test_adapter_names_its_base_and_adapts_every_linear_layer(chat_base, tmp_path):
     folder = stages.train_model(str(chat_base), tmp_path, steps=1, seed=0) / "adapter"
     config = PeftConfig.from_pretrained(str(folder))
