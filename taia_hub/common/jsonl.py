@@ -47,10 +47,12 @@ def read_lines(path: Path, parse: Callable[[str], T], form: str) -> tuple[bytes,
     return content, found
 
 
-def parse_lines(lines: Iterable[bytes], parse: Callable[[str], T]) -> Iterator[tuple[int, T | LineError]]:
+def parse_lines(lines: Iterable[bytes | LineError], parse: Callable[[str], T]) -> Iterator[tuple[int, T | LineError]]:
     """Yields number, from 1, and item of each line of UTF-8, or why there is none; empty lines are passed over."""
     for number, line in enumerate(lines, 1):
         try:
+            if isinstance(line, LineError):
+                raise line
             text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8").strip()
             if text:
                 yield number, parse(text)

@@ -62,20 +62,18 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
-    size, number = path.stat().st_size, 0
+    size = path.stat().st_size
     with path.open("rb") as file:
-        try:
-            for number, item in parse_lines(_lines(file), parse_object):  # for the fault below
-                yield Row(f":{number}", item, file.tell() / size)
-        except LineError as e:
-            yield Row(f":{number + 1}", e, 1.0)
+        for number, item in parse_lines(_lines(file), parse_object):
+            yield Row(f":{number}", item, file.tell() / size)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: BinaryIO) -> Iterator[bytes | LineError]:
     while line := file.readline(_LONGEST):
-        if len(line) == _LONGEST:
-            raise LineError(f"longer than {_LONGEST >> 20} MiB")
-        yield line
+        too_long = len(line) == _LONGEST and not line.endswith(b"\n")
+        yield LineError(f"longer than {_LONGEST >> 20} MiB") if too_long else line
+        while too_long and (rest := file.readline(_LONGEST)) and not rest.endswith(b"\n"):
+            pass
 
 
 def _read_array(path: Path) -> Iterator[Row]:
