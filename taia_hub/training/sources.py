@@ -154,7 +154,7 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
     )
     try:
         with _quiet(datasets), hub.disk_errors(Path(datasets.config.HF_DATASETS_CACHE)):
-            return datasets.Dataset.from_generator(rows, features=features, fingerprint=fingerprint)
+            dataset = datasets.Dataset.from_generator(rows, features=features, fingerprint=fingerprint)
     except datasets.exceptions.DatasetGenerationError as e:
         cause = e.__cause__ or e
         if isinstance(cause, OSError) and not isinstance(cause, RepositoryError):
@@ -167,6 +167,10 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
         if isinstance(e, RepositoryError):
             raise
         raise _damaged(datasets, " ".join(str(e).split())) from e
+    total = dataset.info.splits["train"].num_examples  # as many as were written
+    if len(dataset) != total:
+        raise _damaged(datasets, f"it holds {len(dataset)} items instead of {total}")
+    return dataset
 
 
 def _damaged(datasets: Any, reason: str) -> RepositoryError:
@@ -212,15 +216,14 @@ def _convert(
 
 def _open_file(path: Path, label: str) -> _Opened:
     with _readable(path):
-        before, digest = path.stat(), hub.sha256(path)
+        size, digest = path.stat().st_size, hub.sha256(path)
 
     def rows() -> Iterator[Row]:
         yield from read_rows(path)
-        now = path.stat()
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if hub.sha256(path) != digest:  # sizes and times can stay the same
             raise RepositoryError(f"'{path}' changed while it was read.", "Start again.")
 
-    return _Opened(DatasetFacts(label, bytes=before.st_size, sha256=digest), digest, rows)
+    return _Opened(DatasetFacts(label, bytes=size, sha256=digest), digest, rows)
 
 
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:

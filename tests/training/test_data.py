@@ -1,6 +1,7 @@
 """Training data: forms, what is refused and where, sources on this disk and on the Hub, noise, and the record."""
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -231,6 +232,18 @@ def test_a_line_too_long_for_one_item_is_a_fault(tmp_path, monkeypatch):
         prepare(path)
 
 
+def test_what_follows_a_line_too_long_is_checked_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("taia_hub.training.rows._LONGEST", 100)
+    path = tmp_path / "data.jsonl"
+    item = json.dumps({"prompt": "a", "completion": "b"})
+    path.write_text(f"{item}\n\n\n{'x' * 350}\n{item}\nnonsense\n")
+    with pytest.raises(ConfigError) as caught:
+        prepare(str(path))
+    assert "2 items of the data are wrong" in caught.value.message
+    assert f"{path}:4: longer than" in caught.value.message
+    assert f"{path}:6: no JSON" in caught.value.message
+
+
 def test_faults_of_csv_name_the_line_where_the_item_begins(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text('prompt,completion\n"one\ntwo",three\nfour\nfive,\n')
@@ -315,6 +328,41 @@ def test_a_damaged_cache_is_said(tmp_path, monkeypatch, kept):
         prepare(path)
     shutil.rmtree(caught.value.hint.split("'")[1])
     assert len(prepare(path).train) == 20
+
+
+def test_a_cache_that_lacks_items_is_said(tmp_path, monkeypatch):
+    import datasets
+    import pyarrow
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = write(tmp_path / "data.jsonl", map(alpaca, range(20)))
+    prepare(path)
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    with pyarrow.ipc.open_stream(arrow.read_bytes()) as stream:
+        table = stream.read_all()
+    arrow.unlink()  # it is mapped
+    with pyarrow.OSFile(str(arrow), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table.slice(0, 13))
+    with pytest.raises(RepositoryError, match="13 items instead of 20"):
+        prepare(path)
+
+
+def test_a_rewrite_of_the_same_size_and_time_is_noticed(tmp_path, monkeypatch):
+    from taia_hub.training import checking
+
+    path = tmp_path / "data.jsonl"
+    write(path, map(alpaca, range(70, 74)))
+    before, convert = path.stat(), checking.to_messages
+
+    def change(*arguments):
+        write(path, map(alpaca, range(80, 84)))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size
+        return convert(*arguments)
+
+    monkeypatch.setattr(checking, "to_messages", change)
+    with pytest.raises(RepositoryError, match="changed while it was read"):
+        prepare(str(path))
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
