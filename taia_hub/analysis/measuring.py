@@ -14,12 +14,12 @@ from taia_hub import hub
 from taia_hub.analysis import spectra
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
-from taia_hub.hub.layout import PEFT
+from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.methods import ADDITIVE
-from taia_hub.updates.peft.update import ADAPTER, PREFIX
+from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import attach_weightless
 from taia_hub.weights.base_weights import open_base
 from taia_hub.weights.checkpoint import StoredTensor, read_header

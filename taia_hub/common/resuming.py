@@ -49,14 +49,21 @@ def digest(value: Any) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns what differs: name to what was and what is, None where it is absent; in the order of `now`.
+    """Returns what differs: name to what was and what is, in the order of `now`; what is absent is None, at any depth.
 
     Example:
         >>> differences({"seed": 0, "limit": 3}, {"limit": 3, "seed": 1})
         {'seed': (0, 1)}
     """
     names = dict.fromkeys([*now, *before])
-    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+    pairs = {name: (before.get(name), now.get(name)) for name in names}
+    return {name: (was, given) for name, (was, given) in pairs.items() if _differ(was, given)}
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return bool(differences(one, other))
+    return bool(one != other)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Mark:
             found = self.read()
         except ConfigError:
             return False
-        return bool(found) and {name: found.get(name) for name in self.asked} == _as_json(self.asked)
+        return bool(found) and not differences({name: found.get(name) for name in self.asked}, _as_json(self.asked))
 
     def write(self, **facts: Any) -> None:
         """Writes the file as a whole; facts of the same work that are not given anew stay.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import SafetensorsParsingError
-from safetensors import safe_open
 
 from taia_hub import hub
 from taia_hub.engines.facts import Adapter, BaseFacts, Verdict
@@ -17,7 +15,7 @@ from taia_hub.engines.rules import LOADERS, check_engine, check_known
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.hub.layout import PEFT, PREFIX
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def check_adapter(
     source = hub.fetch(name, wanted, revision=revision, access=access, what="adapter")
     inner = source.folder / PEFT.folder
     folder = inner if (inner / PEFT.config).is_file() else source.folder
-    shapes = tensor_shapes(hub.adapter_weights(folder))
+    shapes = hub.tensor_shapes(hub.adapter_weights(folder))
     config = hub.read_json(folder / PEFT.config)
     try:
         base = _base_facts(Adapter(config, shapes, BaseFacts()), access)
@@ -112,12 +110,6 @@ def check_adapter(
             f"{PEFT.config} of '{name}' is malformed: {error}.", "Save the adapter again with PEFT."
         ) from error
     return AdapterCheck(source.name, source.revision, config, base, verdicts)
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads name and shape of each tensor of a safetensors file; no tensor is read."""
-    with safe_open(path, framework="numpy") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def _base_facts(adapter: Adapter, access: hub.HubAccess) -> BaseFacts:
@@ -141,11 +133,11 @@ def _base_facts(adapter: Adapter, access: hub.HubAccess) -> BaseFacts:
 
 def _base_tensors(name: str, commit: str | None, access: hub.HubAccess) -> tuple[set[str], bool]:
     """Reads the names of the base's tensors, and whether its head shares the embedding's weight."""
-    source = hub.fetch(name, (hub.CONFIG, _INDEX), revision=commit, access=access, what="base model")
-    if (source.folder / _INDEX).is_file():
-        tensors = set(hub.read_json(source.folder / _INDEX).get("weight_map", ()))
+    source = hub.fetch(name, (hub.CONFIG, hub.MODEL_INDEX), revision=commit, access=access, what="base model")
+    if (source.folder / hub.MODEL_INDEX).is_file():
+        tensors = set(hub.read_json(source.folder / hub.MODEL_INDEX).get("weight_map", ()))
     elif (source.folder / _SINGLE).is_file():
-        tensors = set(tensor_shapes(source.folder / _SINGLE))
+        tensors = set(hub.tensor_shapes(source.folder / _SINGLE))
     elif source.revision is not None:
         with hub.hub_errors(name, what="base model", revision=commit):
             api = hub.api(access.token)

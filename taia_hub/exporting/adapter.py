@@ -169,7 +169,8 @@ def _write(
 ) -> ExportReport:
     """Writes configuration and weights of one setting, and checks that PEFT loads them."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        parts, errors = _factors(update, acting, setting, Path(scratch), options)
+        pairs, converted, errors = _factors(update, acting, setting, Path(scratch), options)
+        parts = (*pairs, *converted)
         scale, targets = share_scale(parts), find_targets(model, parts)
         is_exact = stays_exact(parts, scale)
         tensors = list(planned_tensors(parts, scale, targets, None if is_exact else torch.float32))
@@ -188,7 +189,7 @@ def _write(
         alpha=scale.alpha,
         bytes=size,
         dtype=", ".join(dtypes),
-        kept=is_kept(parts, scale) and not errors,
+        kept=is_kept(parts, scale) and not converted,
         error=error if error > EXACT else None,
         errors=errors,
         verdicts=check_engines(config, {one.name: one.shape for one in tensors}, base_facts(model, update)),
@@ -198,8 +199,8 @@ def _write(
 
 def _factors(
     update: OpenedUpdate, acting: Sequence[ActingModule], setting: Setting, scratch: Path, options: ExportOptions
-) -> tuple[tuple[Factors, ...], dict[str, float]]:
-    """Returns the acting updates as LoRA pairs, and what those that were none lose; refuses too much of it."""
+) -> tuple[tuple[Factors, ...], tuple[Factors, ...], dict[str, float]]:
+    """Returns the acting LoRA pairs, those made of other updates, and what these lose; refuses too much of it."""
     converted, errors = convert(update, acting, scratch, options)
     too_large = {path: error for path, error in errors.items() if error > max(options.max_error, EXACT)}
     if too_large:
@@ -211,14 +212,14 @@ def _factors(
             "The exact way out is `taia merge`, which writes the setting into a whole model; or give a larger --rank, "
             "or a larger --max-error.",
         )
-    parts = (*_pairs(update, acting), *converted)
-    if not parts:
+    pairs = tuple(_pairs(update, acting))
+    if not pairs and not converted:
         raise UnsupportedUpdateError(
             f"Under the setting '{setting.label}' the update adds nothing but zeros, so that there is nothing to "
             "export: it is the base model.",
             f"Serve '{update.base.name}' itself.",
         )
-    return parts, errors
+    return pairs, tuple(converted), errors
 
 
 def _pairs(update: OpenedUpdate, acting: Sequence[ActingModule]) -> Iterator[Factors]:

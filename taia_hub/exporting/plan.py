@@ -17,14 +17,14 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub.common.rebuildable import Rebuildable
 from taia_hub.errors import SettingError, UnsupportedUpdateError
-from taia_hub.hub.layout import DENSE, PEFT
+from taia_hub.hub.layout import DENSE, PEFT, PREFIX
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import is_routed
 from taia_hub.switch.settings import MODES, parse_setting
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.updates.peft.plain_lora import LoraPair, linear_shape
-from taia_hub.updates.peft.strict import ADAPTER, PREFIX
+from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import StoredTensor
 

@@ -17,12 +17,12 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
-from taia_hub.hub.layout import PEFT
+from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
-from taia_hub.updates.peft.plain_lora import is_state_space, tensor_shapes
-from taia_hub.updates.peft.strict import PREFIX, read_config
+from taia_hub.updates.peft.plain_lora import is_state_space
+from taia_hub.updates.peft.strict import read_config
 from taia_hub.updates.weightless import injected
 
 TOLERANCE = 1e-4
@@ -46,7 +46,7 @@ def check_loads(folder: Path, model: nn.Module) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for path, paths in (("", ("",)),) if whole else _alike(model, config):
         expected |= _expected(folder, config, model, path, paths)
-    found = tensor_shapes(folder / PEFT.weights)
+    found = hub.tensor_shapes(folder / PEFT.weights)
     if missing := sorted(expected.keys() - found.keys()):
         raise _unloadable(folder, f"{len(missing)} tensors are missing, first '{missing[0]}'")
     if unexpected := sorted(found.keys() - expected.keys()):

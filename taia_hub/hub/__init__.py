@@ -20,11 +20,13 @@ from taia_hub.hub.files import (
     read_json,
     same_bytes,
     sha256,
+    tensor_shapes,
     update_weights,
     verify_manifest,
     write_manifest,
     written_whole,
 )
+from taia_hub.hub.layout import MODEL_INDEX
 from taia_hub.hub.publish import CARD, RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
 from taia_hub.hub.spaces import SpaceSettings, set_space
 
@@ -34,6 +36,7 @@ __all__ = [
     "CARD",
     "CONFIG",
     "MANIFEST",
+    "MODEL_INDEX",
     "PICKLED_WEIGHTS",
     "RESUME_INDEX",
     "TOKENIZER_FILES",
@@ -60,6 +63,7 @@ __all__ = [
     "same_bytes",
     "set_space",
     "sha256",
+    "tensor_shapes",
     "update_weights",
     "verify_manifest",
     "write_manifest",

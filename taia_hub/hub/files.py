@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
 from taia_hub.hub.access import HubAccess, Source, fetch
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.hub.layout import MODEL_INDEX, PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
 ADAPTER_CONFIG = PEFT.config
@@ -41,7 +41,7 @@ MODEL_FILES = (
     "generation_config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    MODEL_INDEX,
     "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
 )
 """Globs on the files of a whole model that are read."""
@@ -65,7 +65,7 @@ def fetch_model(
         ConfigError: If the index is malformed.
     """
     found = fetch(name, (*MODEL_FILES, *patterns), revision=revision, access=access, what=what, local=local)
-    index = found.folder / "model.safetensors.index.json"
+    index = found.folder / MODEL_INDEX
     if found.revision is None or not index.is_file() or (found.folder / "model.safetensors").is_file():
         return found
     if odd := [shard for shard in index_shards(index) if not (found.folder / shard).is_file()]:
@@ -107,7 +107,7 @@ def adapter_weights(folder: Path) -> Path:
                 "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
             )
         raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}.", "Download or save the adapter again.")
-    _check_header(weights)
+    tensor_shapes(weights)
     return weights
 
 
@@ -127,14 +127,14 @@ def update_weights(folder: Path, kind: UpdateKind) -> dict[str, Path]:
             raise RepositoryError(f"'{folder}' has no {name}.", f"Download or save the {kind.noun} again.")
     files = {kind.weights: folder / kind.weights}
     if not kind.shards:
-        _check_header(folder / kind.weights)
+        tensor_shapes(folder / kind.weights)
         return files
     for name in index_shards(folder / kind.weights):
         if not (folder / name).is_file():
             raise RepositoryError(
                 f"'{folder}' has no '{name}', which {kind.weights} names.", f"Download or save the {kind.noun} again."
             )
-        _check_header(folder / name)
+        tensor_shapes(folder / name)
         files[name] = folder / name
     return files
 
@@ -154,10 +154,15 @@ def index_shards(index: Path) -> tuple[str, ...]:
     return found
 
 
-def _check_header(weights: Path) -> None:
+def tensor_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Returns name to shape of each tensor of a safetensors file, and checks that it is whole; no tensor is read.
+
+    Raises:
+        RepositoryError: If it is truncated or damaged.
+    """
     try:
         with safe_open(weights, framework="np") as file:
-            file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise RepositoryError(
             f"'{weights}' is truncated or no safetensors file: {error}.", "Download or save it again."

@@ -35,6 +35,9 @@ class UpdateKind:
         return tuple(filter(None, (self.config, self.weights, self.shards)))
 
 
+MODEL_INDEX = "model.safetensors.index.json"
+"""What names the shards of a whole model."""
+
 PREFIX = "base_model.model."
 """What the name of every tensor in PEFT's file begins with."""
 

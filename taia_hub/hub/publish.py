@@ -18,12 +18,13 @@ from taia_hub.hub._errors import TransportError, hub_errors
 from taia_hub.hub.access import CONFIG
 from taia_hub.hub.access import api as hub_api
 from taia_hub.hub.files import read_json
+from taia_hub.hub.layout import MODEL_INDEX
 from taia_hub.hub.spaces import SpaceSettings, change_space
 
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
-RESUME_INDEX = "model.safetensors.index.json"
+RESUME_INDEX = MODEL_INDEX
 """What Trainer looks for in a checkpoint; written for trainable models, never published."""
 
 _TRAINERS_FILES = (RESUME_INDEX, "trainer_state.json", "zero_to_fp32.py", "latest")

@@ -20,8 +20,8 @@ from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import MERGEABLE
 from taia_hub.updates.peft.plain_lora import LoraPair
+from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.peft.twin import mergeable_twin
-from taia_hub.updates.peft.update import ADAPTER
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import DTYPES, damaged
 

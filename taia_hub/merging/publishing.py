@@ -16,7 +16,6 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.running import MergeReport
 from taia_hub.repository.side_files import card_tags, keep_edits
-from taia_hub.weights.checkpoint import INDEX
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _TAGS = {"taia", "merged"}
@@ -31,7 +30,7 @@ def check_repository(repo_id: str, token: str | bool | None = None, *, used: Col
         RepositoryError: If it is one of `used`, is neither empty nor a merged model that was published here, or cannot
             be reached.
     """
-    return _look(repo_id, token, used).repo_id
+    return _look(repo_id, token, used)[0].repo_id
 
 
 def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None = None) -> CommitInfo:
@@ -44,12 +43,11 @@ def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None 
             is as it was before.
     """
     commit = commit or hub.Commit()
-    head = _look(repo_id, commit.token, (report.source, report.base))
+    head, shards = _look(repo_id, commit.token, (report.source, report.base))
     files: dict[str, Path | None] = {
         path.relative_to(report.folder).as_posix(): path for path in report.folder.rglob("*") if path.is_file()
     }
-    index, before = head.file(INDEX), head.file(hub.CARD)
-    shards = hub.index_shards(index) if index else ()
+    before = head.file(hub.CARD)
     stale = [name for name in head.files if (_WEIGHTS.fullmatch(name) or name in shards) and name not in files]
     message = commit.message or f"Merge with inference modules '{report.setting}' acting"
     with tempfile.TemporaryDirectory() as scratch:
@@ -61,26 +59,28 @@ def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None 
         return hub.publish({**files, **dict.fromkeys(stale)}, head, dataclasses.replace(commit, message=message))
 
 
-def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> hub.Head:
-    """Looks at a repository, and refuses one that a merged model must not replace."""
+def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> tuple[hub.Head, tuple[str, ...]]:
+    """Looks at a repository and the shards that its index names, and refuses what a merged model must not replace."""
+    repo_id = hub.full_repo_id(repo_id, token)
+    if repo_id.lower() in {name.lower() for name in used}:
+        raise _refused(repo_id, "is what is merged")
     head = hub.look(repo_id, token=token)
-    if head.repo_id.lower() in {name.lower() for name in used}:
-        raise _refused(head, "is what is merged")
     if not head.files:
-        return head
+        return head, ()
     if hub.ADAPTER_CONFIG in head.files:
-        raise _refused(head, "is an adapter, which a merged model would replace")
+        raise _refused(repo_id, "is an adapter, which a merged model would replace")
     if head.config.get("model_type") == TAIAConfig.model_type:
-        raise _refused(head, "is a TAIA repository, which a merged model would replace")
+        raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
     card = head.file(hub.CARD)
     if card is None or not _is_merged(card):
-        raise _refused(head, "holds files, and its card is not that of a merged model that was published here")
-    return head
+        raise _refused(repo_id, "holds files, and its card is not that of a merged model that was published here")
+    index = head.file(hub.MODEL_INDEX)
+    return head, hub.index_shards(index) if index else ()
 
 
 def _is_merged(card: Path) -> bool:
     return cards.is_generated(card.read_text(encoding="utf-8", errors="replace")) and card_tags(card) >= _TAGS
 
 
-def _refused(head: hub.Head, why: str) -> RepositoryError:
-    return RepositoryError(f"'{head.repo_id}' {why}.", "Publish the merged model to a new repository.")
+def _refused(repo_id: str, why: str) -> RepositoryError:
+    return RepositoryError(f"'{repo_id}' {why}.", "Publish the merged model to a new repository.")

@@ -92,7 +92,8 @@ class Scratch:
 
     def _take_over(self) -> None:
         """Keeps the shards of an earlier run that are whole, and nothing else."""
-        for name, digest in self._mark.read().get("shards", {}).items():
+        shards = self._mark.read().get("shards")
+        for name, digest in (shards if isinstance(shards, dict) else {}).items():
             path = self.files / name
             if path.is_file() and hub.sha256(path) == digest:
                 self.finished[name] = digest

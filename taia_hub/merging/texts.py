@@ -16,7 +16,7 @@ from taia_hub.merging.planning import MergePlan
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.repository.reading import base_license
 from taia_hub.repository.tokenizer import save_tokenizer
-from taia_hub.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from taia_hub.weights.checkpoint import SINGLE, Checkpoint
 
 _GENERATION = "generation_config.json"
 _TOKENIZER = "tokenizer_config.json"
@@ -42,7 +42,8 @@ def write_texts(
     if set(plan.shards) != {SINGLE}:
         placed = {piece.name: file for file, pieces in plan.shards.items() for piece in pieces}
         _write_json(
-            folder / INDEX, {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(placed.items()))}
+            folder / hub.MODEL_INDEX,
+            {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(placed.items()))},
         )
     files = update.files
     found = files.root

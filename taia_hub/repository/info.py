@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from taia_hub import hub
+from taia_hub.hub.layout import PREFIX
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
-from taia_hub.updates.peft.update import PREFIX
 from taia_hub.weights.base_weights import header_on_hub
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton

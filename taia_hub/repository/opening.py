@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from taia_hub import hub
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.hub.config import Fields
-from taia_hub.hub.layout import UpdateKind
+from taia_hub.hub.layout import PREFIX, UpdateKind
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update
-from taia_hub.updates.peft.plain_lora import LeanLora, tensor_shapes
-from taia_hub.updates.peft.update import ADAPTER, PREFIX
+from taia_hub.updates.peft.plain_lora import LeanLora
+from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import Attached, Entry, attach_weightless
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 from taia_hub.weights.skeleton import skeleton
@@ -93,7 +93,7 @@ class OpenedUpdate:
     @cached_property
     def keys(self) -> dict[int, str]:
         """`id` of each parameter of a streamed update to the name of its tensor in the file."""
-        held = set(tensor_shapes(self.folder / self.kind.weights))
+        held = set(hub.tensor_shapes(self.folder / self.kind.weights))
         found: dict[int, str] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             key = PREFIX + name.replace(".modules_to_save.", ".").replace(f".{ADAPTER}", "")

@@ -35,7 +35,7 @@ STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAFor
 _OTHER_MODELS = {
     hub.ADAPTER_CONFIG,
     "model.safetensors",
-    "model.safetensors.index.json",
+    hub.MODEL_INDEX,
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 }

@@ -20,7 +20,6 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.engines import Command, Engine, Order
-from taia_hub.engines.checking import tensor_shapes
 from taia_hub.engines.order import given_number
 from taia_hub.errors import ConfigError
 from taia_hub.hub.layout import PREFIX
@@ -53,9 +52,10 @@ def weights_bytes(folder: str | Path) -> int:
 
     Raises:
         ConfigError: If there is no such file, or one that the index names is missing.
+        RepositoryError: If one is truncated or damaged.
     """
     folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
+    index = folder / hub.MODEL_INDEX
     files = [folder / name for name in hub.index_shards(index)] if index.is_file() else folder.glob("*.safetensors")
     sizes = [path.stat().st_size - 8 - _header(path) for path in files if path.is_file()]
     if not sizes or (index.is_file() and len(sizes) < len(hub.index_shards(index))):
@@ -64,7 +64,8 @@ def weights_bytes(folder: str | Path) -> int:
 
 
 def _header(path: Path) -> int:
-    """Returns how long the header of a safetensors file is, which stands in its first eight bytes."""
+    """Returns how long the header of a safetensors file is, which stands in the first eight bytes of a whole one."""
+    hub.tensor_shapes(path)
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
     return int(length)
@@ -76,7 +77,7 @@ def lora_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
     Raises:
         RepositoryError: If there is no adapter.
     """
-    shapes = tensor_shapes(hub.adapter_weights(Path(folder)))
+    shapes = hub.tensor_shapes(hub.adapter_weights(Path(folder)))
     end_a, end_b = ".lora_A.weight", ".lora_B.weight"
     paths = [key.removesuffix(end_a) for key in shapes if key.endswith(end_a)]
     return {path.removeprefix(PREFIX): (shapes[path + end_b][0], shapes[path + end_a][1]) for path in paths}
@@ -135,7 +136,7 @@ def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
 def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> str:
     """Says what the served modes need in memory, as far as the files on this disk tell; the base's weights may lack."""
     config = hub.read_json(base / hub.CONFIG)
-    config = {**config, **config.get("text_config", {})}
+    config = {**config, **(config.get("text_config") or {})}
     itemsize = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     try:
         token = kv_bytes(config, itemsize)

@@ -15,7 +15,8 @@ from torch import nn
 from taia_hub import hub
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site
-from taia_hub.updates.peft.update import ADAPTER, attach_switch
+from taia_hub.updates.peft.strict import ADAPTER
+from taia_hub.updates.peft.update import attach_switch
 from taia_hub.updates.weightless import injected, listed
 from taia_hub.weights.skeleton import skeleton
 

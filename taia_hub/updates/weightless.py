@@ -13,12 +13,13 @@ from peft import PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel
 
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub import hub
+from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
-from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, tensor_shapes, update_shapes
-from taia_hub.updates.peft.update import PREFIX, PeftUpdate, attach_switch
+from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, update_shapes
+from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 
 Entry = tuple[str, Site, Any]
 """Name of an adapted module in the injected model, its site, and its layer."""
@@ -102,7 +103,7 @@ def _give_zeros(model: nn.Module, weights: Path) -> None:
 
     Parameters that the file holds too stay on the meta device: their values cannot be compared.
     """
-    held = {key.removeprefix(PREFIX) for key in tensor_shapes(weights)}
+    held = {key.removeprefix(PREFIX) for key in hub.tensor_shapes(weights)}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if f"{path}.{name}" not in held:

@@ -54,7 +54,7 @@ class BaseWeights:
             return stored.read()
         with hub.hub_errors(self.base.name, what="base model", revision=self.base.revision):
             path = hub.api(self.access.token).hf_hub_download(
-                self.base.name, stored.file.name, revision=self.base.revision, cache_dir=self.access.cache_dir
+                self.base.name, stored.file.as_posix(), revision=self.base.revision, cache_dir=self.access.cache_dir
             )
         return dataclasses.replace(stored, file=Path(path)).read()
 

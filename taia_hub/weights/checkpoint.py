@@ -22,7 +22,6 @@ from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMisma
 from taia_hub.weights.skeleton import skeleton
 
 SINGLE = "model.safetensors"
-INDEX = f"{SINGLE}.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes of weights that are read, by safetensors' names; any other one is a quantised form."""
 
@@ -164,8 +163,8 @@ def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
     """Returns name to place of each tensor that a whole model's files hold; messages call the model `what`."""
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
-    if (folder / INDEX).is_file():
-        return read_shards(folder, INDEX)
+    if (folder / hub.MODEL_INDEX).is_file():
+        return read_shards(folder, hub.MODEL_INDEX)
     if any((folder / name).is_file() for name in _PICKLES):
         raise RepositoryError(
             f"The {what} '{folder}' holds pickled weights, which can run code when they are loaded; only safetensors "
@@ -177,7 +176,9 @@ def read_headers(folder: Path, what: str) -> dict[str, StoredTensor]:
             f"The {what} '{folder}' is an adapter, not a whole model.",
             "Use `taia create BASE ADAPTER` without --dense.",
         )
-    raise RepositoryError(f"The {what} '{folder}' has no {SINGLE} and no {INDEX}.", "Download or save it again.")
+    raise RepositoryError(
+        f"The {what} '{folder}' has no {SINGLE} and no {hub.MODEL_INDEX}.", "Download or save it again."
+    )
 
 
 def read_shards(folder: Path, index: str) -> dict[str, StoredTensor]:

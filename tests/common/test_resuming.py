@@ -61,6 +61,17 @@ def test_a_mark_knows_its_own_work(tmp_path):
     assert [path.name for path in mark.path.parent.iterdir()] == ["mark.json"]
 
 
+def test_a_setting_that_came_later_and_is_left_out_is_no_difference(tmp_path):
+    """Else the work of an earlier version would be thrown away, although nothing else was asked for."""
+    Mark(tmp_path / "mark.json", {"run": {"seed": 0, "data": {"a": 1}}}).write(trained="abc")
+    same = Mark(tmp_path / "mark.json", {"run": {"seed": 0, "new": None, "data": {"a": 1, "b": None}}, "newer": None})
+    assert same.fits()
+    assert not differences(same.read()["run"], same.asked["run"])
+    same.write(evaluated="def")
+    assert same.read()["trained"] == "abc"
+    assert not Mark(same.path, {"run": {"seed": 0, "data": {"a": 1, "b": 2}}}).fits()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_a_damaged_mark_is_nobodys(tmp_path, content):
     mark = Mark(tmp_path / "mark.json", {"seed": 0})

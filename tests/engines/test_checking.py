@@ -8,9 +8,8 @@ import torch
 from peft import LoHaConfig
 from safetensors.torch import load_file, save_file
 
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.engines import LOADERS, check_adapter
-from taia_hub.engines import checking as module
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import export_adapter
 
@@ -156,6 +155,15 @@ def test_what_is_not_known_of_a_base_is_not_guessed(pico, tmp_path):
         assert found.to_dict()["base_was_read"] is False
 
 
+@pytest.mark.parametrize("content", [b"", b"no tensors at all"])
+def test_a_damaged_base_is_not_known(pico, tmp_path, content):
+    plain = pico.adapter("llama", pico.lora("llama", r=3, target_modules=TARGETS), "foreign-plain")
+    base = shutil.copytree(pico.base("llama"), tmp_path / "base")
+    (base / "model.safetensors").write_bytes(content)
+    found = check_adapter(copied(plain, tmp_path / "adapter", base_model_name_or_path=str(base)))
+    assert found.to_dict()["base_was_read"] is False
+
+
 def test_an_export_is_taken_by_all(pico, tmp_path):
     dora = pico.adapter("llama", pico.lora("llama", r=3, use_dora=True, target_modules=TARGETS), "foreign-dora")
     assert check_adapter(dora).taken_by == ("peft",)
@@ -218,7 +226,7 @@ def test_what_is_no_adapter(pico, tmp_path):
 
 def test_shapes_are_those_of_the_tensors(pico):
     path = pico.adapter("llama") / WEIGHTS
-    assert module.tensor_shapes(path) == {name: tuple(one.shape) for name, one in load_file(path).items()}
+    assert hub.tensor_shapes(path) == {name: tuple(one.shape) for name, one in load_file(path).items()}
 
 
 def test_a_taia_folder_is_asked_for_its_adapter(pico, tmp_path):

@@ -8,12 +8,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from taia_hub import hub
 from taia_hub.engines import LOADERS, BaseFacts, check_engine, check_engines
 from taia_hub.engines.facts import Adapter
 from taia_hub.engines.rules import RULES, VLLM_RANKS
 from taia_hub.errors import ConfigError
 from taia_hub.exporting import export_adapter
-from taia_hub.updates.peft.plain_lora import tensor_shapes
 from taia_hub.updates.peft.strict import read_config
 from taia_hub.updates.weightless import injected
 
@@ -72,7 +72,7 @@ def test_every_engine_takes_every_export(pico, name, label, mode, tmp_path):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pico.base(name)))
     whole = injected(model, read_config(tmp_path / "out"), tmp_path / "out")  # the check of an export does some modules
     expected = {key: tuple(one.shape) for key, one in whole.parameters().items()}
-    assert tensor_shapes(tmp_path / "out" / "adapter_model.safetensors") == expected
+    assert hub.tensor_shapes(tmp_path / "out" / "adapter_model.safetensors") == expected
     served = SERVED[name]
     assert {engine: report.verdicts[engine].problems for engine in served} == dict.fromkeys(served, ())
     if name == "gpt2":

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import taia_hub
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.cli.merging import merge as merge_command
 from taia_hub.errors import (
     ConfigError,
@@ -411,6 +411,20 @@ def test_what_is_merged_is_not_its_own_target(online, merged):
         raise command(online.adapter, "--push", online.adapter).exception
 
 
+def test_the_hub_is_not_asked_about_what_is_merged(merged, monkeypatch):
+    monkeypatch.setattr(hub, "look", lambda *args, **keywords: pytest.fail("asked"))
+    with pytest.raises(RepositoryError, match="is what is merged"):
+        check_repository("org/Model", used=["org/model"])
+
+
+def test_a_malformed_index_is_refused_before_anything_is_merged(online, merged, repo_id, tmp_path):
+    publish_merged(merged, repo_id)
+    (tmp_path / "index").write_text('{"weight_map": [1]}')
+    hub.publish({hub.MODEL_INDEX: tmp_path / "index"}, hub.look(repo_id), hub.Commit("Break the index"))
+    with pytest.raises(ConfigError, match="maps no tensors"):
+        check_repository(repo_id)
+
+
 def test_a_repository_that_somebody_filled_meanwhile(online, merged, repo_id):
     assert check_repository(repo_id) == repo_id
     TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
@@ -614,6 +628,12 @@ def test_the_lock_frees_itself(tmp_path):
     with locked(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_state_begins_anew(tmp_path):
+    (tmp_path / ".out-merging").mkdir()
+    (tmp_path / ".out-merging" / "state.json").write_text('{"fingerprint": "x", "shards": ["a"]}')
+    assert Scratch(tmp_path / "out", "x").reused == ()
 
 
 def test_another_dtype_begins_anew(sharded, tmp_path, monkeypatch):

@@ -607,6 +607,22 @@ def test_parts_of_the_weights_are_not_taken_for_all(pico, tmp_path):
         weights_bytes(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 16000000\n"]
+)
+def test_files_that_hold_no_tensors_are_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(RepositoryError, match="truncated or no safetensors file"):
+        weights_bytes(tmp_path)
+
+
+def test_a_text_config_may_be_null(repository, pico, tmp_path):
+    plan = plan_serving(repository, "vllm", out=tmp_path / "out")
+    shutil.copytree(pico.base("llama"), tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**json_of(pico.base("llama")), "text_config": None}))
+    assert dataclasses.replace(plan, base=tmp_path / "base").text() == plan.text()
+
+
 def test_the_guide_is_printed_without_a_repository(taia_serve):
     result = taia_serve("--guide")
     assert result.exit_code == 0, result.output

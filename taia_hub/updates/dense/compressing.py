@@ -17,11 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError, closest
-from taia_hub.hub.layout import PEFT
+from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense.difference import Difference, open_difference
-from taia_hub.updates.peft.strict import PREFIX
 from taia_hub.weights.checkpoint import Group
 
 _EXACT_SIDE = 1024  # above it, an exact SVD takes many times as long as the leading components

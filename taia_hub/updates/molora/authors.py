@@ -17,11 +17,12 @@ from torch import Tensor
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.hub.layout import PREFIX
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings
 from taia_hub.updates.molora.files import write_molora
 from taia_hub.updates.molora.update import attach_molora
-from taia_hub.updates.peft.strict import CONFIG_NAME, PREFIX, WEIGHTS_NAME, read_config
+from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, read_config
 from taia_hub.weights.skeleton import skeleton
 
 AUTHORS_EXPERTS = "non_lora_trainables.bin"

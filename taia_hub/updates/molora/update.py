@@ -27,8 +27,8 @@ from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings, re
 from taia_hub.updates.molora.files import check_tensors, read_tensors, write_molora
 from taia_hub.updates.molora.layers import MoLoraConfig, MoLoraLinear, take_balance_losses
 from taia_hub.updates.molora.targets import FITS, check_modules, checked_targets, default_targets
-from taia_hub.updates.peft.strict import check_base_untouched
-from taia_hub.updates.peft.update import ADAPTER, PeftUpdate, attach_switch
+from taia_hub.updates.peft.strict import ADAPTER, check_base_untouched
+from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 
 
 def add_molora(

@@ -20,11 +20,11 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub import hub
+from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import SublayerRoles, layer_of
 from taia_hub.switch.switch import Site, Switch
-from taia_hub.updates.peft.strict import ADAPTER, PREFIX
-from taia_hub.weights.checkpoint import read_header
+from taia_hub.updates.peft.strict import ADAPTER
 
 _ALL_LINEAR = "all-linear"
 _INITIALISED = (True, False, "gaussian")
@@ -149,14 +149,9 @@ def update_shapes(
     """
     return {
         key: shape
-        for key, shape in tensor_shapes(path).items()
+        for key, shape in hub.tensor_shapes(path).items()
         if key in expected or carried.get(key.replace(".base_layer", "")) != shape
     }
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads the shapes of the tensors of a safetensors file by name; no tensor is read."""
-    return {name: stored.shape for name, stored in read_header(path).items()}
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -25,14 +25,13 @@ from safetensors import safe_open
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.hub.layout import PEFT, UpdateKind
+from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.peft.layers import describe, refusal, same_rows, switched_class, whole_only
 from taia_hub.updates.peft.strict import (
     ADAPTER,
     CONFIG_NAME,
-    PREFIX,
     WEIGHTS_NAME,
     WRAPPERS,
     check_base_untouched,
@@ -42,7 +41,7 @@ from taia_hub.updates.peft.strict import (
 )
 from taia_hub.weights.checkpoint import read_header
 
-__all__ = ["ADAPTER", "PREFIX", "PeftUpdate", "attach_switch", "attach_update", "read_config"]
+__all__ = ["PeftUpdate", "attach_switch", "attach_update", "read_config"]
 
 
 ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
