@@ -58,6 +58,7 @@ def create_repository(
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
+    keep: Path | None = None,
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
 
@@ -78,6 +79,7 @@ def create_repository(
         trust_remote_code: Whether the base model's own code may run.
         skeleton: The base model on the meta device, where it was built already; it is used up.
         extra_files: As of `publishing.save`.
+        keep: As of `publishing.push`.
 
     Raises:
         TAIAError: If something is missing or does not fit; nothing is written or published then.
@@ -95,7 +97,7 @@ def create_repository(
         loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
-        return _finish(loaded, out, push, commit, None, extra_files)
+        return _finish(loaded, out, push, commit, None, extra_files, keep)
 
 
 def create_from_finetuned(
@@ -112,6 +114,7 @@ def create_from_finetuned(
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
+    keep: Path | None = None,
     progress: Progress | None = None,
 ) -> Created:
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
@@ -128,15 +131,16 @@ def create_from_finetuned(
     commit = commit or hub.Commit()
     options = _skeleton_options(hub.HubAccess(token=commit.token), trust_remote_code, skeleton)
     # beside the folder that it will lie in, so that nothing is copied between disks
-    beside = out.resolve().parent if out and out.resolve().parent.is_dir() else None
+    target = out or keep
+    beside = target.resolve().parent if target and target.resolve().parent.is_dir() else None
     with (
-        hub.disk_errors(out or Path(tempfile.gettempdir())),
+        hub.disk_errors(target or Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(dir=beside, prefix=".taia-dense-") as scratch,
     ):
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
-        made = _finish(loaded, out, push, commit, other.folder, extra_files)
+        made = _finish(loaded, out, push, commit, other.folder, extra_files, keep)
         return dataclasses.replace(made, report=report)
 
 
@@ -147,6 +151,7 @@ def _finish(
     commit: hub.Commit,
     tuned: Path | None,
     extra_files: Callable[[Path], None] | None,
+    keep: Path | None,
 ) -> Created:
     """Writes a repository with a tokenizer, or publishes it; of a fine-tune in `tuned` with its own tokenizer."""
     config, token = loaded.config, commit.token
@@ -158,7 +163,7 @@ def _finish(
             save_tokenizer(config, folder, token, source=tuned)
 
     if out is None:
-        done = publishing.push(loaded, str(push), commit, extra_files=beside)
+        done = publishing.push(loaded, str(push), commit, extra_files=beside, keep=keep)
         return Created(None, done, loaded.switch.status())
     fields = base_license(config, token) if config.base_model_revision else {}
     publishing.save(loaded, out, license_fields=fields, extra_files=beside)

@@ -84,17 +84,23 @@ def push(
     *,
     tags: Sequence[str] = (),
     extra_files: Callable[[Path], None] | None = None,
+    keep: Path | None = None,
 ) -> CommitInfo:
     """Publishes a loaded model in one commit; `tags` go on its card, and `extra_files` is as of `save`.
+
+    In the folder `keep` all but the card is written whole before the Hub is asked for anything, and stays, so that
+    `push_folder` can publish it where the Hub refuses now.
 
     Raises:
         RepositoryError: If the base model is a local folder, or a request fails.
     """
     check_publishable(loaded.config)
-    head = hub.look(repo_id, revision=commit.revision, token=commit.token)
+    head = None if keep else hub.look(repo_id, revision=commit.revision, token=commit.token)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        config = _write_files(loaded, folder, None, extra_files)
+        folder = keep or Path(scratch) / "model"
+        with hub.written_whole(folder) as new:
+            config = _write_files(loaded, new, None, extra_files)
+        head = head or hub.look(repo_id, revision=commit.revision, token=commit.token)
         data = _described(loaded, config, folder, head.repo_id, base_license(config, commit.token), tags)
         return _publish(folder, config, data, head, commit)
 

@@ -26,13 +26,14 @@ _KINDS = {"lora": PEFT, "molora": MOLORA, "full": DENSE}
 def make_repository(
     fitted: Fitted, work: Workspace, progress: Progress | None, push: str | None, private: bool | None
 ) -> tuple[dict[str, Any], CommitInfo | None]:
-    """Makes a repository of a trained model: in the folder of `work`, or, where `push` is given, on the Hub only.
+    """Makes a repository of a trained model in the folder of `work`, and publishes it where `push` is given.
 
     Returns:
         The contents of `taia_training.json`, and the commit.
 
     Raises:
-        TAIAError: If it cannot be made; the folder is as it was, and the checkpoints stay.
+        TAIAError: If it cannot be made; the folder is as it was, and the checkpoints stay. If the Hub refuses: then
+            the folder holds the repository.
     """
     job, recipe = fitted.job, fitted.job.recipe
     if progress:
@@ -60,6 +61,7 @@ def make_repository(
         str(update),
         out=None if push else repository,
         push=push,
+        keep=work.out if push else None,
         inference_modules=recipe.published,
         commit=hub.Commit(job.commit_message, private=private, token=job.token),
         trust_remote_code=recipe.trust_remote_code,

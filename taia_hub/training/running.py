@@ -129,6 +129,8 @@ def _train(
         _check_published(work.out, recipe)
         commit = _push(work.out, push, private, job) if push and is_main else None
         work.clear()
+        if not out and process_count() == 1:  # else another process may be looking whether it is finished
+            shutil.rmtree(work.out.parent, ignore_errors=True)
         return _trained(done, work.out if out else None, commit, is_new=False)
     if resume:
         work.refuse_another(recipe)

@@ -226,6 +226,39 @@ def test_a_run_is_published_without_a_folder(online, items, repo_id):
     assert not list((Path(os.environ["HF_HOME"]) / "taia-training").iterdir())
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("refused", ["/api/models/own", "/commit/"], ids=["look", "commit"])
+def test_after_a_refused_push_only_the_push_is_done_again(online, items, repo_id, monkeypatch, method, refused):
+    from taia_hub import cards
+    from taia_hub.repository import publishing
+    from taia_hub.training import modelling
+
+    one = TrainingRecipe(base=online.base, data=(items,), method=method, batch_size=8, max_steps=2)
+    written, rendered = publishing._write_files, []
+
+    def refuse(*arguments):
+        files = written(*arguments)
+        online.hub.fail = lambda method, path: 409 if refused in path else None
+        return files
+
+    monkeypatch.setattr(publishing, "_write_files", refuse)
+    with pytest.raises(RepositoryError):
+        train(one, push=repo_id)
+    online.hub.fail = None
+    monkeypatch.setattr(modelling, "build_model", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(publishing, "_write_files", lambda *_: pytest.fail("written again"))
+    render = cards.render_card
+    monkeypatch.setattr(cards, "render_card", lambda *args, **kw: (rendered.append(1), render(*args, **kw))[1])
+
+    done = train(one, push=repo_id)
+
+    assert not done.is_new
+    assert done.commit.oid
+    assert len(rendered) == 1
+    assert {"README.md", "config.json", "taia_training.json", "tokenizer_config.json"} <= online.files(repo_id).keys()
+    assert not list((Path(os.environ["HF_HOME"]) / "taia-training").iterdir())
+
+
 # --- Which tokens are trained ---------------------------------------------------------------------------------------
 def trained_text(tokenizer, template, **options):
     """Returns the text of the tokens, with those that are trained in brackets."""
