@@ -1,5 +1,7 @@
 """What ships: the wheel is built, unpacked and used as somebody who installs it does."""
 
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -10,6 +12,10 @@ from pathlib import Path
 import pytest
 
 import taia_hub
+from taia_hub import TrainingRecipe
+from taia_hub.compare import compare, stream_compare
+from taia_hub.evaluation.options import EvaluationOptions
+from taia_hub.repository.card_request import CardRequest
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = (
@@ -158,6 +164,18 @@ def test_the_public_names_are_few_and_documented():
         "train",
     }
     assert all(getattr(taia_hub, name).__doc__ for name in taia_hub.__all__)
+
+
+@pytest.mark.parametrize("made", [TrainingRecipe, EvaluationOptions, CardRequest])
+def test_help_explains_every_field(made):
+    own, _, listed = made.__doc__.partition("\nAttributes:\n")
+    assert own.strip()
+    said = dict(re.findall(r"^    (\w+): (.+)$", listed, re.MULTILINE))
+    assert list(said) == [one.name for one in dataclasses.fields(made)]
+
+
+def test_compare_names_its_keywords():
+    assert inspect.signature(compare).parameters == inspect.signature(stream_compare).parameters
 
 
 def test_nothing_of_the_machine_it_was_made_on_is_in_the_package():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,8 @@ def evaluate(
         lines = _commands(repo, options, prompts, win_rate, revision=revision, token=token)
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # judges stand in the working folder
     units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
     target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:

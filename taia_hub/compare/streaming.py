@@ -32,7 +32,17 @@ DEFAULT_MODES = ("none", "attention", "all")
 
 
 def compare(
-    model: Any, tokenizer: Any, prompt: str | Messages, modes: Sequence[Any] = DEFAULT_MODES, **keywords: Any
+    model: Any,
+    tokenizer: Any,
+    prompt: str | Messages,
+    modes: Sequence[Any] = DEFAULT_MODES,
+    *,
+    system: str | None = None,
+    histories: Sequence[Messages] = (),
+    chat: bool = True,
+    seed: int = 0,
+    measures: bool = True,
+    **generation: Any,
 ) -> Comparison:
     """Answers one prompt under several settings, in one batch where the architecture allows it.
 
@@ -47,7 +57,8 @@ def compare(
         print(comparison.to_markdown(against="none"))
         ```
     """
-    with contextlib.closing(stream_compare(model, tokenizer, prompt, modes, **keywords)) as states:
+    given: dict[str, Any] = {"system": system, "histories": histories, "chat": chat, "seed": seed, "measures": measures}
+    with contextlib.closing(stream_compare(model, tokenizer, prompt, modes, **given, **generation)) as states:
         (comparison,) = deque(states, maxlen=1)
     return comparison
 

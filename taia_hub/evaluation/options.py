@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.documenting import documented
 from taia_hub.errors import ConfigError
 from taia_hub.switch.settings import MODES, Setting, parse_setting
 
 DEFAULT_MODES = ("none", "attention", "ffn", "all")
 
 
+@documented
 @dataclass(frozen=True)
 class EvaluationOptions:
     """The keywords of `evaluate` that say what is measured; one task, mode, folder or number may stand for a list.
-
-    `settings` is label to setting, of `modes`; `shots` are numbers of examples in the prompts, None for each task's
-    own.
 
     Example:
         >>> EvaluationOptions("mmlu", "all", num_fewshot=5).shots
@@ -33,7 +32,9 @@ class EvaluationOptions:
             "flags": "--task",
         },
     )
-    modes: tuple[Any, ...] = DEFAULT_MODES
+    modes: tuple[Any, ...] = field(
+        default=DEFAULT_MODES, metadata={"doc": "Settings: mode names, or mappings of selectors to weights."}
+    )
     num_fewshot: int | Sequence[int] | None = field(
         default=None, metadata={"help": "Examples in the prompts, as in 0,1,2,3,4.", "metavar": "K[,K…]"}
     )
@@ -49,10 +50,14 @@ class EvaluationOptions:
         metadata={"help": "By default where the tokenizer has one.", "flags": "--chat-template/--no-chat-template"},
     )
     system_instruction: str | None = field(default=None, metadata={"help": "System message.", "flags": "--system"})
-    gen_kwargs: Mapping[str, Any] | None = None
+    gen_kwargs: Mapping[str, Any] | None = field(
+        default=None, metadata={"doc": "Keywords of generation that override those of the tasks."}
+    )
     seed: int = field(default=1234, metadata={"help": "Seed of the examples."})
-    settings: Mapping[str, Setting] = field(init=False, repr=False)
-    shots: tuple[int | None, ...] = field(init=False, repr=False)
+    settings: Mapping[str, Setting] = field(init=False, repr=False, metadata={"doc": "Label to setting, of the modes."})
+    shots: tuple[int | None, ...] = field(
+        init=False, repr=False, metadata={"doc": "Numbers of examples in the prompts; None is each task's own."}
+    )
 
     def __post_init__(self) -> None:
         tasks = [self.tasks] if isinstance(self.tasks, (str, Path)) else self.tasks

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +161,7 @@ def find_judge(name: str) -> Any:
     """Imports a judge that is named on the command line.
 
     Args:
-        name: `module:function`; modules of the working folder are found too.
+        name: `module:function`; `taia eval` finds modules of the working folder too.
 
     Returns:
         The function.
@@ -174,8 +173,6 @@ def find_judge(name: str) -> Any:
         >>> find_judge("math:isclose")(1.0, 1.0)
         True
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the working folder
     module, _, function = name.partition(":")
     hint = "Give module:function, as in judges:is_harmful for a function of judges.py in this folder."
     if not module or not function:
@@ -197,19 +194,20 @@ def generate_responses(
     *,
     max_new_tokens: int = 512,
     batch_size: int = 8,
-    chat_template: bool = True,
+    chat_template: bool | None = None,
     system_instruction: str | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Answers N prompts, greedily unless `gen_kwargs` say otherwise; `mode` None is the model as it stands.
 
-    Without a chat template the system message stands before the prompt. `gen_kwargs` are as lm-eval takes them:
-    `max_gen_toks`, `until`, and those of `generate`. `progress` is called with the number done and N after every batch.
+    The chat template is used where there is one, unless `chat_template` is False; without it the system message stands
+    before the prompt. `gen_kwargs` are as lm-eval takes them: `max_gen_toks`, `until`, and those of `generate`.
+    `progress` is called with the number done and N after every batch.
     """
     before = [{"role": "system", "content": system_instruction}] if system_instruction else []
     asked = ([*before, {"role": "user", "content": prompt}] for prompt in prompts)
-    rows = [chat_tokens(tokenizer, messages, chat=chat_template) for messages in asked]
+    rows = [chat_tokens(tokenizer, messages, chat=chat_template is not False) for messages in asked]
     keywords, stops = _keywords(gen_kwargs or {}, max_new_tokens)
     keywords |= {} if mode is None else {"inference_modules": mode}
     outputs: list[str] = []

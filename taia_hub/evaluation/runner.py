@@ -107,11 +107,20 @@ def evaluate(
         print(taia_hub.results.to_text(taia_hub.results.summarise(results)))
         ```
     """
-    given: tuple[Any, ...] = (
-        *(tasks, modes, num_fewshot, fewshot_path, include_path, limit),
-        *(batch_size, chat_template, system_instruction, gen_kwargs, seed),
-    )
-    options = EvaluationOptions(*given)
+    given: dict[str, Any] = {  # a single one may stand for a list
+        "tasks": tasks,
+        "modes": modes,
+        "num_fewshot": num_fewshot,
+        "fewshot_path": fewshot_path,
+        "include_path": include_path,
+        "limit": limit,
+        "batch_size": batch_size,
+        "chat_template": chat_template,
+        "system_instruction": system_instruction,
+        "gen_kwargs": gen_kwargs,
+        "seed": seed,
+    }
+    options = EvaluationOptions(**given)
     found, groups = load_tasks(options)
     work: list[Unit] = [*found, *units]
     check_keys(work)

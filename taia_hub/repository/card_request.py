@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.documenting import documented
+
 
 def _asked(default: Any, text: str, flags: str | None = None, metavar: str | None = None) -> Any:
     """Makes a field with what `taia_hub.cli.options` shows of it."""
     return field(default=default, metadata={"help": text, "flags": flags, "metavar": metavar})
 
 
+@documented
 @dataclass(frozen=True)
 class CardRequest:
     """What a person asks of a card; `given` are the metadata keys among it."""

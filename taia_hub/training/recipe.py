@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from taia_hub.common.documenting import documented
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
 from taia_hub.switch.settings import Setting, parse_setting
 from taia_hub.training.fields import ByRole, checked, parse_modules
@@ -56,13 +57,10 @@ _data, _what, _how = _panel("Data"), _panel("What is trained"), _panel("How it i
 _here = _panel("Devices and memory")
 
 
+@documented
 @dataclass(frozen=True)
 class TrainingRecipe:
     """What is trained, on what and how; the defaults are those of the paper's LoRA runs (its scripts).
-
-    The fields are documented where they are declared, and by `taia train --help`. What a run publishes is
-    `inference_modules`; None is `"attention"`, and `"attention+other"` after full fine-tuning, as in the paper's code
-    (norms, embeddings and head stay tuned).
 
     Raises:
         ConfigError: If a value is of the wrong type or range.
@@ -142,10 +140,17 @@ class TrainingRecipe:
     seed: int = _how(0, "Of the initial weights, the dropout, the order and the noise.", low=0)
     save_steps: int | None = _here(None, "Optimizer steps between two checkpoints; about twenty in a run by default.")
     report_to: tuple[str, ...] = _here((), "Tracker: trackio, wandb, tensorboard, …; repeat it.", metavar="TRACKER")
-    inference_modules: Any = field(default=None, metadata={"check": parse_setting})
-    name: str | None = None
-    description: str | None = None
-    reference: str | None = None
+    inference_modules: Any = field(
+        default=None,
+        metadata={
+            "check": parse_setting,
+            "doc": 'What a run publishes; None is "attention", and "attention+other" after full fine-tuning, as in the '
+            "paper's code (norms, embeddings and head stay tuned).",
+        },
+    )
+    name: str | None = field(default=None, metadata={"doc": "Name of the recipe."})
+    description: str | None = field(default=None, metadata={"doc": "What it is for."})
+    reference: str | None = field(default=None, metadata={"doc": "Where it comes from."})
     trust_remote_code: bool = _what(False, "Let the base model's own code run.", flags="--trust-remote-code")
 
     def __post_init__(self) -> None:

@@ -451,6 +451,20 @@ def test_a_judge_that_is_not_there_is_refused(name):
         find_judge(name)
 
 
+def test_the_command_alone_finds_judges_of_the_working_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "judges_of_mine.py").write_text("pi = 3\n")
+    (tmp_path / "prompts.txt").write_text("the sea\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", path := [one for one in sys.path if one not in ("", str(tmp_path))])
+    before = list(path)
+    with pytest.raises(ConfigError, match="cannot be imported: No module named"):
+        find_judge("judges_of_mine:pi")
+    assert path == before  # a library leaves the search path alone
+    with pytest.raises(SystemExit):
+        main(["eval", "org/model", "--prompts", "prompts.txt", "--judge", "judges_of_mine:pi"])
+    assert "'judges_of_mine:pi' is no function" in " ".join(capsys.readouterr().err.split())
+
+
 def test_vllm_commands(online):
     lines = vllm_commands(online.taia, ["mmlu", "taia_svamp"], ["none", "all", "attention"], num_fewshot=[0, 5])
     assert len(lines) == 7

@@ -141,6 +141,17 @@ def test_answers_are_those_of_one_prompt_at_a_time(pico, tokenizer, chat, mode):
     assert done == [(2, 3), (3, 3)]
 
 
+def test_the_chat_template_is_used_where_there_is_one_unless_it_is_left_out(pico, tokenizer):
+    own, model = copy.deepcopy(tokenizer), pico.plain("llama")
+    own.chat_template = CHAT
+    default, asked, plain = (
+        generate_responses(model, own, PROMPTS, max_new_tokens=6, chat_template=chat) for chat in (None, True, False)
+    )
+    assert default == asked != plain
+    own.chat_template = None
+    assert generate_responses(model, own, PROMPTS, max_new_tokens=6, chat_template=None) == plain
+
+
 @pytest.mark.parametrize(("chat", "begins"), [(None, [1, 5]), ("<s>" + CHAT, [1, 24])])
 def test_a_prompt_begins_once(pico, tokenizer, monkeypatch, chat, begins):
     model, own, seen = pico.plain("llama"), copy.deepcopy(tokenizer), []
