@@ -123,7 +123,7 @@ def load_model(
     trust_remote_code: bool,
 ) -> tuple[Any, Any]:
     """Loads a TAIA repository that is to answer, and its tokenizer."""
-    from taia_hub import TAIAForCausalLM
+    from taia_hub.modeling_taia import TAIAForCausalLM
     from taia_hub.repository.tokenizer import load_tokenizer
 
     loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
