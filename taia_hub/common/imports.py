@@ -57,25 +57,26 @@ def when_imported(module: str, then: Callable[[], object]) -> None:
         sys.meta_path.insert(0, _Awaiting(module, then))
 
 
-class _Awaiting:
+class _Awaiting(MetaPathFinder):
     """Finds the awaited module as the other finders do, and has it followed by a call."""
 
-    def __init__(self, module: str, then: Callable[[], object]) -> None:
-        self.module, self.then = module, then
+    def __init__(self, awaited: str, then: Callable[[], object]) -> None:
+        self.awaited, self.then = awaited, then
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname != self.module:
+        if fullname != self.awaited:
             return None
-        finders = [finder for finder in sys.meta_path if finder is not self]
+        # two may wait for one module, also of a package that was imported anew: neither asks the other
+        finders = [finder for finder in sys.meta_path if getattr(finder, "awaited", None) != fullname]
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                    self.then()
+                for finder in [one for one in sys.meta_path if getattr(one, "awaited", None) == fullname]:
+                    sys.meta_path.remove(finder)
+                    finder.then()  # type: ignore[attr-defined]
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
