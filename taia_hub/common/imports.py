@@ -54,10 +54,10 @@ def when_imported(module: str, then: Callable[[], object]) -> None:
     if module in sys.modules:
         then()
     else:
-        sys.meta_path.insert(0, _Awaiting(module, then))
+        sys.meta_path.insert(0, _Awaiting(module, then))  # type: ignore[arg-type]
 
 
-class _Awaiting(MetaPathFinder):
+class _Awaiting:
     """Finds the awaited module as the other finders do, and has it followed by a call."""
 
     def __init__(self, awaited: str, then: Callable[[], object]) -> None:
