@@ -54,7 +54,7 @@ def when_imported(module: str, then: Callable[[], object]) -> None:
     if module in sys.modules:
         then()
     else:
-        sys.meta_path.insert(0, _Awaiting(module, then))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Awaiting(module, then))
 
 
 class _Awaiting:
