@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from taia_hub import cards, hub
 from taia_hub._version import __version__
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub.config import Fields
 from taia_hub.hub.layout import MOLORA, PEFT
 from taia_hub.repository.side_files import (
@@ -173,7 +173,18 @@ def describe_files(
     if data.adapter_repo:  # the manifest is here, the weights are elsewhere
         sha256 = _sha256_on_the_hub(data.adapter_repo, found.place.weights, data.adapter_revision, access)
         data = dataclasses.replace(data, adapter_sha256=sha256)
+    elif found.revision:
+        _check_there(found, access)
     return dataclasses.replace(data, parts=role_parts(_parts(found, access, trust_remote_code)))
+
+
+def _check_there(found: Repository, access: hub.HubAccess) -> None:
+    """Refuses a repository on the Hub without the weights that its card shall describe."""
+    weights = found.place.weights
+    with hub.hub_errors(found.name, what="TAIA repository", revision=found.revision):
+        there = hub.api(access.token).file_exists(found.name, weights, revision=found.revision)
+    if not there:
+        raise RepositoryError(f"'{found.name}' has no {weights}.", f"Publish the {found.kind.noun} again.")
 
 
 def _parts(found: Repository, access: hub.HubAccess, trust_remote_code: bool) -> dict[str, AdaptedPart]:

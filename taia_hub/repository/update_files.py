@@ -158,7 +158,10 @@ def open_repository(
         where = _given_base(name, base, revision, recorded, access)
         config = RepositoryConfig(where.name, where.revision, config.inference_modules, config.update)
     holder = _holder(source, config, access)
-    return Repository(name, source.revision, config, source.folder, holder, config.place, where)
+    opened = Repository(name, source.revision, config, source.folder, holder, config.place, where)
+    if not (opened.folder / opened.kind.config).is_file():
+        hub.update_weights(opened.folder, opened.kind)  # says what is missing
+    return opened
 
 
 def _plain(
@@ -170,7 +173,8 @@ def _plain(
     kind = find_kind(source.folder)
     recorded, fixed = base_of(read_update_config(source.folder, kind))
     if base is not None:
-        where = _given_base(name, base, base_revision or fixed, recorded, access)
+        given = base.name if isinstance(base, hub.Source) else base
+        where = _given_base(name, base, base_revision or (fixed if given == recorded else None), recorded, access)
     elif recorded:
         where = hub.resolve_base(recorded, fixed, access)
     else:

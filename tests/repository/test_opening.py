@@ -3,6 +3,7 @@
 import json
 import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from safetensors.torch import load_file, save_file
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.merging.module import holding, merged_weights
+from taia_hub.repository.card_request import CardRequest
+from taia_hub.repository.card_updating import make_card
 from taia_hub.repository.creating import create_repository
+from taia_hub.repository.info import repository_info
 from taia_hub.repository.opening import base_checkpoint, open_update
 from taia_hub.repository.update_files import open_repository
 from taia_hub.updates.dense.difference import write_dense
@@ -326,3 +330,24 @@ def test_the_recorded_commit_of_a_base_holds_where_it_is_named_again(online, mon
     monkeypatch.setattr(hub, "resolve_base", lambda *words: asked.append(words[:2]) or resolve(*words))
     open_repository(online.taia, ACCESS, base=online.base)
     assert asked == [(online.base, online.base_sha)]
+
+
+def test_the_commit_of_another_base_is_not_taken_for_this_one(pico, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(pico.adapter("llama"), folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings.update(base_model_name_or_path="org/gone", revision="b" * 40)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    found = open_repository(folder, ACCESS, base=str(pico.base("llama")))
+    assert found.base.folder == pico.base("llama")
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"])
+def test_a_repository_on_the_hub_that_lacks_a_file_is_refused_by_card_and_info(online, repo_id, name):
+    source = Path(online.api.snapshot_download(online.taia))
+    online.api.create_repo(repo_id, exist_ok=True)
+    online.api.upload_folder(repo_id=repo_id, folder_path=source, ignore_patterns=[name])
+    with pytest.raises(RepositoryError, match=name.rpartition("/")[2]):
+        make_card(repo_id, CardRequest())
+    with pytest.raises(RepositoryError, match=name.rpartition("/")[2]):
+        repository_info(repo_id)
