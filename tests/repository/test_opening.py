@@ -343,7 +343,7 @@ def test_the_commit_of_another_base_is_not_taken_for_this_one(pico, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"])
-def test_a_repository_on_the_hub_that_lacks_a_file_is_refused_by_card_and_info(online, repo_id, name):
+def test_a_missing_file_on_the_hub_is_told(online, repo_id, name):
     source = Path(online.api.snapshot_download(online.taia))
     online.api.create_repo(repo_id, exist_ok=True)
     online.api.upload_folder(repo_id=repo_id, folder_path=source, ignore_patterns=[name])
