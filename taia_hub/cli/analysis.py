@@ -8,21 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import (
-    Json,
-    OtherBase,
-    Repository,
-    Revision,
-    Token,
-    Trust,
-    echo_json,
-    modes,
-    parse_modes,
-    progress,
-)
+from taia_hub.cli.options import options_of
+from taia_hub.cli.shared import Json, OtherBase, Repository, Source, echo_json, modes, progress
 from taia_hub.errors import ConfigError
 
 
+@options_of(Source)
 def analyze(
     repo: Repository,
     relative: Annotated[
@@ -42,10 +33,8 @@ def analyze(
     max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: tokens of a text that are kept.")] = 512,
     dtype: Annotated[str, typer.Option(help="With --texts: dtype of the base model, as in bfloat16.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="With --texts: where the model goes, as in cuda.")] = None,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **source: Any,
 ) -> None:
     """Measure an update by layer and role, and what its modes do to hidden states.
 
@@ -72,15 +61,13 @@ def analyze(
             repo,
             relative=relative,
             texts=read_texts(texts) if texts else (),
-            modes=parse_modes(mode, ALL_MODES),
+            modes=mode or ALL_MODES,
             base=base,
-            revision=revision,
             max_tokens=max_tokens,
             dtype=dtype,
             device_map=device_map,
-            token=token,
-            trust_remote_code=trust_remote_code,
             progress=bars,
+            **source,
         )
     if older:
         analysis = analysis.with_kept(older)
@@ -88,7 +75,7 @@ def analyze(
         analysis.save(out)
     drawn: Sequence[Any] = ()
     if figures:
-        results = matching_results(repo, analysis.subject.revision, analysis.subject, token)
+        results = matching_results(repo, analysis.subject.revision, analysis.subject, source["token"])
         drawn = draw_figures(figures, analysis, summarise(results) if results else None)
     _echo(analysis, drawn, analysis_path(out) if out else None, as_json)
 

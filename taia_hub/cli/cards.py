@@ -7,11 +7,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from taia_hub.cli.options import filled, options_of
-from taia_hub.cli.shared import Json, Message, Repository, Revision, Token, Trust, echo_json
+from taia_hub.cli.options import filled, options_of, taken
+from taia_hub.cli.shared import Json, Message, Repository, Source, echo_json
 from taia_hub.repository.card_request import CardRequest
 
 
+@options_of(Source)
 @options_of(CardRequest)
 def card(
     repo: Repository,
@@ -22,9 +23,6 @@ def card(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write or publish without showing the difference.")] = False,
     message: Message = None,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
@@ -42,9 +40,9 @@ def card(
     from taia_hub import hub
     from taia_hub.repository import card_updating
 
+    source = taken(Source, fields)
     request = CardRequest(**filled(fields))
-    access = hub.HubAccess(token=token)
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    access = hub.HubAccess(token=source.pop("token"))
     card_updating.refuse_contradictions(repo, write=write, push=push, check=check)
     if check:
         _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json)
@@ -60,7 +58,7 @@ def card(
     if not yes:
         _ask(made, "Publish this?" if push else "Write this?", as_json)
     if push:
-        where = card_updating.publish_card(made, hub.Commit(message, token=token, revision=revision))
+        where = card_updating.publish_card(made, hub.Commit(message, token=access.token, revision=source["revision"]))
     else:
         where = card_updating.write_card(made)
     echo_json({"where": where}) if as_json else typer.echo(f"{'Published' if push else 'Written to'} {where}")

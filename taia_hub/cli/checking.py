@@ -6,17 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Revision, Token, echo_json
+from taia_hub.cli.options import options_of
+from taia_hub.cli.shared import Json, Source, echo_json
 
 
+@options_of(Source, "revision", "token")
 def check(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Hub id or folder of a PEFT adapter or an export.")],
     engine: Annotated[
         str | None, typer.Option(help="Ask vllm, sglang, tgi, lorax, llama.cpp or peft alone.", show_default=False)
     ] = None,
-    revision: Revision = None,
-    token: Token = None,
     as_json: Json = False,
+    **source: Any,
 ) -> None:
     """Say which engines take an adapter as it is, and what the others refuse; exit code 1 where none takes it.
 
@@ -27,8 +28,8 @@ def check(
     from taia_hub import hub
     from taia_hub.engines.checking import check_adapter
 
-    access = hub.HubAccess(token=token)
-    found = check_adapter(adapter, (engine,) if engine else (), revision=revision, access=access)
+    access = hub.HubAccess(token=source["token"])
+    found = check_adapter(adapter, (engine,) if engine else (), revision=source["revision"], access=access)
     echo_json(found.to_dict()) if as_json else _print(found)
     if not found.taken_by:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ import html
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,19 +17,15 @@ import typer
 from taia_hub.cli.shared import echo_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from taia_hub.compare import Comparison
     from taia_hub.compare.files import ComparedPrompt
 
 
 @dataclass(frozen=True)
 class Output:
-    """How a result is shown, and where it goes.
-
-    Attributes:
-        format: text, json, markdown or html.
-        out: The file, or None for standard output.
-        against: Label of the mode that the others are compared with, or None.
-    """
+    """How a result is shown (text, json, markdown or html), where, and which mode the others are compared with."""
 
     format: str
     out: Path | None
@@ -41,40 +37,22 @@ def compare_prompt(
 ) -> None:
     """Compares the answers to one prompt: as columns that grow, or all at once where there is no terminal.
 
-    Args:
-        load: Loads model and tokenizer; called when everything else is checked.
-        prompt: The prompt.
-        modes: The settings.
-        how: Keywords of `stream_compare`.
-        output: Where the result goes.
-
-    Raises:
-        TAIAError: As of `stream_compare`, or if the file cannot be written.
+    Model and tokenizer are loaded when everything else is checked; `how` are keywords of `stream_compare`.
     """
     from taia_hub.compare import stream_compare
     from taia_hub.compare.keeping import check_out
     from taia_hub.compare.tables import figures
-    from taia_hub.compare.terminal import LiveColumns, is_terminal, make_console
+    from taia_hub.compare.terminal import is_terminal, make_console
 
     if output.out is not None:
         check_out(output.out)
     console = make_console(sys.stdout)
     draws = is_terminal(sys.stdout) and (output.format == "text" or output.out is not None)
-    state, stopped = None, False
     try:
-        states = stream_compare(*load(), prompt, modes, **how)
-        with contextlib.closing(states), LiveColumns(console, output.against) if draws else _Unseen() as columns:
-            try:
-                for state in states:
-                    columns.show(state)
-            finally:
-                if state is not None:
-                    columns.finish(state)
+        state = _last(stream_compare(*load(), prompt, modes, **how), console if draws else None, output.against)
     except KeyboardInterrupt:
-        stopped = True
-    if stopped or state is None:
         typer.echo("Stopped." if output.out is None else f"Stopped; '{output.out}' was not written.", err=True)
-        raise typer.Exit(130)
+        raise typer.Exit(130) from None
     if output.format == "text" or draws:
         for note in state.notes:
             typer.echo(note, err=True)
@@ -86,19 +64,20 @@ def compare_prompt(
         typer.echo(_rendered(state, output), nl=False)
 
 
-class _Unseen:
-    """Stands for columns where there is no terminal."""
+def _last(states: Generator[Comparison, None, None], console: Console | None, against: str | None) -> Comparison:
+    """Returns the last state of a comparison; each is drawn on the console, if there is one."""
+    from taia_hub.compare.terminal import LiveColumns
 
-    def __enter__(self) -> _Unseen:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was drawn."""
-
-    def show(self, state: Comparison) -> None:
-        """Draws nothing."""
-
-    finish = show
+    state: Any = None
+    with contextlib.closing(states), LiveColumns(console, against) if console else contextlib.nullcontext() as columns:
+        try:
+            for state in states:
+                if columns:
+                    columns.show(state)
+        finally:
+            if columns and state:
+                columns.finish(state)
+    return state
 
 
 def compare_prompts(
@@ -113,17 +92,8 @@ def compare_prompts(
 ) -> None:
     """Compares the answers to the prompts of a file, and shows a table of them.
 
-    Args:
-        load: Loads model and tokenizer; called when everything else is checked.
-        file: The prompts.
-        out: File that the comparisons go to; None for one beside the prompts.
-        modes: The settings.
-        how: Keywords of `compare_file`.
-        reference: Label of the mode that the others part from.
-        as_json: Whether the table is JSON.
-
-    Raises:
-        TAIAError: As of `compare_file`.
+    The comparisons go to a file beside the prompts, unless `out` names another one; `how` are keywords of
+    `compare_file`, and `reference` is the mode that the others part from.
     """
     from taia_hub.common.progress import ProgressBars
     from taia_hub.compare.files import compare_file, read_prompts

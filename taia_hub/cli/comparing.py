@@ -10,24 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.compare_output import Output, compare_prompt, compare_prompts
+from taia_hub.cli.options import options_of, taken
 from taia_hub.cli.shared import (
-    DeviceMap,
-    Dtype,
+    Answering,
     Json,
+    Loading,
     MaxNewTokens,
-    Raw,
     Repository,
-    Revision,
-    Seed,
-    System,
-    Temperature,
-    Token,
-    Trust,
-    check_dtype,
+    Source,
     load_model,
+    modes,
     parse_mode,
+    read_answering,
     read_prompt,
-    read_sampling,
 )
 from taia_hub.errors import ConfigError, SettingError, closest
 
@@ -38,6 +33,8 @@ _NOT_WITH = {"--prompt": {"port", "share", "overwrite"}, "--file": {"port", "sha
 _FLAGS = {"as_json": "--json", "output_format": "--format"}
 
 
+@options_of(Loading)
+@options_of(Answering)
 def compare(
     context: typer.Context,
     repo: Repository,
@@ -48,20 +45,13 @@ def compare(
         Path | None, typer.Option(metavar="JSONL", help='Prompts, one a line: {"prompt": …} or {"messages": […]}.')
     ] = None,
     ui: Annotated[bool, typer.Option("--ui", help="Open a page in the browser.")] = False,
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(help="A mode, or a JSON mapping; repeat it. By default none, attention and all."),
-    ] = None,
+    mode: Annotated[list[str] | None, modes("none, attention and all")] = None,
     against: Annotated[
         str | None, typer.Option(metavar="MODE", help="Mark what differs from this one, word by word.")
     ] = None,
-    system: System = None,
-    raw: Raw = False,
     max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
     top_p: Annotated[float | None, typer.Option(help="Draw from this share of the probability.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.")] = None,
-    seed: Seed = 0,
     measures: Annotated[
         bool, typer.Option("--measures/--no-measures", help="Entropies, and each answer's likelihood by each mode.")
     ] = True,
@@ -76,12 +66,8 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="With --file: throw earlier results away.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --ui: port of the page.")] = None,
     share: Annotated[bool, typer.Option("--share", help="With --ui: a public link, made by Gradio.")] = False,
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **fields: Any,
 ) -> None:
     """Compare what the modes of a repository answer: one prompt, a file of prompts, or on a page in the browser.
 
@@ -101,44 +87,23 @@ def compare(
     from taia_hub.compare import DEFAULT_MODES
 
     _check_task(context, prompt=prompt, file=file, ui=ui)
-    modes = [parse_mode(text) for text in mode] if mode else list(DEFAULT_MODES)
-    labels = _labels(modes)
+    wanted = mode or DEFAULT_MODES
+    labels, source = _labels(wanted), taken(Source, fields)
     if ui:
-        _open_page(
-            repo,
-            modes=labels,
-            port=port,
-            share=share,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-        )
+        _open_page(repo, modes=labels, port=port, share=share, **source)
         return
     against = _find(against, labels) if against is not None else None
-    wanted = _format(output_format, as_json, out if file is None else None)
-    loading: dict[str, Any] = {
-        "dtype": check_dtype(dtype),
-        "device_map": device_map,
-        "revision": revision,
-        "token": token,
-        "trust_remote_code": trust_remote_code,
-    }
-    how: dict[str, Any] = {
-        "system": system,
-        "chat": not raw,
-        "seed": seed,
-        "measures": measures,
-        "max_new_tokens": max_new_tokens,
-        **read_sampling(temperature, top_p=top_p, top_k=top_k),
-    }
-    load = partial(load_model, repo, **loading)
+    shown = _format(output_format, as_json, out if file is None else None)
+    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k, "measures": measures}
+    how = read_answering(**taken(Answering, fields), **limits)
+    load = partial(load_model, repo, **fields, **source)
     if file is None:
-        compare_prompt(load, read_prompt(prompt or ""), modes, how, Output(wanted, out, against))
-        return
-    if wanted not in ("text", "json"):
-        raise ConfigError(f"--format {wanted} has no meaning with --file: results are JSONL.", "Leave it out.")
-    how["overwrite"] = overwrite
-    compare_prompts(load, file, out, modes, how, reference=against or labels[0], as_json=wanted == "json")
+        compare_prompt(load, read_prompt(prompt or ""), wanted, how, Output(shown, out, against))
+    elif shown not in ("text", "json"):
+        raise ConfigError(f"--format {shown} has no meaning with --file: results are JSONL.", "Leave it out.")
+    else:
+        how["overwrite"] = overwrite
+        compare_prompts(load, file, out, wanted, how, reference=against or labels[0], as_json=shown == "json")
 
 
 def _check_task(context: typer.Context, **tasks: Any) -> None:

@@ -8,26 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import filled, options_of
-from taia_hub.cli.shared import (
-    DeviceMap,
-    Dtype,
-    Json,
-    Repository,
-    Revision,
-    Token,
-    Trust,
-    check_dtype,
-    echo_json,
-    modes,
-    parse_modes,
-    progress,
-)
+from taia_hub.cli.options import filled, options_of, taken
+from taia_hub.cli.shared import Json, Loading, Repository, echo_json, modes, progress
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.options import EvaluationOptions
 
 
-@options_of(EvaluationOptions)
+@options_of(Loading)
+@options_of(EvaluationOptions, first=True)
 def evaluate(
     repo: Repository,
     mode: Annotated[list[str] | None, modes("all four")] = None,
@@ -52,11 +40,6 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(metavar="hf|vllm", help="hf evaluates here; vllm prints the commands that evaluate there.")
     ] = "hf",
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
@@ -80,11 +63,12 @@ def evaluate(
 
     if backend not in ("hf", "vllm"):
         raise ConfigError(f"The backend '{backend}' is not known.", "Choose hf or vllm.")
-    fields |= {"modes": parse_modes(mode) or None, "num_fewshot": _numbers(fields["num_fewshot"])}
+    loading = taken(Loading, fields)
+    fields |= {"modes": mode or None, "num_fewshot": _numbers(fields["num_fewshot"])}
     given = filled({**fields, "gen_kwargs": {"max_gen_toks": max_gen_toks} if max_gen_toks else None})
     options = EvaluationOptions(**given)
     if backend == "vllm":
-        lines = _commands(repo, options, prompts, win_rate, revision=revision, token=token)
+        lines = _commands(repo, options, prompts, win_rate, revision=loading["revision"], token=loading["token"])
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
     if "" not in sys.path:
@@ -92,19 +76,7 @@ def evaluate(
     units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
     target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
-        results = run(
-            repo,
-            **given,
-            units=units,
-            out=target,
-            overwrite=overwrite,
-            progress=bars,
-            dtype=check_dtype(dtype),
-            device_map=device_map,
-            revision=revision,
-            token=token,
-            trust_remote_code=trust_remote_code,
-        )
+        results = run(repo, **given, **loading, units=units, out=target, overwrite=overwrite, progress=bars)
     echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
 
 

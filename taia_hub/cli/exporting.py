@@ -7,36 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.options import filled, options_of
 from taia_hub.cli.shared import (
     Json,
     OtherBase,
     Private,
     Repository,
-    Revision,
-    Token,
-    Trust,
+    Source,
     echo_json,
     files_on,
+    folder,
     modes,
-    parse_folder,
-    parse_modes,
     progress,
 )
 from taia_hub.errors import ConfigError
+from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
 
 
+@options_of(Source)
+@options_of(ExportOptions)
 def export(
     repo: Repository,
     mode: Annotated[list[str] | None, modes("attention", "repeat it for a sub-folder each")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=parse_folder,
-            metavar="DIR",
-            help="New folder; by default NAME-MODE, or NAME-exports for several modes.",
-            show_default=False,
-        ),
-    ] = None,
+    out: Annotated[Path | None, folder("New folder; by default NAME-MODE, or NAME-exports for several modes.")] = None,
     push: Annotated[
         str | None,
         typer.Option(
@@ -46,25 +39,10 @@ def export(
             show_default=False,
         ),
     ] = None,
-    rank: Annotated[
-        int | None, typer.Option(min=1, help="Largest rank of updates that are no LoRA.", show_default=False)
-    ] = None,
-    max_error: Annotated[
-        float,
-        typer.Option(min=0, help="Largest relative error of a module that is no LoRA; above it, nothing is written."),
-    ] = 0.02,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Load the base model and compare the export's output with the mode's.")
-    ] = False,
-    engine: Annotated[
-        list[str] | None, typer.Option(help="Refuse an export that this engine does not take; repeat it.")
-    ] = None,
     base: OtherBase = None,
-    revision: Revision = None,
     private: Private = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **fields: Any,
 ) -> None:
     """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT.
 
@@ -87,58 +65,23 @@ def export(
         raise ConfigError("--out and --push do not go together.", "Leave one out.")
     if push is None and private is not None:
         raise ConfigError("--private and --public are for --push.", "Leave it out.")
-    settings, source = _folders(parse_modes(mode, ["attention"])), files_on(repo, base, revision, token)
-    options: dict[str, Any] = {
-        "revision": revision,
-        "rank": rank,
-        "max_error": max_error,
-        "verify": verify,
-        "engines": tuple(engine or ()),
-        "trust_remote_code": trust_remote_code,
-    }
+    settings = by_folder(mode or ["attention"])
+    source = files_on(repo, base, fields["revision"], fields["token"])
     with progress() as bars:
+        options = {**filled(fields), "progress": bars}
         if push is not None:
-            how = hub.Commit(private=private, token=token)
-            commit, reports = push_adapters(source, push, settings, how, progress=bars, **options)
+            how = hub.Commit(private=private, token=options.pop("token", None))
+            commit, reports = push_adapters(source, push, settings, how, **options)
             where = commit.commit_url
         else:
-            folder = out or _beside(repo, settings)
-            reports = export_adapters(source, folder, settings, token=token, progress=bars, **options)
-            where = str(folder)
+            where = str(out or default_folder(repo, settings))
+            reports = export_adapters(source, where, settings, **options)
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
         return
     for name, one in reports.items():
         _print(name, one)
     typer.echo(f"{'Published' if push else 'Written to'} {where}")
-
-
-def _folders(modes: list[Any]) -> dict[str, Any]:
-    """Gives each mode its folder: the root for one, a sub-folder each for several."""
-    if len(modes) == 1:
-        return {"": modes[0]}
-    settings: dict[str, Any] = {}
-    for mode in modes:
-        if (name := _label(mode)) in settings:
-            raise ConfigError(f"--mode {name} comes twice.", "Name each mode once.")
-        settings[name] = mode
-    return settings
-
-
-def _label(mode: Any) -> str:
-    from taia_hub.switch.settings import parse_setting
-
-    return parse_setting(mode).slug
-
-
-def _beside(repo: str, settings: dict[str, Any]) -> Path:
-    """Names the folder of an export: in the working folder, or beside the repository where that lies within it."""
-    label = _label(settings[""]) if "" in settings else "exports"
-    source = Path(repo).resolve()
-    if not source.is_dir():
-        return Path(f"{repo.rpartition('/')[2]}-{label}")
-    name = f"{source.name}-{label}"
-    return source.with_name(name) if Path.cwd().is_relative_to(source) else Path(name)
 
 
 def _print(name: str, report: Any) -> None:

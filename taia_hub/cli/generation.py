@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.options import options_of, taken
 from taia_hub.cli.shared import (
-    DeviceMap,
-    Dtype,
+    Answering,
     Json,
+    Loading,
     MaxNewTokens,
-    Raw,
     Repository,
-    Revision,
-    Seed,
-    System,
-    Temperature,
-    Token,
-    Trust,
     echo_json,
     load_model,
     modes,
-    parse_modes,
+    read_answering,
     read_prompt,
-    read_sampling,
 )
 
 
+@options_of(Loading)
+@options_of(Answering)
 def generate(
     repo: Repository,
     prompt: Annotated[str, typer.Option(help="The prompt; '-' reads it from standard input.")],
     mode: Annotated[list[str] | None, modes("the repository's own", "repeat it to see several side by side")] = None,
-    system: System = None,
-    raw: Raw = False,
     max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device_map: DeviceMap = None,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **fields: Any,
 ) -> None:
     """Answer a prompt under one mode or several.
 
@@ -50,28 +37,10 @@ def generate(
     """
     from taia_hub.compare import compare
 
-    wanted = parse_modes(mode)
+    how = read_answering(**taken(Answering, fields), max_new_tokens=max_new_tokens, measures=False)
     text = read_prompt(prompt)
-    model, tokenizer = load_model(
-        repo,
-        dtype=dtype,
-        device_map=device_map,
-        revision=revision,
-        token=token,
-        trust_remote_code=trust_remote_code,
-    )
-    found = compare(
-        model,
-        tokenizer,
-        text,
-        wanted or [model.inference_modules],
-        system=system,
-        chat=not raw,
-        seed=seed,
-        measures=False,
-        max_new_tokens=max_new_tokens,
-        **read_sampling(temperature),
-    ).answers
+    model, tokenizer = load_model(repo, **fields)
+    found = compare(model, tokenizer, text, mode or [model.inference_modules], **how).answers
     if as_json:
         echo_json([{"mode": answer.mode, "text": answer.text.strip()} for answer in found])
         return

@@ -10,25 +10,40 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+
+def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Makes the callback of an option whose texts a function reads; its errors keep their hint, unlike a `parser`'s."""
+
+    def callback(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [read(one) for one in value]
+        return None if value is None else read(value)
+
+    return callback
+
+
+HUB = "Hub and output"
+"""Panel of the options that every command ends with."""
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def options_of(made: type[Any]) -> Callable[[Command], Command]:
-    """Gives a command an option for each field of a dataclass that has a help text, in place of its `**fields`.
+def options_of(made: type[Any], *names: str, first: bool = False) -> Callable[[Command], Command]:
+    """Gives a command an option for each field of a dataclass, or of `names` alone, as part of its `**fields`.
 
-    Args:
-        made: The dataclass. `help` in a field's metadata is what the option says; `panel`, `metavar`, `choices`,
-            `least` (less is a usage error) and `flags` (for `--name`, or `--name/--no-name`) are optional. A tuple is
-            an option that is repeated; what is neither text, number, path nor bool comes as a text, for the command to
-            read.
+    `help` in a field's metadata is what the option says, and without it there is none; `panel`, `metavar`, `choices`,
+    `least` (less is a usage error), `most`, `flags` (for `--name`, or `--name/--no-name`) and `read` (a function of the
+    text) are optional. A tuple is an option that is repeated; what is neither text, number, path nor bool comes as a
+    text, for the command to read. What the command declares itself is its own, and comes before the fields in its
+    help, or behind them if they are `first`.
     """
 
     def give(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters
-        kinds = get_type_hints(made)
-        shown = [one for one in fields(made) if one.metadata.get("help") and one.name not in own]
-        parameters = [_parameter(one, kinds[one.name]) for one in shown]
-        parameters += [one.replace(kind=one.KEYWORD_ONLY) for one in own.values() if one.kind is not one.VAR_KEYWORD]
+        signature, kinds = inspect.signature(command, eval_str=True), get_type_hints(made)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        wanted = [one for one in fields(made) if one.metadata.get("help") and one.name in (names or kinds)]
+        given = [_parameter(one, kinds[one.name]) for one in wanted if one.name not in signature.parameters]
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in ([*given, *own] if first else [*own, *given])]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {one.name: one.annotation for one in parameters}
         return command
@@ -48,10 +63,17 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         rich_help_panel=field.metadata.get("panel"),
         metavar=field.metadata.get("metavar") or "|".join(field.metadata.get("choices", ())) or None,
         min=field.metadata.get("least"),
+        max=field.metadata.get("most"),
+        callback=reading(field.metadata["read"]) if "read" in field.metadata else None,
         show_default=default not in (None, ""),
     )
     annotation = Annotated[kind, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def taken(made: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of a dataclass out of a command's values."""
+    return {one.name: values.pop(one.name) for one in fields(made) if one.name in values}
 
 
 def filled(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.options import options_of, reading
 from taia_hub.cli.shared import (
     Json,
     Message,
     Private,
     Push,
     Repository,
-    Revision,
-    Token,
-    Trust,
+    Source,
     echo_json,
+    folder,
     parse_folder,
     parse_mode,
     progress,
@@ -28,20 +28,31 @@ from taia_hub.errors import ConfigError
 _ROW = "{:<12}{:>10}{:>16}{:>12}"
 
 
+def _parse_compress(text: str) -> Any:
+    """Reads a rank, a share or a JSON object of either by role; what they may be is checked where they are used."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--compress {text!r} is no number and no JSON object.",
+            """Write --compress 16, --compress 0.9 or --compress '{"attention": 32, "ffn": 0.9}'.""",
+        ) from error
+
+
+@options_of(Source, "token", "trust_remote_code")
 def create(
     base: Annotated[str, typer.Argument(help="Hub id (or folder) of the base model.")],
     adapter: Annotated[
         str, typer.Argument(help="Hub id or folder of a PEFT adapter, or with --dense of a full fine-tune.")
     ],
-    out: Annotated[
-        Path | None, typer.Option(parser=parse_folder, metavar="DIR", help="Folder to write the repository to.")
-    ] = None,
+    out: Annotated[Path | None, folder("Folder to write the repository to.")] = None,
     push: Push = None,
     mode: Annotated[
         str | None,
         typer.Option(
             help="The published default: a mode, or a JSON mapping; attention, or with --dense attention+other.",
             show_default=False,
+            callback=reading(parse_mode),
         ),
     ] = None,
     base_revision: Annotated[str | None, typer.Option(help="Revision of the base model.")] = None,
@@ -63,14 +74,14 @@ def create(
         str | None,
         typer.Option(
             metavar="RANK|SHARE|JSON",
+            callback=reading(_parse_compress),
             help="With --dense: make a LoRA of the difference, of this rank (16), with this share of its squared norm "
             """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'. What was lost is reported.""",
         ),
     ] = None,
     private: Private = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Make a TAIA repository from a base model and any PEFT adapter, or a full fine-tune.
 
@@ -84,41 +95,23 @@ def create(
     from taia_hub import hub
     from taia_hub.repository.creating import create_from_finetuned, create_repository
 
-    shared: dict[str, Any] = {
-        "out": out,
-        "push": push,
-        "base_revision": base_revision,
-        "commit": hub.Commit(private=private, token=token),
-        "trust_remote_code": trust_remote_code,
-    }
-    if dense:
-        if link or convert_pickle:
-            raise ConfigError(
-                f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
-                "Leave one of the two out.",
-            )
-        with progress() as bars:
-            created = create_from_finetuned(
-                base,
-                adapter,
-                inference_modules=parse_mode(mode) if mode is not None else None,
-                finetuned_revision=adapter_revision,
-                compress=_parse_compress(compress),
-                progress=bars,
-                **shared,
-            )
-    else:
-        if compress is not None:
-            raise ConfigError("--compress is for full fine-tunes.", "Give --dense as well.")
-        created = create_repository(
-            base,
-            adapter,
-            inference_modules=parse_mode("attention" if mode is None else mode),
-            adapter_revision=adapter_revision,
-            link=link,
-            convert_pickle=convert_pickle,
-            **shared,
+    if dense and (link or convert_pickle):
+        raise ConfigError(
+            f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
+            "Leave one of the two out.",
         )
+    if compress is not None and not dense:
+        raise ConfigError("--compress is for full fine-tunes.", "Give --dense as well.")
+    options |= {"out": out, "push": push, "base_revision": base_revision}
+    options["commit"] = hub.Commit(private=private, token=options.pop("token"))
+    options |= {} if mode is None else {"inference_modules": mode}
+    with progress() as bars:
+        if dense:
+            options |= {"finetuned_revision": adapter_revision, "compress": compress, "progress": bars}
+            created = create_from_finetuned(base, adapter, **options)
+        else:
+            options |= {"adapter_revision": adapter_revision, "link": link, "convert_pickle": convert_pickle}
+            created = create_repository(base, adapter, **options)
     _echo_created(created, as_json)
 
 
@@ -135,6 +128,7 @@ def _echo_created(created: Any, as_json: bool) -> None:
     typer.echo(f"{'Published' if created.commit else 'Written to'} {where}")
 
 
+@options_of(Source, "token", "trust_remote_code")
 def push(
     folder: Annotated[Path, typer.Argument(parser=parse_folder, metavar="DIR", help="Folder of a TAIA repository.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to publish it to.")],
@@ -142,9 +136,8 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     private: Private = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
     as_json: Json = False,
+    **access: Any,
 ) -> None:
     """Publish a saved TAIA repository in one commit.
 
@@ -153,19 +146,14 @@ def push(
     from taia_hub import hub
     from taia_hub.repository.publishing import push_folder
 
-    how = hub.Commit(message, private=private, token=token, revision=revision, create_pr=create_pr)
-    commit = push_folder(folder, repo, how, trust_remote_code=trust_remote_code)
+    how = hub.Commit(message, private=private, token=access["token"], revision=revision, create_pr=create_pr)
+    commit = push_folder(folder, repo, how, trust_remote_code=access["trust_remote_code"])
     url = commit.pr_url or commit.commit_url
     echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(f"Published {url}")
 
 
-def info(
-    repo: Repository,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
-    as_json: Json = False,
-) -> None:
+@options_of(Source)
+def info(repo: Repository, as_json: Json = False, **source: Any) -> None:
     """Show what a repository holds, by role, without loading weights.
 
     taia info org/model-taia --json
@@ -173,8 +161,7 @@ def info(
     from taia_hub import hub
     from taia_hub.repository.info import repository_info
 
-    access = hub.HubAccess(token=token)
-    found = repository_info(repo, access, revision=revision, trust_remote_code=trust_remote_code)
+    found = repository_info(repo, hub.HubAccess(token=source.pop("token")), **source)
     if as_json:
         echo_json(dataclasses.asdict(found))
         return
@@ -191,19 +178,6 @@ def info(
         typer.echo(_ROW.format(mode, "", f"{acting:,}", "").rstrip())
     if found.unplaced:
         typer.echo(f"\nCounted as other because their role could not be told: {', '.join(found.unplaced)}")
-
-
-def _parse_compress(text: str | None) -> Any:
-    """Reads a rank, a share or a JSON object of either by role; what they may be is checked where they are used."""
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"--compress {text!r} is no number and no JSON object.",
-            """Write --compress 16, --compress 0.9 or --compress '{"attention": 32, "ffn": 0.9}'.""",
-        ) from error
 
 
 def _at(revision: str | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Repository, Revision, Token, Trust, modes, parse_folder, parse_modes, progress
-from taia_hub.errors import ConfigError
+from taia_hub.cli.options import options_of
+from taia_hub.cli.shared import Repository, Source, folder, modes, progress
+from taia_hub.engines import Order
 
 
 def print_guide(wanted: bool) -> None:
@@ -18,6 +19,8 @@ def print_guide(wanted: bool) -> None:
         raise typer.Exit
 
 
+@options_of(Source)
+@options_of(Order)
 def serve_model(
     repo: Repository,
     flags: Annotated[
@@ -31,22 +34,9 @@ def serve_model(
     gguf: Annotated[
         Path | None, typer.Option(metavar="FILE", help="llama.cpp: the base model as GGUF.", show_default=False)
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs that each layer is cut over.")] = 1,
-    data_parallel: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; above 1 with --print and --head.")] = 1,
-    head: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="With --nodes: the first machine.", show_default=False)
-    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            parser=parse_folder,
-            metavar="DIR",
-            help="Folder for the files of the modes, used again by the next start; by default in the Hub's cache.",
-            show_default=False,
-        ),
+        folder("Folder for the files of the modes, used again by the next start; by default in the Hub's cache."),
     ] = None,
     print_only: Annotated[
         bool,
@@ -56,9 +46,7 @@ def serve_model(
         bool,
         typer.Option("--guide", help="Print how to serve modes on many machines.", callback=print_guide, is_eager=True),
     ] = False,
-    revision: Revision = None,
-    token: Token = None,
-    trust_remote_code: Trust = False,
+    **fields: Any,
 ) -> None:
     """Serve modes of a repository with an engine: each is a model NAME:MODE of its OpenAI API, until Ctrl-C.
 
@@ -71,41 +59,18 @@ def serve_model(
 
     taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
     """
-    from taia_hub.serving import check_installed, check_port, find_engine, plan_serving, run
+    from taia_hub.serving import check_startable, find_engine, plan_serving, run
 
     found = find_engine(engine)
     if not print_only:
-        if nodes > 1:
-            raise ConfigError(
-                f"--nodes {nodes} cannot be started from here: each machine runs a command of its own.",
-                "Add --print, and run what it says on each.",
-            )
-        check_installed(found)
-        check_port(host, port)
+        check_startable(found, fields["host"], fields["port"], fields["nodes"])
+    fields |= {"name": name, "out": out, "gguf": gguf, "extra": flags or ()}
     with progress() as bars:
-        plan = plan_serving(
-            repo,
-            engine,
-            parse_modes(mode),
-            name=name,
-            revision=revision,
-            out=out,
-            gguf=gguf,
-            host=host,
-            port=port,
-            tensor_parallel=tensor_parallel,
-            data_parallel=data_parallel,
-            nodes=nodes,
-            head=head,
-            extra=flags or (),
-            token=token,
-            trust_remote_code=trust_remote_code,
-            progress=bars,
-        )
+        plan = plan_serving(repo, engine, mode or (), progress=bars, **fields)
     if print_only:
         for command in plan.commands:
             command.write_files()
         typer.echo(plan.text())
         return
-    typer.echo(f"Models at http://{host}:{port}/v1: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
+    typer.echo(f"Models at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     raise typer.Exit(run(plan.commands[-1]))

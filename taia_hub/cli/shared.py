@@ -5,51 +5,78 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.options import HUB, filled, reading
+from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError, closest
 
-_HUB = "Hub and output"
+
+def check_dtype(text: str) -> str:
+    """Checks the name of a dtype."""
+    allowed = ("auto", "float32", "bfloat16", "float16")
+    if text not in allowed:
+        raise ConfigError(f"--dtype {text!r} is not known.{closest(text, allowed)}", f"Choose {', '.join(allowed)}.")
+    return text
+
 
 Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
-Token = Annotated[
-    str | None, typer.Option(help="Access token; the stored one by default.", show_default=False, rich_help_panel=_HUB)
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of the repository.", show_default=False, rich_help_panel=_HUB)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_HUB)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=HUB)]
 Private = Annotated[
-    bool | None, typer.Option("--private/--public", help="Visibility of a new repository.", rich_help_panel=_HUB)
+    bool | None, typer.Option("--private/--public", help="Visibility of a new repository.", rich_help_panel=HUB)
 ]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the base model's own code run.", rich_help_panel=_HUB)
-]
-System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
-Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
-Dtype = Annotated[str, typer.Option(help="dtype of the base model, as in bfloat16.")]
-DeviceMap = Annotated[str | None, typer.Option(help="Where the model goes, as in auto or cuda.", show_default=False)]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.", show_default=False)]
 Message = Annotated[
-    str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False, rich_help_panel=_HUB)
+    str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False, rich_help_panel=HUB)
 ]
-
 OtherBase = Annotated[
     str | None, typer.Option(help="Base model, where the one named there is not at hand.", show_default=False)
 ]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where and how a repository is read; the names are those of the functions' keywords."""
+
+    revision: str | None = asked(None, "Branch, tag or commit of the repository.", panel=HUB)
+    token: str | None = asked(None, "Access token; the stored one by default.", panel=HUB)
+    trust_remote_code: bool = asked(False, "Let the base model's own code run.", panel=HUB, flags="--trust-remote-code")
+
+
+@dataclass(frozen=True)
+class Loading(Source):
+    """How a model is loaded that is to answer."""
+
+    dtype: str = asked("auto", "dtype of the base model, as in bfloat16.", read=check_dtype)
+    device_map: str | None = asked(None, "Where the model goes, as in auto or cuda.")
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How a prompt is answered."""
+
+    system: str | None = asked(None, "System message.")
+    raw: bool = asked(False, "Continue the prompt as it is, without the chat template.", flags="--raw")
+    temperature: float = asked(0.0, "0 is greedy.", least=0)
+    seed: int = asked(0, "Seed of the sampling.")
+
+
 def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
-    """Makes the option `--mode`."""
+    """Makes the option `--mode`, whose values come as `parse_mode` reads them."""
     text = "A mode (none, attention, ffn, all), roles joined by '+', or a JSON mapping of selectors to weights"
-    return typer.Option("--mode", help=f"{text}; {repeated}. By default {by_default}.", show_default=False)
+    text = f"{text}; {repeated}. By default {by_default}."
+    return typer.Option("--mode", help=text, show_default=False, callback=reading(parse_mode))
+
+
+def folder(text: str, panel: str | None = None) -> Any:
+    """Makes an option that names a folder."""
+    return typer.Option(parser=parse_folder, metavar="DIR", help=text, show_default=False, rich_help_panel=panel)
 
 
 def parse_folder(text: str | Path) -> Path:
@@ -72,14 +99,6 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
     return open_repository(repo, access, revision=revision, base=base).with_weights(access)
 
 
-def check_dtype(text: str) -> str:
-    """Checks the name of a dtype."""
-    allowed = ("auto", "float32", "bfloat16", "float16")
-    if text not in allowed:
-        raise ConfigError(f"--dtype {text!r} is not known.{closest(text, allowed)}", f"Choose {', '.join(allowed)}.")
-    return text
-
-
 def parse_mode(text: str) -> Any:
     """Reads a mode from the command line: a name, or a JSON mapping of selectors to weights."""
     if not text.lstrip().startswith("{"):
@@ -91,11 +110,6 @@ def parse_mode(text: str) -> Any:
             f"--mode {text!r} is no JSON: {error}.",
             """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
         ) from error
-
-
-def parse_modes(texts: list[str] | None, default: Sequence[Any] = ()) -> list[Any]:
-    """Reads the modes of a command line, or gives the default ones."""
-    return [parse_mode(text) for text in texts] if texts else list(default)
 
 
 def read_prompt(text: str) -> str:
@@ -113,33 +127,23 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def load_model(
-    repo: str,
-    *,
-    dtype: str,
-    device_map: str | None,
-    revision: str | None,
-    token: str | None,
-    trust_remote_code: bool,
-) -> tuple[Any, Any]:
+def load_model(repo: str, *, dtype: str, device_map: str | None, **source: Any) -> tuple[Any, Any]:
     """Loads a TAIA repository that is to answer, and its tokenizer."""
     from taia_hub.modeling_taia import TAIAForCausalLM
     from taia_hub.repository.tokenizer import load_tokenizer
 
-    loading: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
-    model = TAIAForCausalLM.from_pretrained(repo, dtype=check_dtype(dtype), device_map=device_map, **loading)
-    return model, load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
+    model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=device_map, **source)
+    return model, load_tokenizer(model, token=source["token"], trust_remote_code=source["trust_remote_code"])
 
 
-def read_sampling(temperature: float, **narrowing: float | None) -> dict[str, Any]:
-    """Makes keywords of `generate`; what narrows the choice (top_p, top_k) has no meaning where it is greedy."""
-    given = {name: value for name, value in narrowing.items() if value is not None}
-    if temperature:
-        return {"do_sample": True, "temperature": temperature, **given}
-    if given:
-        name = next(iter(given)).replace("_", "-")
-        raise ConfigError(f"--{name} has no meaning without sampling.", "Add a --temperature above 0.")
-    return {"do_sample": False}
+def read_answering(system: str | None, raw: bool, seed: int, temperature: float, **given: Any) -> dict[str, Any]:
+    """Makes keywords of `compare`; what narrows the choice (top_p, top_k) has no meaning where it is greedy."""
+    narrowing = [name for name in ("top_p", "top_k") if given.get(name) is not None]
+    if narrowing and not temperature:
+        flag = narrowing[0].replace("_", "-")
+        raise ConfigError(f"--{flag} has no meaning without sampling.", "Add a --temperature above 0.")
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    return {"system": system, "chat": not raw, "seed": seed, **filled(given), **sampling}
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.shared import Json, Private, Revision, Token, echo_json, parse_folder
+from taia_hub.cli.options import options_of
+from taia_hub.cli.shared import Json, Private, Source, echo_json, folder
 from taia_hub.errors import ConfigError
 
 space_app = typer.Typer(
@@ -19,6 +20,7 @@ space_app.callback()(lambda: None)  # a group, though of one command
 
 
 @space_app.command("create")
+@options_of(Source, "revision", "token")
 def space_create(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id of a TAIA repository.")],
     space: Annotated[
@@ -30,15 +32,11 @@ def space_create(
     title: Annotated[str | None, typer.Option(help="Title of the Space.", show_default=False)] = None,
     link: Annotated[bool, typer.Option("--link/--no-link", help="Link the model's card to the Space.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the Space to a folder; publish nothing.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(parser=parse_folder, metavar="DIR", help="That folder; named as the Space by default."),
-    ] = None,
+    out: Annotated[Path | None, folder("That folder; named as the Space by default.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Make a public Space without asking.")] = False,
     private: Private = None,
-    revision: Revision = None,
-    token: Token = None,
     as_json: Json = False,
+    **source: Any,
 ) -> None:
     """Make a Space that compares the modes of a model, or bring it up to date.
 
@@ -55,13 +53,16 @@ def space_create(
         raise ConfigError("--out is the folder of --dry-run.", "Add --dry-run, or leave --out out.")
     if dry_run:
         out = out or Path((space or f"{repo}-compare").rpartition("/")[2])
-    commit = hub.Commit(private=private, token=token)
-    plan = space_making.plan_space(
-        repo, commit, space_id=space, revision=revision, hardware=hardware, title=title, out=out
-    )
+    commit = hub.Commit(private=private, token=source["token"])
+    how = {"space_id": space, "revision": source["revision"], "hardware": hardware, "title": title, "out": out}
+    plan = space_making.plan_space(repo, commit, **how)
     if plan.makes_public and not yes:
         _ask(plan.space_id, plan.model.closed)
     done = space_making.write_space(plan) if dry_run else space_making.publish_space(plan, link=link)
+    _echo(done, dry_run, as_json)
+
+
+def _echo(done: Any, dry_run: bool, as_json: bool) -> None:
     if as_json:
         echo_json(dataclasses.asdict(done))
         return

@@ -10,15 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import options_of, typed
-from taia_hub.cli.shared import Json, Private, Token, echo_json, parse_folder, parse_mode, progress
+from taia_hub.cli.options import options_of, reading, typed
+from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, parse_mode, progress
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe
 
 _RESULT = "Result"
 
 
-@options_of(TrainingRecipe)
+@options_of(Source, "token")
+@options_of(TrainingRecipe, first=True)
 def train(
     context: typer.Context,
     recipe: Annotated[
@@ -33,14 +34,10 @@ def train(
             help="The published default: a mode, or a JSON mapping; attention by default, attention+other after full "
             "fine-tuning.",
             rich_help_panel=_RESULT,
+            callback=reading(parse_mode),
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write the repository to.", rich_help_panel=_RESULT, metavar="DIR", parser=parse_folder
-        ),
-    ] = None,
+    out: Annotated[Path | None, folder("Folder to write the repository to.", _RESULT)] = None,
     push: Annotated[
         str | None, typer.Option(help="Hub id to publish it to.", rich_help_panel=_RESULT, metavar="REPO")
     ] = None,
@@ -51,7 +48,6 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything and print the plan.", rich_help_panel=_RESULT)
     ] = False,
     private: Private = None,
-    token: Token = None,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
@@ -75,6 +71,7 @@ def train(
     from taia_hub.training import train as run
     from taia_hub.training.running import check_target
 
+    token = fields.pop("token")
     given = {name: fields[name] for name in typed(context) & fields.keys()}
     made = _recipe(recipe, given, mode)
     with progress("The checkpoints stay; the same command goes on from the last one.", TrainingBars()) as bars:
@@ -87,11 +84,11 @@ def train(
         _echo_trained(trained, as_json)
 
 
-def _recipe(name: str | None, given: dict[str, Any], mode: str | None) -> TrainingRecipe:
+def _recipe(name: str | None, given: dict[str, Any], mode: Any) -> TrainingRecipe:
     for field in given.keys() & {"rank", "alpha"}:
         given[field] = _by_role(f"--{field}", given[field])
     if mode:
-        given["inference_modules"] = parse_mode(mode)
+        given["inference_modules"] = mode
     if "data" in given:  # instead of what the recipe mixes, and the other way round
         given = {"in_domain": (), "ood": (), "ood_ratio": None, "schedule": "uniform", **given}
     elif "in_domain" in given:

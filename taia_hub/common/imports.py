@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +36,17 @@ def import_or_raise(module: str, extra: str, feature: str) -> ModuleType:
             f"{feature} needs the module '{e.name}', which is not installed.",
             hint=f'Install it with: pip install "taia-hub[{extra}]"',
         ) from e
+
+
+def later(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Makes the `__getattr__` of a package that imports each name's module, in `homes`, when the name is asked for."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return find
 
 
 def when_imported(module: str, then: Callable[[], object]) -> None:

@@ -53,13 +53,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of an engine's loader.
+    """A rule of an engine's loader, with the repository, file and version that it was read from.
 
-    Attributes:
-        engine: Name of the engine, as in `LOADERS`.
-        source: Repository, file and version that it was read from.
-        find: Yields what the adapter breaks.
-        is_note: Whether what it finds is to be known rather than a refusal.
+    `find` yields what an adapter breaks, or what is to be known of it.
     """
 
     engine: str
@@ -70,13 +66,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's two files, read as the rules need them.
-
-    Attributes:
-        config: Contents of `adapter_config.json`.
-        shapes: Name of each tensor to its shape.
-        base: The base model.
-    """
+    """An adapter's two files, read as the rules need them: `adapter_config.json`, and the shape of each tensor."""
 
     config: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]

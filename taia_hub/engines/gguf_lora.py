@@ -29,16 +29,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 @dataclass(frozen=True)
 class Base:
-    """What the header of a base model's GGUF file says.
-
-    Attributes:
-        path: The file.
-        architecture: Such as `"llama"`.
-        blocks: Number of layers.
-        heads: Number of attention heads.
-        key_heads: Number of key-value heads.
-        shapes: (rows, columns) of each matrix, by its name in the file.
-    """
+    """What the header of a base model's GGUF file says; `shapes` are (rows, columns) by a matrix's name in the file."""
 
     path: Path
     architecture: str

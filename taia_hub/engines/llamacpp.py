@@ -18,11 +18,7 @@ _SERVER_SWITCHES = ("interrupt_requests", "disable_ping_events")
 
 
 def build(order: Order) -> tuple[Command, ...]:
-    """Makes the command and the file that it reads, with an entry a mode: a GGUF LoRA on the order's `gguf`.
-
-    Raises:
-        ConfigError: If several machines or GPUs are asked for, or a flag has no value.
-    """
+    """Makes the command and the file that it reads, with an entry a mode: a GGUF LoRA on the order's `gguf`."""
     one_machine(order, "llama-cpp-python")
     settings = _settings(order.extra)
     described = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError
 from taia_hub.hub import disk_errors
 
@@ -41,28 +42,21 @@ class Order:
         base: Hub id or folder of the base model.
         revision: Commit of the base model; None for a folder.
         modes: The modes, each prepared as the engine needs it; the base is among them only where it was asked for.
-        host: Address to listen on.
-        port: Port to listen on.
-        tensor_parallel: GPUs that each layer is cut over.
-        data_parallel: Copies of the model.
-        nodes: Machines.
-        head: Address of the first machine, where there are several.
         gguf: The base model as GGUF, for llama.cpp.
         folder: Where files of the command itself may be written.
         extra: Flags for the engine, as the user wrote them.
-        trust_remote_code: Whether the base model's own code may run.
     """
 
     name: str
     base: str
     revision: str | None = None
     modes: tuple[ServedMode, ...] = ()
-    host: str = "127.0.0.1"
-    port: int = 8000
-    tensor_parallel: int = 1
-    data_parallel: int = 1
-    nodes: int = 1
-    head: str | None = None
+    host: str = asked("127.0.0.1", "Address to listen on; 0.0.0.0 is open to the network.")
+    port: int = asked(8000, "Port to listen on.", least=1, most=65535)
+    tensor_parallel: int = asked(1, "GPUs that each layer is cut over.", least=1)
+    data_parallel: int = asked(1, "Copies of the model.", least=1)
+    nodes: int = asked(1, "Machines; above 1 with --print and --head.", least=1)
+    head: str | None = asked(None, "With --nodes: the first machine.", metavar="ADDRESS")
     gguf: Path | None = None
     folder: Path = Path()
     extra: tuple[str, ...] = ()
@@ -100,11 +94,7 @@ class Command:
         return tuple(word for line in self.lines for word in line)
 
     def write_files(self) -> None:
-        """Writes the files that it reads.
-
-        Raises:
-            RepositoryError: If they cannot be written.
-        """
+        """Writes the files that it reads."""
         for path, content in self.files.items():
             with disk_errors(path.parent):
                 write_atomically(path, content)
@@ -154,11 +144,7 @@ class Engine:
     spreading: tuple[str, ...] = ()
 
     def check(self, order: Order) -> None:
-        """Refuses what cannot be served in this way; the files of the modes need not be there yet.
-
-        Raises:
-            ConfigError: If the engine cannot serve it in this way.
-        """
+        """Refuses what cannot be served in this way; the files of the modes need not be there yet."""
         managed = (*self.managed, *(self.spreading if order.nodes > 1 else ()))
         for word in order.extra:
             flag = flag_of(word)
@@ -175,11 +161,7 @@ class Engine:
         self.build(order)
 
     def commands(self, order: Order) -> tuple[Command, ...]:
-        """Makes the commands that serve an order as they are run; the last one is the server on this machine.
-
-        Raises:
-            ConfigError: If the engine cannot serve it in this way.
-        """
+        """Checks an order, and makes the commands that serve it as they are run; the last one is the server here."""
         self.check(order)
         for mode in order.updates:
             if self.largest_rank and mode.rank > self.largest_rank[0]:
@@ -222,11 +204,7 @@ def colon_name(name: str, label: str) -> str:
 
 
 def one_machine(order: Order, engine: str) -> None:
-    """Refuses several GPUs, copies or machines, which an engine cannot be spread over.
-
-    Raises:
-        ConfigError: If the order asks for them.
-    """
+    """Refuses several GPUs, copies or machines, which an engine cannot be spread over."""
     if order.tensor_parallel > 1 or order.data_parallel > 1 or order.nodes > 1:
         raise ConfigError(
             f"{engine} serves one copy on one machine; --tensor-parallel, --data-parallel and --nodes do not apply.",
@@ -257,11 +235,7 @@ def flag_of(word: str) -> str:
 
 
 def given_number(order: Order, flag: str, *, hint: str) -> int | None:
-    """Reads the number that the user gave a flag, written with dashes; None where the flag was not given.
-
-    Raises:
-        ConfigError: With `hint`, if it is no number.
-    """
+    """Reads the number that the user gave a flag, written with dashes; None where the flag was not given."""
     for index, word in enumerate(order.extra):
         if flag_of(word) == flag:
             _, equals, value = word.partition("=")
@@ -273,11 +247,7 @@ def given_number(order: Order, flag: str, *, hint: str) -> int | None:
 
 
 def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
-    """Refuses a limit of the user's that a LoRA is above, and names one that is enough.
-
-    Raises:
-        ConfigError: If a LoRA has a larger rank.
-    """
+    """Refuses a limit of the user's that a LoRA is above, and names one that is enough."""
     rank = max((mode.rank for mode in order.updates), default=0)
     if given is not None and given < rank:
         raise ConfigError(

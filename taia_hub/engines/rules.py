@@ -339,16 +339,7 @@ _IMPLIED: Mapping[str, str] = {
 def check_engine(
     engine: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], base: BaseFacts
 ) -> Verdict:
-    """Says what an engine makes of an adapter.
-
-    Args:
-        engine: One of `LOADERS`.
-        config: Contents of `adapter_config.json`.
-        shapes: Name of each tensor of `adapter_model.safetensors` to its shape.
-        base: The base model.
-
-    Returns:
-        Refusals and notes.
+    """Says what an engine of `LOADERS` makes of an adapter: its `adapter_config.json` and the shapes of its tensors.
 
     Raises:
         ConfigError: If there is no such engine.
@@ -390,11 +381,7 @@ def config_refusals(engine: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_known(engine: str) -> None:
-    """Refuses an engine whose rules are not known.
-
-    Raises:
-        ConfigError: If there is no such engine.
-    """
+    """Refuses an engine whose rules are not known."""
     if engine not in LOADERS:
         raise ConfigError(
             f"The engine {engine!r} is not known.{closest(str(engine), LOADERS)}", f"Choose {', '.join(LOADERS)}."

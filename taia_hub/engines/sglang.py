@@ -26,10 +26,8 @@ def model_name(name: str, label: str) -> str:
 def build(order: Order) -> tuple[Command, ...]:
     """Makes the commands: one, or one a machine; the last one is the first machine's, which answers requests.
 
-    The modes are LoRA folders that every machine sees under the same path.
-
-    Raises:
-        ConfigError: If SGLang cannot spread it in this way, or a flag contradicts the ranks.
+    The modes are LoRA folders that every machine sees under the same path. What SGLang cannot spread is refused, and a
+    flag that contradicts the ranks.
     """
     if order.nodes > 1 and order.data_parallel > 1:
         raise ConfigError(
@@ -43,8 +41,7 @@ def build(order: Order) -> tuple[Command, ...]:
         )
     rank = max((mode.rank for mode in order.updates), default=0)
     check_rank(order, _RANK, given_number(order, _RANK, hint=f"Give a rank from {rank} on, or leave it out."), rank)
-    ranks = range(order.nodes - 1, -1, -1)
-    return tuple(_command(order, rank) for rank in ranks)
+    return tuple(_command(order, machine) for machine in reversed(range(order.nodes)))
 
 
 def _command(order: Order, machine: int) -> Command:

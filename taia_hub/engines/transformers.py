@@ -13,9 +13,6 @@ def build(order: Order) -> tuple[Command, ...]:
 
     One mode is loaded at the start and is the only one that is answered. Several are each loaded when they are first
     asked for, and every one is a whole model in memory. The modes are merged folders named `name:mode`.
-
-    Raises:
-        ConfigError: If several machines or GPUs are asked for.
     """
     one_machine(order, "transformers serve")
     pinned = [colon_name(order.name, mode.label) for mode in order.modes] if len(order.modes) == 1 else []

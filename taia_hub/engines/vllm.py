@@ -25,10 +25,8 @@ _RANK, _LORAS = "--max-lora-rank", "--max-loras"
 def build(order: Order) -> tuple[Command, ...]:
     """Makes the commands: Ray's, where there are several machines, and `vllm serve` on the first one.
 
-    The modes are LoRA folders that every machine sees under the same path.
-
-    Raises:
-        ConfigError: If the copies do not spread evenly, or a flag contradicts the ranks.
+    The modes are LoRA folders that every machine sees under the same path. Copies that do not spread evenly are
+    refused, and a flag that contradicts the ranks.
     """
     rank = max((mode.rank for mode in order.updates), default=0)
     needed = vllm_rank(rank) if rank else None

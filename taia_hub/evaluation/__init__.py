@@ -4,8 +4,9 @@ A model or its name and `options.EvaluationOptions` come in, `results.Results` g
 lies below it; torch and lm-eval are imported where something is run.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from taia_hub.common.imports import later
 
 if TYPE_CHECKING:
     from taia_hub.evaluation.prompts import find_judge, safety_task, win_rate_task
@@ -23,16 +24,12 @@ __all__ = [
     "win_rate",
     "win_rate_task",
 ]
-_HOMES = {
-    **dict.fromkeys(("find_judge", "safety_task", "win_rate_task"), "prompts"),
-    **dict.fromkeys(("attack_success_rate", "refusal_rate", "win_rate"), "safety"),
-    "evaluate": "runner",
-    "vllm_commands": "vllm",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads a function when it is asked for: the command line reads the options without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = later(
+    __name__,
+    {
+        **dict.fromkeys(("find_judge", "safety_task", "win_rate_task"), "prompts"),
+        **dict.fromkeys(("attack_success_rate", "refusal_rate", "win_rate"), "safety"),
+        "evaluate": "runner",
+        "vllm_commands": "vllm",
+    },
+)

@@ -1,4 +1,5 @@
 """What is evaluated and how: the options of `evaluate` and of `taia eval`, checked before anything is loaded."""
+# ruff: noqa: RUF009 - `asked` makes a field
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.documenting import documented
+from taia_hub.common.fields import asked, documented
 from taia_hub.errors import ConfigError
 from taia_hub.switch.settings import MODES, Setting, parse_setting
 
@@ -25,35 +26,27 @@ class EvaluationOptions:
         (5,)
     """
 
-    tasks: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "A task or group of lm-eval, taia_paper, or a YAML or JSONL file; repeat it.",
-            "flags": "--task",
-        },
+    tasks: tuple[str, ...] = asked(
+        (), "A task or group of lm-eval, taia_paper, or a YAML or JSONL file; repeat it.", flags="--task"
     )
     modes: tuple[Any, ...] = field(
         default=DEFAULT_MODES, metadata={"doc": "Settings: mode names, or mappings of selectors to weights."}
     )
-    num_fewshot: int | Sequence[int] | None = field(
-        default=None, metadata={"help": "Examples in the prompts, as in 0,1,2,3,4.", "metavar": "K[,K…]"}
+    num_fewshot: int | Sequence[int] | None = asked(None, "Examples in the prompts, as in 0,1,2,3,4.", metavar="K[,K…]")
+    fewshot_path: Path | None = asked(
+        None, "JSONL file that the examples of JSONL tasks come from.", flags="--fewshot-file"
     )
-    fewshot_path: Path | None = field(
-        default=None,
-        metadata={"help": "JSONL file that the examples of JSONL tasks come from.", "flags": "--fewshot-file"},
+    include_path: tuple[Path, ...] = asked((), "Folder with more lm-eval task files.")
+    limit: int | None = asked(None, "Most items a task.", least=1)
+    batch_size: int | str = asked(8, "Rows a forward pass, auto or auto:N.")
+    chat_template: bool | None = asked(
+        None, "By default where the tokenizer has one.", flags="--chat-template/--no-chat-template"
     )
-    include_path: tuple[Path, ...] = field(default=(), metadata={"help": "Folder with more lm-eval task files."})
-    limit: int | None = field(default=None, metadata={"help": "Most items a task.", "least": 1})
-    batch_size: int | str = field(default=8, metadata={"help": "Rows a forward pass, auto or auto:N."})
-    chat_template: bool | None = field(
-        default=None,
-        metadata={"help": "By default where the tokenizer has one.", "flags": "--chat-template/--no-chat-template"},
-    )
-    system_instruction: str | None = field(default=None, metadata={"help": "System message.", "flags": "--system"})
+    system_instruction: str | None = asked(None, "System message.", flags="--system")
     gen_kwargs: Mapping[str, Any] | None = field(
         default=None, metadata={"doc": "Keywords of generation that override those of the tasks."}
     )
-    seed: int = field(default=1234, metadata={"help": "Seed of the examples."})
+    seed: int = asked(1234, "Seed of the examples.")
     settings: Mapping[str, Setting] = field(init=False, repr=False, metadata={"doc": "Label to setting, of the modes."})
     shots: tuple[int | None, ...] = field(
         init=False, repr=False, metadata={"doc": "Numbers of examples in the prompts; None is each task's own."}

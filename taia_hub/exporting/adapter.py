@@ -75,8 +75,7 @@ def export_adapter(
         out: A new or empty folder for `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
         inference_modules: The setting: a mode name, roles joined by `+`, or a mapping of selectors to weights.
         revision: Revision of the source.
-        **options: Fields of `ExportOptions`: `rank`, `max_error`, `verify`, `engines`, `token`, `trust_remote_code` and
-            `progress`.
+        **options: Fields of `ExportOptions`.
 
     Returns:
         What was written, what was lost, and what each engine needs.

@@ -24,22 +24,9 @@ _ROWS = 256
 def planned_tensors(
     parts: Sequence[Factors], scale: Scale, targets: Targets, wide: torch.dtype | None
 ) -> Iterator[Planned]:
-    """Says what the weights file is to hold.
-
-    Args:
-        parts: The modules.
-        scale: Their shared rank and scale.
-        targets: What else their names match.
-        wide: dtype of all tensors where a scale cannot be multiplied in exactly; None where each keeps its own.
-
-    Yields:
-        Each tensor.
-    """
+    """Says what the weights file is to hold: in `wide` where a scale cannot be multiplied in exactly."""
     for part, ratio in zip(parts, scale.ratios, strict=True):
-        for name, factor, dimension, times in (
-            (part.names[0], part.a, 0, 1.0),
-            (part.names[1], part.b, 1, ratio),
-        ):
+        for name, factor, dimension, times in ((part.names[0], part.a, 0, 1.0), (part.names[1], part.b, 1, ratio)):
             dtype = wide or factor.dtype
             shape = tuple(scale.rank if number == dimension else size for number, size in enumerate(factor.shape))
             content: Any = partial(_computed, factor, times, dtype, shape)

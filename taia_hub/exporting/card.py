@@ -21,12 +21,7 @@ TAGS = ("taia", "export", "lora")
 
 @dataclass(frozen=True)
 class Place:
-    """Where an export is loaded from.
-
-    Attributes:
-        name: Hub id, or folder.
-        subfolder: Folder in the repository; empty for its root, and for a folder on this disk.
-    """
+    """Where an export is loaded from: a Hub id with a folder in the repository, or a folder on this disk."""
 
     name: str
     subfolder: str = ""

@@ -69,13 +69,9 @@ def convert(
 def product(delta: Tensor, rank: int | None) -> tuple[Tensor, Tensor, float]:
     """Finds the smallest product that equals a matrix up to float32 rounding, or the best one of a bounded rank.
 
-    Args:
-        delta: (M, N) matrix, not all zeros.
-        rank: Upper bound of the rank; None for the smallest exact one up to half the shorter side and at most 512, else
-            `DEFAULT_RANK`.
-
-    Returns:
-        (M, R) and (R, N) float32 factors, and the Frobenius norm of what they lack by that of `delta`.
+    Of a (M, N) matrix that is not all zeros it makes (M, R) and (R, N) float32 factors, and says the Frobenius norm of
+    what they lack by that of `delta`. Without a `rank` R is the smallest exact one up to half the shorter side and at
+    most 512, else `DEFAULT_RANK`.
 
     Example:
         >>> b, a, error = product(torch.ones(6, 4), None)

@@ -34,13 +34,7 @@ _MERGE = "Or write the setting into a whole model, which every engine serves: `t
 
 @dataclass(frozen=True)
 class ActingModule:
-    """A module whose update acts.
-
-    Attributes:
-        entry: The layer, as of `taia_hub.updates.weightless`.
-        weight: Its weight in (0, 1].
-        is_plain: Whether its update is a LoRA pair already; otherwise one is made of its difference.
-    """
+    """A module whose update acts with a weight in (0, 1]; one that is no plain LoRA pair is made of its difference."""
 
     entry: Entry
     weight: float
@@ -51,13 +45,8 @@ class ActingModule:
 class Factors:
     """One module's update as a scaled product `scale * b @ a`.
 
-    Attributes:
-        path: Module path in the head model.
-        role: Its role.
-        scale: What the product is multiplied by; the setting's weight is in it.
-        a: (r, D_in) factor, in a file or in memory.
-        b: (D_out, r) factor.
-        is_embedding: Whether the module is an embedding, whose factors have names of their own.
+    The setting's weight is in `scale`; `a` is (r, D_in) and `b` (D_out, r). An embedding's factors have names of their
+    own.
     """
 
     path: str
@@ -80,12 +69,9 @@ class Factors:
 
 @dataclass(frozen=True)
 class Scale:
-    """The one rank and the one scale that all modules of an export share.
+    """The one rank, which shorter factors are padded to with zeros, and the one scale `alpha / rank` of an export.
 
-    Attributes:
-        rank: The rank, which shorter factors are padded to with zeros.
-        alpha: `lora_alpha`: the shared scale is alpha / rank.
-        ratios: What each module's `b` is multiplied by, in the order of the modules; 1 leaves it as it is.
+    `ratios` is what each module's `b` is multiplied by, in the order of the modules.
     """
 
     rank: int
@@ -102,11 +88,8 @@ class Scale:
 class Targets:
     """How PEFT finds the modules of an export by plain suffixes.
 
-    Attributes:
-        suffixes: `target_modules`.
-        zeros: Path of each further module that a suffix matches to its (D_in, D_out): it gets factors of zeros.
-        excluded: Paths of further matches that get none; PEFT is told to pass them by.
-        embeddings: Those of `zeros` that are embeddings.
+    Further modules that a suffix matches get factors of zeros (path to (D_in, D_out)), or are `excluded`, so that PEFT
+    is told to pass them by. `embeddings` are among the zeros.
     """
 
     suffixes: tuple[str, ...]

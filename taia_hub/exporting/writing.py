@@ -20,14 +20,9 @@ _ZEROS = 1 << 18
 
 @dataclass(frozen=True)
 class Planned:
-    """A tensor that is to be written.
+    """A tensor of floating point that is to be written.
 
-    Attributes:
-        name: Its name.
-        dtype: Its dtype, of floating point.
-        shape: Its shape.
-        content: Where its values come from: a tensor in a file whose bytes are copied, a function that computes them
-            when their turn comes, or None for zeros.
+    Its `content` is a tensor in a file whose bytes are copied, a function that computes it in its turn, or None: zeros.
     """
 
     name: str
@@ -52,15 +47,7 @@ class Planned:
 
 
 def write_tensors(path: Path, tensors: Sequence[Planned], advance: Callable[[int, int], None] | None = None) -> int:
-    """Writes tensors into one safetensors file; one computed tensor is in memory at a time.
-
-    Args:
-        path: The file.
-        tensors: What is to be in it.
-        advance: Called with the bytes written and those there will be.
-
-    Returns:
-        Size of the file in bytes.
+    """Writes tensors into one safetensors file, one computed tensor in memory at a time; returns its size in bytes.
 
     Raises:
         RepositoryError: If a file that is copied from ends early or cannot be read.

@@ -8,14 +8,16 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
-from taia_hub.merging.running import MergeReport
+from taia_hub.merging.running import MergeReport, merge
 from taia_hub.repository.side_files import card_tags, keep_edits
+from taia_hub.repository.update_files import Repository
 
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _TAGS = {"taia", "merged"}
@@ -31,6 +33,17 @@ def check_repository(repo_id: str, token: str | bool | None = None, *, used: Col
             be reached.
     """
     return _look(repo_id, token, used)[0].repo_id
+
+
+def push_merged(
+    source: str | Repository, repo_id: str, setting: Any, commit: hub.Commit, **options: Any
+) -> tuple[MergeReport, CommitInfo]:
+    """Merges into a scratch folder, with `options` of `merge`, and publishes that; the report's folder is gone."""
+    used = [source if isinstance(source, str) else source.name]
+    repo_id = check_repository(repo_id, commit.token, used=used)
+    with tempfile.TemporaryDirectory(prefix="taia-merge-") as scratch:
+        report = merge(source, Path(scratch) / "model", setting, repo_id=repo_id, token=commit.token, **options)
+        return report, publish_merged(report, repo_id, commit)
 
 
 def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None = None) -> CommitInfo:

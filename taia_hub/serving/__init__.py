@@ -7,7 +7,7 @@ expect of each engine stands in `guide.md` beside this file: `taia serve --guide
 
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
-from taia_hub.serving.launching import check_installed, check_port, run, start
+from taia_hub.serving.launching import check_installed, check_port, check_startable, run, start
 from taia_hub.serving.planning import ServingPlan, plan_serving
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ServingPlan",
     "check_installed",
     "check_port",
+    "check_startable",
     "find_engine",
     "plan_serving",
     "run",

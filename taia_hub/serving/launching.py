@@ -21,6 +21,17 @@ from taia_hub.errors import ConfigError, MissingDependencyError
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
+def check_startable(engine: Engine, host: str, port: int, nodes: int) -> None:
+    """Checks that an engine can be started from here, on one machine and a free port."""
+    if nodes > 1:
+        raise ConfigError(
+            f"--nodes {nodes} cannot be started from here: each machine runs a command of its own.",
+            "Add --print, and run what it says on each.",
+        )
+    check_installed(engine)
+    check_port(host, port)
+
+
 def check_installed(engine: Engine) -> None:
     """Checks that an engine can be started here.
 

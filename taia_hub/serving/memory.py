@@ -84,15 +84,7 @@ def lora_shapes(folder: str | Path) -> dict[str, tuple[int, int]]:
 
 
 def lora_bytes(shapes: Shapes, rank: int, itemsize: int) -> int:
-    """Returns the bytes of a LoRA.
-
-    Args:
-        shapes: The layers that it adapts.
-        rank: Its rank; in a slot, the largest rank that the engine was told.
-        itemsize: Bytes of a number: 4 in float32, 2 in bfloat16.
-
-    Returns:
-        Bytes.
+    """Returns the bytes of a LoRA; in a slot, `rank` is the largest one that the engine was told.
 
     Example:
         >>> lora_bytes({"q_proj": (576, 576), "k_proj": (192, 576)}, rank=8, itemsize=2)
@@ -102,14 +94,9 @@ def lora_bytes(shapes: Shapes, rank: int, itemsize: int) -> int:
 
 
 def kv_bytes(config: Mapping[str, Any], itemsize: int = 2) -> int:
-    """Returns the bytes of the keys and values of one token, where every layer has full attention.
+    """Returns the bytes of the keys and values of one token, by `config.json` of the base model.
 
-    Args:
-        config: `config.json` of the base model.
-        itemsize: Bytes of a number.
-
-    Returns:
-        Bytes; layers with a sliding window or a state hold less.
+    Every layer counts as one of full attention; those with a sliding window or a state hold less.
 
     Example:
         >>> kv_bytes({"num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3})

@@ -46,6 +46,11 @@ class ServingPlan:
         """The names that requests use."""
         return self.engine.model_names(self.order)
 
+    @property
+    def url(self) -> str:
+        """Where the API is."""
+        return f"http://{self.order.host}:{self.order.port}/v1"
+
     def text(self) -> str:
         """Returns the commands for a terminal, with comments that say what they are and what they need."""
         checked = "run" if self.engine.run_here else "checked against its sources, not run"

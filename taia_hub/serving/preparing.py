@@ -30,18 +30,7 @@ _BASE = (hub.CONFIG, "generation_config.json", "*.safetensors", "*.safetensors.i
 
 @dataclass(frozen=True)
 class Preparing:
-    """What files of modes are made from, and where they go.
-
-    Attributes:
-        files: The update, and its base.
-        engine: The engine that they are for.
-        name: Name of the served model.
-        folder: Where they go.
-        gguf: The base as GGUF, for llama.cpp.
-        token: Access token.
-        trust_remote_code: Whether the base model's own code may run.
-        progress: Called with the stage, what is done of it and what there is.
-    """
+    """What files of modes are made from, for which engine, and where they go; `gguf` is the base, for llama.cpp."""
 
     files: Repository
     engine: Engine

@@ -5,9 +5,9 @@ the `Plan` of a dry run. `recipe.py` imports values only; everything else is imp
 import every room below this one.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from taia_hub.common.imports import later
 from taia_hub.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from taia_hub.training.running import Trained, plan_training, train
 
 __all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "train"]
-_HOMES = {"Plan": "planning", "Trained": "running", "plan_training": "running", "train": "running"}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads what needs torch when it is asked for: the command line reads the recipe's fields without it."""
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = later(
+    __name__, {"Plan": "planning", "Trained": "running", "plan_training": "running", "train": "running"}
+)

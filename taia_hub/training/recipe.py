@@ -9,14 +9,15 @@ data, in words), `bring` (what the user must bring), `sweep` (label of a run to 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
-from taia_hub.common.documenting import documented
+from taia_hub.common.fields import asked, documented
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
 from taia_hub.switch.settings import Setting, parse_setting
 from taia_hub.training.fields import ByRole, checked, parse_modules
@@ -48,13 +49,9 @@ def divisors(number: int) -> list[int]:
     return [one for one in range(1, number + 1) if number % one == 0]
 
 
-def _panel(panel: str) -> Callable[..., Any]:
-    """Makes fields that `taia train --help` lists together; what else they may say is in `fields.checked`."""
-    return lambda default, text, **more: field(default=default, metadata={"panel": panel, "help": text, **more})
-
-
-_data, _what, _how = _panel("Data"), _panel("What is trained"), _panel("How it is trained")
-_here = _panel("Devices and memory")
+# what the fields may say besides is in `fields.checked`
+_data, _what = partial(asked, panel="Data"), partial(asked, panel="What is trained")
+_how, _here = partial(asked, panel="How it is trained"), partial(asked, panel="Devices and memory")
 
 
 @documented

@@ -1,12 +1,17 @@
-"""Docstrings of dataclasses whose fields say what they are in their metadata."""
+"""Dataclasses whose fields say what they are in their metadata: for the command line, and for their docstrings."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
-from typing import TypeVar
+from dataclasses import field, fields
+from typing import Any, TypeVar
 
 Made = TypeVar("Made", bound=type)
+
+
+def asked(default: Any, text: str, **shown: Any) -> Any:
+    """Makes a field with its help text, and whatever else `taia_hub.cli.options.options_of` shows of it."""
+    return field(default=default, metadata={"help": text, **shown})
 
 
 def documented(made: Made) -> Made:
