@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from taia_hub.cli.options import options_of
-from taia_hub.cli.shared import Json, OtherBase, Repository, Source, echo_json, modes, progress
+from taia_hub.cli.shared import Json, Repository, Source, echo_json, modes, progress
+from taia_hub.common.asking import asked
 from taia_hub.errors import ConfigError
 
 
-@options_of(Source)
+@dataclass(frozen=True)
+class _Examining(Source):
+    """Keywords of `analysis.examining.examine`."""
+
+    relative: bool = asked(False, "Norms relative to the base's weights; downloads and reads them.", flags="--relative")
+    base: str | None = asked(None, "Base model, where the one named there is not at hand.")
+    max_tokens: int = asked(512, "With --texts: tokens of a text that are kept.", least=2)
+    dtype: str = asked("auto", "With --texts: dtype of the base model, as in bfloat16.")
+    device_map: str | None = asked(None, "With --texts: where the model goes, as in cuda.")
+
+
+@options_of(_Examining)
 def analyze(
     repo: Repository,
-    relative: Annotated[
-        bool, typer.Option("--relative", help="Norms relative to the base's weights; downloads and reads them.")
-    ] = False,
     texts: Annotated[
         Path | None, typer.Option(help="Texts to run the modes on: one a line, or JSONL with a field 'text'.")
     ] = None,
@@ -29,12 +39,8 @@ def analyze(
     out: Annotated[
         Path | None, typer.Option(help="File for the numbers, or a folder that gets taia_analysis.json.")
     ] = None,
-    base: OtherBase = None,
-    max_tokens: Annotated[int, typer.Option(min=2, help="With --texts: tokens of a text that are kept.")] = 512,
-    dtype: Annotated[str, typer.Option(help="With --texts: dtype of the base model, as in bfloat16.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="With --texts: where the model goes, as in cuda.")] = None,
     as_json: Json = False,
-    **source: Any,
+    **fields: Any,
 ) -> None:
     """Measure an update by layer and role, and what its modes do to hidden states.
 
@@ -57,25 +63,15 @@ def analyze(
         import_or_raise("matplotlib", "figures", "--figures")  # before the work, not after it
     older = load_analysis(out) if out and analysis_path(out).is_file() else None
     with progress() as bars:
-        analysis = examine(
-            repo,
-            relative=relative,
-            texts=read_texts(texts) if texts else (),
-            modes=mode or ALL_MODES,
-            base=base,
-            max_tokens=max_tokens,
-            dtype=dtype,
-            device_map=device_map,
-            progress=bars,
-            **source,
-        )
+        run_on = read_texts(texts) if texts else ()
+        analysis = examine(repo, texts=run_on, modes=mode or ALL_MODES, progress=bars, **fields)
     if older:
         analysis = analysis.with_kept(older)
     if out:
         analysis.save(out)
     drawn: Sequence[Any] = ()
     if figures:
-        results = matching_results(repo, analysis.subject.revision, analysis.subject, source["token"])
+        results = matching_results(repo, analysis.subject.revision, analysis.subject, fields["token"])
         drawn = draw_figures(figures, analysis, summarise(results) if results else None)
     _echo(analysis, drawn, analysis_path(out) if out else None, as_json)
 

@@ -67,6 +67,11 @@ class Order:
         """The modes other than the base model."""
         return tuple(mode for mode in self.modes if mode.label != "none")
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of a LoRA; 0 where there is none."""
+        return max((mode.rank for mode in self.updates), default=0)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -248,10 +253,9 @@ def given_number(order: Order, flag: str, *, hint: str) -> int | None:
 
 def check_rank(order: Order, flag: str, given: int | None, enough: int) -> None:
     """Refuses a limit of the user's that a LoRA is above, and names one that is enough."""
-    rank = max((mode.rank for mode in order.updates), default=0)
-    if given is not None and given < rank:
+    if given is not None and given < order.rank:
         raise ConfigError(
-            f"{flag} {given} is below rank {rank} of the LoRA.", f"Give {flag} {enough}, or leave it out."
+            f"{flag} {given} is below rank {order.rank} of the LoRA.", f"Give {flag} {enough}, or leave it out."
         )
 
 

@@ -259,6 +259,9 @@ _LORAX = "predibase/lorax server/lorax_server/adapters/lora.py (03679f33)"
 _LLAMA_CPP = "ggml-org/llama.cpp convert_lora_to_gguf.py (0b03adaa)"
 _PEFT = "huggingface/peft src/peft/tuners/tuners_utils.py, check_target_module_exists (0.21.2)"
 
+_ALIKE = (_required, _prefixed, _only_lora, _of_head_model, _no_dora, _no_bias, _one_scale, _no_embeddings)
+"""What TGI and LoRAX, which began as a copy of it, both hold against an adapter."""
+
 RULES: tuple[Rule, ...] = (
     Rule("vllm", _VLLM, _required),
     Rule("vllm", _VLLM_NAMES, _of_head_model),
@@ -285,25 +288,11 @@ RULES: tuple[Rule, ...] = (
     Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _no_experts),
     Rule("sglang", _SGLANG_MANAGER, _sglang_flags, is_note=True),
     Rule("sglang", "sgl-project/sglang #28199", _sglang_together, is_note=True),
-    Rule("tgi", _TGI, _required),
-    Rule("tgi", _TGI, _prefixed),
-    Rule("tgi", _TGI, _only_lora),
-    Rule("tgi", _TGI, _of_head_model),
-    Rule("tgi", _TGI, _no_dora),
-    Rule("tgi", _TGI, _no_bias),
-    Rule("tgi", _TGI, _one_scale),
-    Rule("tgi", _TGI, _no_embeddings),
+    *(Rule("tgi", _TGI, find) for find in _ALIKE),
     Rule("tgi", _TGI_UTILS, _tgi_types),
     Rule("tgi", _TGI, _whole_types),
     Rule("tgi", _TGI_UTILS, _main_only, is_note=True),
-    Rule("lorax", _LORAX, _required),
-    Rule("lorax", _LORAX, _prefixed),
-    Rule("lorax", _LORAX, _only_lora),
-    Rule("lorax", _LORAX, _of_head_model),
-    Rule("lorax", _LORAX, _no_dora),
-    Rule("lorax", _LORAX, _no_bias),
-    Rule("lorax", _LORAX, _one_scale),
-    Rule("lorax", _LORAX, _no_embeddings),
+    *(Rule("lorax", _LORAX, find) for find in _ALIKE),
     Rule("lorax", _LORAX, _whole_types),
     Rule("lorax", "predibase/lorax server/lorax_server/models/flash_mixtral.py (1d6a745d)", _no_experts),
     Rule("llama.cpp", _LLAMA_CPP, _required),

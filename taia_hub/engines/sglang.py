@@ -39,8 +39,8 @@ def build(order: Order) -> tuple[Command, ...]:
             f"--tensor-parallel {order.tensor_parallel} does not spread evenly over {order.nodes} machines.",
             f"SGLang counts the GPUs of all machines: choose a multiple of {order.nodes}.",
         )
-    rank = max((mode.rank for mode in order.updates), default=0)
-    check_rank(order, _RANK, given_number(order, _RANK, hint=f"Give a rank from {rank} on, or leave it out."), rank)
+    given = given_number(order, _RANK, hint=f"Give a rank from {order.rank} on, or leave it out.")
+    check_rank(order, _RANK, given, order.rank)
     return tuple(_command(order, machine) for machine in reversed(range(order.nodes)))
 
 

@@ -28,10 +28,9 @@ def build(order: Order) -> tuple[Command, ...]:
     The modes are LoRA folders that every machine sees under the same path. Copies that do not spread evenly are
     refused, and a flag that contradicts the ranks.
     """
-    rank = max((mode.rank for mode in order.updates), default=0)
-    needed = vllm_rank(rank) if rank else None
+    needed = vllm_rank(order.rank) if order.rank else None
     given = given_number(order, _RANK, hint=f"Give one of {', '.join(map(str, VLLM_RANKS))}.")
-    check_rank(order, _RANK, given, needed or rank)
+    check_rank(order, _RANK, given, needed or order.rank)
     loras = given_number(
         order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all."
     )

@@ -147,7 +147,7 @@ def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> s
         told = dataclasses.replace(order, extra=command.words)
         flags = (given_number(told, flag, hint="") for flag in ("--max-loras", "--max-loras-per-batch"))
         slots = next(filter(None, flags), 0)
-        rank = given_number(told, "--max-lora-rank", hint="") or max((mode.rank for mode in order.updates), default=0)
+        rank = given_number(told, "--max-lora-rank", hint="") or order.rank
         shapes = {path: shape for mode in order.updates if mode.path for path, shape in lora_shapes(mode.path).items()}
         held = slots_memory(weights, token, shapes, slots=slots, max_rank=rank, itemsize=itemsize)
         if slots:
