@@ -11,7 +11,7 @@ import typer
 
 from taia_hub.cli.options import options_of
 from taia_hub.cli.shared import Json, Repository, Source, echo_json, modes, progress
-from taia_hub.common.asking import asked
+from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError
 
 
