@@ -264,7 +264,7 @@ def test_nothing_that_a_model_writes_is_run(tmp_path):
 
 @pytest.mark.parametrize("text", ["\\boxed{" * 20000, "the answer is " * 20000, "answer:" + "*" * 100000, "9," * 50000])
 def test_long_texts_take_no_time(text):
-    start = time.perf_counter()
+    start = time.process_time()
     for answer_type in ("choice", "number", "latex", "text"):
         scoring.score(answer_type, text, "1")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
