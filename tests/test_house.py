@@ -50,7 +50,7 @@ IMPORTS = {module: imported(module, ast.parse(path.read_text("utf-8"))) for modu
 
 
 def room(module):
-    """A `__main__` is a program: like the package's own `__init__`, it stands above every room, and nothing imports it."""
+    """A `__main__` is a program: like the package's `__init__` it stands above every room."""
     inside = "." in module and not module.endswith(".__main__")
     return module.split(".")[1] if inside else "__init__"
 
