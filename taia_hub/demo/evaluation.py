@@ -20,12 +20,7 @@ COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention
 
 @dataclass(frozen=True)
 class ItemLoss:
-    """The loss of one item.
-
-    Attributes:
-        nats: Negative log likelihood of the answer, summed over its tokens.
-        tokens: Number of the answer's tokens, the end mark included.
-    """
+    """The negative log likelihood of one answer, summed over its tokens, of which the end mark is one."""
 
     nats: float
     tokens: int
@@ -33,14 +28,7 @@ class ItemLoss:
 
 @dataclass(frozen=True)
 class DomainLosses:
-    """What the modes do in one domain.
-
-    Attributes:
-        domain: Its name.
-        items: Number of held-out items.
-        losses: Mode to its loss.
-        differences: `(mode, reference)` to the loss of the mode less that of the reference, over the same items.
-    """
+    """The loss of each mode in one domain, and of `(mode, reference)` the loss of the first less that of the second."""
 
     domain: str
     items: int
@@ -55,9 +43,6 @@ def answer_losses(
 
     lm-evaluation-harness scores the log likelihood of whole answers without the mark that ends them and without their
     number of tokens, so nats a token over the very labels that training sees are measured here.
-
-    Raises:
-        ConfigError: The tokenizer has neither a chat template nor an end-of-sequence token.
     """
     encoder, losses = Encoder(tokenizer), list[ItemLoss]()
     model.eval()
@@ -88,20 +73,9 @@ def mode_table(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[DomainLosses]:
-    """Measures every mode of a TAIA model in several domains.
+    """Measures every mode of a TAIA model on the held-out items of each domain, in the order of `domains`.
 
-    Args:
-        model: A TAIA language model.
-        tokenizer: Its tokenizer.
-        domains: Name of a domain to its held-out items.
-        seed: Of the bootstrap.
-        progress: Called with the number of items done, over all modes and domains.
-
-    Returns:
-        One entry a domain, in the order of `domains`.
-
-    Raises:
-        ValueError: A domain has no items.
+    `seed` is that of the bootstrap; `progress` counts the items done, over all modes and domains.
 
     Example:
         >>> mode_table(model, tokenizer, {"maths": load_items("maths_heldout")})  # doctest: +SKIP
@@ -127,22 +101,11 @@ def mode_table(
 def summarise(
     domain: str, losses: Mapping[str, Sequence[ItemLoss]], *, resamples: int = 2000, seed: int = 0
 ) -> DomainLosses:
-    """Turns the losses of items into means, and differences between modes, with 95 % intervals.
+    """Turns the losses of N items, in one order for all modes, into means and differences with 95 % intervals.
 
     Items are drawn with replacement, the same ones for every mode: what makes an item hard for all modes cancels in a
-    difference, whose interval is therefore much narrower than those of the two losses.
-
-    Args:
-        domain: Name of the domain.
-        losses: Each of `MODES` to the losses of the same N items in the same order.
-        resamples: Number of draws.
-        seed: Of the draws.
-
-    Returns:
-        Losses in nats per answer token (all nats over all tokens) and the differences named in `COMPARED`.
-
-    Raises:
-        ValueError: There are no items.
+    difference, whose interval is therefore much narrower than those of the two losses. Losses are nats per answer token
+    (all nats over all tokens), the differences those of `COMPARED`.
 
     Example:
         >>> items = [ItemLoss(2.0, 2), ItemLoss(4.0, 2)]

@@ -69,17 +69,7 @@ class DemoReport:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DemoReport:
-        """Reads what `to_json` wrote.
-
-        Args:
-            values: The JSON values.
-
-        Returns:
-            The report.
-
-        Raises:
-            KeyError: A value is missing.
-        """
+        """Reads what `to_json` wrote; KeyError if a value is missing."""
         domains = []
         for one in values["domains"]:
             losses = {mode: Interval(**interval) for mode, interval in one["losses"].items()}
@@ -134,14 +124,7 @@ or in Python:
 
 
 def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
-    """Renders losses and differences as an aligned table; a star marks the lowest loss of a domain.
-
-    Args:
-        domains: The losses.
-        trained_domain: The domain of the training sample.
-
-    Returns:
-        Lines of at most 80 characters.
+    """Renders losses and differences in lines of at most 80 characters; a star marks the lowest loss of a domain.
 
     Example:
         >>> print(table_text(report.domains, "medical"))  # doctest: +SKIP
@@ -172,15 +155,8 @@ def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
 def conclusions(domains: Sequence[DomainLosses], trained_domain: str) -> list[str]:
     """Says in sentences what the numbers show, and nothing that their intervals do not.
 
-    Args:
-        domains: The losses, the trained domain among them.
-        trained_domain: The domain of the training sample.
-
-    Returns:
-        A sentence a domain, then what TAIA gained, or that the numbers do not tell.
-
-    Raises:
-        StopIteration: The trained domain is not among the domains.
+    A sentence a domain comes first, then what TAIA gained, or that the numbers do not tell. StopIteration if the
+    trained domain is not among the domains.
 
     Example:
         >>> conclusions(report.domains, "medical")[1]  # doctest: +SKIP

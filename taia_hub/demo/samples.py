@@ -17,13 +17,7 @@ DOMAINS = {"medical": "medical_heldout", "maths": "maths_heldout", "instructions
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its reference answer.
-
-    Attributes:
-        id: Name of the item in the data set it comes from.
-        question: What the user asks.
-        answer: The reference answer.
-    """
+    """One question with its reference answer; `id` is its name in the data set it comes from."""
 
     id: str
     question: str

@@ -34,20 +34,7 @@ def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, pro
     """Makes base and adapter, publishes them, loads the published model and compares its modes.
 
     Base and adapter are used again when they were made from the same inputs; everything after them is done anew.
-
-    Args:
-        folder: The demo's folder.
-        steps: Training steps.
-        items: Held-out items that are measured in each domain; all of them when there are fewer.
-        seed: Of training and bootstrap.
-        log: Called with a line before each stage.
-        progress: Called as the long stages go on.
-
-    Returns:
-        What was made and measured.
-
-    Raises:
-        TAIAError: A dependency is missing, or the Hub or the disk refuses.
+    `items` are measured in each domain, or all where there are fewer.
 
     Example:
         >>> run_stages(folder, steps=4, items=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
@@ -79,22 +66,10 @@ def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, pro
 
 
 def train_model(base: str, folder: Path, *, steps: int, seed: int, progress: Progress | None = None) -> Path:
-    """Trains a LoRA on all linear layers on the shipped medical answers, as `taia train` does.
+    """Trains a LoRA on all linear layers on the shipped medical answers, as `taia train` does, in steps of 8 items.
 
-    A finished training of these very inputs is used again, and one that was stopped goes on.
-
-    Args:
-        base: Hub id or folder of the base model.
-        folder: The demo's folder; the TAIA repository goes into its subfolder `model`.
-        steps: Optimizer steps of 8 items each.
-        seed: Of the initial weights and of the order of the items.
-        progress: Called after each step, among others.
-
-    Returns:
-        The folder of the TAIA repository.
-
-    Raises:
-        TAIAError: As `taia_hub.train`.
+    The TAIA repository goes into the subfolder `model`, which is returned. A finished training of these very inputs is
+    used again, and one that was stopped goes on.
     """
     data = sample_path(TRAINING_SAMPLE)
     recipe = TrainingRecipe(
@@ -125,12 +100,6 @@ def train_model(base: str, folder: Path, *, steps: int, seed: int, progress: Pro
 
 def publish_base(folder: Path) -> None:
     """Publishes the base model unless the Hub holds it already.
-
-    Args:
-        folder: Where the base model lies.
-
-    Raises:
-        OSError: The Hub refuses.
 
     Example:
         >>> publish_base(smollm2_base(Path("taia-demo")))  # doctest: +SKIP

@@ -33,12 +33,10 @@ _STOPS = ["</s>", "<|im_end|>", "<|endoftext|>", "Please format the final answer
 
 @dataclass(frozen=True)
 class JsonlTask:
-    """A task made of a local file.
+    """A task made of a local file; `config` is what `TaskManager.load` and `simple_evaluate(tasks=[...])` take.
 
-    Attributes:
-        config: What `TaskManager.load` and `simple_evaluate(tasks=[...])` take.
-        examples: Number of items that the examples of a prompt are drawn from, without the item itself.
-        metric: `"acc"` where letters are compared by likelihood, `"exact_match"` where answers are generated.
+    `examples` counts the items that a prompt's examples are drawn from, without the item itself. `metric` is `"acc"`
+    where letters are compared by likelihood, `"exact_match"` where answers are generated.
     """
 
     name: str

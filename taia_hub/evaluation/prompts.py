@@ -33,11 +33,8 @@ Scorer = Callable[[list[str]], dict[str, tuple[float, ...]]]
 class PromptTask:
     """Prompts that are answered under a mode, and then scored.
 
-    Attributes:
-        blank: The task's results without any mode.
-        score: Takes N answers and gives, by metric, one value each.
-        max_new_tokens: Longest answer in tokens, unless the keywords of generation give another.
-        path: The file of the prompts.
+    `blank` is the task's results without any mode; `score` takes N answers and gives, by metric, one value each. The
+    keywords of generation go before `max_new_tokens`.
     """
 
     blank: TaskResults
@@ -158,16 +155,7 @@ def prompt_units(
 
 
 def find_judge(name: str) -> Any:
-    """Imports a judge that is named on the command line.
-
-    Args:
-        name: `module:function`; `taia eval` finds modules of the working folder too.
-
-    Returns:
-        The function.
-
-    Raises:
-        ConfigError: If there is no such function.
+    """Imports a judge from `module:function`, also of the working folder in `taia eval`; ConfigError if there is none.
 
     Example:
         >>> find_judge("math:isclose")(1.0, 1.0)

@@ -34,11 +34,7 @@ class Blob:
 
 
 class Disk:
-    """The folder of a local Hub, made with its access token when it does not exist, held by one process at a time.
-
-    Raises:
-        RepositoryError: When another process holds the folder, or it holds something else.
-    """
+    """The folder of a local Hub, made with its token if need be; RepositoryError when another process holds it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -81,22 +81,14 @@ class LocalHub:
 
     @property
     def store(self) -> Store:
-        """The repositories on disk.
-
-        Raises:
-            RepositoryError: When the Hub is not running.
-        """
+        """The repositories on disk; RepositoryError when the Hub is not running."""
         if self._store is None:
             raise RepositoryError(f"The local Hub in '{self.folder}' is not running.", hint="Call start() first.")
         return self._store
 
     @property
     def endpoint(self) -> str:
-        """Where the Hub is, such as `http://127.0.0.1:8123`.
-
-        Raises:
-            RepositoryError: When it has no port yet.
-        """
+        """Where the Hub is, such as `http://127.0.0.1:8123`; RepositoryError when it has no port yet."""
         if not self._port:
             raise RepositoryError(f"The local Hub in '{self.folder}' is not running.", hint="Call start() first.")
         return f"http://{_HOST}:{self._port}"
@@ -107,14 +99,10 @@ class LocalHub:
         return self.store.disk.token
 
     def environment(self) -> dict[str, str]:
-        """Returns what the environment of a client process must hold.
+        """Returns the variables to set in a client process before it imports huggingface_hub.
 
-        Returns:
-            Variables to set before huggingface_hub is imported. `HF_HOME` is a folder of this Hub, so that what
-            was loaded here is never taken for a repository of the same name on the Hub.
-
-        Raises:
-            RepositoryError: When the Hub is not running.
+        `HF_HOME` is a folder of this Hub, so that what was loaded here is never taken for a repository of the same name
+        on the Hub. RepositoryError when the Hub is not running.
         """
         bypass = [*filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy")]), _HOST, "localhost"]
         variables = {
@@ -128,10 +116,7 @@ class LocalHub:
         return {**variables, "HF_HUB_DISABLE_XET": "1"} if self._large_files == "lfs" else variables
 
     def start(self) -> LocalHub:
-        """Starts serving in a thread and returns when the Hub answers.
-
-        Returns:
-            The Hub itself.
+        """Starts serving in a thread and returns the Hub itself when it answers.
 
         Raises:
             MissingDependencyError: When the extra `demo` is not installed.
@@ -182,12 +167,7 @@ class LocalHub:
             self._store = None
 
     def serve_forever(self) -> None:
-        """Serves until Ctrl-C, then stops cleanly; starts the Hub when it is not running.
-
-        Raises:
-            MissingDependencyError: As `start`.
-            RepositoryError: As `start`.
-        """
+        """Serves until Ctrl-C, then stops cleanly; a Hub that is not running is started, as by `start`."""
         try:
             self.start()
             while self._thread is not None and self._thread.is_alive():

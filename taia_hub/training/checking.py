@@ -17,12 +17,7 @@ _SHOWN = 5
 
 @dataclass
 class Problems:
-    """Faults of the data: how many there are, and the first few.
-
-    Attributes:
-        count: How many.
-        shown: The first few, each as `file:line: reason`.
-    """
+    """Faults of the data: how many there are, and the first few, each as `file:line: reason`."""
 
     count: int = 0
     shown: list[str] = field(default_factory=list)
@@ -34,11 +29,7 @@ class Problems:
             self.shown.append(f"{where}: {reason}")
 
     def refuse(self) -> None:
-        """Raises one error for all of them, if there are any.
-
-        Raises:
-            ConfigError: If there are.
-        """
+        """Raises one ConfigError for all of them, if there are any."""
         if self.count:
             more = f"\nand {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
             items = "1 item of the data is" if self.count == 1 else f"{self.count} items of the data are"

@@ -24,12 +24,8 @@ STRETCHES = 20
 class NoiseRecord:
     """The wrong answers that were put in.
 
-    Attributes:
-        ratio: Share that was asked for.
-        items: Items that have a wrong answer.
-        by_source: Source to the number of such items.
-        equal: How many of the answers are the same text as the right one, for want of another.
-        sha256: Hash of the source and index of each item and of the item whose answer it has.
+    `equal` of them are the same text as the right one, for want of another; `sha256` is over the source and index of
+    each item and of the item whose answer it has.
     """
 
     ratio: float
@@ -41,16 +37,11 @@ class NoiseRecord:
 
 @dataclass(frozen=True)
 class Composition:
-    """What was trained on, in the order of training.
+    """What was trained on, in the order of training, over all epochs.
 
-    Attributes:
-        items: Items in all, repetitions over the epochs included.
-        distinct: Different items among them.
-        groups: Source to `"data"`, `"in_domain"` or `"ood"`.
-        stretches: Source to the items of it in each of up to 20 equal stretches of the training, one after the other.
-        noisy: Items with a wrong answer in each stretch.
-        duplicates: Items of an epoch whose question an item before it has already.
-        noise: The wrong answers, or None where none were asked for.
+    Of the items `distinct` are different; `stretches` and `noisy` count those of each source and those with a wrong
+    answer in up to 20 equal parts of the training. `groups` says `"data"`, `"in_domain"` or `"ood"` of a source;
+    `duplicates` counts the items of an epoch whose question an item before already has.
     """
 
     items: int
@@ -90,11 +81,7 @@ class Composition:
 def compose(
     order: np.ndarray, sources: np.ndarray, labels: Sequence[str], groups: Sequence[str], noisy: np.ndarray
 ) -> Composition:
-    """Counts what an order of training holds, without duplicates and noise.
-
-    `order` is (L,) indices of a pool of N items; `sources` (N,) numbers of their sources, which `labels` and `groups`
-    name; `noisy` (N,) whether an item has a wrong answer.
-    """
+    """Counts what (L,) indices `order` hold of N items, whose `sources` are numbers into `labels` and `groups`."""
     count = min(STRETCHES, len(order))
     pieces = np.array_split(order, count)
     table = np.stack([np.bincount(sources[piece], minlength=len(labels)) for piece in pieces], axis=1)
@@ -110,11 +97,7 @@ def compose(
 def record_noise(
     noise: Noise, ratio: float, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray
 ) -> NoiseRecord:
-    """Says which wrong answers were put in, where `ratio` was asked for.
-
-    `sources` is (N,) numbers of the source of each item of the pool; `labels` names the S sources, which begin at the
-    (S,) indices `starts`.
-    """
+    """Says which wrong answers were put in where `ratio` was asked for; the S sources begin at the indices `starts`."""
     numbers = sources[noise.items]
     pairs = zip(
         (labels[number] for number in numbers),
@@ -133,12 +116,7 @@ def record_noise(
 
 
 def plot_composition(composition: Composition, path: str | Path) -> Figure:
-    """Draws the share of each source over the training, as a PNG and an SVG: the ending of `path` does not count.
-
-    Raises:
-        MissingDependencyError: If matplotlib is not installed.
-        RepositoryError: If it cannot be written.
-    """
+    """Draws the share of each source over the training, as a PNG and an SVG: the ending of `path` does not count."""
     path = Path(path)
     sizes = np.sum(list(composition.stretches.values()), axis=0)
     edges = np.linspace(0, 100, len(sizes) + 1)

@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The items of a training run.
+    """The items of a training run, and what the record says of them.
 
-    Attributes:
-        train: `datasets.Dataset` of `messages` and `source`, in the order of training, all epochs included: read it
-            from the first to the last item, once. It is a list of indices into memory-mapped files.
-        datasets: For each source an object with the fields of `cards.data.DatasetFacts`; `items` counts the different
-            items that are trained on.
-        composition: How many items of each source, when.
+    `train` holds `messages` and `source` in the order of training, all epochs included: a list of indices into
+    memory-mapped files, to be read once from the first to the last. `datasets` have the fields of
+    `cards.data.DatasetFacts`; their `items` are the different ones that are trained on.
     """
 
     train: Any
@@ -44,13 +41,8 @@ def prepare_data(
 
     Which items there are depends on `data`, `in_domain`, `ood`, `ood_ratio`, `mixing` and `total`; their order on
     `schedule`, `epochs` and, as far as they end it earlier, `max_steps` and `batch_size`. With `packing` a step takes
-    more items than `batch_size`, so the items of all epochs are there. The same recipe and files give the same items
-    in the same order.
-
-    Raises:
-        RepositoryError: If a file or data set is not there or cannot be read.
-        ConfigError: If items are wrong or too few, naming each place and reason.
-        MissingDependencyError: If `datasets` is not installed.
+    more items than `batch_size`, so the items of all epochs are there. The same recipe and files give the same items in
+    the same order.
 
     Example:
         >>> data = prepare_data(TrainingRecipe(base="org/base", data=("items.jsonl",)))  # doctest: +SKIP

@@ -20,34 +20,19 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as the model reads it.
-
-    Attributes:
-        input_ids: T token ids.
-        labels: T token ids, or `IGNORED_LABEL` where the loss does not look.
-    """
+    """A conversation as the model reads it; its labels are `IGNORED_LABEL` where the loss does not look."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class Encoder:
-    """Makes tokens of conversations.
+    """Makes tokens of conversations, with labels for the assistant's messages only or for all.
 
-    The answers are found in one of three ways, the first that the tokenizer allows: by the generation marks of the
-    chat template, or of the one that TRL knows for it; by rendering the conversation up to each answer, which must be
-    the beginning of the whole; and, without a chat template, in the plain form: the messages joined by empty lines,
-    each answer ended by the end-of-sequence token.
-
-    Args:
-        tokenizer: The base model's tokenizer.
-        assistant_only: Whether the labels cover the assistant's messages only.
-
-    Attributes:
-        notes: What the user should know, a sentence each.
-
-    Raises:
-        ConfigError: If the tokenizer has neither a chat template nor an end-of-sequence token.
+    The answers are found in one of three ways, the first that the tokenizer allows: by the generation marks of the chat
+    template, or of the one that TRL knows for it; by rendering the conversation up to each answer, which must be the
+    beginning of the whole; and, without a chat template, in the plain form: the messages joined by empty lines, each
+    answer ended by the end-of-sequence token, without which ConfigError is raised. `notes` are for the user.
 
     Example:
         >>> Encoder(tokenizer).encode([{"role": "user", "content": "Hi"}])  # doctest: +SKIP
@@ -77,11 +62,7 @@ class Encoder:
             self._spans = self._marked if self._template else self._by_prefixes
 
     def encode(self, messages: Messages) -> Encoded:
-        """Makes tokens and labels of one conversation, mappings with `role` and `content`.
-
-        Raises:
-            ConfigError: If the chat template refuses the messages, or does not let the answers be told.
-        """
+        """Makes tokens and labels of a conversation; ConfigError if the template refuses it or blurs its answers."""
         with template_errors(f"a conversation that begins with {messages[0]['content'][:60]!r}"):
             encoded = self._spans(messages)
         return encoded if self.assistant_only else Encoded(encoded.input_ids, list(encoded.input_ids))
@@ -190,13 +171,7 @@ def _marked_template(tokenizer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class EncodedItems:
-    """The items of a training as the trainer reads them.
-
-    Attributes:
-        dataset: `datasets.Dataset` of `input_ids` and `labels` (and, packed, `seq_lengths`), in the order of training.
-        lengths: (N,) tokens of each row.
-        notes: What the user should know, a sentence each.
-    """
+    """The items of a training in order, `input_ids`, `labels`, packed also `seq_lengths`; `lengths` are in tokens."""
 
     dataset: Any
     lengths: list[int]
@@ -216,9 +191,6 @@ def encode_items(
 
     What is longer than `max_length` tokens is cut off, and items of which the loss would see nothing are left out. The
     tokens go into the folder `cache`: they may be more than fits into memory.
-
-    Raises:
-        ConfigError: If the chat template refuses an item.
     """
     total, done = len(rows), [0]
 

@@ -18,16 +18,10 @@ ByRole = int | Mapping[str, int]
 
 
 def checked(field: Field[Any], kind: Any, value: Any) -> Any:
-    """Returns a value in the type of its field.
+    """Returns a value, as YAML, the command line or Python give it, in the type of its field, or raises ConfigError.
 
-    Args:
-        field: A field; its metadata may hold `check` (a function that raises), `choices` (texts), and of numbers
-            `low`, `high` and `below` (whether `high` itself is too much).
-        kind: Its type, evaluated.
-        value: The value, as YAML, the command line or Python give it.
-
-    Raises:
-        ConfigError: If it is of the wrong type or range; `SettingError` of a setting.
+    The field's metadata may hold `check` (a function that raises), `choices` (texts), and of numbers `low`, `high` and
+    `below` (whether `high` itself is too much).
     """
     if value is None and field.default is None:
         return None
@@ -41,16 +35,7 @@ def checked(field: Field[Any], kind: Any, value: Any) -> Any:
 
 
 def parse_modules(text: Any) -> Setting:
-    """Parses `train_modules`: the grammar of a setting, without weights.
-
-    Args:
-        text: A mode name, or roles, roles at layers and globs joined by `+`.
-
-    Returns:
-        The setting; everything that is trained has weight 1.
-
-    Raises:
-        SettingError: If it cannot be understood, has weights or selects nothing.
+    """Parses `train_modules`: the grammar of a setting, without weights; SettingError if it selects nothing.
 
     Example:
         >>> [entry.key for entry in parse_modules("attention+ffn@0-7").entries]

@@ -26,14 +26,9 @@ _KINDS = {"lora": PEFT, "molora": MOLORA, "full": DENSE}
 def make_repository(
     fitted: Fitted, work: Workspace, progress: Progress | None, push: str | None, private: bool | None
 ) -> tuple[dict[str, Any], CommitInfo | None]:
-    """Makes a repository of a trained model in the folder of `work`, and publishes it where `push` is given.
+    """Makes a repository of a trained model and publishes it where `push` is given; returns its record and the commit.
 
-    Returns:
-        The contents of `taia_training.json`, and the commit.
-
-    Raises:
-        TAIAError: If it cannot be made; the folder is as it was, and the checkpoints stay. If the Hub refuses: then
-            the folder holds the repository.
+    Where it cannot be made, the folder is as it was and the checkpoints stay; if the Hub refuses, the folder holds it.
     """
     job, recipe = fitted.job, fitted.job.recipe
     if progress:

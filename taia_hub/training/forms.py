@@ -47,16 +47,7 @@ _ROLES = {
 
 
 def find_form(item: Mapping[str, Any]) -> Form:
-    """Tells the form of an item by its keys; a key whose value is None counts as absent.
-
-    Args:
-        item: The item.
-
-    Returns:
-        The one form whose keys are all there.
-
-    Raises:
-        LineError: If it has the keys of no form, or of more than one.
+    """Tells the one form whose keys an item has, or raises LineError; a key whose value is None counts as absent.
 
     Example:
         >>> find_form({"instruction": "Add 1 and 1.", "input": "", "output": "2"}).value
@@ -81,17 +72,8 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
 
     Alpaca's `input` follows the `instruction` after an empty line; `system` and `history` (pairs of instruction and
     output) are used where they are there. `prompt` and `completion` may be texts or lists of turns. An empty system
-    turn is left out. Every other key is passed over.
-
-    Args:
-        item: The item.
-        form: Its form.
-
-    Returns:
-        Its turns.
-
-    Raises:
-        LineError: If a key is missing, a text is empty or no text of Unicode, or the roles are not in order.
+    turn is left out. Every other key is passed over. LineError where a key is missing, a text is empty or no text of
+    Unicode, or the roles are not in order.
 
     Example:
         >>> to_messages({"instruction": "Add.", "input": "1 and 1", "output": "2"}, Form.ALPACA)

@@ -25,16 +25,8 @@ from taia_hub.weights.skeleton import skeleton
 class Job:
     """A recipe with everything that was found out before weights are loaded.
 
-    Attributes:
-        recipe: The recipe.
-        base: The resolved base model.
-        data: The items, a `PreparedData`.
-        tokenizer: The base model's tokenizer.
-        skeleton: The base model on the meta device, which the repository is made with at the end.
-        selection: What is trained.
-        parameters: Parameters of the base model.
-        fingerprint: Hash of what the weights depend on.
-        token: Access token.
+    `data` is a `PreparedData`; `skeleton`, the base model on the meta device, is what the repository is made with at
+    the end; `parameters` counts those of the base, and `fingerprint` is a hash of what the weights depend on.
     """
 
     recipe: TrainingRecipe
@@ -97,15 +89,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model and what is known of its training.
+    """A trained model, outside every wrapper of the trainer, and what is known of its training.
 
-    Attributes:
-        job: What was to be trained.
-        plan: How it was run.
-        model: The trained model, outside every wrapper of the trainer.
-        state_dict: The gathered tensors where the model is sharded, else None.
-        losses: As of `record.loss_log`.
-        seconds: Time in the training loop, over all parts of the run.
+    `state_dict` holds the gathered tensors where the model is sharded, else it is None; `losses` are as of
+    `record.loss_log`, and `seconds` the time in the training loop, over all parts of the run.
     """
 
     job: Job
@@ -130,11 +117,7 @@ class Fitted:
 
 
 def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Progress | None, push: str | None) -> Job:
-    """Checks trackers, base, data, structure, tokenizer and selection, in this order; no weights are loaded.
-
-    Raises:
-        TAIAError: If something is missing or wrong.
-    """
+    """Checks trackers, base, data, structure, tokenizer and selection, in this order; no weights are loaded."""
     import_or_raise("trl", extra="train", feature="`taia train`")
     from taia_hub.training.data import prepare_data
 

@@ -20,12 +20,7 @@ _CHOICE, _ORDER = 0, 1  # what random numbers are for, so that one use does not 
 
 @dataclass(frozen=True)
 class Shares:
-    """How many items of each group an epoch has.
-
-    Attributes:
-        in_domain: Items in the domain, or of `data`.
-        ood: Items out of the domain.
-    """
+    """How many items an epoch has in the domain (or of `data`) and out of it."""
 
     in_domain: int
     ood: int = 0
@@ -39,23 +34,11 @@ class Shares:
 def plan_shares(
     in_domain: int, ood: int, *, ood_ratio: float = 0.0, mixing: str = "replace", total: int | None = None
 ) -> Shares:
-    """Says how many items of each group an epoch has.
+    """Says how many items of each group an epoch has, of so many that there are, rounded to the nearest item.
 
-    `"replace"`: `total` items, by default as many as there are in the domain, and `ood_ratio` of them from out of the
-    domain. `"add"`: all items in the domain, and as many others that these are `ood_ratio` of all.
-
-    Args:
-        in_domain: Items in the domain that there are.
-        ood: Items out of the domain that there are.
-        ood_ratio: Share of items out of the domain, 0 to 1.
-        mixing: `"replace"` or `"add"`.
-        total: Items of an epoch, with `"replace"`.
-
-    Returns:
-        The numbers, rounded to the nearest item.
-
-    Raises:
-        ConfigError: If there are too few items, or `"add"` is asked for with `total` or a share of 1.
+    `"replace"`: `total` items, by default as many as there are in the domain, and `ood_ratio` (0 to 1) of them from out
+    of the domain. `"add"`: all items in the domain, and as many others that these are `ood_ratio` of all; ConfigError
+    with `total` or a ratio of 1, or where items are too few.
 
     Example:
         >>> plan_shares(100, 50, ood_ratio=0.2), plan_shares(100, 50, ood_ratio=0.2, mixing="add")
@@ -88,16 +71,9 @@ def plan_shares(
 
 
 def choose(count: int, wanted: int, seed: int, group: int = 0) -> np.ndarray:
-    """Draws items of a group; with the same seed, fewer items are always among more.
+    """Draws `wanted` int64 indices below `count` without repetition, in random order.
 
-    Args:
-        count: Items there are.
-        wanted: Items to draw.
-        seed: Seed.
-        group: Number of the group.
-
-    Returns:
-        (wanted,) int64 indices, each at most once, in a random order.
+    With the same seed and number of the group, fewer items are always among more.
 
     Example:
         >>> set(choose(100, 5, seed=0)) <= set(choose(100, 20, seed=0))
@@ -107,15 +83,7 @@ def choose(count: int, wanted: int, seed: int, group: int = 0) -> np.ndarray:
 
 
 def training_length(items: int, epochs: float, max_items: int | None = None) -> int:
-    """Says how many items are trained on in all epochs together.
-
-    Args:
-        items: Items of an epoch.
-        epochs: Epochs; parts of one are allowed.
-        max_items: Most items, or None.
-
-    Returns:
-        The number, at least 1.
+    """Says how many items, at least 1, are trained on in all epochs together; parts of an epoch are allowed.
 
     Example:
         >>> training_length(100, 1.5), training_length(100, 1.5, max_items=64)
@@ -126,15 +94,7 @@ def training_length(items: int, epochs: float, max_items: int | None = None) -> 
 
 
 def order_uniform(items: np.ndarray, length: int, seed: int) -> np.ndarray:
-    """Puts items in order: one shuffle after the other, each item once in each.
-
-    Args:
-        items: (T,) indices of an epoch's items.
-        length: Items in all, L.
-        seed: Seed.
-
-    Returns:
-        (L,) indices; where L is no multiple of T, the last shuffle is cut off.
+    """Puts an epoch's (T,) items in an order of (L,): one shuffle after the other, the last one cut off.
 
     Example:
         >>> sorted(order_uniform(np.array([7, 8, 9]), 6, seed=0).tolist())
@@ -144,22 +104,13 @@ def order_uniform(items: np.ndarray, length: int, seed: int) -> np.ndarray:
 
 
 def order_annealed(in_domain: np.ndarray, ood: np.ndarray, length: int, seed: int) -> np.ndarray:
-    """Puts items in order so that the share of those out of the domain falls linearly to 0 over the whole training.
+    """Puts an epoch's items in an order of (L,) in which the share of those out of the domain falls linearly to 0.
 
-    With R the share in the mean, it falls from 2R to 0 where R is at most 1/2. Above, no share can be 2R: it stays at
-    1 for the first 2R - 1 of the training and falls from 1 to 0 in what is left. So the mean is R in both cases, and
-    the training always ends in the domain (but for R = 1). At every position, the number of OOD items so far is the
-    integral of the share, rounded. Within each group, items come as in `order_uniform`: over E whole epochs each one
-    is seen E times, the OOD ones mostly early.
-
-    Args:
-        in_domain: (I,) indices of an epoch's in-domain items.
-        ood: (O,) indices of an epoch's items out of the domain.
-        length: Items in all, L.
-        seed: Seed.
-
-    Returns:
-        (L,) indices.
+    With R the share in the mean, it falls from 2R to 0 where R is at most 1/2. Above, no share can be 2R: it stays at 1
+    for the first 2R - 1 of the training and falls from 1 to 0 in what is left. So the mean is R in both cases, and the
+    training always ends in the domain (but for R = 1). At every position, the number of OOD items so far is the
+    integral of the share, rounded. Within each group, items come as in `order_uniform`: over E whole epochs each one is
+    seen E times, the OOD ones mostly early.
 
     Example:
         >>> order_annealed(np.arange(8), np.full(8, -1), 16, seed=0).clip(-1, 0).tolist()

@@ -29,13 +29,7 @@ def build_model(job: Job, plan: Plan, *, uniform_dtype: bool = False) -> Any:
     """Loads the base model and makes trainable what the recipe trains; the same seed gives the same weights.
 
     LoRA pairs are float32 on a base in the dtype of the plan, or have its dtype with `uniform_dtype`, as sharding needs
-    it. Full fine-tuning keeps all weights in float32 and computes in the dtype of the plan.
-
-    Returns:
-        A `PeftModel`, or the base model itself in full fine-tuning.
-
-    Raises:
-        RepositoryError: If the base cannot be loaded.
+    it. Full fine-tuning returns the base model itself, keeps all weights in float32 and computes in the plan's dtype.
     """
     base, recipe, selection = job.base, job.recipe, job.selection
     set_seed(recipe.seed)

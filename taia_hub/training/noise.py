@@ -15,12 +15,9 @@ _NOISE = 2  # what random numbers are for, as in mixing.py
 
 @dataclass(frozen=True)
 class Noise:
-    """Which items get whose answer, as indices of one pool.
+    """Which (K,) items, rising, get the answer of which (K,) donors, as int64 indices of one pool.
 
-    Attributes:
-        items: (K,) int64 indices of the items that get a wrong answer, rising.
-        donors: (K,) int64 indices of the items that it is taken from.
-        equal: How many answers could not be another text, because all of the source are the same.
+    `equal` counts the answers that could not be another text, because all of the source are the same.
     """
 
     items: np.ndarray
@@ -32,13 +29,8 @@ def draw_noise(chosen: np.ndarray, sources: np.ndarray, answers: np.ndarray, *, 
     """Draws the share `ratio` of the items, to the nearest one, that get a wrong answer, and whose.
 
     The answer is that of another item of the same source, trained on or not, and never the same text where the source
-    has another one.
-
-    `chosen` is (T,) indices of the items that are trained on; `sources` (N,) numbers of the source, and `answers` (N,)
-    hashes of the answer, of each item of the pool.
-
-    Raises:
-        ConfigError: If too few items have another one in their source.
+    has another one. `chosen` is (T,) indices of the items that are trained on; `sources` and `answers` are (N,) numbers
+    of the source and hashes of the answer of each item of the pool. ConfigError if too few have another there.
 
     Example:
         >>> noise = draw_noise(np.arange(4), np.zeros(4, int), np.array([5, 5, 6, 7]), ratio=0.5, seed=0)

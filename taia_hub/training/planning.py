@@ -21,13 +21,9 @@ _MOST_ITEMS = {"cuda": 32, "mps": 8, "cpu": 8}
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate of a process's memory, in bytes.
+    """An estimate of a process's memory, in bytes; `available` is what is free, or None where it is not known.
 
-    Attributes:
-        weights: The base model and what is trained.
-        optimizer: Gradients and AdamW's two moments.
-        activations: Of one forward pass of `micro_batch_size` items of the longest length.
-        available: What is free, or None where it is not known.
+    `optimizer`: gradients and AdamW's moments; `activations`: a forward pass of `micro_batch_size` longest items.
     """
 
     weights: int
@@ -149,9 +145,6 @@ def make_plan(
     Of `items` (packed sequences) with `tokens` in all, epochs included, `lengths` are of some; the longest counts.
     `trained` is role to number of parameters. `micro_batch_size` is what an earlier part of this run took, or what is
     left after memory ran out; it goes before the recipe's. `notes` are what the user should know so far.
-
-    Raises:
-        ConfigError: If the batch cannot be shared among the processes, or there are no items.
     """
     if not items:
         raise ConfigError("The data holds no items to train on.", "Look at its files, and at max_length.")

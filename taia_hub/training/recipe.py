@@ -177,22 +177,11 @@ class TrainingRecipe:
         return self.alpha if isinstance(self.alpha, int) else self.alpha[role]
 
     def replace(self, **changes: Any) -> TrainingRecipe:
-        """Returns a recipe with other values in some fields.
-
-        Args:
-            **changes: Field to value.
-
-        Raises:
-            ConfigError: If a field is unknown or a value wrong.
-        """
+        """Returns a recipe with other values in some fields, checked again."""
         return self.from_mapping({**{one.name: getattr(self, one.name) for one in dataclasses.fields(self)}, **changes})
 
     def check_complete(self) -> None:
-        """Checks that the recipe names what a run needs: shipped recipes may leave base and data to the user.
-
-        Raises:
-            ConfigError: If base or data is missing, or a share is given of data that is not mixed.
-        """
+        """Raises ConfigError if base or data is missing, as in shipped recipes, or unmixed data is given a share."""
         if not self.base:
             raise ConfigError("The recipe names no base model.", "Give one: base in the YAML, or --base.")
         if not self.data and not self.in_domain:
@@ -229,16 +218,7 @@ class TrainingRecipe:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainingRecipe:
-        """Makes a recipe of names and values, as YAML and the command line give them.
-
-        Args:
-            values: Field to value; what is missing has its default.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ConfigError: If a field is unknown or a value wrong.
+        """Makes a recipe of names and values, as YAML and the command line give them; ConfigError if one is wrong.
 
         Example:
             >>> TrainingRecipe.from_mapping({"base": "org/base", "learning_rate": "1e-3"}).learning_rate
@@ -254,18 +234,7 @@ class TrainingRecipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainingRecipe:
-        """Reads a recipe.
-
-        Args:
-            path: A YAML file of field names and values.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            RepositoryError: If the file is missing.
-            ConfigError: If it is no YAML mapping, or a field or value is wrong.
-        """
+        """Reads a YAML file; RepositoryError if it is missing, ConfigError if it is no mapping or a value is wrong."""
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -287,17 +256,7 @@ class TrainingRecipe:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> TrainingRecipe:
-        """Reads a recipe file, or one that ships with the package.
-
-        Args:
-            name_or_path: A YAML file, or the name of a shipped recipe.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ConfigError: If there is no such file or recipe, or it is wrong.
-        """
+        """Reads a YAML file, or the recipe of this name that ships with the package; ConfigError if there is none."""
         name, known = str(name_or_path), recipe_names()
         if Path(name).is_file():
             return cls.from_yaml(name)

@@ -18,12 +18,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Row(NamedTuple):
-    """An item of a file.
+    """An item of a file, or the reason why it cannot be used, and the share of the file that was read, 0 to 1.
 
-    Attributes:
-        place: Of its line where the file has lines, as in `":3"`, else of its row, as in `", row 3"`; from 1.
-        item: The item, or the reason why it cannot be used.
-        done: Share of the file that was read, 0 to 1.
+    `place` is of its line where the file has lines, as in `":3"`, else of its row, as in `", row 3"`; from 1.
     """
 
     place: str
@@ -35,15 +32,6 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Reads a file, whose kind is found by its content: JSON Lines, one JSON array, Parquet; CSV by its ending.
 
     An array has to fit into memory; of the other kinds little more than an item is held.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its items, one after the other.
-
-    Raises:
-        OSError: If it cannot be read.
 
     Example:
         >>> import tempfile

@@ -207,12 +207,7 @@ def plan_training(
 
 
 def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> None:
-    """Checks what can be checked without the network.
-
-    Raises:
-        ConfigError: If there is no target, or base or data are missing.
-        RepositoryError: If the folder holds something else.
-    """
+    """Checks what needs no network: that target, base and data are named, and the folder holds nothing else."""
     recipe.check_complete()
     if not out and not push:
         raise ConfigError("Say where the trained model shall go.", "Use --out DIR or --push REPO, or both.")

@@ -21,15 +21,10 @@ from taia_hub.updates.peft.plain_lora import is_state_space
 
 @dataclass(frozen=True)
 class Target:
-    """A module, or a parameter of one, that can be trained.
+    """A module, or a parameter of one (also one that holds several experts), that can be trained.
 
-    Attributes:
-        path: Its path in the base model.
-        role: Its sublayer role.
-        layer: Index of its layer, or None outside the layers.
-        shape: Of an adapted weight: experts (1 for a linear layer), outputs and inputs. Empty in full fine-tuning.
-        parameters: Number of parameters that are trained there in full fine-tuning, 0 for LoRA.
-        is_experts: Whether it is a parameter that holds the weights of several experts.
+    `shape` is experts (1 for a linear layer), outputs and inputs of an adapted weight, empty in full fine-tuning;
+    `parameters` counts those trained in full fine-tuning, 0 for LoRA. `layer` is None outside the layers.
     """
 
     path: str
@@ -42,12 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is trained.
-
-    Attributes:
-        targets: The modules (full fine-tuning) or weights (LoRA), in the order of the model.
-        notes: What the user should know of the choice, a sentence each.
-    """
+    """The modules (full fine-tuning) or weights (LoRA) that are trained, in the model's order; `notes` for the user."""
 
     targets: tuple[Target, ...]
     notes: tuple[str, ...] = ()
@@ -59,10 +49,7 @@ class Selection:
 
 
 def select(model: nn.Module, recipe: TrainingRecipe) -> Selection:
-    """Finds what a recipe trains of a base model, on any device, also `meta`.
-
-    Raises:
-        SettingError: If an entry of `train_modules` selects nothing that can be trained.
+    """Finds what a recipe trains of a base model on any device, also `meta`; SettingError for an entry without effect.
 
     Example:
         >>> select(model, TrainingRecipe(train_modules="attention+ffn@0-7"))  # doctest: +SKIP

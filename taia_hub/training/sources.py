@@ -29,32 +29,20 @@ _HUB = re.compile(r"(?P<id>[^@:\s]+/[^@:\s]+)(@(?P<revision>[^@:\s]+))?(:((?P<co
 
 @dataclass(frozen=True)
 class HubName:
-    """A data set on the Hub, as `"org/name"`, `"org/name@revision"`, `"org/name:split"`, `"org/name:config/split"`.
-
-    Attributes:
-        id: Its id.
-        revision: Branch, tag or commit; None for main.
-        config: Its configuration; None for the only one.
-        split: Its split.
-    """
+    """A data set on the Hub, as `"org/name"`, `"org/name@revision"`, `"org/name:split"`, `"org/name:config/split"`."""
 
     id: str
-    revision: str | None = None
-    config: str | None = None
+    revision: str | None = None  # None: main
+    config: str | None = None  # None: the only one
     split: str = "train"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data whose every item can be trained on.
+    """Data whose every item can be trained on: N memory-mapped items, as of `cached_dataset`.
 
-    Attributes:
-        label: What it is called in the composition.
-        dataset: N items, memory-mapped, as of `cached_dataset`.
-        facts: What the record says of it; `items` are all that it has.
-        questions: (N,) int64 hashes of all turns but the answer.
-        answers: (N,) int64 hashes of the answer, the last turn.
-        fingerprint: Names its content and conversion.
+    `questions` and `answers` are (N,) int64 hashes of all turns but the last and of the last; `fingerprint` names
+    content and conversion, and `facts.items` are all that there are.
     """
 
     label: str
@@ -75,17 +63,9 @@ class _Opened:
 
 
 def parse_name(name: str) -> Path | HubName:
-    """Tells whether data is a file here or a data set on the Hub.
+    """Tells whether data is an existing file here or a data set on the Hub.
 
-    Args:
-        name: As the recipe has it.
-
-    Returns:
-        An existing file, or the parts of the name on the Hub.
-
-    Raises:
-        RepositoryError: If it is a folder, or looks like a file that is not there.
-        ConfigError: If it is neither a file nor a possible name on the Hub.
+    RepositoryError for a folder, or for what looks like a file and is not there; ConfigError for no possible name.
 
     Example:
         >>> parse_name("org/name@v1:default/test")
@@ -115,11 +95,6 @@ def read_sources(
     Converted items lie in the cache of `datasets` as Arrow files, named by the content they were made of, so that the
     same data is read once: later a file's bytes are compared by their hash. Data sets of the Hub are fixed to the
     commit that their revision points to now.
-
-    Raises:
-        RepositoryError: If a file or data set is not there or cannot be read.
-        ConfigError: If items are wrong, one is named twice, or a source is empty.
-        MissingDependencyError: If `datasets` is not installed.
     """
     datasets = import_or_raise("datasets", "train", "Training")
     found = [parse_name(name) for name in names]
@@ -142,10 +117,7 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
     """Makes a data set of what `rows` yields, memory-mapped, or takes it from the cache of `datasets`.
 
     An item has `messages`, `source`, and the int64 hashes `question` and `answer`; `fingerprint` names their content.
-
-    Raises:
-        RepositoryError: If the disk is full or cannot be written, or what lies in the cache is damaged.
-        ConfigError: If `rows` raises it.
+    RepositoryError if the disk is full, or what lies in the cache is damaged.
     """
     pyarrow = import_or_raise("pyarrow", "train", "Training")
     text, number = datasets.Value("string"), datasets.Value("int64")

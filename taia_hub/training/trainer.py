@@ -112,11 +112,7 @@ def _filled(dataset: Any, arguments: Any) -> Any:
 
 
 def check_packing(trainer: Any) -> None:
-    """Tries whether the model keeps items apart that share a sequence: not every architecture does.
-
-    Raises:
-        ConfigError: If an item's logits change with the item before it.
-    """
+    """Raises ConfigError if an item's logits change with the item before it, as in some architectures."""
     size = min(trainer.model.get_input_embeddings().weight.shape[0], _PROBE)
     first, second = list(range(size)) * 2, list(range(size))
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
@@ -152,14 +148,7 @@ def check_packing(trainer: Any) -> None:
 class Watch(TrainerCallback):
     """Marks whole checkpoints, measures the time, shows the progress and stops at a loss that is no number.
 
-    Args:
-        workspace: Where the run keeps its checkpoints.
-        seconds: Training time of earlier parts of the run.
-        progress: Called after each step.
-        is_main: Whether this process writes.
-
-    Attributes:
-        seconds: Training time so far, over all parts of the run.
+    `seconds` is the training time over all parts of the run; only with `is_main` this process writes.
     """
 
     def __init__(self, workspace: Workspace, seconds: float, progress: Progress | None, is_main: bool) -> None:
@@ -209,12 +198,7 @@ class Watch(TrainerCallback):
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Checks that the trackers of a recipe's `report_to` are there, before hours of training.
-
-    Raises:
-        ConfigError: If transformers knows no such tracker.
-        MissingDependencyError: If it is not installed.
-    """
+    """Checks that the trackers of a recipe's `report_to` are known and installed, before hours of training."""
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 

@@ -38,10 +38,9 @@ _FREE = (
 
 
 def base_files(folder: Path) -> dict[str, list[int]]:
-    """Describes a base model in a folder, to notice when it changes; nothing is read, and what is not there is empty.
+    """Returns size in bytes and time of change in ns of a base model's files by name, to notice when it changes.
 
-    Returns:
-        Name of each file that training reads to its size in bytes and its time of change in ns.
+    Nothing is read, and what is not there is empty.
 
     Example:
         >>> base_files(Path("nowhere"))
@@ -70,13 +69,7 @@ def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mappin
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint.
-
-    Attributes:
-        folder: Where it is.
-        step: Optimizer steps until it.
-        seconds: Training time until it.
-    """
+    """A whole checkpoint, with the optimizer steps and the training time until it."""
 
     folder: Path
     step: int
@@ -85,12 +78,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a run keeps what it needs to go on.
-
-    Attributes:
-        out: The folder of the repository that is made.
-        fingerprint: Of the run.
-    """
+    """Where the run of this fingerprint keeps what it needs to go on; `out` is the folder of the repository."""
 
     out: Path
     fingerprint: str
@@ -116,11 +104,7 @@ class Workspace:
         return Mark(self.folder / STATE, {"fingerprint": self.fingerprint})
 
     def refuse_another(self, recipe: TrainingRecipe) -> None:
-        """Refuses a folder in which another run was begun or finished, and says in what the recipes differ.
-
-        Raises:
-            ConfigError: If the folder is another run's.
-        """
+        """Refuses a folder in which another run was begun or finished, and says in what the recipes differ."""
         if state := self._mark.read():
             if self._mark.fits():
                 return
@@ -184,11 +168,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def sole_run(out: Path) -> Iterator[None]:
-    """Keeps a second run out of a resolved folder as long as the block goes on; the lock ends with the process.
-
-    Raises:
-        ConfigError: If another process of this machine trains into the folder.
-    """
+    """Keeps a second run out of a resolved folder as long as the block goes on; the lock ends with the process."""
     name = hashlib.sha256(os.fsencode(out)).hexdigest()[:32]
     busy = ConfigError(f"Another run is training into '{out}' now.", "Wait for it, or give another folder.")
     with sole(Path(constants.HF_HOME) / "taia-locks" / f"{name}.lock", busy):
@@ -196,12 +176,7 @@ def sole_run(out: Path) -> Iterator[None]:
 
 
 def check_out(out: Path) -> None:
-    """Refuses a folder that holds something else than a TAIA repository or a begun training.
-
-    Raises:
-        RepositoryError: If it is a file, holds other files, or is a mount or in a folder that cannot be written.
-        ConfigError: If its `config.json` is damaged.
-    """
+    """Refuses a folder that cannot be written or holds something else than a TAIA repository or a begun training."""
     if out.exists() and not out.is_dir():
         raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
     parent = next(path for path in out.absolute().parents if path.exists())
