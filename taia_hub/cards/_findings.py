@@ -49,7 +49,6 @@ class CardLine:
 
     Attributes:
         kind: `heading`, `text`, `code`, or `yours` between the user's markers.
-        title: Title of the section that it is in.
         section: Name of that section where taia-hub wrote it, else None.
     """
 

@@ -31,7 +31,6 @@ class _Entry:
     Attributes:
         value: Its value as Python writes it, which tells `1` from `true`.
         text: Its lines, with the comments above it.
-        comments: Those and the comments among its lines.
     """
 
     value: str

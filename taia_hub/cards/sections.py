@@ -34,13 +34,9 @@ _FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<yaml>.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a card from one heading of level one or two to the next.
+    """A part of a card from one heading of level one or two to the next, its lines without our marker.
 
-    Attributes:
-        line: Number of its first line in the card, from 1.
-        lines: Its lines, without the marker of a generated section.
-        name: Name of the generated section, or None for a person's.
-        written: The hash that its marker bears.
+    `name` is that of the generated section, or None for a person's; `written` is the hash in its marker.
     """
 
     line: int
@@ -75,13 +71,7 @@ class Section:
 
 @dataclass(frozen=True)
 class ParsedCard:
-    """A card in its parts.
-
-    Attributes:
-        keys: Metadata key to the hash of the value that was generated for it.
-        ours: Whether the card bears our mark.
-        block: The YAML block as it stands there.
-    """
+    """A card in its parts; `keys` are metadata key to the hash of the value that was generated for it."""
 
     metadata: Mapping[str, Any]
     keys: Mapping[str, str]

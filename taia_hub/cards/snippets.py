@@ -20,8 +20,6 @@ class Engines:
 
     Attributes:
         vllm_rank: vLLM's `--max-lora-rank` for it, or None where vLLM refuses it.
-        llama_cpp: Whether llama.cpp's converter reads it rightly.
-        repo: Hub id of the repository that the update lies in.
         folder: Name of the folder that the download gets.
         path: Folder of the update in that repository, or "".
     """

@@ -38,7 +38,6 @@ class Choice:
 
     Attributes:
         where: What decided: `"over these 3 tasks"` or `"on MATH"`.
-        score: Its score as the table shows it.
         others: Labels of settings that may be as good.
     """
 

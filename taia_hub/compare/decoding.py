@@ -49,18 +49,8 @@ def decode(
     generator is consumed. Closing the generator ends generation after the step at hand and frees its memory before
     `close()` returns.
 
-    Args:
-        model: A TAIA language model.
-        prompts: M prompts, each (1, T) int64 tokens with its own T; shorter ones are padded on the left.
-        settings: M settings, one a row.
-        generation: How to generate.
-        seed: Seed of the rows' random generators, the same for each row.
-
-    Yields:
-        M tokens, one a row; rows that ended give padding.
-
-    Raises:
-        Whatever `generate` raises.
+    Each of the M `prompts` is (1, T) int64 tokens with its own T, padded on the left, and each has one of the M
+    `settings`. A step yields M tokens; rows that ended give padding. What `generate` raises comes through.
     """
     rows = len(settings)
     inputs, mask = _batch(prompts, generation.pad_token_id or 0)  # (M, T)

@@ -26,13 +26,7 @@ _FORM = '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}
 
 @dataclass(frozen=True)
 class PromptLine:
-    """A prompt of a file.
-
-    Attributes:
-        number: Number of its line, from 1.
-        id: Its id, or None.
-        messages: The messages, a system message first where there is one.
-    """
+    """A prompt of a file, with its line, from 1; a system message, if any, stands first."""
 
     number: int
     id: str | None
@@ -46,12 +40,7 @@ class PromptLine:
 
 @dataclass(frozen=True)
 class ComparedPrompt:
-    """A prompt of a file with its answers.
-
-    Attributes:
-        line: The prompt.
-        comparison: Its answers.
-    """
+    """A prompt of a file with its answers."""
 
     line: PromptLine
     comparison: Comparison
@@ -60,11 +49,8 @@ class ComparedPrompt:
 def read_prompts(path: Path, system: str | None = None) -> tuple[PromptLine, ...]:
     """Reads a JSONL file of prompts; nothing is returned unless all of its lines are good.
 
-    Each line holds a `prompt` or `messages`, and an `id` or none; `system` is the system message of every prompt.
-
-    Raises:
-        RepositoryError: If the file cannot be read.
-        ConfigError: If it has no lines, or bad ones; the first ones are named with their reason.
+    Each line holds a `prompt` or `messages`, and an `id` or none; `system` is the system message of every prompt. A
+    `ConfigError` names the first bad lines with their reason.
     """
     _, found = read_lines(path, lambda text: _parse(text, system), _FORM)
     lines = tuple(PromptLine(number, id, messages) for number, (id, messages) in found)
@@ -99,29 +85,12 @@ def compare_file(
     What is in that file already is not made again, so an interrupted run goes on where it ended; half a line at its
     end is dropped.
 
-    Args:
-        model: A TAIA language model.
-        tokenizer: Its tokenizer.
-        path: JSONL file of prompts.
-        out: JSONL file of comparisons.
-        identity: Which model this is.
-        modes: Different settings, one an answer.
-        system: Text of a system message for every prompt.
-        chat: Whether the chat template is applied, where the tokenizer has one.
-        seed: Seed of the sampling.
-        measures: Whether entropies and log-likelihoods are measured.
-        overwrite: Whether `out` begins anew.
-        progress: Called as prompts are done.
-        **generation: Keywords of `generate`.
-
-    Returns:
-        The prompts in order, with their answers.
+    `identity` says which model this is, `modes` are different settings, one an answer, and the further keywords are
+    those of `generate`. Returned are the prompts in order, with their answers.
 
     Raises:
-        RepositoryError: If a file cannot be read or written.
         ConfigError: If a prompt is malformed or too long; if `out` is no file of comparisons, or one of another model
             or other settings. Nothing was run.
-        SettingError: If a setting is not understood, cannot act on this model, or was given twice.
         OutOfMemoryError: If the memory does not suffice; what was compared before is kept.
     """
     prompts = read_prompts(path, system)

@@ -24,13 +24,7 @@ _WAY_OUT = "Choose another file with --out, or throw the earlier comparisons awa
 
 @dataclass(frozen=True)
 class Run:
-    """What all comparisons of a file have in common: the model, the settings and how is generated.
-
-    Attributes:
-        model: Which model answers.
-        modes: The settings, as `config.json` stores them.
-        options: How is generated.
-    """
+    """What all comparisons of a file share: the model, the settings as in `config.json`, and how is generated."""
 
     model: ModelIdentity
     modes: tuple[Any, ...]
@@ -54,17 +48,8 @@ class Run:
 class Comparisons:
     """The file that comparisons are kept in; open for appending inside a `with`.
 
-    Args:
-        path: The file.
-        run: What its comparisons must have in common.
-        overwrite: Whether it begins anew.
-
-    Attributes:
-        found: Key to comparison.
-
-    Raises:
-        RepositoryError: If it cannot be read or, on entering, written.
-        ConfigError: If it is no file of comparisons, or holds those of another run.
+    `found` is key to comparison. A file that is none of comparisons, or holds those of another run, is a `ConfigError`,
+    unless `overwrite` begins it anew.
     """
 
     def __init__(self, path: Path, run: Run, *, overwrite: bool = False) -> None:
@@ -101,11 +86,7 @@ class Comparisons:
         self._open.close()
 
     def append(self, key: str, id: str | None, comparison: Comparison) -> None:
-        """Adds a comparison as a line of its own, found by its key; the prompt's id is for readers of the file.
-
-        Raises:
-            RepositoryError: If it cannot be written.
-        """
+        """Adds a comparison as a line of its own, found by its key; the prompt's id is for readers of the file."""
         record = {"key": key, "id": id, "run": self.run.to_json(), "comparison": comparison.to_json()}
         rest = memoryview((_START + json.dumps(record)[1:] + "\n").encode())
         try:
@@ -142,11 +123,7 @@ class Comparisons:
 
 
 def check_out(path: Path) -> None:
-    """Refuses a place that no file can be written to, before any work is done.
-
-    Raises:
-        RepositoryError: If it is a folder or a device, or its own folder is missing or read-only.
-    """
+    """Refuses a folder, a device, and a place in a missing or read-only folder, before any work is done."""
     try:
         if path.is_dir():
             raise RepositoryError(f"'{path}' is a folder.", "Name a file with --out.")
@@ -163,12 +140,7 @@ def check_out(path: Path) -> None:
 
 
 def read_comparison(value: Mapping[str, Any]) -> Comparison:
-    """Reads what `Comparison.to_json` made.
-
-    Raises:
-        KeyError: If something is missing.
-        TypeError: If something is there that does not belong, or of another type.
-    """
+    """Reads what `Comparison.to_json` made; other values are a `KeyError` or a `TypeError`."""
     answers = [
         ComparedAnswer(**{**answer, "tokens": tuple(answer["tokens"]), "entropy": tuple(answer["entropy"])})
         for answer in value["answers"]

@@ -14,11 +14,10 @@ from taia_hub.errors import SettingError
 
 @dataclass(frozen=True)
 class Measures:
-    """Measures of one answer of n tokens.
+    """Measures of one answer of n tokens, in nats.
 
-    Attributes:
-        log_likelihoods: M floats in nats: the sum over the answer's tokens that each mode gives to it.
-        entropy: n floats in nats: the entropy of the mode that wrote the answer, before each of its tokens.
+    `log_likelihoods` are M floats, the sum over the answer's tokens that each mode gives to it; `entropy` is n floats,
+    that of the mode that wrote the answer, before each of its tokens.
     """
 
     log_likelihoods: tuple[float, ...]

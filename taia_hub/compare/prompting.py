@@ -28,22 +28,16 @@ LEAST_TEMPERATURE = 1e-4
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model reads it.
-
-    Attributes:
-        input_ids: (1, T) int64 tokens.
-        notes: What the user should know, such as that there is no chat template.
-    """
+    """A prompt as the model reads it: (1, T) int64 tokens, with notes such as that there is no chat template."""
 
     input_ids: torch.Tensor
     notes: tuple[str, ...] = ()
 
 
 def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Mapping[str, str], ...]:
-    """Reads a prompt: a text, or the messages of a conversation, after a system message where one is given.
+    """Reads a prompt: a text, or the messages of a conversation that ends with the user's.
 
-    Raises:
-        ConfigError: If there is no text, a message is malformed, or the last one is not the user's.
+    A system message goes before them where one is given.
 
     Example:
         >>> read_messages("Hello")
@@ -64,11 +58,7 @@ def read_messages(prompt: str | Messages, system: str | None = None) -> tuple[Ma
 
 
 def with_history(messages: tuple[Mapping[str, str], ...], history: Messages) -> tuple[Mapping[str, str], ...]:
-    """Puts an earlier conversation of users and assistants before a prompt, after its system message.
-
-    Raises:
-        ConfigError: If a message is malformed.
-    """
+    """Puts an earlier conversation of users and assistants before a prompt, after its system message."""
     first = 1 if messages[0]["role"] == "system" else 0
     return (*messages[:first], *_checked(history), *messages[first:])
 
@@ -89,8 +79,7 @@ def _checked(messages: Messages) -> list[Mapping[str, str]]:
 def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str], ...], *, chat: bool = True) -> Prompt:
     """Turns messages into tokens, by the chat template where there is one and `chat` is true.
 
-    Raises:
-        ConfigError: If the chat template refuses the messages, or they leave no room for an answer.
+    Messages that leave no room for an answer are a `ConfigError`.
     """
     lacking = chat and not tokenizer.chat_template
     notes = ("The model has no chat template: the text was taken as it is.",) if lacking else ()
@@ -118,10 +107,8 @@ def read_generation(
 ) -> GenerationConfig:
     """Checks keywords of `generate` and completes them from the model's own configuration.
 
-    The answers are cut to the room that the longest prompt leaves.
-
-    Raises:
-        ConfigError: If a keyword is not known or cannot be used in a comparison.
+    The answers are cut to the room that the longest prompt leaves. Keywords that no comparison can use are a
+    `ConfigError`.
     """
     config: GenerationConfig = copy.deepcopy(model.generation_config)
     for message, hint in _wrong_names(generation, set(config.to_dict()) | set(GenerationConfig().to_dict())):

@@ -59,9 +59,6 @@ def to_html(comparison: Comparison, against: str | None = None) -> str:
     """Writes a comparison as a `<div>` with its style, a column an answer.
 
     Additions to the mode `against` are `<ins>`, omissions `<del>`.
-
-    Raises:
-        SettingError: If there is no answer of `against`.
     """
     columns = []
     for answer in comparison.answers:

@@ -252,9 +252,6 @@ class GrowingText:
     A token alone is no text: it may hold part of a character, and its leading space depends on the token before. So
     a short window of tokens is decoded with and without the new ones, and the difference is appended.
 
-    Args:
-        tokenizer: The tokenizer.
-
     Example:
         ```python
         text = GrowingText(tokenizer)

@@ -36,9 +36,6 @@ def overview(comparisons: Sequence[tuple[str, Comparison]], reference: str) -> T
     """Makes a table of many prompts: how long each answer is, where it parts from a reference, and the mean speeds.
 
     The comparisons, each with the name of its prompt, are all under the same modes.
-
-    Raises:
-        SettingError: If there is no answer of `reference`.
     """
     modes = comparisons[0][1].modes
     rows = []

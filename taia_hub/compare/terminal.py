@@ -65,9 +65,7 @@ def is_terminal(file: TextIO) -> bool:
 class LiveColumns:
     """Draws a comparison over itself as it grows, a column a mode, or one under the other where it is narrow.
 
-    Args:
-        console: A terminal, of `make_console`.
-        against: Label of the mode that the finished answers are compared with word by word, or None.
+    `against` is the label of the mode that the finished answers are compared with word by word, or None.
 
     Example:
         ```python
@@ -110,9 +108,6 @@ def plain_answers(comparison: Comparison, against: str | None = None) -> str:
     """Writes answers one after the other, each under its mode, without control characters.
 
     They are compared with the mode `against`, if any: `{+added+}`, `[-left out-]`.
-
-    Raises:
-        SettingError: If there is no answer of `against`.
     """
     pieces = []
     for answer in comparison.answers:

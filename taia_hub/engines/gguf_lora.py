@@ -41,15 +41,7 @@ class Base:
 
 @dataclass(frozen=True)
 class GGUFLora:
-    """What was written.
-
-    Attributes:
-        path: The file.
-        architecture: Architecture of the base model.
-        modules: Number of matrices with a LoRA.
-        rank: The LoRA's rank.
-        size: Bytes.
-    """
+    """What was written: a file of `size` bytes, with a LoRA on `modules` matrices."""
 
     path: Path
     architecture: str
@@ -88,13 +80,7 @@ Deliberately closed: where the converter reorders rows (Falcon, BLOOM, GPT-NeoX,
 
 
 def read_base(path: Path) -> Base:
-    """Reads the header of a base model's GGUF file.
-
-    Raises:
-        RepositoryError: If the file is missing, is no GGUF, or is one part of several.
-        UnsupportedUpdateError: If it is no model whose LoRA can be written.
-        MissingDependencyError: If `gguf` is not installed.
-    """
+    """Reads the header of a base model's GGUF file; one part of several is refused."""
     gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
     if not path.is_file():
         raise RepositoryError(f"There is no GGUF file '{path}'.", HOW_TO_GET_A_GGUF)
@@ -134,22 +120,14 @@ def write_gguf_lora(
 ) -> GGUFLora:
     """Writes a plain LoRA of PEFT as a GGUF LoRA, one tensor in memory at a time.
 
-    Args:
-        adapter: Folder that `taia export` or PEFT wrote, with one scale for all modules.
-        base: The base model as GGUF, of any precision; only its header is read. Or what `read_base` made of it.
-        out: The file to write; what is there is replaced when the new one is whole.
-        dtype: Type of the tensors.
-
-    Returns:
-        What was written.
+    `adapter` is a folder of `taia export` or PEFT, with one scale for all modules; `base` is a GGUF of any precision,
+    of which only the header is read, or what `read_base` made of it. A file that is there is replaced when the new one
+    is whole.
 
     Raises:
-        RepositoryError: If a file is missing, damaged or cannot be written.
         UnsupportedUpdateError: If llama.cpp cannot apply it: another method, several scales, biases, embeddings, or an
             architecture that is not known here.
         UpdateMismatchError: If a tensor does not fit the base.
-        ConfigError: If `dtype` is none of the two.
-        MissingDependencyError: If `gguf` is not installed.
 
     Example:
         ```python

@@ -38,11 +38,7 @@ def convert(
     """Makes LoRA pairs of updates that are none, one module at a time; the others are passed by.
 
     The factors lie in files of `folder`; beside them comes the relative Frobenius error of each module by path. Other
-    methods than additive ones need the base's weights.
-
-    Raises:
-        UnsupportedUpdateError: If an update changes more than the weight of a linear layer.
-        RepositoryError: If the base's weights are gone or damaged.
+    methods than additive ones need the base's weights. Refused is what changes more than the weight of a linear layer.
     """
     wanted = [one for one in acting if not one.is_plain]
     checkpoint = None

@@ -110,12 +110,7 @@ def factor_names(path: str, is_embedding: bool = False) -> tuple[str, str]:
 
 
 def acting_modules(update: OpenedUpdate, setting: Any) -> tuple[ActingModule, ...]:
-    """Finds the modules whose updates act under a setting, and refuses what no plain LoRA can hold.
-
-    Raises:
-        SettingError: If nothing acts, or the setting is not possible on this update.
-        UnsupportedUpdateError: If the update of an acting module cannot be a plain LoRA.
-    """
+    """Finds the modules whose updates act under a setting; refuses what no plain LoRA holds, and where nothing acts."""
     acting = [(entry, weight) for entry, weight in update.weights(setting) if weight and not _is_idle(entry[2])]
     if not acting:
         label = parse_setting(setting).label

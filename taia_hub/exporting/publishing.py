@@ -42,7 +42,6 @@ def push_adapters(
     Raises:
         RepositoryError: If the repository holds another model or is what is exported, the base model is a folder, or a
             request fails.
-        TAIAError: As of `export_adapters`; nothing is published.
     """
     commit = commit or hub.Commit()
     head = _look(repo_id, commit.token)

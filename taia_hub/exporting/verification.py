@@ -69,9 +69,6 @@ def compare_outputs(
 
     The base is in its own dtype where the update's tensors were kept, and in float32 elsewhere. Returned is the largest
     difference of an output, by the largest output; 0 where all are equal.
-
-    Raises:
-        RepositoryError: If the base model cannot be loaded.
     """
     options = {"dtype": "auto" if kept else torch.float32, "trust_remote_code": trust_remote_code}
     base = _base(update, access, **options)

@@ -47,12 +47,7 @@ class Planned:
 
 
 def write_tensors(path: Path, tensors: Sequence[Planned], advance: Callable[[int, int], None] | None = None) -> int:
-    """Writes tensors into one safetensors file, one computed tensor in memory at a time; returns its size in bytes.
-
-    Raises:
-        RepositoryError: If a file that is copied from ends early or cannot be read.
-        OSError: If the file cannot be written.
-    """
+    """Writes tensors into one safetensors file, one computed tensor in memory at a time; returns its size in bytes."""
     # The widest dtypes first, so that every tensor lies at a multiple of its element's size.
     ordered = [one.outgoing() for one in sorted(tensors, key=lambda one: (-one.dtype.itemsize, one.name))]
     done, end = 0, sum(one.size for one in ordered)
@@ -76,8 +71,7 @@ def read_factor(factor: StoredTensor | Tensor) -> Tensor:
 def new_folder(out: Path) -> Iterator[Path]:
     """Gives a scratch folder beside `out`, which takes its name when the block succeeds.
 
-    Raises:
-        RepositoryError: If `out` holds something, before the block or after it, or cannot be written.
+    Something in `out`, before the block or after it, is an error.
     """
     out = out.resolve()  # a link to a folder stays one
     hub.check_new(out)

@@ -27,12 +27,10 @@ _WAY_OUT = "Choose a mode in which it does not act, or use the update unmerged."
 
 @dataclass(frozen=True)
 class Change:
-    """The update of one module that acts.
+    """The update of one module that acts, with a weight in (0, 1].
 
-    Attributes:
-        entry: Which one, as in `OpenedUpdate.layers`.
-        weight: Its weight in (0, 1].
-        parameters: Names of tensors within the module to those of the parameters in the whole model.
+    `entry` is as in `OpenedUpdate.layers`; `parameters` are names of tensors within the module to those in the whole
+    model.
     """
 
     entry: Entry
@@ -46,7 +44,6 @@ class Job:
 
     Attributes:
         groups: What is read, and which parameters it becomes.
-        changes: What is merged into the parameters.
         untied: Name in the new file of each parameter that had no tensor of its own, to the parameter.
     """
 
@@ -87,9 +84,7 @@ class Job:
 def find_changes(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any) -> tuple[Change, ...]:
     """Finds which parameters of the base, with its head, an update changes under a setting.
 
-    Raises:
-        SettingError: If the setting is not understood or cannot act on this update.
-        UnsupportedUpdateError: If two updates act on one parameter.
+    Two updates of one parameter are refused.
     """
     prefix = f"{checkpoint.model.base_model_prefix}." if update.files.features_only else ""
     changes, taken = [], dict[str, str]()

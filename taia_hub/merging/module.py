@@ -35,16 +35,8 @@ def holding(update: OpenedUpdate, entry: Entry) -> Iterator[Any]:
 
     Tensors of 16 bits become float32, as PEFT has them by default. Nothing is done where the layers hold their tensors.
 
-    Args:
-        update: The update.
-        entry: One of its `layers`.
-
-    Yields:
-        The layer, whose own parameters are real tensors on the CPU.
-
-    Raises:
-        RepositoryError: If the file is gone or damaged.
-        TypeError: If the update was opened lean.
+    It yields the layer, whose own parameters are real tensors on the CPU. An update that was opened lean is a
+    `TypeError`.
     """
     _, _, layer = entry
     if isinstance(layer, LoraPair):
@@ -86,19 +78,8 @@ def merged_weights(
     Bit for bit what `PeftModel.merge_and_unload` gives on the CPU for this module, in the dtype of `base`. A weight
     between 0 and 1 multiplies the LoRA's scaling. Of a full fine-tune: the tuned tensors, or `torch.lerp` of both.
 
-    Args:
-        update: The update.
-        entry: One of its `layers`.
-        base: The base's own tensors of that module, by their names within it, on the CPU.
-        weight: Weight in (0, 1]; below 1 only where `Site.whole_only` is None.
-        in_place: Whether the tensors of `base` may be overwritten, which saves the memory of a copy.
-
-    Returns:
-        The merged tensors, by the same names. Nothing of them is kept.
-
-    Raises:
-        UnsupportedUpdateError: If the update depends on the input, or PEFT cannot merge it.
-        RepositoryError: If the update's files are gone or damaged.
+    `base` is the base's tensors on the CPU, by their names within the module, as are those returned; with `in_place`
+    they may be overwritten, which saves a copy. `weight` is in (0, 1], below 1 only where `Site.whole_only` is None.
     """
     _, site, layer = entry
     if update.kind is DENSE:
@@ -120,11 +101,7 @@ def merged_weights(
 
 
 def check_mergeable(update: OpenedUpdate) -> None:
-    """Refuses methods that cannot be merged one module at a time.
-
-    Raises:
-        UnsupportedUpdateError: If it is of such a method.
-    """
+    """Refuses methods that cannot be merged one module at a time."""
     method = update.update.method
     if update.kind is PEFT and method not in MERGEABLE:
         raise UnsupportedUpdateError(

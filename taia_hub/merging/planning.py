@@ -24,12 +24,9 @@ from taia_hub.weights.skeleton import build
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the merged checkpoint.
+    """A tensor of the merged checkpoint, with its name, dtype and shape there.
 
     Attributes:
-        name: Its name in the file.
-        dtype: Its dtype there.
-        shape: Its shape.
         source: The base's tensor in whose place it stands, or beside which it is written.
         job: What computes it; None where the base's is copied.
     """
@@ -51,13 +48,11 @@ class MergePlan:
     """What is to be written.
 
     Attributes:
-        setting: Label of the setting.
         shards: Name of each file to its tensors, in the order that they are written.
         modules: Role to the number of modules whose update is merged.
         untied: Whether embeddings and head are tied in the base and no longer here.
         vocabulary: The new number of rows of embeddings and head, where it is another one.
         dtype: The dtype of most of the weights.
-        notes: What to know of it.
     """
 
     setting: str
@@ -75,11 +70,7 @@ class MergePlan:
 
 
 def parse_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    """Reads the dtype that a merged checkpoint shall have, from its name or itself; None is that of the base.
-
-    Raises:
-        ConfigError: If weights are not stored in it.
-    """
+    """Reads the dtype of a merged checkpoint, from its name or itself; None is that of the base."""
     if value is None or value == "auto":
         return None
     named = {str(one).removeprefix("torch."): one for one in DTYPES.values()}
@@ -90,12 +81,7 @@ def parse_dtype(value: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_setting(update: OpenedUpdate, setting: Any) -> str:
-    """Refuses a setting that cannot be merged, before any weight is fetched; returns its label.
-
-    Raises:
-        SettingError: If it is not understood, cannot act on this update, or nothing acts.
-        UnsupportedUpdateError: If routed experts act.
-    """
+    """Refuses a setting that cannot be merged or merges nothing, before any weight is fetched; returns its label."""
     if isinstance(setting, (list, tuple)) and setting and not isinstance(setting[0], (list, tuple)):
         raise SettingError("A list means one setting a row of a batch.", "Merge one mode at a time.")
     label = update.switch.resolve(setting).settings[0].label
@@ -126,10 +112,6 @@ def plan_merge(
     """Plans the merged checkpoint; no weight is read, unless two tied tensors both change.
 
     Floating-point weights become `dtype`, or stay each as it is where it is None.
-
-    Raises:
-        SettingError: If the setting cannot be merged.
-        UnsupportedUpdateError: If the update cannot be merged.
     """
     label = check_setting(update, setting)
     changes = find_changes(update, checkpoint, setting)

@@ -49,11 +49,8 @@ def push_merged(
 def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None = None) -> CommitInfo:
     """Publishes a merged model in one commit, which also deletes shards of an earlier one that it has no more.
 
-    A person's edits of the card that is there stay.
-
-    Raises:
-        RepositoryError: If the repository is not ours to replace, gets another commit meanwhile, or a request fails; it
-            is as it was before.
+    A person's edits of the card that is there stay. Where another commit came meanwhile, the repository stays as it
+    was, and a `RepositoryError` says so.
     """
     commit = commit or hub.Commit()
     head, shards = _look(repo_id, commit.token, (report.source, report.base))

@@ -19,11 +19,7 @@ _PARTIAL = ".partial"
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keeps every other merge out of a target, an absolute path, and of its hidden folder until the block ends.
-
-    Raises:
-        RepositoryError: If another merge is running there, or a file cannot be written beside the target.
-    """
+    """Keeps other merges out of a target, an absolute path, and of its hidden folder; where one runs, it is refused."""
     lock = out.parent / f".{out.name}-merging.lock"
     busy = RepositoryError(
         f"Another merge into '{out}' is running.", "Wait until it has ended, or choose another folder."
@@ -46,9 +42,7 @@ def check_target(out: Path) -> None:
 class Scratch:
     """A hidden folder beside the target, with the shards that are finished and what they are made from.
 
-    Args:
-        out: The target, an absolute path.
-        fingerprint: Names all that the shards depend on; shards of another fingerprint are thrown away.
+    Shards of another `fingerprint`, which names all that they depend on, are thrown away.
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:

@@ -33,11 +33,7 @@ def write_texts(
     access: hub.HubAccess,
     trust_remote_code: bool = False,
 ) -> tuple[str, ...]:
-    """Writes all files beside the shards into the folder of the merged checkpoint; returns what to know of them.
-
-    Raises:
-        RepositoryError: If the Hub cannot be reached, or a file cannot be written.
-    """
+    """Writes all files beside the shards into the folder of the merged checkpoint; returns what to know of them."""
     _write_json(folder / hub.CONFIG, merged_config(hub.read_json(checkpoint.folder / hub.CONFIG), plan))
     if set(plan.shards) != {SINGLE}:
         placed = {piece.name: file for file, pieces in plan.shards.items() for piece in pieces}

@@ -27,13 +27,8 @@ def write_plan(
 ) -> None:
     """Writes the shards that are not there yet, and enters each in `scratch` when it is whole.
 
-    `advance` is called with the number of bytes after each piece, from any thread.
-
-    Raises:
-        RepositoryError: If a file cannot be read.
-        UnsupportedUpdateError: If PEFT cannot merge the update.
-        ConfigError: If a dtype cannot hold a weight.
-        OSError: If a shard cannot be written.
+    `advance` is called with the number of bytes after each piece, from any thread. A dtype that cannot hold a weight is
+    a `ConfigError`; a shard that cannot be written, an `OSError`.
     """
     stop = threading.Event()
     # One job at a time, because it fills the layers, and in one thread: every thread that computes keeps buffers.

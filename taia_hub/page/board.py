@@ -18,11 +18,9 @@ class Turn:
     """One prompt with its answers, as a user sees them.
 
     Attributes:
-        comparison: The answers so far.
         order: Position of each column's answer in `comparison.answers`.
         blind: Whether the columns' names are hidden until the vote.
         vote: Column that was voted for, -1 for all alike, or None.
-        running: Whether answers are still coming.
         passed: Whether the conversation went on, so that it can no longer be voted on.
     """
 

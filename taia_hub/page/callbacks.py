@@ -118,11 +118,7 @@ class Callbacks:
         return voted
 
     def download(self, turns: Turns, form: str) -> str:
-        """Writes a conversation for a file, in the form `"json"` or `"markdown"`.
-
-        Raises:
-            ConfigError: If there is nothing yet, or names are hidden until the vote.
-        """
+        """Writes a conversation as `"json"` or `"markdown"`; refuses while names are hidden until the vote."""
         if not turns:
             raise ConfigError("There is nothing to save yet.", "Ask something first.")
         if any(turn.hidden for turn in turns):
@@ -133,13 +129,9 @@ class Callbacks:
         return "\n---\n\n".join(one.to_markdown() for one in comparisons)
 
     def figure(self, name: str | None) -> tuple[str, str]:
-        """Draws the update of the model by layer, from the update's files alone.
+        """Draws the update of the model by layer, from its files alone.
 
-        Returns:
-            Path of a PNG and words for those who do not see it.
-
-        Raises:
-            TAIAError: If the repository cannot be read.
+        Returns the path of a PNG, and words for those who do not see it.
         """
         return _figure(*self.repository(name), self.token if self.settings.model_id else False)
 

@@ -69,11 +69,7 @@ def stop(turns: Turns) -> Turns:
 
 
 def vote(turns: Turns, choice: int | None) -> Turns:
-    """Votes for a column of the latest turn, -1 for all alike, which shows its names.
-
-    Raises:
-        ConfigError: If nothing was chosen, there is nothing to vote for, or a vote was given.
-    """
+    """Votes for a column of the latest turn, -1 for all alike, which shows its names; a second vote is refused."""
     if not turns or turns[-1].running:
         raise ConfigError("There are no answers to vote for yet.", "Wait until they are complete.")
     if turns[-1].vote is not None:

@@ -16,14 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to answer.
-
-    Attributes:
-        name: Hub id or folder, as it was asked for.
-        revision: Revision, as it was asked for.
-        model: The TAIA model, in evaluation mode.
-        tokenizer: Its tokenizer.
-    """
+    """A model in evaluation mode with its tokenizer; name and revision are as they were asked for."""
 
     name: str
     revision: str | None
@@ -48,11 +41,7 @@ class Models:
         self._latest: LoadedModel | None = None
 
     def get(self, name: str, revision: str | None = None) -> LoadedModel:
-        """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once.
-
-        Raises:
-            TAIAError: If it cannot be loaded.
-        """
+        """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once."""
         with self._lock:
             if self._latest is None or (self._latest.name, self._latest.revision) != (name, revision):
                 device = choose_device()

@@ -23,16 +23,9 @@ NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One request for answers side by side.
+    """One request for answers side by side, by 1 to 4 modes in the order of the columns.
 
-    Attributes:
-        prompt: What the user wrote.
-        modes: 1 to 4 settings, in the order of the columns.
-        system: System message, or an empty text.
-        histories: The conversation before, one a mode; empty at its start.
-        temperature: 0 for greedy answers.
-        max_new_tokens: Longest answer in tokens.
-        seed: Seed of the sampling.
+    `histories` are the conversation before, one a mode, empty at its start. Temperature 0 is greedy.
     """
 
     prompt: str
@@ -63,25 +56,10 @@ def read_question(
     max_new_tokens: Any = 128,
     seed: Any = 0,
 ) -> Question:
-    """Checks what came from a page or an API call.
+    """Checks what came from a page or an API call: types, ranges, and the page's limits in `settings`.
 
-    Args:
-        settings: The page's limits.
-        prompt: The text.
-        modes: Mode names or mappings.
-        ffn_weight: Weight of the feed-forward update in one more column, between TAIA (0) and vanilla (1), or None.
-        system: System message.
-        histories: Label of a mode to its conversation so far.
-        temperature: At least 0.
-        max_new_tokens: At least 1, and no more than the page allows.
-        seed: A whole number.
-
-    Returns:
-        The question.
-
-    Raises:
-        ConfigError: If a value is missing, of the wrong type or out of range.
-        SettingError: If a mode is not understood, or there are too many.
+    `ffn_weight` gives one more column, between TAIA (0) and vanilla (1); `histories` are label of a mode to its
+    conversation so far. What is wrong is a `ConfigError`, or a `SettingError` for the modes.
     """
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigError("The prompt is empty.", "Write a text.")

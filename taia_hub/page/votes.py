@@ -17,15 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class Votes:
-    """Keeps votes in a file.
+    """Keeps votes in a file, made with its folder at the first vote.
 
-    Args:
-        path: The file; made with its folder at the first vote.
-        dataset: Data set on the Hub that the file is uploaded to every few minutes, or None.
-        token: Access token, needed for a data set.
-
-    Raises:
-        RepositoryError: If the data set cannot be made or reached.
+    It is uploaded every few minutes to the data set on the Hub `dataset`, if any, which needs a token.
     """
 
     def __init__(self, path: Path, dataset: str | None = None, token: str | None = None) -> None:
@@ -56,11 +50,7 @@ class Votes:
             self._lock = scheduler.lock
 
     def add(self, turns: Turns) -> None:
-        """Appends the vote of the latest turn, with the conversation that each mode had before.
-
-        Raises:
-            RepositoryError: If the file cannot be written.
-        """
+        """Appends the vote of the latest turn, with the conversation that each mode had before."""
         turn = turns[-1]
         choice, comparison = -1 if turn.vote is None else turn.vote, turn.comparison
         histories = histories_of(turns[:-1], comparison.modes)

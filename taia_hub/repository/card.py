@@ -71,9 +71,6 @@ def with_side_files(data: cards.CardData, config: Fields, files: SideFiles, *, s
     """Adds what the files beside a model say, as far as they are of this model.
 
     A file of another model is an error where `strict`, and left out with a warning elsewhere.
-
-    Raises:
-        ConfigError: If a file is damaged or of another model, and `strict`.
     """
     expected = ModelIdentity(
         data.repo_id,
@@ -155,9 +152,6 @@ def describe_files(
 
     No weights are loaded. What can be wrong with the files is told before the base model's structure is built, for
     which its own code may run.
-
-    Raises:
-        TAIAError: If a file is missing or malformed.
     """
     if found.holder.revision is None:
         hub.update_weights(found.folder, found.kind)

@@ -36,14 +36,10 @@ _FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
 
 @dataclass(frozen=True)
 class MadeCard:
-    """A card that was made again, and what goes with it.
+    """A card that was made again, and what goes with it; keys are paths in the repository.
 
     Attributes:
-        source: The repository.
-        text: The card.
-        before: The card that is there, or None.
         kept: What of a person's stayed, a sentence each.
-        texts: More text files: path in the repository to content.
         files: Files that were given: path in the repository to path on this disk.
         stale: Paths of what an earlier card wrote beside itself and these results do not give.
     """
@@ -73,11 +69,7 @@ class MadeCard:
 
 
 def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) -> None:
-    """Refuses words that cannot be followed together.
-
-    Raises:
-        ConfigError: If more than one is asked for, or the repository is no place for it.
-    """
+    """Refuses words that cannot be followed together, or not for this repository."""
     if write + push + check > 1:
         raise ConfigError("--write, --push and --check exclude each other.", "Give one of them.")
     if write and not os.path.isdir(repo):
@@ -119,11 +111,7 @@ def make_card(
 
 
 def write_card(made: MadeCard) -> str:
-    """Writes a card, and what goes with it, into its folder, and says where it is.
-
-    Raises:
-        RepositoryError: If the disk is full or the folder cannot be written.
-    """
+    """Writes a card, and what goes with it, into its folder, and says where it is."""
     folder = made.source.folder
     with hub.disk_errors(folder):
         for name, path in made.files.items():
@@ -179,11 +167,7 @@ def check_repository_card(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[cards.Finding]:
-    """Checks every fact on the card of a repository that its files, or those that were given, can confirm.
-
-    Raises:
-        TAIAError: If the repository has no card, or is missing or malformed.
-    """
+    """Checks every fact on the card of a repository that its files, or those that were given, can confirm."""
     access, given = access or hub.HubAccess(), _given_files(request)
     found, source, before = _opened(name, revision, access)
     if before is None:

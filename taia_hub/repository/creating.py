@@ -28,13 +28,10 @@ from taia_hub.updates.molora.authors import AUTHORS_EXPERTS, convert_authors
 
 @dataclass(frozen=True)
 class Created:
-    """A repository that was made.
+    """A repository that was made; its folder is None where it was published only, its commit where it was only written.
 
-    Attributes:
-        folder: The folder that it was written to, or None when it was published only.
-        commit: The commit that it was published in, or None.
-        status: The switch's status under the published setting.
-        report: How a fine-tune differs from its base, or what compressing it lost; None for an adapter.
+    `status` is the switch's under the published setting; `report` says how a fine-tune differs from its base, or what
+    compressing it lost, and is None for an adapter.
     """
 
     folder: Path | None
@@ -64,25 +61,12 @@ def create_repository(
 
     The base model is built without weights, which is enough to check that modules, names and shapes fit.
 
-    Args:
-        base: Hub id of the base model, or a folder (then it cannot be published); or what `hub.resolve_base` gave.
-        adapter: Hub id or folder of a PEFT adapter.
-        out: Folder to write to; it or `push` is given.
-        push: Hub id to publish to.
-        inference_modules: The published default.
-        base_revision: Revision of the base model.
-        adapter_revision: Revision of the adapter.
-        link: Whether the repository points to the adapter's own repository instead of holding a copy.
-        convert_pickle: Whether pickled weights, of PEFT or of the authors' MoLoRA code, are converted to safetensors
-            first; nothing in the pickle is run.
-        commit: How it is published, and the token.
-        trust_remote_code: Whether the base model's own code may run.
-        skeleton: The base model on the meta device, where it was built already; it is used up.
-        extra_files: As of `publishing.save`.
-        keep: As of `publishing.push`.
-
-    Raises:
-        TAIAError: If something is missing or does not fit; nothing is written or published then.
+    `base` is a Hub id, a folder (then it cannot be published), or what `hub.resolve_base` gave; either `out` or `push`
+    is given. With `link` the repository points to the adapter's own repository instead of holding a copy. With
+    `convert_pickle` pickled weights, of PEFT or of the authors' MoLoRA code, become safetensors first; nothing in the
+    pickle is run. A `skeleton`, the base model on the meta device where it was built already, is used up. `extra_files`
+    is as of `publishing.save`, `keep` as of `publishing.push`. Nothing is written or published where something does not
+    fit.
     """
     _check_targets(out, push)
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
@@ -121,9 +105,6 @@ def create_from_finetuned(
 
     The published default is `"attention+other"` for the tuned tensors themselves and `"attention"` where they are
     compressed, which goes as for `TAIAForCausalLM.from_finetuned`; everything else is as of `create_repository`.
-
-    Raises:
-        TAIAError: If something is missing or does not fit; nothing is written or published then.
     """
     _check_targets(out, push)
     if inference_modules is not None and not isinstance(inference_modules, list):

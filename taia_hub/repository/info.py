@@ -22,13 +22,7 @@ from taia_hub.weights.skeleton import skeleton
 
 @dataclass(frozen=True)
 class RoleInfo:
-    """The update's part of one role.
-
-    Attributes:
-        modules: Number of adapted modules.
-        parameters: Number of the update's parameters.
-        bytes: Their size in the file.
-    """
+    """The update's part of one role; `bytes` are those in the file."""
 
     modules: int
     parameters: int
@@ -37,19 +31,11 @@ class RoleInfo:
 
 @dataclass(frozen=True)
 class RepositoryInfo:
-    """What a TAIA repository holds.
+    """What a TAIA repository holds; revisions are commit shas, or None for a folder.
 
     Attributes:
-        name: Hub id or folder.
-        revision: Commit sha, or None for a folder.
-        base_model: Hub id or folder of the base model.
-        base_revision: Commit sha of the base model, or None.
-        inference_modules: The published setting, in the form that config.json stores.
         method: PEFT's name of the update's method, as in `"LORA"`.
         location: Where the update lies: a path in the repository, or `repo@revision/path`.
-        bytes: Size of the update's tensors.
-        dtypes: The dtypes in the file.
-        roles: Role to the update's part of it.
         modes: Mode name to the number of the update's parameters that act.
         unplaced: Paths of base modules whose role could not be told; they count as `other`.
     """
@@ -75,11 +61,7 @@ def repository_info(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> RepositoryInfo:
-    """Reads what a TAIA repository holds, without its weights: some kilobytes are fetched, whatever its size.
-
-    Raises:
-        TAIAError: If the repository or its base model is missing or malformed.
-    """
+    """Reads what a TAIA repository holds, without its weights: some kilobytes are fetched, whatever its size."""
     access = access or hub.HubAccess()
     found = open_repository(name, access, revision=revision, plain=False)
     return info_of(found, skeleton(found.base, access, trust_remote_code), access)

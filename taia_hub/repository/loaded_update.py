@@ -25,9 +25,7 @@ from taia_hub.updates.peft.strict import ADAPTER
 def files_of(model: Any, access: hub.HubAccess) -> Iterator[Repository]:
     """Gives the files of a loaded model's update; one that was trained on is written to a temporary folder.
 
-    Raises:
-        RepositoryError: If the base model's configuration cannot be read, or the update cannot be written.
-        UnsupportedUpdateError: If a layer's scaling was changed in memory, which no file of the update can say.
+    A scaling that was changed in memory is refused, because no file of the update can say it.
     """
     update, config = model._taia_update, model.taia_config
     _check_scaling(update)

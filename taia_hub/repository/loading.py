@@ -32,14 +32,7 @@ _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with an update attached.
-
-    Attributes:
-        model: The head model, or the backbone where that was asked for; still of the base's own class.
-        config: The TAIA configuration.
-        update: The attached update.
-        switch: The switch of the model.
-    """
+    """A base model, with its head or without, still of the base's own class, with an update attached."""
 
     model: PreTrainedModel
     config: TAIAConfig
@@ -52,12 +45,8 @@ class LoadOptions:
     """How a model is loaded, whatever its source.
 
     Attributes:
-        access: How to reach the Hub.
-        base_keywords: Keywords for the base model's `from_pretrained`.
-        head: Whether the model keeps its language-modelling head.
         inference_modules: The setting to begin with, or None for the published one (`"all"` where it is trained).
         verify: Whether the manifest is checked.
-        is_trainable: Whether the update's parameters get gradients.
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
         skeleton: Whether the base is built on the meta device, without weights: enough to check an update. Or the
             base that was built so already, which the update is put on.
@@ -91,8 +80,6 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     `config` is the configuration where transformers has read it already.
 
     Raises:
-        RepositoryError: If files are missing, damaged or out of reach.
-        ConfigError: If `config.json` or the manifest is malformed.
         UpdateMismatchError: If the update does not fit the base.
         UnsupportedUpdateError: If the update cannot be switched.
     """
@@ -144,7 +131,6 @@ def load_adapter(
     that the configuration publishes.
 
     Raises:
-        RepositoryError: If files are missing, damaged or out of reach.
         UpdateMismatchError: If the update does not fit the base.
         UnsupportedUpdateError: If the update cannot be switched.
     """
@@ -176,7 +162,6 @@ def load_finetuned(
     differ or what compressing lost.
 
     Raises:
-        RepositoryError: If files are missing, damaged or out of reach.
         UpdateMismatchError: If the two are not of one family, or do not differ.
     """
     trusted = bool(options.base_keywords.get("trust_remote_code"))
@@ -210,11 +195,7 @@ def fetch_checkpoints(
     finetuned_revision: str | None,
     access: hub.HubAccess,
 ) -> tuple[hub.Source, hub.Source]:
-    """Brings the weights of a base model and of its fine-tune to this disk, at fixed commits of the Hub.
-
-    Raises:
-        RepositoryError: If one is missing or out of reach.
-    """
+    """Brings the weights of a base model and of its fine-tune to this disk, at fixed commits of the Hub."""
     name, revision = (base.name, base.revision) if isinstance(base, hub.Source) else (base, base_revision)
     return (
         hub.fetch_model(name, revision=revision, access=access, what="base model"),

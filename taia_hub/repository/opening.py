@@ -26,12 +26,7 @@ from taia_hub.weights.skeleton import skeleton
 
 @dataclass(frozen=True)
 class OpenedUpdate:
-    """An update on the structure of its base model, without the base's weights.
-
-    Attributes:
-        files: Where the update is, and what it belongs to.
-        attached: Its layers and its switch.
-    """
+    """An update on the structure of its base model, without the base's weights."""
 
     files: Repository
     attached: Attached
@@ -116,9 +111,6 @@ def open_update(
 
     Where `lean`, a LoRA of linear layers alone is read without PEFT's layers: enough to export, not to merge.
 
-    Raises:
-        TAIAError: If it is neither, is damaged, does not fit its base, or its base cannot be reached.
-
     Example:
         ```python
         update = open_update("org/model-taia", access=hub.HubAccess())
@@ -137,13 +129,7 @@ def open_update(
 
 
 def base_checkpoint(update: OpenedUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Fetches the base model's weights and reads their headers.
-
-    Raises:
-        RepositoryError: If files are missing, pickled, truncated or out of reach.
-        UnsupportedUpdateError: If the weights are quantised.
-        UpdateMismatchError: If weights are missing.
-    """
+    """Fetches the base model's weights and reads their headers; pickled and quantised ones are refused."""
     check_not_quantised(update.base)
     source = hub.fetch_model(
         update.base.name,
@@ -157,11 +143,7 @@ def base_checkpoint(update: OpenedUpdate, access: hub.HubAccess, *, trust_remote
 
 
 def check_not_quantised(base: hub.Source) -> None:
-    """Refuses a base model whose weights are quantised, before they are downloaded.
-
-    Raises:
-        UnsupportedUpdateError: If they are.
-    """
+    """Refuses a base model whose weights are quantised, before they are downloaded."""
     values = hub.read_json(base.folder / hub.CONFIG)
     settings = values.get("quantization_config") or (values.get("text_config") or {}).get("quantization_config")
     if settings:

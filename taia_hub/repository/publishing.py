@@ -110,11 +110,8 @@ def push_folder(
 ) -> CommitInfo:
     """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
 
-    The base model's own code runs, where `trust_remote_code` says so, to learn its structure for the card.
-
-    Raises:
-        ConfigError: If the folder is no TAIA repository.
-        RepositoryError: If its base model is a local folder, its weights do not hold, or a request fails.
+    The base model's own code runs, where `trust_remote_code` says so, to learn its structure for the card. A base model
+    in a local folder is refused.
     """
     commit = commit or hub.Commit()
     access = hub.HubAccess(token=commit.token)

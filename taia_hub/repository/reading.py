@@ -15,11 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_repository_config(path: Path, name: str) -> RepositoryConfig:
-    """Reads `config.json` of the repository that messages call `name`.
-
-    Raises:
-        ConfigError: If it is malformed, or of another model type.
-    """
+    """Reads `config.json` of the repository that messages call `name`."""
     values = hub.read_json(path)
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
@@ -36,11 +32,7 @@ def is_taia(folder: Path) -> bool:
 
 
 def base_name(config: Fields, name: str) -> str:
-    """Returns the Hub id or folder of the base model that `config.json` names.
-
-    Raises:
-        ConfigError: If it names no base model.
-    """
+    """Returns the Hub id or folder of the base model that `config.json` names."""
     if not config.base_model_name_or_path:
         raise ConfigError(
             f"config.json of '{name}' names no base model (base_model_name_or_path).", "Write it with `taia create`."
@@ -49,12 +41,7 @@ def base_name(config: Fields, name: str) -> str:
 
 
 def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = True) -> None:
-    """Checks that the files of an update are whole and, where `verify`, against the manifest in `root`.
-
-    Raises:
-        RepositoryError: If a file is missing or damaged.
-        ConfigError: If the manifest or an index is malformed.
-    """
+    """Checks that the files of an update are whole and, where `verify`, against the manifest in `root`."""
     weights = hub.update_weights(folder, config.place.kind)
     pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
     for name, path in weights.items() if verify else ():
@@ -62,12 +49,7 @@ def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = Tr
 
 
 def check_folder(folder: Path) -> RepositoryConfig:
-    """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration.
-
-    Raises:
-        RepositoryError: If a file is missing or damaged.
-        ConfigError: If a file is malformed, or the folder holds another kind of model.
-    """
+    """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration."""
     if not (folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
     from taia_hub.configuration_taia import TAIAConfig  # here, because what is read otherwise goes without transformers
@@ -85,11 +67,7 @@ def check_folder(folder: Path) -> RepositoryConfig:
 
 
 def check_publishable(config: Fields) -> None:
-    """Refuses a configuration whose base model nobody else can load.
-
-    Raises:
-        RepositoryError: If the base model is a local folder.
-    """
+    """Refuses a configuration whose base model is a local folder, which nobody else can load."""
     if config.base_model_revision is None:
         raise RepositoryError(
             f"The base model '{config.base_model_name_or_path}' is a folder on this machine; whoever loads the "
@@ -99,11 +77,7 @@ def check_publishable(config: Fields) -> None:
 
 
 def base_license(config: Fields, token: str | bool | None) -> dict[str, str | list[str]]:
-    """Reads `license`, `license_name` and `license_link` of the base model's card, as far as it gives them.
-
-    Raises:
-        RepositoryError: If the base model cannot be read.
-    """
+    """Reads `license`, `license_name` and `license_link` of the base model's card, as far as it gives them."""
     base, revision = config.base_model_name_or_path or "", config.base_model_revision
     if revision is not None or not Path(base).is_dir():
         with hub.hub_errors(base, what="base model", revision=revision):

@@ -40,14 +40,7 @@ _DUBLIN = "{http://purl.org/dc/elements/1.1/}title"
 
 @dataclass(frozen=True)
 class SideFiles:
-    """Where the files beside a model lie on this disk.
-
-    Attributes:
-        results: The results file, or None.
-        analysis: The analysis file, or None.
-        training: The training file, or None.
-        figures: Path in the repository to path on this disk.
-    """
+    """Where the files beside a model lie on this disk; `figures` are path in the repository to path here."""
 
     results: Path | None = None
     analysis: Path | None = None
@@ -76,22 +69,14 @@ class SideFiles:
 
 
 def read_results(path: Path, expected: ModelIdentity) -> Results:
-    """Reads a results file that must be of a certain model, whose name and dtype do not count.
-
-    Raises:
-        ConfigError: If they are of another model, or of this update on another revision of its base.
-    """
+    """Reads a results file that must be of a certain model and base revision; name and dtype do not count."""
     results = Results.load(path)
     _refuse_other(path, "results", dataclasses.replace(results.model, dtype=""), expected)
     return results
 
 
 def read_training(path: Path, expected: ModelIdentity | None = None) -> cards.Training:
-    """Reads `taia_training.json`, an object whose fields are all optional: how the update was trained.
-
-    Raises:
-        ConfigError: If it is damaged, or names another model than `expected`.
-    """
+    """Reads `taia_training.json`, how the update of `expected` was trained; every field is optional."""
     try:
         training = cards.training_from_json(hub.read_json(path))
     except ValueError as error:
@@ -113,23 +98,14 @@ def _refuse_other(path: Path, what: str, found: ModelIdentity, expected: ModelId
 
 @dataclass(frozen=True)
 class Measures:
-    """What an analysis says of an update.
-
-    Attributes:
-        parts: Role to the fields of `cards.RolePart` that were measured.
-        notes: What to know of them.
-    """
+    """What an analysis says of an update: role to the measured fields of `cards.RolePart`, and notes."""
 
     parts: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
 def read_card(path: Path) -> str | None:
-    """Reads a card; None where there is none.
-
-    Raises:
-        ConfigError: If it is a folder, or no UTF-8.
-    """
+    """Reads a card; None where there is none."""
     if path.is_dir():
         raise ConfigError(f"'{path}' is a folder, where the card belongs.", "Rename or delete it.")
     try:
@@ -164,11 +140,7 @@ def card_tags(card: Path) -> frozenset[str]:
 
 
 def read_analysis(path: Path, expected: ModelIdentity) -> Measures:
-    """Reads what an analysis file says of an update that must be of a certain model.
-
-    Raises:
-        ConfigError: If it is damaged or of another model.
-    """
+    """Reads what an analysis file says of an update that must be of a certain model."""
     analysis = load_analysis(path)
     subject = analysis.subject
     found = dataclasses.replace(

@@ -22,8 +22,7 @@ _FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
 def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of a loaded model's TAIA repository, or the base model's where it has none.
 
-    Raises:
-        RepositoryError: If neither has one, or the repository's is damaged: the base's may not be its equal.
+    A damaged one is an error: the base's may not be its equal.
     """
     config = model.taia_config
     sources = {
@@ -61,10 +60,7 @@ def save_tokenizer(
     """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
 
     That of the checkpoint in the folder `source` is taken instead, where it has one. Returns why nothing was written,
-    or None.
-
-    Raises:
-        RepositoryError: If the Hub cannot be reached; a base without a tokenizer is only warned of.
+    or None; a base without a tokenizer is only warned of.
     """
     name, revision = config.base_model_name_or_path or "", config.base_model_revision
     if source is not None and (source / "tokenizer_config.json").is_file():

@@ -35,12 +35,8 @@ class Repository:
     """A TAIA repository, or an update in a folder of its own, and the base model that it belongs to.
 
     Attributes:
-        name: Hub id or folder as it was asked for.
-        revision: Commit sha, or None for a folder.
         config: Configuration of the TAIA repository; of a plain update, what one of it would say.
-        root: Folder of the repository.
         holder: Where the update's files lie: the repository, or the one that it points to.
-        place: Where in `holder` they lie.
         base: The base model; only its configuration is on this disk.
         is_plain: Whether it is an update without a TAIA repository.
     """
@@ -84,12 +80,7 @@ class Repository:
         return self.kind is PEFT and self.settings.task_type == "FEATURE_EXTRACTION"
 
     def with_weights(self, access: hub.HubAccess, *, verify: bool = True) -> Repository:
-        """Brings the update's weights to this disk, whole and, where `verify`, as the manifest says.
-
-        Raises:
-            RepositoryError: If a file is missing, pickled, damaged or out of reach.
-            ConfigError: If the manifest or an index is malformed.
-        """
+        """Brings the update's weights to this disk, whole and, where `verify`, as the manifest says."""
         holder = _brought(self.holder, self.place, self.place.files, access)
         if self.is_plain:
             hub.update_weights(holder.folder / self.place.path, self.kind)
@@ -98,11 +89,7 @@ class Repository:
         return dataclasses.replace(self, holder=holder)
 
     def check_outside(self, out: Path) -> None:
-        """Refuses to write into a folder that is read from, which would be published with what is in it.
-
-        Raises:
-            RepositoryError: If `out` lies inside the repository's folder, or inside the base model's.
-        """
+        """Refuses to write into a folder that is read from, which would be published with what is in it."""
         read = {self.name: None if self.revision else self.root}
         read[self.base.name] = None if self.base.revision else self.base.folder
         for name, folder in read.items():
@@ -128,18 +115,9 @@ def open_repository(
 
     Some kilobytes are fetched; `Repository.with_weights` brings the rest.
 
-    Args:
-        name: Hub id or folder of either.
-        access: How to reach the Hub.
-        revision: Its revision.
-        base: The base model, where it is not the one that is named there; or as it was resolved.
-        base_revision: Revision of `base`; the one that an adapter names, or a repository for a base of that name.
-        config: The configuration, where it was read already.
-        plain: Whether a plain update is taken too.
-        what: What messages call it.
-
-    Raises:
-        TAIAError: If it is neither, is damaged, or names no base model.
+    `base` is given where it is not the one that is named there, or as it was resolved. `base_revision` is by default
+    the one that an adapter names, or a repository for a base of that name. `plain` says whether a plain update is taken
+    too, `what` how messages call it.
     """
     name = os.fspath(name)
     source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")

@@ -19,13 +19,9 @@ DEPTH = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """One of our numbers.
+    """One of our numbers, as the task gives it, over a number of items.
 
-    Attributes:
-        value: The score, as the task gives it.
-        interval: Its 95 % bootstrap interval over items; None for fewer than 10 items, and for scores that are no mean
-            over items.
-        items: Number of items.
+    Its 95 % bootstrap interval is None for fewer than 10 items, and for scores that are no mean over items.
     """
 
     value: float
@@ -35,12 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """A task as it was measured.
-
-    Attributes:
-        row: Its row in the summary, with the paired differences.
-        cells: Label of a setting to its number.
-    """
+    """A task as measured: its row in the summary with the paired differences, and label of a setting to its number."""
 
     row: Row
     cells: dict[str, Cell]

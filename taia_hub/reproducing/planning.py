@@ -20,11 +20,8 @@ _SILENT = ("name", "description", "reference", "report_to", "save_steps", "trust
 def plan_runs(recipe: Recipe, changes: Mapping[str, Any], labels: Sequence[str] = ()) -> dict[str, TrainingRecipe]:
     """Makes the runs of a recipe, or those of some labels, in its order; nothing is read but the names of files.
 
-    `changes` are fields of `TrainingRecipe` that the user chose otherwise.
-
-    Raises:
-        ConfigError: If a run or field does not exist, a value is wrong, or data is missing that the user must bring.
-        RepositoryError: If a file of data does not exist.
+    `changes` are fields of `TrainingRecipe` that the user chose otherwise. Data that the user must bring and did not is
+    a `ConfigError`.
 
     Example:
         >>> from taia_hub.reproducing import load_recipe

@@ -30,14 +30,11 @@ class PaperTable:
     """Numbers of the paper, in percent.
 
     Attributes:
-        table: Which table or figure.
         setting: Model, method and data that they belong to; it heads their column.
         precision: `"exact"`, or how exactly they were read.
-        source: Where they were read.
         numbers: Label of a run to mode to task to the number; a task is named by its key in the results, and what is
             measured on a file of prompts by its metric.
         others: Methods of the paper that are not run here, to task to number.
-        remarks: What is odd about them.
     """
 
     table: str
@@ -145,11 +142,7 @@ def _yaml(path: Path, where: str) -> Mapping[str, Any]:
 
 
 def parse_recipe(value: Any, where: str) -> Recipe:
-    """Reads a recipe from YAML values; the fields of training are checked when they become a `TrainingRecipe`.
-
-    Raises:
-        ConfigError: If a key or value is none of a recipe's.
-    """
+    """Reads a recipe from YAML values; the fields of training are checked when they become a `TrainingRecipe`."""
     fields = dict(_mapping(value, where))
     own = {key: fields.pop(key) for key in _OWN if key in fields}
     name = _text(fields.pop("name", None), f"{where}: name")
@@ -206,11 +199,7 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _paper_tables(value: Any, labels: tuple[str, ...], is_sweep: bool, where: str) -> tuple[PaperTable, ...]:
-    """Reads the `paper` of a recipe, a list of tables; in a sweep, numbers stand under the label of a run.
-
-    Raises:
-        ConfigError: If a table lacks its source, or a number is none from 0 to 100.
-    """
+    """Reads the `paper` of a recipe, tables with a source each; in a sweep, numbers stand under the label of a run."""
     if not isinstance(value, list):
         raise ConfigError(f"{where}: paper is {value!r}; a list of tables is expected.", "Compare a shipped recipe.")
     return tuple(_table(one, labels, is_sweep, f"{where}: paper[{index}]") for index, one in enumerate(value))

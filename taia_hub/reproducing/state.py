@@ -29,10 +29,8 @@ _BASE_FILES = "base_files"
 class RunFolder:
     """The folder of one run: its state, and under `model` the TAIA repository with its results.
 
-    Attributes:
-        path: The folder.
-        identity: What the weights depend on: fields of the training recipe, with hashes in place of files of data, and
-            size and time of each file of a base model in a folder.
+    `identity` is what the weights depend on: fields of the training recipe, with hashes in place of files of data, and
+    size and time of each file of a base model in a folder.
     """
 
     path: Path

@@ -26,13 +26,9 @@ class TableRow:
     """One task under one mode of one run.
 
     Attributes:
-        run: Label of the run.
         task: Key of the task, or the name that the paper's numbers have.
-        title: Its name in tables.
-        mode: Label of the setting.
         paper: One number a column of the paper, in percent; None where it is not known.
         ours: Our number, in percent where `percent` says so; None where it was not run.
-        percent: Whether our number is in percent.
     """
 
     run: str
@@ -49,14 +45,9 @@ class Contrast:
     """How far TAIA is from vanilla and from the base, in the paper and here.
 
     Attributes:
-        run: Label of the run.
-        task: Key of the task.
-        title: Its name in tables.
-        mode: Label of the setting.
         reference: Label of the setting that is taken away.
         paper: Differences of the paper's numbers, a column each; None where they are not known.
         ours: Our difference with its paired 95 % interval.
-        percent: Whether ours is in percent.
     """
 
     run: str
@@ -113,13 +104,8 @@ def make_table(
 ) -> ReproductionTable:
     """Puts the paper's numbers and ours side by side; a number that the paper or we do not have is None.
 
-    Args:
-        recipe: The recipe.
-        measured: Label of a run to its numbers by task; runs that are not done yet are missing.
-        labels: Labels of the runs.
-        modes: Labels of the settings, in the order of the rows.
-        setting: What our numbers were measured on.
-        differences: What is not as in the paper.
+    Keys are labels of runs, missing where a run is not done yet; `modes` are in the order of the rows, and `setting`
+    says what our numbers were measured on.
     """
     rows = [row for label in labels for row in _rows(recipe, label, measured.get(label, {}), modes)]
     contrasts = [one for label in labels for one in _contrasts(recipe, label, measured.get(label, {}))]

@@ -20,15 +20,7 @@ _FILE = SideFile("analysis", "taia analyze")
 
 @dataclass(frozen=True)
 class Subject:
-    """Which model was examined.
-
-    Attributes:
-        name: Hub id or folder as it was given.
-        revision: Its commit sha, or None for a folder.
-        base_model: Hub id or folder of the base model.
-        base_revision: Commit sha of the base model, or None for a folder.
-        adapter_sha256: Hash of the update's weights.
-    """
+    """Which model was examined; revisions are commit shas, or None for a folder."""
 
     name: str
     revision: str | None
@@ -62,10 +54,7 @@ class HiddenStates:
     """What the hidden states of texts say under several modes.
 
     Attributes:
-        texts: Number T of texts.
         tokens: Number N of their tokens, after cutting.
-        max_tokens: Tokens of a text that were kept.
-        texts_sha256: Hash of the texts.
         similarity: Label of a mode to its cosine similarity to the base model by layer, over tokens.
         residual_rank: Label of a mode to its residual rank by layer, over texts.
         grid: (G) similarities.
@@ -86,14 +75,9 @@ class HiddenStates:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that was measured of one model.
+    """Everything that was measured of one model; `hidden` is None where no texts were given.
 
-    Attributes:
-        subject: Which model.
-        update: Norms and ranks of the update.
-        hidden: What the hidden states of texts say, or None where no texts were given.
-        versions: Package to its version, of what measured the update.
-        hidden_versions: The same of what measured the hidden states, where there are any.
+    `versions` are package to version of what measured the update, `hidden_versions` of what measured the hidden states.
     """
 
     subject: Subject
@@ -103,14 +87,10 @@ class Analysis:
     hidden_versions: Mapping[str, str | None] = field(default_factory=installed_versions)
 
     def with_kept(self, older: Analysis) -> Analysis:
-        """Takes what was not measured this time from an older analysis of the same model.
+        """Takes what was not measured this time from an older analysis of the same model; of another, nothing.
 
-        Args:
-            older: The older analysis.
-
-        Returns:
-            This analysis, with the hidden states of the older one, and its update where only that one looked at the
-            base's weights, each with the versions that measured it. Of another model, nothing is taken.
+        That is the hidden states, and the update where only the older one looked at the base's weights, each with the
+        versions that measured it.
         """
         if not self.subject.is_same_model(older.subject):
             return self
@@ -127,29 +107,16 @@ class Analysis:
 
     @classmethod
     def from_json(cls, value: Any, name: str = ANALYSIS_FILE) -> Analysis:
-        """Makes of JSON values the analysis that gave them by `to_json`; `name` is the file's, in error messages.
-
-        Raises:
-            ConfigError: If the values are no analysis, or one of another format.
-        """
+        """Makes of JSON values the analysis that gave them by `to_json`; `name` is the file's, in error messages."""
         return _FILE.parse(value, name, _analysis)
 
     def save(self, path: Path) -> None:
-        """Writes the analysis file, whole or not at all; a folder gets `taia_analysis.json`.
-
-        Raises:
-            RepositoryError: If it cannot be written.
-        """
+        """Writes the analysis file, whole or not at all; a folder gets `taia_analysis.json`."""
         _FILE.write(analysis_path(path), self.to_json())
 
 
 def load_analysis(path: Path) -> Analysis:
-    """Reads an analysis file, or the one in a folder.
-
-    Raises:
-        RepositoryError: If there is no such file.
-        ConfigError: If it is damaged.
-    """
+    """Reads an analysis file, or the one in a folder."""
     path = analysis_path(path)
     return Analysis.from_json(_FILE.read(path), str(path))
 

@@ -10,22 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModuleUpdate:
-    """The update of one adapted module.
+    """The update of one adapted module; its `path` is as in the head model.
 
     Attributes:
-        path: Module path as in the head model.
-        role: `attention`, `ffn` or `other`.
         layer: Index of its layer, or None outside the layers.
         method: Class of PEFT's layer, as in `"Linear"`.
-        parameters: Number of the update's parameters.
         shape: Shape of the updated weight as the method sees it: (out, in), or (experts, out, in).
         rank: Rank of the factors, or None where there are none.
         frobenius: Frobenius norm of the update, or None where it adds no matrix to the weight (a saved copy).
-        spectral: Spectral norm.
         effective_rank: exp of the entropy of the normalised singular values (Roy & Vetterli 2007).
         stable_rank: Squared ratio of Frobenius and spectral norm.
         base_frobenius: Frobenius norm of the base's weight, where it was read.
-        base_spectral: Spectral norm of the base's weight, where it was read.
     """
 
     path: str
@@ -48,13 +43,10 @@ class UpdatePart:
     """The updates of several modules, such as those of a role in a layer.
 
     Attributes:
-        modules: Number of modules.
-        parameters: Number of the update's parameters.
         measured: Number of the modules that have norms; the measures below are of these alone.
         frobenius: Root of the sum of the squared Frobenius norms.
         spectral: Largest spectral norm.
         effective_rank: Mean effective rank of the modules.
-        stable_rank: Mean stable rank of the modules.
         relative_frobenius: Frobenius norm of the updates by that of the weights they are for; None where the base was
             not read.
         relative_spectral: The largest ratio of a module's spectral norm and its weight's; None as above.
@@ -73,12 +65,9 @@ class UpdatePart:
 
 @dataclass(frozen=True)
 class UpdateAnalysis:
-    """The norms and ranks of an update.
+    """The norms and ranks of an update, by module in the order of the model.
 
-    Attributes:
-        method: PEFT's name of the method, as in `"LORA"`.
-        modules: The adapted modules, in the order of the model.
-        notes: What to know of the numbers.
+    `method` is PEFT's name, as in `"LORA"`; `notes` are what to know of the numbers.
     """
 
     method: str

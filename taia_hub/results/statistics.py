@@ -94,13 +94,8 @@ def resample(
     What makes an item hard for all modes cancels in a difference, whose interval is therefore much narrower than those
     of the two scores (Efron & Tibshirani 1993, chapter 13).
 
-    Args:
-        values: (M, N) values, one row a mode.
-        weights: (N,) weights of the items; the score is the sum of the values over that of the weights. None for the
-            mean.
-        resamples: Number R of draws.
-        seed: Of the draws.
-        stream: Name of the items; other names give independent draws.
+    `values` are (M, N), one row a mode; the score is their sum by that of the (N,) `weights`, or the mean. Another name
+    of the items, `stream`, gives independent draws.
 
     Example:
         >>> drawn = resample([[1, 1, 0, 1], [0, 1, 0, 0]])

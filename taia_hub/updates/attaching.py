@@ -22,7 +22,6 @@ class Update(Protocol):
     """An update that is attached to a loaded model.
 
     Attributes:
-        kind: What kind it is.
         source: Folder that it was read from; its bytes are kept while the weights are unchanged.
         prefix: What precedes the held model's parameter names in those of the head model.
     """

@@ -36,8 +36,6 @@ class FuseReport:
     """What fusing did, and what it costs.
 
     Attributes:
-        setting: The setting whose updates the weights hold, in the form that users write.
-        modules: Number of modules that show other tensors than their own.
         bytes: Memory that those tensors take beside the originals, which are kept for `unfuse`. Copies of whole
             modules that the update holds anyway (`modules_to_save`) are shown, not copied, and do not count.
     """

@@ -124,7 +124,6 @@ def write_dense(
     all; no shard passes `shard_bytes`, unless one tensor is larger.
 
     Raises:
-        RepositoryError: If files are missing, pickled or damaged, or `out` cannot be written or holds an update.
         UpdateMismatchError: If the models are not of one family, or nothing was changed.
         UnsupportedUpdateError: If weights are quantised.
     """

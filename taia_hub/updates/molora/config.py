@@ -33,9 +33,6 @@ class MoLoraSettings:
         balance_loss: Weight of `balance_loss(model)` in the loss of training; the paper uses none.
         rslora: Whether the scaling is alpha / sqrt(rank).
 
-    Raises:
-        ConfigError: If a value has the wrong type or range.
-
     Example:
         >>> MoLoraSettings(rank={"attention": 4, "ffn": 64}).scaling("ffn")
         0.5
@@ -84,12 +81,7 @@ class MoLoraSettings:
 
 @dataclass(frozen=True)
 class MoLoraDescription:
-    """What `molora_config.json` says.
-
-    Attributes:
-        attention: Paths of the linears with a plain LoRA pair, as in the head model.
-        ffn: Paths of the linears with experts and a router.
-    """
+    """What `molora_config.json` says; the paths are as in the head model."""
 
     settings: MoLoraSettings
     attention: tuple[str, ...]

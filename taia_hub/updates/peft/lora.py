@@ -22,15 +22,9 @@ def add_update(
 ) -> Tensor:
     """Adds `weight * scaling * b @ a @ x` to `y`; a masked row is not computed.
 
-    Args:
-        y: (N, ..., D_out) output of the base layer.
-        x: (N, ..., D_in) input of the layer, in the dtype of `a`.
-        a: (r, D_in) first factor.
-        b: (D_out, r) second factor.
-        bias: (D_out,) bias of the second factor (`lora_bias`), or None.
-        scaling: The adapter's own scaling, such as alpha / r.
-        weight: Weight above 0, or weights by row.
-        in_place: Whether `y` may be overwritten and returned; gradients must be off.
+    `y` is (N, ..., D_out), `x` (N, ..., D_in) in the dtype of `a`, `a` (r, D_in), `b` (D_out, r) and `bias`, that of
+    the second factor (`lora_bias`), (D_out,) or None. `weight` is above 0, or weights by row. With `in_place`, for
+    which gradients must be off, `y` may be overwritten and returned.
     """
     if type(weight) is not RowWeights:
         update = F.linear(F.linear(x, a), b, bias)

@@ -145,19 +145,12 @@ def attach_update(
 ) -> tuple[PeftUpdate, Switch]:
     """Injects an adapter into a base model, changed in place, and makes its layers obey a new switch.
 
-    Args:
-        base: The base model.
-        folder: Folder of the update's files.
-        roles: Module path to role, of the base before the injection.
-        unplaced: Paths whose role could not be told.
-        inference_modules: The setting to begin with.
-        is_trainable: Whether the update's parameters get gradients.
-        autocast_adapter_dtype: Whether PEFT keeps 16-bit adapter weights in float32.
+    `roles` are module path to role, of the base before the injection; `unplaced` are the paths whose role could not be
+    told. `autocast_adapter_dtype` is whether PEFT keeps 16-bit adapter weights in float32.
 
     Raises:
         UpdateMismatchError: If the adapter does not fit the base: modules, tensors or shapes.
         UnsupportedUpdateError: If the update changes the base's own parameters.
-        SettingError: If the setting cannot act on this update.
     """
     config = read_config(folder)
     placement = _placement(base)
