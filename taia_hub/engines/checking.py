@@ -12,7 +12,8 @@ from huggingface_hub.errors import SafetensorsParsingError
 from taia_hub import hub
 from taia_hub.engines.facts import Adapter, BaseFacts, Verdict
 from taia_hub.engines.rules import LOADERS, check_engine, check_known
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+from taia_hub.hub.config import MODEL_TYPE, RepositoryConfig
 from taia_hub.hub.layout import PEFT, PREFIX
 
 _SINGLE = "model.safetensors"
@@ -23,7 +24,7 @@ class AdapterCheck:
     """What the engines make of an adapter.
 
     Attributes:
-        name: Hub id or folder, as it was asked for.
+        name: Hub id or folder; of a TAIA repository, that of the adapter in it, which holds the full update.
         revision: Commit of the repository; None for a folder.
         config: Contents of its `adapter_config.json`.
         base: What is known of its base model; no modules where its files could not be read.
@@ -97,7 +98,8 @@ def check_adapter(
     files = [*PEFT.files, hub.PICKLED_WEIGHTS]
     access = access or hub.HubAccess()
     wanted = [*files, *(f"{PEFT.folder}/{file}" for file in files)]
-    source = hub.fetch(name, wanted, revision=revision, access=access, what="adapter")
+    source = hub.fetch(name, [hub.CONFIG, *wanted], revision=revision, access=access, what="adapter")
+    _refuse_other_kinds(source)
     inner = source.folder / PEFT.folder
     folder = inner if (inner / PEFT.config).is_file() else source.folder
     shapes = hub.tensor_shapes(hub.adapter_weights(folder))
@@ -109,7 +111,19 @@ def check_adapter(
         raise ConfigError(
             f"{PEFT.config} of '{name}' is malformed: {error}.", "Save the adapter again with PEFT."
         ) from error
-    return AdapterCheck(source.name, source.revision, config, base, verdicts)
+    checked = source.name if folder == source.folder else f"{source.name}/{PEFT.folder}"
+    return AdapterCheck(checked, source.revision, config, base, verdicts)
+
+
+def _refuse_other_kinds(source: hub.Source) -> None:
+    """Refuses a TAIA repository whose update is no adapter, whatever else lies in it."""
+    path = source.folder / hub.CONFIG
+    values = hub.read_json(path) if path.is_file() else {}
+    if values.get("model_type") == MODEL_TYPE and (kind := RepositoryConfig.of(values).place.kind) is not PEFT:
+        raise RepositoryError(
+            f"'{source.name}' holds a {kind.noun}, which no engine takes as it is.",
+            "Write a mode of it as a plain LoRA with `taia export`, or as a plain model with `taia merge`.",
+        )
 
 
 def _base_facts(adapter: Adapter, access: hub.HubAccess) -> BaseFacts:

@@ -20,7 +20,8 @@ def read_repository_config(path: Path, name: str) -> RepositoryConfig:
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
             f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
-            "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`.",
+            "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`; a "
+            "whole model that was tuned from a base becomes a repository by `taia create BASE FINETUNED --dense`.",
         )
     return RepositoryConfig.of(values)
 

@@ -208,6 +208,11 @@ def plan_training(
 
 def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> None:
     """Checks what needs no network: that target, base and data are named, and the folder holds nothing else."""
+    if not isinstance(recipe, TrainingRecipe):
+        raise ConfigError(
+            f"{recipe!r} came as the recipe; a TrainingRecipe is expected.",
+            "Make one of its fields, or read a file: `TrainingRecipe.from_yaml(path)`.",
+        )
     recipe.check_complete()
     if not out and not push:
         raise ConfigError("Say where the trained model shall go.", "Use --out DIR or --push REPO, or both.")

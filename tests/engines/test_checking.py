@@ -232,3 +232,12 @@ def test_shapes_are_those_of_the_tensors(pico):
 def test_a_taia_folder_is_asked_for_its_adapter(pico, tmp_path):
     TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama")).save_pretrained(tmp_path / "model")
     assert check_adapter(tmp_path / "model").config["r"] == 4
+
+
+def test_a_repository_of_another_kind_is_no_adapter_whatever_lies_in_it(pico, tmp_path):
+    TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama")).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["update"] = {"kind": "dense", "path": "dense"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RepositoryError, match="holds a full fine-tune, which no engine takes as it is"):
+        check_adapter(tmp_path / "model")

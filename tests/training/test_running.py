@@ -810,3 +810,8 @@ def test_trl_missing_is_said_first(recipe, tmp_path, monkeypatch):
     with pytest.raises(MissingDependencyError, match=r"taia-hub\[train\]"):
         train(recipe, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_is_no_recipe(tmp_path):
+    with pytest.raises(ConfigError, match=r"'lora.yaml' came as the recipe; a TrainingRecipe is expected"):
+        train("lora.yaml", out=tmp_path / "out")
