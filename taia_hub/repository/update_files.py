@@ -151,8 +151,8 @@ def _plain(
     kind = find_kind(source.folder)
     recorded, fixed = base_of(read_update_config(source.folder, kind))
     if base is not None:
-        given = base.name if isinstance(base, hub.Source) else base
-        where = _given_base(name, base, base_revision or (fixed if given == recorded else None), recorded, access)
+        at = base_revision or (fixed if base == recorded or _has_revision(base, fixed, access) else None)
+        where = _given_base(name, base, at, recorded, access)
     elif recorded:
         where = hub.resolve_base(recorded, fixed, access)
     else:
@@ -176,6 +176,14 @@ def _recorded_base(name: str, config: Fields, access: hub.HubAccess) -> hub.Sour
             "Rename the folder, or work in another one.",
         )
     return hub.resolve_base(base, config.base_model_revision, access)
+
+
+def _has_revision(base: str | hub.Source, revision: str | None, access: hub.HubAccess) -> bool:
+    """Tells whether the revision that an adapter names is one of this base too, as of a copy under another name."""
+    if not revision or isinstance(base, hub.Source) or os.path.isdir(base) or access.local_files_only:
+        return False
+    with hub.hub_errors(base, what="base model"):
+        return bool(hub.api(access.token).revision_exists(base, revision))
 
 
 def _given_base(

@@ -332,14 +332,14 @@ def test_the_recorded_commit_of_a_base_holds_where_it_is_named_again(online, mon
     assert asked == [(online.base, online.base_sha)]
 
 
-def test_the_commit_of_another_base_is_not_taken_for_this_one(pico, tmp_path):
+def test_the_commit_of_another_base_is_not_taken_for_this_one(online, pico, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(pico.adapter("llama"), folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
-    settings.update(base_model_name_or_path="org/gone", revision="b" * 40)
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    found = open_repository(folder, ACCESS, base=str(pico.base("llama")))
-    assert found.base.folder == pico.base("llama")
+    for revision, found in (("b" * 40, online.base_sha), (online.base_sha, online.base_sha)):
+        settings.update(base_model_name_or_path="org/gone", revision=revision)
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        assert open_repository(folder, ACCESS, base=online.base).base.revision == found
 
 
 @pytest.mark.parametrize("name", ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"])
