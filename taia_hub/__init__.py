@@ -34,11 +34,10 @@ in and what goes out; what is public stands in the README or in a room's `__all_
     _version            the version
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taia_hub._version import __version__ as __version__
-from taia_hub.common.imports import when_imported
+from taia_hub.common.imports import later, when_imported
 from taia_hub.errors import TAIAError
 
 if TYPE_CHECKING:
@@ -71,10 +70,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return globals().setdefault(name, getattr(import_module(f"{__name__}.{_HOMES[name]}"), name))
+__getattr__ = later(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
