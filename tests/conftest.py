@@ -18,7 +18,9 @@ with socket.socket() as _free:
     _PORT = _free.getsockname()[1]
 os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
 
+import copy  # noqa: E402
 import gc  # noqa: E402
+import json  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -37,7 +39,7 @@ from tokenizers import Tokenizer, decoders, models  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 import taia_hub  # noqa: E402
-from taia_hub import TAIAForCausalLM  # noqa: E402
+from taia_hub import TAIAForCausalLM, cli  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
 collect_ignore = ["benchmarks"]  # scripts with arguments of their own, not tests
@@ -191,18 +193,29 @@ class Pico:
         return AutoModelForCausalLM.from_pretrained(self.base(name), **keywords).eval()
 
     def adapter(self, name: str, config: PeftConfig | None = None, label: str = "lora", seed: int = 1) -> Path:
-        """Returns the folder of an adapter whose every parameter is random; `label` names it for another time."""
+        """Returns the folder of an adapter whose every parameter is random; `label` names it for another time.
+
+        A label that was made with another configuration is refused, because which test comes first is chance.
+        """
+        folder, config_given = self.folder / f"{name}-{label}", config is not None
+        config = copy.deepcopy(config) if config else self.lora(name)  # PEFT writes into what it is given
+        record = Path(f"{folder}.json")
+        asked = json.dumps({"seed": seed, **config.to_dict()}, sort_keys=True, default=sorted)
 
         def make(folder: Path) -> None:
-            model = get_peft_model(self.plain(name), self.lora(name) if config is None else config)
+            model = get_peft_model(self.plain(name), config)
             torch.manual_seed(seed)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad and parameter.is_floating_point():
                         parameter.add_(torch.randn_like(parameter) * 0.1)
             model.save_pretrained(folder)
+            record.write_text(asked)
 
-        return made_once(self.folder / f"{name}-{label}", make)
+        made_once(folder, make)
+        if config_given and record.read_text() != asked:
+            raise ValueError(f"The label '{label}' of '{name}' names another configuration: {record.read_text()}")
+        return folder
 
     def lora(self, name: str, **options: Any) -> LoraConfig:
         """Makes a LoRA configuration for the linear layers and expert parameters of both roles."""
@@ -389,5 +402,21 @@ def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
             capture_output=True,
             timeout=240,
         )
+
+    return run
+
+
+@pytest.fixture
+def taia(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process; returns (exit status, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            cli.main([str(word) for word in words])
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
 
     return run

@@ -75,3 +75,12 @@ def test_a_room_imports_only_what_stands_below_it(name):
 
 def test_there_is_no_circle():
     tuple(TopologicalSorter(IMPORTS).static_order())  # raises CycleError, which names it
+
+
+def test_a_label_of_the_small_models_names_one_configuration(pico):
+    folder = pico.adapter("llama", pico.lora("llama", r=1), "house")
+    assert pico.adapter("llama", pico.lora("llama", r=1), "house") == folder
+    assert pico.adapter("llama", label="house") == folder
+    for config, seed in ((pico.lora("llama", r=2), 1), (pico.lora("llama", r=1), 2)):
+        with pytest.raises(ValueError, match="'house' of 'llama' names another configuration"):
+            pico.adapter("llama", config, "house", seed)

@@ -17,22 +17,6 @@ from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
 
 
-@pytest.fixture
-def taia(capsys):
-    """Runs a command line in this process; returns (exit status, standard output, standard error)."""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            cli.main([str(word) for word in words])
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def test_the_console_script_is_this_module():
     (script,) = entry_points(group="console_scripts", name="taia")
     assert script.load() is cli.main

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from taia_hub import TAIAForCausalLM, cards, cli
+from taia_hub import TAIAForCausalLM, cards
 from taia_hub.cli import spaces as cli_spaces
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
 from taia_hub.repository.card_request import CardRequest
@@ -35,22 +35,6 @@ OURS = {"README.md", "app.py", "requirements.txt", ".taia_space.json"}
 NUMBERS = itertools.count()
 VERSIONS = {"taia-hub": "0.1.0", "gradio": "6.31.0", "torch": "2.13.0+cpu", "peft": "0.21.2"}
 MODEL = SpaceModel("org/model-taia", "a" * 40, "org/base", "b" * 40)
-
-
-@pytest.fixture
-def taia(capsys):
-    """Runs a command line in this process; returns (exit status, standard output, standard error)."""
-
-    def run(*words):
-        capsys.readouterr()
-        try:
-            cli.main([str(word) for word in words])
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

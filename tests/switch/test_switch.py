@@ -261,15 +261,15 @@ def test_a_list_without_inputs_is_refused(pico):
     ("name", "label", "reason"),
     [
         ("mixtral", "lora", "experts' parameters are shared"),
-        ("llama", "dora", "no forward by row"),
-        ("llama", "loha", "no forward by row"),
+        ("llama", "dora-of-both", "no forward by row"),
+        ("llama", "loha-of-both", "no forward by row"),
         ("xlnet", "lora", "sequence first"),
     ],
 )
 def test_rows_are_refused_where_they_cannot_differ(pico, name, label, reason):
-    if label == "dora":
+    if label == "dora-of-both":
         pico.adapter(name, pico.lora(name, use_dora=True), label)
-    if label == "loha":
+    if label == "loha-of-both":
         pico.adapter(name, LoHaConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"), label)
     model, ids = pico.taia(name, label), pico.ids(2)
     before = logits(model, ids)
@@ -467,9 +467,9 @@ def everything(model):
 
 
 @pytest.mark.parametrize("is_trainable", [False, True])
-@pytest.mark.parametrize(("name", "label"), [("llama", "lora"), ("mixtral", "lora"), ("llama", "loha")])
+@pytest.mark.parametrize(("name", "label"), [("llama", "lora"), ("mixtral", "lora"), ("llama", "loha-of-both")])
 def test_switching_changes_nothing_else(pico, name, label, is_trainable):
-    if label == "loha":
+    if label == "loha-of-both":
         pico.adapter(name, LoHaConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"), label)
     model, ids = pico.taia(name, label, is_trainable=is_trainable), pico.ids()
     before = everything(model)
