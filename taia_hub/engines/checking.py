@@ -13,7 +13,7 @@ from taia_hub import hub
 from taia_hub.engines.facts import Adapter, BaseFacts, Verdict
 from taia_hub.engines.rules import LOADERS, check_engine, check_known
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.hub.config import MODEL_TYPE, RepositoryConfig
+from taia_hub.hub.config import RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import PEFT, PREFIX
 
 _SINGLE = "model.safetensors"
@@ -117,9 +117,8 @@ def check_adapter(
 
 def _refuse_other_kinds(source: hub.Source) -> None:
     """Refuses a TAIA repository whose update is no adapter, whatever else lies in it."""
-    path = source.folder / hub.CONFIG
-    values = hub.read_json(path) if path.is_file() else {}
-    if values.get("model_type") == MODEL_TYPE and (kind := RepositoryConfig.of(values).place.kind) is not PEFT:
+    values = config_values(source.folder)
+    if is_taia(values) and (kind := RepositoryConfig.of(values).place.kind) is not PEFT:
         raise RepositoryError(
             f"'{source.name}' holds a {kind.noun}, which no engine takes as it is.",
             "Write a mode of it as a plain LoRA with `taia export`, or as a plain model with `taia merge`.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from taia_hub.errors import ConfigError, SettingError
+from taia_hub.hub.access import CONFIG
+from taia_hub.hub.files import read_json
 from taia_hub.hub.layout import KINDS, UpdatePlace
 from taia_hub.switch.settings import Setting, parse_published, parse_setting
 
@@ -96,6 +99,17 @@ class RepositoryConfig(Fields):
     def of(cls, values: Mapping[str, Any]) -> RepositoryConfig:
         """Reads the contents of a `config.json`; keys of transformers' own are passed over."""
         return cls(**{key: values[key] for key in Fields.__annotations__ if key in values})
+
+
+def config_values(folder: Path) -> dict[str, Any]:
+    """Returns the contents of a folder's `config.json`; empty where it has none."""
+    path = folder / CONFIG
+    return read_json(path) if path.is_file() else {}
+
+
+def is_taia(values: Mapping[str, Any]) -> bool:
+    """Tells whether the contents of a `config.json` are those of a TAIA repository."""
+    return values.get("model_type") == MODEL_TYPE
 
 
 def default_update() -> dict[str, str]:

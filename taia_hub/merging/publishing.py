@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import RepositoryError
+from taia_hub.hub.config import is_taia
 from taia_hub.merging.running import MergeReport, merge
 from taia_hub.repository.side_files import card_tags, keep_edits
 from taia_hub.repository.update_files import Repository
@@ -79,7 +79,7 @@ def _look(repo_id: str, token: str | bool | None, used: Collection[str]) -> tupl
         return head, ()
     if hub.ADAPTER_CONFIG in head.files:
         raise _refused(repo_id, "is an adapter, which a merged model would replace")
-    if head.config.get("model_type") == TAIAConfig.model_type:
+    if is_taia(head.config):
         raise _refused(repo_id, "is a TAIA repository, which a merged model would replace")
     card = head.file(hub.CARD)
     if card is None or not _is_merged(card):

@@ -14,6 +14,7 @@ from peft.tuners.lora.layer import LoraLayer
 from taia_hub import hub
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.hub.config import config_values, is_taia
 from taia_hub.hub.layout import UpdatePlace
 from taia_hub.repository.update_files import Repository
 from taia_hub.updates.attaching import Update
@@ -70,10 +71,8 @@ def _copy_tokenizer(config: TAIAConfig, folder: Path, access: hub.HubAccess) -> 
     name, revision = config._name_or_path, getattr(config, "_commit_hash", None)
     if revision:
         place = hub.fetch(name, hub.TOKENIZER_FILES, revision=revision, access=access, local=False).folder
-    elif name and (Path(name) / hub.CONFIG).is_file():
+    elif name and is_taia(config_values(Path(name))):
         place = Path(name)
-        if hub.read_json(place / hub.CONFIG).get("model_type") != TAIAConfig.model_type:
-            return
     else:
         return
     for pattern in hub.TOKENIZER_FILES:

@@ -9,7 +9,7 @@ from huggingface_hub import metadata_load
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub.config import MODEL_TYPE, Fields, RepositoryConfig
+from taia_hub.hub.config import Fields, RepositoryConfig, is_taia
 
 logger = logging.getLogger(__name__)
 
@@ -17,19 +17,13 @@ logger = logging.getLogger(__name__)
 def read_repository_config(path: Path, name: str) -> RepositoryConfig:
     """Reads `config.json` of the repository that messages call `name`."""
     values = hub.read_json(path)
-    if values.get("model_type") != MODEL_TYPE:
+    if not is_taia(values):
         raise ConfigError(
             f"'{name}' is no TAIA repository: its config.json has model_type {values.get('model_type')!r}.",
             "To switch an adapter on this base, use `taia create`, or `TAIAForCausalLM.from_adapter(base, adapter)`; a "
             "whole model that was tuned from a base becomes a repository by `taia create BASE FINETUNED --dense`.",
         )
     return RepositoryConfig.of(values)
-
-
-def is_taia(folder: Path) -> bool:
-    """Tells whether a folder's `config.json` is that of a TAIA repository."""
-    path = folder / hub.CONFIG
-    return path.is_file() and hub.read_json(path).get("model_type") == MODEL_TYPE
 
 
 def base_name(config: Fields, name: str) -> str:

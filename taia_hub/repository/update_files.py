@@ -12,9 +12,9 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub.config import Fields, RepositoryConfig
+from taia_hub.hub.config import Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import KINDS, PEFT, UpdateKind, UpdatePlace, find_kind
-from taia_hub.repository.reading import base_name, is_taia, read_repository_config, verify_update
+from taia_hub.repository.reading import base_name, read_repository_config, verify_update
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def open_repository(
     """
     name = os.fspath(name)
     source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")
-    is_plain = (source.folder / find_kind(source.folder).config).is_file() and not is_taia(source.folder)
+    is_plain = (source.folder / find_kind(source.folder).config).is_file() and not is_taia(config_values(source.folder))
     if config is None and plain and is_plain:
         return _plain(name, source, base, base_revision, access)
     if config is None:

@@ -16,8 +16,8 @@ from huggingface_hub import constants
 
 from taia_hub import hub
 from taia_hub.common.resuming import Mark, differences, digest, sole
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.hub.config import config_values, is_taia
 from taia_hub.repository.side_files import TRAINING_FILE
 from taia_hub.training.recipe import TrainingRecipe
 
@@ -188,8 +188,7 @@ def check_out(out: Path) -> None:
     names = {path.name for path in out.iterdir()} - {WORK} if out.is_dir() else set()
     if not names:
         return
-    config = out / hub.CONFIG
-    if not config.is_file() or hub.read_json(config).get("model_type") != TAIAConfig.model_type:
+    if not is_taia(config_values(out)):
         raise RepositoryError(
             f"'{out}' holds something else already ({', '.join(sorted(names)[:3])}).", "Give an empty or a new folder."
         )
