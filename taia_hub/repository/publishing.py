@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatch
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import RepositoryError
-from taia_hub.hub.config import MODEL_TYPE, Fields
+from taia_hub.errors import ConfigError, RepositoryError, SettingError
+from taia_hub.hub.config import MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loading import Loaded
@@ -63,8 +64,8 @@ def save(
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if hub.RESUME_INDEX in names and _is_resume_index(folder / hub.RESUME_INDEX):
         names.discard(hub.RESUME_INDEX)
-    _refuse_other_model(str(folder), names, hub.read_json(folder / hub.CONFIG) if hub.CONFIG in names else {})
-    with hub.written_whole(folder) as scratch:
+    _refuse_other_model(str(folder), names, config_values(folder))
+    with written_over(folder) as scratch:
         config = _write_files(loaded, scratch, state_dict, extra_files)
         data = _described(loaded, config, scratch, repo_id or folder.name, license_fields or {})
         beside = SideFiles.of(scratch).over(SideFiles.of(folder))
@@ -73,8 +74,23 @@ def save(
             card_files(full, [folder / hub.CARD], scratch)
     for name in stale_eval_results(eval_results_there(folder), full.results):
         (folder / name).unlink()
-    for name in _stale_shards(folder, hub.published_files(folder)):
-        (folder / name).unlink()
+
+
+@contextlib.contextmanager
+def written_over(folder: Path) -> Iterator[Path]:
+    """Gives a scratch folder whose files become a repository, whole, over the one in `folder`.
+
+    Of an earlier update nothing stays but what a person put beside it.
+    """
+    before = config_values(folder)
+    with hub.written_whole(folder) as scratch:
+        yield scratch
+        new = hub.published_files(scratch)
+    for name in _stale(hub.published_files(folder), before, new):
+        path = folder / name
+        path.unlink()
+        with contextlib.suppress(OSError):  # it holds something else
+            path.parent.rmdir()
 
 
 def push(
@@ -98,7 +114,7 @@ def push(
     head = None if keep else hub.look(repo_id, revision=commit.revision, token=commit.token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = keep or Path(scratch) / "model"
-        with hub.written_whole(folder) as new:
+        with written_over(folder) as new:
             config = _write_files(loaded, new, None, extra_files)
         head = head or hub.look(repo_id, revision=commit.revision, token=commit.token)
         data = _described(loaded, config, folder, head.repo_id, base_license(config, commit.token), tags)
@@ -139,7 +155,7 @@ def _publish(folder: Path, config: Fields, data: cards.CardData, head: hub.Head,
         files |= _card_over(head, folder, config, data, Path(scratch) / "card")
         if files.get(hub.CARD) is None:  # the one on the Hub stays
             files.pop(hub.CARD, None)
-        files |= dict.fromkeys(_stale_shards(folder, head.files))
+        files |= dict.fromkeys(_stale(head.files, head.config, files))
         return hub.publish(files, head, dataclasses.replace(commit, message=commit.message or "Upload TAIA model"))
 
 
@@ -147,7 +163,9 @@ def _model_files(folder: Path, config: Fields) -> dict[str, Path]:
     """Lists what of a folder is published: without what an earlier update left in it."""
     files = hub.published_files(folder)
     elsewhere = bool(config.update.get("repo"))
-    stale = {*_stale_shards(folder, files), *(name for name in files if elsewhere and _is_update(name))}
+    named = (hub.read_json(folder / hub.MANIFEST).get("files") or {}) if hub.MANIFEST in files else {}
+    own = {**named, config.place.config: None}
+    stale = {*_stale(files, config_values(folder), own), *(name for name in files if elsewhere and _is_update(name))}
     return {name: path for name, path in files.items() if name not in stale}
 
 
@@ -186,7 +204,7 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, An
     """Refuses to write over another model, which the files of a folder or repository or its config.json show."""
     names = set(files)
     other = sorted(_OTHER_MODELS & names)
-    if hub.CONFIG in names and config.get("model_type") != MODEL_TYPE:
+    if hub.CONFIG in names and not is_taia(config):
         other.append(hub.CONFIG)
     if other:
         raise RepositoryError(
@@ -254,11 +272,14 @@ def _is_update(name: str) -> bool:
     return name.partition("/")[0] in {kind.folder for kind in KINDS.values()} and "/" in name
 
 
-def _stale_shards(folder: Path, names: Iterable[str]) -> list[str]:
-    """Finds shards of an earlier update among files, which the manifest of a folder does not name."""
-    named = (hub.read_json(folder / hub.MANIFEST).get("files") or {}) if (folder / hub.MANIFEST).is_file() else {}
+def _stale(names: Iterable[str], config: Mapping[str, Any], kept: Container[str]) -> list[str]:
+    """Finds files of an earlier update, which the `config.json` beside it tells, and shards of any, without `kept`."""
     patterns = [f"{kind.folder}/{kind.shards}" for kind in KINDS.values() if kind.shards]
-    return [name for name in names if name not in named and any(fnmatch(name, pattern) for pattern in patterns)]
+    if is_taia(config):
+        with contextlib.suppress(ConfigError, SettingError):  # a damaged one is being replaced: it tells nothing
+            before = RepositoryConfig.of(config)
+            patterns += before.place.files if before.update.get("repo") is None else ()
+    return [name for name in names if name not in kept and any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _is_resume_index(path: Path) -> bool:

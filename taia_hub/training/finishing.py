@@ -11,8 +11,8 @@ from huggingface_hub import CommitInfo
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
-from taia_hub.hub.layout import DENSE, KINDS, MOLORA, PEFT, UpdatePlace
-from taia_hub.repository import creating
+from taia_hub.hub.layout import DENSE, MOLORA, PEFT, UpdatePlace
+from taia_hub.repository import creating, publishing
 from taia_hub.repository.card import manifest_sha256
 from taia_hub.repository.side_files import FIGURES, SIDE_FILES
 from taia_hub.training import modelling, record
@@ -72,14 +72,8 @@ def make_repository(
 
 def _move(repository: Path, out: Path) -> None:
     new = {path.relative_to(repository) for path in repository.rglob("*") if path.is_file()}
-    with hub.written_whole(out) as scratch:
+    with publishing.written_over(out) as scratch:
         shutil.copytree(repository, scratch, dirs_exist_ok=True, copy_function=shutil.move)  # no room for two
-    for path in _old_files(out):
+    for path in [path for pattern in SIDE_FILES for path in out.glob(pattern) if path.is_file()]:
         if path.relative_to(out) not in new:  # of another training, which this one replaces
             path.unlink()
-
-
-def _old_files(folder: Path) -> list[Path]:
-    """Lists the files of a TAIA repository that belong to its update and go stale with it."""
-    patterns = [*SIDE_FILES, *(f"{kind.folder}/*" for kind in KINDS.values())]
-    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]

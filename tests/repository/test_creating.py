@@ -1,6 +1,7 @@
 """MoLoRA and full fine-tunes as repositories: made, published, loaded, described and checked like adapters."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import warnings
@@ -215,6 +216,84 @@ def test_fewer_shards_than_before_leave_none_behind(online: Any, tuned: Path, re
     assert not [name for name in online.files(repo_id) if name.endswith(stale.name)]
     TAIAForCausalLM.from_pretrained(out).save_pretrained(out)
     assert not stale.exists()
+
+
+@pytest.fixture
+def other_kinds(online: Any, mixture: Path, tuned: Path) -> dict[str, Any]:
+    """Makes a repository of each kind on the online base, with the keywords of `create_repository`."""
+    return {
+        "adapter": functools.partial(create_repository, online.base, online.adapter),
+        "molora": functools.partial(create_repository, online.base, str(mixture)),
+        "dense": functools.partial(create_from_finetuned, online.base, str(tuned)),
+        "link": functools.partial(create_repository, online.base, online.adapter, link=True),
+    }
+
+
+def in_folders(root: Path) -> set[str]:
+    """Lists the folders of a repository and what is in them."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_dir() or path.parent != root}
+
+
+CHANGES = [("adapter", "dense"), ("dense", "molora"), ("molora", "adapter"), ("adapter", "link")]
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_an_update_of_another_kind_leaves_nothing_of_the_earlier_one_in_a_folder(
+    other_kinds: Any, before: str, after: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "made"
+    other_kinds[before](out=out)
+    (out / before / "NOTES.txt").write_text("mine")
+    (out / "dense-notes").mkdir()
+    other_kinds[after](out=out)
+    other_kinds[after](out=tmp_path / "fresh")
+    mine = {"dense-notes", before, f"{before}/NOTES.txt"}
+    assert in_folders(out) == in_folders(tmp_path / "fresh") | mine
+    (out / before / "NOTES.txt").unlink()
+    (out / before).rmdir()
+    other_kinds[before](out=out)
+    other_kinds[after](out=out)
+    assert not (out / before).exists()
+
+
+@pytest.mark.parametrize("way", ["create", "push"])
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_an_update_of_another_kind_leaves_nothing_of_the_earlier_one_on_the_hub(
+    online: Any, other_kinds: Any, before: str, after: str, way: str, repo_id: str, tmp_path: Path
+) -> None:
+    other_kinds[before](push=repo_id)
+    online.api.upload_file(path_or_fileobj=b"mine", path_in_repo=f"{before}/NOTES.txt", repo_id=repo_id)
+    online.hub.requests.clear()
+    if way == "create":
+        other_kinds[after](push=repo_id)
+    else:
+        other_kinds[after](out=tmp_path / "made")
+        taia("push", str(tmp_path / "made"), repo_id)
+    assert len(online.commits()) == 1
+    assert [name for name in online.files(repo_id) if name.startswith(f"{before}/")] == [f"{before}/NOTES.txt"]
+    assert TAIAForCausalLM.from_pretrained(repo_id).status().roles["attention"].adapted
+
+
+def test_a_persons_update_beside_ours_stays(online: Any, other_kinds: Any, repo_id: str, tmp_path: Path) -> None:
+    """Only the earlier config.json tells what was ours; one that is damaged tells nothing."""
+    out = tmp_path / "made"
+    other_kinds["molora"](out=out)
+    other_kinds["molora"](push=repo_id)
+    (out / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (out / "adapter" / name).write_bytes(b"mine")
+        online.api.upload_file(path_or_fileobj=b"mine", path_in_repo=f"adapter/{name}", repo_id=repo_id)
+    other_kinds["dense"](out=out)
+    other_kinds["dense"](push=repo_id)
+    assert not (out / "molora").exists()
+    assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == b"mine"
+    found = set(online.files(repo_id))
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= found
+    assert not [name for name in found if name.startswith("molora/")]
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "update": {"kind": "other", "path": "dense"}}))
+    other_kinds["molora"](out=out)
+    assert (out / "dense" / "dense_config.json").is_file()
 
 
 def test_compressed_to_a_plain_adapter(online: Any, tuned: Path, tmp_path: Path, capsys: Any, pico: Any) -> None:
