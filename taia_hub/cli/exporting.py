@@ -68,14 +68,15 @@ def export(
     settings = by_folder(mode or ["attention"])
     source = files_on(repo, base, fields["revision"], fields["token"])
     with progress() as bars:
-        options = {**filled(fields), "progress": bars}
+        revision = fields.pop("revision")
+        options = ExportOptions(**filled(fields), progress=bars)
         if push is not None:
-            how = hub.Commit(private=private, token=options.pop("token", None))
-            commit, reports = push_adapters(source, push, settings, how, **options)
+            how = hub.Commit(private=private, token=options.token)
+            commit, reports = push_adapters(source, push, settings, how, options, revision=revision)
             where = commit.commit_url
         else:
             where = str(out or default_folder(repo, settings))
-            reports = export_adapters(source, where, settings, **options)
+            reports = export_adapters(source, where, settings, options, revision=revision)
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
         return

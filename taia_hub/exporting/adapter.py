@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taia_hub import hub
+from taia_hub.common.progress import Progress
 from taia_hub.engines import check_engines
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
@@ -60,7 +61,13 @@ def export_adapter(
     inference_modules: Any = "attention",
     *,
     revision: str | None = None,
-    **options: Any,
+    rank: int | None = None,
+    max_error: float = 0.02,
+    verify: bool = False,
+    engines: Sequence[str] = (),
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Writes what a setting computes as a plain PEFT LoRA, which vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT load.
 
@@ -75,7 +82,13 @@ def export_adapter(
         out: A new or empty folder for `adapter_config.json`, `adapter_model.safetensors` and `README.md`.
         inference_modules: The setting: a mode name, roles joined by `+`, or a mapping of selectors to weights.
         revision: Revision of the source.
-        **options: Fields of `ExportOptions`.
+        rank: Largest rank of updates that are no LoRA; by default the smallest exact one where it pays, else 64.
+        max_error: Largest relative error, by the Frobenius norm, of a module that is no LoRA.
+        verify: Whether to load the base model and compare the export's output with the masked model's.
+        engines: Names of engines that must take the export.
+        token: Access token.
+        trust_remote_code: Whether the base model's own code may run.
+        progress: Called with the stage, what is done of it and what there is.
 
     Returns:
         What was written, what was lost, and what each engine needs.
@@ -93,17 +106,18 @@ def export_adapter(
         report.engines["vllm"]  # ('--max-lora-rank 64',)
         ```
     """
-    return export_adapters(source, out, {"": inference_modules}, revision=revision, **options)[""]
+    options = ExportOptions(rank, max_error, verify, tuple(engines), token, trust_remote_code, progress)
+    return export_adapters(source, out, {"": inference_modules}, options, revision=revision)[""]
 
 
 def export_adapters(
     source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
     settings: Mapping[str, Any],
+    options: ExportOptions | None = None,
     *,
     revision: str | None = None,
     repo_id: str | None = None,
-    **options: Any,
 ) -> dict[str, ExportReport]:
     """Writes several settings, each into a sub-folder: all of them or none; otherwise as `export_adapter`.
 
@@ -111,9 +125,9 @@ def export_adapters(
         source: As of `export_adapter`.
         out: A new or empty folder.
         settings: Name of a sub-folder to the setting that goes there; an empty name is `out` itself.
+        options: How they are exported; the keywords of `export_adapter`.
         revision: Revision of the source.
         repo_id: Hub id that the files are meant for, which the cards then show.
-        **options: Fields of `ExportOptions`.
 
     Returns:
         Name of each sub-folder to its report.
@@ -126,7 +140,7 @@ def export_adapters(
         export_adapters("org/model-taia", "exports", {"attention": "attention", "all": "all"})
         ```
     """
-    asked, out = ExportOptions(**options), Path(out).absolute()
+    asked, out = options or ExportOptions(), Path(out).absolute()
     parsed = {name: parse_setting(value) for name, value in settings.items()}
     _check_names(parsed)
     hub.check_new(out)

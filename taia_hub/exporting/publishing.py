@@ -16,6 +16,7 @@ from taia_hub import hub
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
+from taia_hub.exporting.options import ExportOptions
 from taia_hub.exporting.report import ExportReport
 from taia_hub.repository.side_files import card_tags, keep_edits
 from taia_hub.repository.update_files import Repository, open_repository
@@ -29,9 +30,9 @@ def push_adapters(
     repo_id: str,
     settings: Mapping[str, Any],
     commit: hub.Commit | None = None,
+    options: ExportOptions | None = None,
     *,
     revision: str | None = None,
-    **options: Any,
 ) -> tuple[CommitInfo, dict[str, ExportReport]]:
     """Exports settings as `export_adapters` does and publishes them in one commit: all of them, or nothing.
 
@@ -54,7 +55,13 @@ def push_adapters(
     _refuse_own(repo_id, files)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "exports"
-        reports = export_adapters(files, folder, settings, repo_id=repo_id, token=commit.token, **options)
+        reports = export_adapters(
+            files,
+            folder,
+            settings,
+            dataclasses.replace(options or ExportOptions(), token=commit.token),
+            repo_id=repo_id,
+        )
         new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         stale = sorted(head.files - new.keys())
         labels = "; ".join(parse_setting(report.setting).label for report in reports.values())

@@ -21,6 +21,7 @@ from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.attaching import attach
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.plain_lora import is_state_space
 from taia_hub.updates.peft.strict import read_config
 from taia_hub.updates.weightless import injected
@@ -75,14 +76,7 @@ def compare_outputs(
     ids = torch.arange(3, 3 + _TOKENS).remainder(int(base.config.get_text_config().vocab_size))[None]
     with _quietly():
         roles = find_sublayers(base)
-        attach(
-            base,
-            update.folder,
-            update.kind,
-            roles=roles.roles,
-            unplaced=roles.unplaced,
-            inference_modules=setting,
-        )
+        attach(base, update.folder, update.kind, AttachOptions(roles.roles, roles.unplaced, setting))
         expected = _outputs(base.eval(), ids)
         del base
         exported: Any = PeftModel.from_pretrained(_base(update, access, **options), str(folder))

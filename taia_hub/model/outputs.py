@@ -144,22 +144,12 @@ class Writing:
             ```
         """
         from taia_hub import hub
-        from taia_hub.exporting import export_adapter
+        from taia_hub.exporting import ExportOptions, export_adapters
         from taia_hub.repository.loaded_update import files_of
 
+        options = ExportOptions(rank, max_error, verify, tuple(engines), token, trust_remote_code, progress)
         with files_of(self, hub.HubAccess(token=token)) as files:
-            return export_adapter(
-                files,
-                folder,
-                inference_modules,
-                rank=rank,
-                max_error=max_error,
-                verify=verify,
-                engines=engines,
-                token=token,
-                trust_remote_code=trust_remote_code,
-                progress=progress,
-            )
+            return export_adapters(files, folder, {"": inference_modules}, options)[""]
 
     def merge(
         self,

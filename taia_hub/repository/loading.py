@@ -22,6 +22,7 @@ from taia_hub.updates.dense.compressing import Compress, CompressionReport, comp
 from taia_hub.updates.dense.compressing import compress as compress_difference
 from taia_hub.updates.dense.difference import DenseReport, write_dense
 from taia_hub.updates.dense.update import DEFAULT_SETTING
+from taia_hub.updates.options import AttachOptions
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)
@@ -231,11 +232,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
         model,
         found.folder,
         found.kind,
-        roles=placed.roles,
-        unplaced=placed.unplaced,
-        inference_modules=setting,
-        is_trainable=options.is_trainable,
-        autocast_adapter_dtype=options.autocast_adapter_dtype,
+        AttachOptions(placed.roles, placed.unplaced, setting, options.is_trainable, options.autocast_adapter_dtype),
     )
     switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
     config.base_model_revision = found.base.revision

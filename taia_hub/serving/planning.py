@@ -78,10 +78,15 @@ def plan_serving(
     out: str | os.PathLike[str] | None = None,
     gguf: str | os.PathLike[str] | None = None,
     extra: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
+    nodes: int = 1,
+    head: str | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
-    **placement: Any,
 ) -> ServingPlan:
     """Prepares what an engine needs for each mode, and makes the commands that serve them.
 
@@ -95,10 +100,15 @@ def plan_serving(
         out: Folder for the prepared files; by default one in the Hub's cache. Files made before are used again.
         gguf: The base model as GGUF, for llama.cpp.
         extra: Flags for the engine.
+        host: Address to listen on; 0.0.0.0 is open to the network.
+        port: Port to listen on.
+        tensor_parallel: GPUs that each layer is cut over.
+        data_parallel: Copies of the model.
+        nodes: Machines.
+        head: The first machine, where there are several.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run.
         progress: Called with the stage, what is done of it and what there is.
-        **placement: Further fields of `Order`: `host`, `port`, `tensor_parallel`, `data_parallel`, `nodes`, `head`.
 
     Returns:
         The commands; nothing is started.
@@ -129,7 +139,12 @@ def plan_serving(
         gguf=_gguf(found, gguf),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
-        **placement,
+        host=host,
+        port=port,
+        tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel,
+        nodes=nodes,
+        head=head,
     )
     found.check(order)  # before the work
     folder = Path(out) if out is not None else default_folder(files, name)

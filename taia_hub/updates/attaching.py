@@ -15,6 +15,7 @@ from taia_hub.updates.dense.config import read_dense_config
 from taia_hub.updates.dense.update import attach_dense
 from taia_hub.updates.molora.config import read_molora_config
 from taia_hub.updates.molora.update import attach_molora
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.update import attach_update, read_config
 
 
@@ -55,7 +56,7 @@ class Update(Protocol):
         """Tells whether the tensors are still those of the files."""
 
 
-_ATTACH: Mapping[UpdateKind, Callable[..., tuple[Any, Switch]]] = {
+_ATTACH: Mapping[UpdateKind, Callable[[Any, Path, AttachOptions], tuple[Any, Switch]]] = {
     PEFT: attach_update,
     MOLORA: attach_molora,
     DENSE: attach_dense,
@@ -67,12 +68,12 @@ _READ: Mapping[UpdateKind, Callable[[Path], Any]] = {
 }
 
 
-def attach(base: nn.Module, folder: Path, kind: UpdateKind, **options: Any) -> tuple[Update, Switch]:
+def attach(base: nn.Module, folder: Path, kind: UpdateKind, options: AttachOptions) -> tuple[Update, Switch]:
     """Puts an update on a base model, which is changed in place, and makes the model obey a new switch.
 
-    Options and errors as of `taia_hub.updates.peft.update.attach_update`.
+    Errors as of `taia_hub.updates.peft.update.attach_update`.
     """
-    return _ATTACH[kind](base, folder, **options)
+    return _ATTACH[kind](base, folder, options)
 
 
 def read_update_config(folder: Path, kind: UpdateKind) -> Any:

@@ -18,6 +18,7 @@ from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, update_shapes
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 
@@ -65,7 +66,7 @@ def attach_weightless(
         model = make()
     if kind is PEFT:
         _give_zeros(model, folder / PEFT.weights)
-    update, switch = attach(model, folder, kind, roles=roles.roles, unplaced=roles.unplaced, inference_modules="all")
+    update, switch = attach(model, folder, kind, AttachOptions(roles.roles, roles.unplaced, "all"))
     return Attached(update, switch, listed(update.head_model, switch.sites), streamed=kind is not PEFT)
 
 

@@ -25,7 +25,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense.difference import write_dense
-from taia_hub.updates.dense.update import attach_dense
+from taia_hub.updates.dense.update import DEFAULT_SETTING, attach_dense
+from taia_hub.updates.options import AttachOptions
 
 HIDDEN = 2048
 INNER, VOCABULARY = 5632, 32000
@@ -178,7 +179,9 @@ def measure_switching(folder: Path, layers: int = 8, tokens: int = 1, repeats: i
     base = AutoModelForCausalLM.from_pretrained(folder / "small").eval()
     switched = AutoModelForCausalLM.from_pretrained(folder / "small").eval()
     placed = find_sublayers(switched)
-    _, switch = attach_dense(switched, folder / "small-dense", roles=placed.roles)
+    _, switch = attach_dense(
+        switched, folder / "small-dense", AttachOptions(placed.roles, inference_modules=DEFAULT_SETTING)
+    )
     ids = torch.randint(3, 8000, (1, tokens))
     times: dict[str, list[float]] = {"base": [], "none": [], "attention+other": [], "all": []}
     with torch.inference_mode():

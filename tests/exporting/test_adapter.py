@@ -1,6 +1,8 @@
 """A mode as a plain LoRA: it computes what the masked model does, loses no bit without need, and leaves no halves."""
 
+import dataclasses
 import errno
+import inspect
 import json
 import math
 from pathlib import Path
@@ -21,8 +23,8 @@ from typer.testing import CliRunner
 from taia_hub import TAIAForCausalLM, hub
 from taia_hub.cli.exporting import export
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.exporting import ExportOptions, export_adapter, export_adapters
 from taia_hub.exporting import adapter as adapter_module
-from taia_hub.exporting import export_adapter, export_adapters
 from taia_hub.exporting.low_rank import EXACT, product
 from taia_hub.exporting.plan import Factors, find_targets, share_scale
 from taia_hub.exporting.publishing import push_adapters
@@ -487,6 +489,14 @@ def test_a_base_is_named_so_that_it_is_found_from_anywhere(pico, tmp_path, monke
     assert f'from_pretrained("{resolved}")' in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("call", [export_adapter, TAIAForCausalLM.export_adapter])
+def test_the_keywords_are_those_of_the_options(call):
+    shown = inspect.signature(call).parameters
+    for field in dataclasses.fields(ExportOptions):
+        assert shown[field.name].default == field.default
+    assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
+
+
 @pytest.mark.parametrize(
     "keywords", [{"rank": 0}, {"rank": True}, {"max_error": 1}, {"max_error": -0.1}, {"engines": ["vlm"]}]
 )
@@ -734,7 +744,10 @@ def test_several_modes_are_all_written_or_none(pico, tmp_path):
         export_adapters(pico.adapter("mixtral"), tmp_path / "moe", {"attention": "attention", "all": "all"})
     with pytest.raises(UnsupportedUpdateError):
         export_adapters(
-            pico.adapter("gpt2"), tmp_path / "moe", {"attention": "attention", "all": "all"}, engines=["tgi"]
+            pico.adapter("gpt2"),
+            tmp_path / "moe",
+            {"attention": "attention", "all": "all"},
+            ExportOptions(engines=("tgi",)),
         )
     assert not (tmp_path / "moe").exists()
 
@@ -883,7 +896,7 @@ def test_a_commit_that_is_made_meanwhile_stays(online, repo_id):
         calls.append(1)
 
     with pytest.raises(RepositoryError, match="got another commit"):
-        push_adapters(online.taia, repo_id, {"": "all"}, progress=meanwhile)
+        push_adapters(online.taia, repo_id, {"": "all"}, options=ExportOptions(progress=meanwhile))
     assert "mine.txt" in online.files(repo_id)
 
 

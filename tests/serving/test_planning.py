@@ -1,6 +1,7 @@
 """`taia serve`: commands as values, the files of modes, the start of an engine, and bad input."""
 
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -685,3 +686,12 @@ def test_the_guides_figures():
     assert round(32 * lora_bytes(layer, rank=16, itemsize=2) / 1e6) == 27
     config = {"num_hidden_layers": 32, "hidden_size": hidden, "num_attention_heads": 32, "num_key_value_heads": 8}
     assert kv_bytes(config) == 131072
+
+
+def test_the_keywords_of_a_plan_are_the_placement_of_an_order():
+    shown = inspect.signature(plan_serving).parameters
+    placement = [field for field in dataclasses.fields(Order) if "help" in field.metadata]
+    assert {"host", "port", "nodes"} < {field.name for field in placement}
+    for field in placement:
+        assert shown[field.name].default == field.default
+    assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())

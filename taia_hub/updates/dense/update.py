@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.dense.config import dense_groups, read_dense_config
 from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.update import ROWS_REGROUPED
 from taia_hub.weights.checkpoint import read_shards
 
@@ -83,12 +84,7 @@ class DenseUpdate:
 def attach_dense(
     base: nn.Module,
     folder: Path,
-    *,
-    roles: Mapping[str, str],
-    unplaced: Sequence[str] = (),
-    inference_modules: Any = DEFAULT_SETTING,
-    is_trainable: bool = False,
-    autocast_adapter_dtype: bool = True,
+    options: AttachOptions,
 ) -> tuple[DenseUpdate, Switch]:
     """Puts a full fine-tune beside a base model and makes its modules obey a new switch.
 
@@ -96,7 +92,7 @@ def attach_dense(
     setting first asks for them; then they are where the base's are, in the same dtype, so that `autocast_adapter_dtype`
     is not asked; `is_trainable` is refused. Else as `attach_update`.
     """
-    if is_trainable:
+    if options.is_trainable:
         raise UnsupportedUpdateError("A full fine-tune beside its base model cannot be trained on.", _TRAIN)
     config = read_dense_config(folder)
     _check_base(base)
@@ -124,9 +120,9 @@ def attach_dense(
                 whole = "it holds whole numbers"
         alike = regrouped or same_rows(module, path)
         method = type(module).__name__
-        sites.append(Site(path, roles.get(path, "other"), layer_of(path), method, count, whole, alike))
+        sites.append(Site(path, options.roles.get(path, "other"), layer_of(path), method, count, whole, alike))
         tensors.append(tuned)
-    switch = Switch(sites, inference_modules, unplaced)
+    switch = Switch(sites, options.inference_modules, options.unplaced)
     for index, ((module, _), tuned) in enumerate(zip(owners.values(), tensors, strict=True)):
         module.__dict__.update(_taia_switch=switch, _taia_site=index, _taia_tuned=tuned)
         module.__class__ = subclass(mixin_for(module), type(module))

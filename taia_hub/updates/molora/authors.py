@@ -22,6 +22,7 @@ from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings
 from taia_hub.updates.molora.files import write_molora
 from taia_hub.updates.molora.update import attach_molora
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, read_config
 from taia_hub.weights.skeleton import skeleton
 
@@ -199,4 +200,4 @@ def _check_fit(
     model = skeleton(hub.resolve_base(base, revision, access), access)
     with tempfile.TemporaryDirectory() as scratch:
         write_molora(description, tensors, Path(scratch))
-        attach_molora(model, Path(scratch), roles=find_sublayers(model).roles)
+        attach_molora(model, Path(scratch), AttachOptions(find_sublayers(model).roles))

@@ -27,6 +27,7 @@ from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings, re
 from taia_hub.updates.molora.files import check_tensors, read_tensors, write_molora
 from taia_hub.updates.molora.layers import MoLoraConfig, MoLoraLinear, take_balance_losses
 from taia_hub.updates.molora.targets import FITS, check_modules, checked_targets, default_targets
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.strict import ADAPTER, check_base_untouched
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 
@@ -147,12 +148,7 @@ class MoLoraUpdate(PeftUpdate):
 def attach_molora(
     base: nn.Module,
     folder: Path,
-    *,
-    roles: Mapping[str, str],
-    unplaced: Sequence[str] = (),
-    inference_modules: Any = "attention",
-    is_trainable: bool = False,
-    autocast_adapter_dtype: bool = True,
+    options: AttachOptions,
 ) -> tuple[MoLoraUpdate, Switch]:
     """Puts a saved mixture on a base model, as `attach_update` does; offloaded parts are refused."""
     description = read_molora_config(folder)
@@ -163,9 +159,9 @@ def attach_molora(
     peft_model = _inject(
         base,
         description,
-        inference_mode=not is_trainable,
+        inference_mode=not options.is_trainable,
         init_lora_weights=False,
-        autocast_adapter_dtype=autocast_adapter_dtype,
+        autocast_adapter_dtype=options.autocast_adapter_dtype,
         low_cpu_mem_usage=skeleton,
     )
     update = MoLoraUpdate(peft_model, folder)
@@ -174,9 +170,9 @@ def attach_molora(
     if not skeleton and update.load(tensors).unexpected_keys:
         raise UpdateMismatchError("PEFT did not find a place for every tensor of the update.", FITS)
     check_base_untouched(update.head_model, before)
-    if not is_trainable:
+    if not options.is_trainable:
         peft_model.eval()  # new layers begin in training mode, with dropout
-    return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
+    return update, attach_switch(update.head_model, options.roles, options.inference_modules, options.unplaced)
 
 
 def _inject(

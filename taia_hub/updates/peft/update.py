@@ -28,6 +28,7 @@ from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchE
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
+from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.layers import describe, refusal, same_rows, switched_class, whole_only
 from taia_hub.updates.peft.strict import (
     ADAPTER,
@@ -136,17 +137,9 @@ class PeftUpdate:
 def attach_update(
     base: nn.Module,
     folder: Path,
-    *,
-    roles: Mapping[str, str],
-    unplaced: Sequence[str] = (),
-    inference_modules: Any = "attention",
-    is_trainable: bool = False,
-    autocast_adapter_dtype: bool = True,
+    options: AttachOptions,
 ) -> tuple[PeftUpdate, Switch]:
     """Injects an adapter into a base model, changed in place, and makes its layers obey a new switch.
-
-    `roles` are module path to role, of the base before the injection; `unplaced` are the paths whose role could not be
-    told. `autocast_adapter_dtype` is whether PEFT keeps 16-bit adapter weights in float32.
 
     Raises:
         UpdateMismatchError: If the adapter does not fit the base: modules, tensors or shapes.
@@ -161,7 +154,7 @@ def attach_update(
     in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
     named = dict(base.named_parameters(remove_duplicate=False))
     originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
-    is_quick = not originals and _may_skip_initialisation(config, base, autocast_adapter_dtype)
+    is_quick = not originals and _may_skip_initialisation(config, base, options.autocast_adapter_dtype)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
@@ -172,8 +165,8 @@ def attach_update(
                 base,
                 str(folder),
                 config=config,
-                is_trainable=is_trainable,
-                autocast_adapter_dtype=autocast_adapter_dtype,
+                is_trainable=options.is_trainable,
+                autocast_adapter_dtype=options.autocast_adapter_dtype,
                 low_cpu_mem_usage=is_quick,
                 **placement,
             )
@@ -188,7 +181,7 @@ def attach_update(
     copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, folder, keys, originals)
     copies = {id(named[name]) for name in copied}  # one tensor, tied names
     check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
-    return update, attach_switch(update.head_model, roles, inference_modules, unplaced)
+    return update, attach_switch(update.head_model, options.roles, options.inference_modules, options.unplaced)
 
 
 def attach_switch(

@@ -26,7 +26,8 @@ from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.dense import layers as dense_layers
 from taia_hub.updates.dense.difference import write_dense
 from taia_hub.updates.dense.layers import TunedFiles
-from taia_hub.updates.dense.update import attach_dense
+from taia_hub.updates.dense.update import DEFAULT_SETTING, attach_dense
+from taia_hub.updates.options import AttachOptions
 
 NAMES = ("llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "qwen2_moe")
 MODES = {"none": (), "attention": ("attention",), "ffn": ("ffn",), "all": ("attention", "ffn", "other")}
@@ -58,9 +59,8 @@ class Dense:
     def attach(self, name, folder=None, model=None, **keywords):
         model = self.pico.plain(name) if model is None else model
         placed = find_sublayers(model)
-        update, switch = attach_dense(
-            model, folder or self.update(name), roles=placed.roles, unplaced=placed.unplaced, **keywords
-        )
+        how = AttachOptions(placed.roles, placed.unplaced, **{"inference_modules": DEFAULT_SETTING, **keywords})
+        update, switch = attach_dense(model, folder or self.update(name), how)
         return model, update, switch
 
     def reference(self, name, roles, weight=1.0, tuned=None, base=None):

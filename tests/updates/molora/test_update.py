@@ -32,6 +32,7 @@ from taia_hub.updates.molora.config import MOLORA_CONFIG, MOLORA_WEIGHTS, MoLora
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.molora.routing import add_experts, add_experts_in_place, group_tokens
 from taia_hub.updates.molora.update import MoLoraUpdate, add_molora, attach_molora, balance_loss, save_molora
+from taia_hub.updates.options import AttachOptions
 
 _SMALL = MoLoraSettings(rank={"attention": 3, "ffn": 4}, alpha={"attention": 6, "ffn": 10}, dropout=0.0)
 
@@ -71,7 +72,7 @@ def saved(pico: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 def _attached(pico: Any, folder: Path, name: str = "llama", mode: Any = "all", **options: Any) -> Any:
     base = pico.plain(name, **options.pop("base", {}))
     placed = find_sublayers(base)
-    update, switch = attach_molora(base, folder, roles=placed.roles, inference_modules=mode, **options)
+    update, switch = attach_molora(base, folder, AttachOptions(placed.roles, inference_modules=mode, **options))
     return base.eval(), update, switch
 
 
@@ -490,7 +491,7 @@ class TestFiles:
         base = nn.Sequential(OrderedDict({name: nn.Linear(8, 8) for name in roles}))
         trained = _randomised(add_molora(copy.deepcopy(base), MoLoraSettings(rank=2), roles, [*roles])).eval()
         save_molora(trained, tmp_path)
-        update, _ = attach_molora(base, tmp_path, roles=roles, inference_modules="all")
+        update, _ = attach_molora(base, tmp_path, AttachOptions(roles, inference_modules="all"))
         assert update.is_unchanged()
         x = torch.randn(3, 8)
         assert torch.equal(update.head_model.eval()(x), trained.base_model.model(x))
@@ -609,7 +610,7 @@ class TestFiles:
     def test_a_skeleton_is_checked_and_keeps_the_bytes(self, pico: Any, saved: Any, tmp_path: Path) -> None:
         with torch.device("meta"):
             skeleton = LlamaForCausalLM(LlamaConfig.from_pretrained(pico.base("llama")))
-        update, _ = attach_molora(skeleton, saved(), roles=find_sublayers(skeleton).roles)
+        update, _ = attach_molora(skeleton, saved(), AttachOptions(find_sublayers(skeleton).roles))
         update.save(tmp_path)
         assert (tmp_path / MOLORA_WEIGHTS).read_bytes() == (saved() / MOLORA_WEIGHTS).read_bytes()
 
