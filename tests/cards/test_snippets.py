@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,11 @@ from tests.card_samples import BASE_SHA, EVERYTHING, FOLDER, GOLDEN
 
 
 def blocks(name, language):
-    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return snippets(FOLDER / f"{name}.md", language)
+
+
+def snippets(card, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", card.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -52,7 +56,11 @@ for name, blocks in json.loads(CARDS).items():
 """
 
 
-def test_every_python_snippet_of_the_golden_cards_runs(published, clean_process):
+@pytest.mark.slow
+def test_every_python_snippet_runs(published, clean_process, repo_id):
+    """Those of the golden cards, and word for word those of the cards that a push and a push of a pointer wrote."""
+    from taia_hub.repository.creating import create_repository
+
     found = {name: blocks(name, "python") for name in GOLDEN}
     assert {name: len(code) for name, code in found.items()} == {
         "everything": 4,
@@ -63,32 +71,19 @@ def test_every_python_snippet_of_the_golden_cards_runs(published, clean_process)
     }
     # The commit of the base and the place of the repository are this Hub's.
     text = json.dumps(found).replace(BASE_SHA, published.base_sha).replace('\\"model-taia\\"', '\\"org/model-taia\\"')
-    ran = clean_process(f"CARDS = {text!r}\n{RUN}")
+    found = json.loads(text)
+
+    create_repository(published.base, published.adapter, push=repo_id, link=True)
+    for name, pushed in (("pushed", "org/model-taia"), ("pointer", repo_id)):
+        found[name] = snippets(Path(published.api.hf_hub_download(pushed, "README.md")), "python")
+        assert len(found[name]) == 4
+    assert 'PeftModel.from_pretrained(base, "org/adapter", revision="' in found["pointer"][3]
+
+    ran = clean_process(f"CARDS = {json.dumps(found)!r}\n{RUN}")
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert [line for line in ran.stdout.splitlines() if line.startswith("ran ")] == [
         f"ran {name} {len(code)}" for name, code in found.items()
     ]
-
-
-def test_the_snippets_of_a_pushed_card_run_as_they_are(published, clean_process):
-    """The card that `push_to_hub` wrote, word for word."""
-    text = published.api.hf_hub_download("org/model-taia", "README.md")
-    with open(text, encoding="utf-8") as file:
-        code = re.findall(r"^```python\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
-    assert len(code) == 4
-    ran = clean_process(f"CARDS = {json.dumps({'pushed': code})!r}\n{RUN}")
-    assert ran.returncode == 0, ran.stderr[-3000:]
-
-
-def test_the_snippet_of_a_pointer_runs(published, clean_process, repo_id):
-    from taia_hub.repository.creating import create_repository
-
-    create_repository(published.base, published.adapter, push=repo_id, link=True)
-    with open(published.api.hf_hub_download(repo_id, "README.md"), encoding="utf-8") as file:
-        code = re.findall(r"^```python\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
-    assert 'PeftModel.from_pretrained(base, "org/adapter", revision="' in code[3]
-    ran = clean_process(f"CARDS = {json.dumps({'pointer': code})!r}\n{RUN}")
-    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", GOLDEN)

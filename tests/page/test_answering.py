@@ -131,6 +131,7 @@ def test_a_model_that_does_not_exist_says_so(tmp_path, online):
         running.close()
 
 
+@pytest.mark.slow
 def test_twenty_callers_at_once_each_get_their_own_answer(page, online):
     running = page(queue_size=32)
     model = TAIAForCausalLM.from_pretrained(online.taia)
@@ -191,10 +192,20 @@ def test_a_cancelled_caller_frees_its_place(page, unhurried):
     assert len(found["answers"]) == 3
 
 
-def test_when_the_queue_is_full_callers_are_told(page, unhurried):
-    running = page(queue_size=1)
-    client = client_of(running)
-    jobs = [client.submit(prompt="the", max_new_tokens=30, api_name="/compare") for _ in range(4)]
+def test_when_the_queue_is_full_callers_are_told(page, monkeypatch):
+    import taia_hub.page.answering as answering
+
+    original, refused = answering.stream_compare, threading.Event()
+
+    def held(*values, **keywords):
+        assert refused.wait(60)
+        yield from original(*values, **keywords)
+
+    monkeypatch.setattr(answering, "stream_compare", held)
+    client = client_of(page(queue_size=1))
+    jobs = [client.submit(prompt="the", max_new_tokens=2, api_name="/compare") for _ in range(4)]
+    wait_until(lambda: any(job.done() for job in jobs))  # nobody has an answer yet
+    refused.set()
     messages = []
     for job in jobs:
         try:
@@ -236,6 +247,7 @@ def test_the_gpu_is_asked_for_by_length_and_columns():
     assert expected_seconds(short) < expected_seconds(long)
 
 
+@pytest.mark.slow
 def test_a_folder_named_spaces_is_not_the_zero_gpu_package(tmp_path, monkeypatch, clean_process):
     (tmp_path / "spaces").mkdir()
     code = (

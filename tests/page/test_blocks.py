@@ -13,6 +13,7 @@ from taia_hub import TAIAForCausalLM
 from taia_hub.page import PageSettings, launch_page
 
 sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.slow
 PHONE = {"width": 390, "height": 844}
 NASTY = "the <b>sea</b> **is** ${1+1} {{x}} <script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
@@ -337,7 +338,6 @@ def test_the_keyboard_is_enough(visit):
     assert not unnamed
 
 
-@pytest.mark.slow
 def test_a_real_model_answers(chromium, smollm2, tmp_path):
     """SmolLM2-135M with a random update: four columns, the base's own words in the first."""
     import torch
