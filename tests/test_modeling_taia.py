@@ -316,6 +316,7 @@ def in_a_child(model, ids, queue):
         queue.put({mode: model(input_ids=ids, inference_modules=mode).logits.numpy() for mode in MODES})
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_model(pico, model):
     ids = pico.ids()
     context = multiprocessing.get_context("spawn")

@@ -140,6 +140,7 @@ def run(code, folder, *words):
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_every_module_imports_and_works_on_the_core_dependencies(unpacked):
     result = run(USED.format(extras=EXTRAS, folder=str(unpacked)), unpacked)
     assert result.returncode == 0, result.stderr

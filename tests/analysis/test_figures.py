@@ -157,6 +157,7 @@ def test_equal_numbers_give_equal_bytes_whatever_the_user_s_settings_are(tmp_pat
         assert not re.search(rb"<dc:date>|matplotlib\.org|20\d\d-\d\d-\d\d", first.svg.read_bytes())
 
 
+@pytest.mark.slow
 def test_nothing_of_pyplot_s_global_state_is_used(tmp_path, clean_process):
     code = """
 import sys, pathlib

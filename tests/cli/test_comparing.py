@@ -438,6 +438,7 @@ def test_a_bad_mode_does_not_throw_earlier_results_away(taia, online, tmp_path):
     assert (tmp_path / "prompts.compared.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on_and_does(taia, online, tmp_path, generated):
     path = prompts(tmp_path / "prompts.jsonl", *({"prompt": "the sea", "id": n} for n in range(400)))
     out = tmp_path / "prompts.compared.jsonl"

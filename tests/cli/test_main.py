@@ -118,6 +118,7 @@ def test_info_reads_no_weights(taia, online, tmp_path):
     assert found["base_revision"] == online.base_sha
 
 
+@pytest.mark.slow
 def test_info_fetches_only_the_header_of_the_weights(online, clean_process):
     online.hub.requests.clear()
     done = clean_process(f"from taia_hub.cli import main; main(['info', '{online.taia}'])")

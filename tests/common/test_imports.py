@@ -51,6 +51,7 @@ def test_looking_for_the_module_is_not_importing_it(late):
     assert sys.ran == ["module", "call"]
 
 
+@pytest.mark.slow
 def test_the_package_may_be_imported_twice_before_transformers(clean_process):
     code = """
 import importlib, sys

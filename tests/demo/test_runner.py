@@ -409,6 +409,7 @@ def test_folder_in_use_is_an_error(tmp_path):
         run_demo(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_child_reports_an_unexpected_error(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "taia_hub.demo", str(tmp_path), "many", "1", "0"],

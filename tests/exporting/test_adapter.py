@@ -666,6 +666,7 @@ def _copy(folder, out, **changes):
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_large_adapter_takes_little_memory(clean_process, tmp_path):
     """320 MiB of factors, in a file with holes: what is read must not stay."""
     hidden, rank, layers = 2048, 1024, 4

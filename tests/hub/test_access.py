@@ -131,6 +131,7 @@ for load in (
 """
 
 
+@pytest.mark.slow
 def test_no_network(online, clean_process):
     folder = snapshot_download(online.taia)
     code = OFFLINE.format(taia=online.taia, base=online.base, adapter=online.adapter, folder=folder)

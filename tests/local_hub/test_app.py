@@ -965,6 +965,7 @@ if sys.argv[1] == "lfs":
 """
 
 
+@pytest.mark.slow
 def test_transformers_and_peft_push_and_load(hub):
     run_client(hub, _TRANSFORMERS_AND_PEFT)
     assert len([path for path in commits_sent(hub) if "user/tiny/" in path]) == 1

@@ -190,6 +190,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_clean_process_loads_through_the_stubs_and_saves_stubs(
     online, ids, expected, tmp_path, clean_process, repo_id
 ):

@@ -132,6 +132,7 @@ def test_the_front_matter_is_pinned_to_commits_that_hold_the_files(online, repo,
     assert "(licence: pico-1.0)" in read(space, "README.md")
 
 
+@pytest.mark.slow
 def test_what_the_build_loads_beforehand_is_all_that_the_model_needs(online, repo, space, tmp_path, clean_process):
     create_space(repo, space_id=space, link=False)
     head = online.api.model_info(repo).sha

@@ -440,6 +440,7 @@ train(TrainingRecipe.from_yaml(sys.argv[1]), out=Path(sys.argv[2]), progress=pro
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(recipe, tmp_path):
     one = recipe.replace(save_steps=2, dropout=0.3, micro_batch_size=4, max_steps=7)
     (tmp_path / "recipe.yaml").write_text(one.to_yaml())
