@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from taia_hub.cards.escaping import text as escaped
 from taia_hub.common.text_tables import markdown_table
-from taia_hub.compare.words import Part
+from taia_hub.compare.words import Part, readable
 
 if TYPE_CHECKING:
     from taia_hub.compare.comparison import ComparedAnswer, Comparison
@@ -91,14 +91,14 @@ def diff_html(parts: Iterable[Part]) -> str:
     """
     return "".join(
         f"<{tag}>{html.escape(part.text)}</{tag}>" if (tag := _TAGS.get(part.kind)) else html.escape(part.text)
-        for part in parts
+        for part in readable(parts)
     )
 
 
 def _marked(parts: Iterable[Part]) -> str:
     """Writes a word diff as a quotation, each of its lines escaped; a mark may hold no line break or outer space."""
     found = ""
-    for part in parts:
+    for part in readable(parts):
         mark = _MARKS.get(part.kind, "")
         for line in part.text.splitlines(keepends=True):
             words = line.strip()

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
-from taia_hub.compare.words import Part
+from taia_hub.compare.words import Part, readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,7 +113,7 @@ def plain_answers(comparison: Comparison, against: str | None = None) -> str:
     for answer in comparison.answers:
         text = answer.text
         if against is not None and answer.mode != against:
-            text = "".join(_marked(part) for part in comparison.diff(answer.mode, against))
+            text = "".join(_marked(part) for part in readable(comparison.diff(answer.mode, against)))
         pieces.append(f"[{safe_text(answer.mode)}]\n{safe_text(text).strip()}\n")
     return "\n".join(pieces)
 
@@ -161,7 +161,7 @@ def _body(console: Console, comparison: Comparison, answer: ComparedAnswer, agai
 
     if against is None or answer.mode == against:
         return Text(safe_text(answer.text).strip())
-    parts = comparison.diff(answer.mode, against)
+    parts = readable(comparison.diff(answer.mode, against))
     if console.no_color or console.color_system is None:
         return Text(safe_text("".join(map(_marked, parts))).strip())
     return Text.assemble(*((safe_text(part.text), _STYLES.get(part.kind, "")) for part in parts))

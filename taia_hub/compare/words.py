@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_WORD = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")
+_WORD = re.compile(r"(\s*)(\w+|[^\w\s]|\Z)")  # what stands before a word, and the word or sign; the last one is empty
+_PIECE = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -23,32 +25,59 @@ class Part:
 
 
 def word_diff(text: str, against: str) -> tuple[Part, ...]:
-    """Compares two texts word by word.
+    """Compares two texts word by word; white space and punctuation are no part of a word.
 
     Args:
         text: The text that is shown.
         against: The text that it is compared with.
 
     Returns:
-        Pieces in order; those that are not `"left out"` make up `text`, those that are not `"added"` make up `against`
-        but for its white space.
+        Pieces in order; those that are not `"left out"` make up `text`, those that are not `"added"` make up `against`,
+        each with its white space.
 
     Example:
         >>> [(part.kind, part.text) for part in word_diff("a big sea", "a sea")]
-        [('same', 'a '), ('added', 'big '), ('same', 'sea')]
+        [('same', 'a'), ('added', ' big'), ('same', ' sea')]
     """
     ours, theirs = _WORD.findall(text), _WORD.findall(against)
-    parts: list[Part] = []
-    bare = [word.strip() for word in theirs], [word.strip() for word in ours]
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():
-        if kind == "equal":
-            parts.append(Part("same", "".join(ours[k:m])))
+    pieces: list[tuple[str, str]] = []
+    words = [word for _, word in theirs], [word for _, word in ours]
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        if kind != "equal":
+            pieces += [("left out", "".join(map("".join, theirs[i:j]))), ("added", "".join(map("".join, ours[k:m])))]
             continue
-        if i < j:
-            parts.append(Part("left out", "".join(theirs[i:j])))
-        if k < m:
-            parts.append(Part("added", "".join(ours[k:m])))
+        for (gap, word), (our_gap, _) in zip(theirs[i:j], ours[k:m], strict=True):
+            if gap == our_gap:
+                pieces.append(("same", gap + word))
+            else:
+                pieces += [("left out", gap), ("added", our_gap), ("same", word)]
+    parts: list[Part] = []
+    for kind, piece in pieces:
+        if parts and parts[-1].kind == kind:
+            parts[-1] = Part(kind, parts[-1].text + piece)
+        elif piece:
+            parts.append(Part(kind, piece))
     return tuple(parts)
+
+
+def readable(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yields the pieces of a word diff as they are shown in one line of text.
+
+    What is left out and nothing but white space is passed over, and a blank keeps apart two words that stand beside
+    each other in neither text.
+
+    Example:
+        >>> "".join(part.text for part in readable(word_diff("Blue light", "Red light")))
+        'Red Blue light'
+    """
+    before = ""
+    for part in parts:
+        if part.kind == "left out" and not part.text.strip():
+            continue
+        if before and re.fullmatch(r"\w\w", before[-1] + part.text[0]):
+            yield Part("same", " ")
+        yield part
+        before = part.text
 
 
 def common_prefix(first: str, second: str) -> int:
@@ -59,9 +88,8 @@ def common_prefix(first: str, second: str) -> int:
         4
     """
     length = 0
-    ours, theirs = _WORD.findall(first), _WORD.findall(second)
-    for a, b in zip(ours, theirs, strict=False):
-        if a.strip() != b.strip():
+    for a, b in zip(_PIECE.findall(first), _PIECE.findall(second), strict=False):
+        if a != b:
             break
         length += len(a)
     return length

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from taia_hub.compare import Comparison, compare, stream_compare, word_diff
 from taia_hub.compare.comparison import ComparedAnswer
 from taia_hub.compare.streaming import GrowingText
+from taia_hub.compare.terminal import plain_answers
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
 
 MODES = ["none", "attention", "ffn", "all"]
@@ -323,12 +324,42 @@ def test_where_answers_part():
 
 @pytest.mark.parametrize(
     ("text", "against"),
-    [("a big sea", "a sea"), ("", "all gone"), ("new", ""), ("one, two.\nthree", "one two three"), ("same", "same")],
+    [
+        *(("a big sea", "a sea"), ("", "all gone"), ("new", ""), ("one, two.\nthree", "one two three")),
+        *(("same", "same"), ("a b.", "a b c d."), (" a\tb \n", "a b"), ("a\n\nb", "\na b\n "), ("a,b", "a , b")),
+    ],
 )
-def test_a_diff_holds_both_texts(text, against):
-    parts = word_diff(text, against)
-    assert "".join(part.text for part in parts if part.kind != "left out") == text
-    assert "".join(part.text for part in parts if part.kind != "added").split() == against.split() or "," in text
+def test_a_diff_holds_both_texts_with_their_white_space(text, against):
+    for one, other in ((text, against), (against, text)):
+        parts = word_diff(one, other)
+        assert "".join(part.text for part in parts if part.kind != "left out") == one
+        assert "".join(part.text for part in parts if part.kind != "added") == other
+
+
+@pytest.mark.parametrize(
+    ("text", "against", "plain", "markdown", "page"),
+    [
+        ("a b.", "a b c d.", "a b [-c d-].", "a b ~~c d~~.", "a b<del> c d</del>."),
+        ("a b c d.", "a b.", "a b {+c d+}.", "a b **c d**.", "a b<ins> c d</ins>."),
+        (
+            "Blue light, with",
+            "Blue light has a, with",
+            "Blue light [-has a-], with",
+            "Blue light ~~has a~~, with",
+            None,
+        ),
+        ("Blue sky", "Red sky", "[-Red-] {+Blue+} sky", "~~Red~~ **Blue** sky", "<del>Red</del> <ins>Blue</ins> sky"),
+        ("Blue", "Red", "[-Red-] {+Blue+}", "~~Red~~ **Blue**", "<del>Red</del> <ins>Blue</ins>"),
+        ("x/b", "x/a", "x/[-a-] {+b+}", "x/~~a~~ **b**", "x/<del>a</del> <ins>b</ins>"),
+        ("more.", "more than red.", "more [-than red-].", "more ~~than red~~.", "more<del> than red</del>."),
+        ("sea\nblue", "sea  blue", "sea\nblue", "sea  \n> blue", "sea<ins>\n</ins>blue"),
+    ],
+)
+def test_a_diff_glues_no_words_in_any_rendering(text, against, plain, markdown, page):
+    found = side_by_side(none=against, all=text)
+    assert plain_answers(found, "none").endswith(f"\n{plain}\n")
+    assert f"\n> {markdown}  \n" in found.to_markdown("none")
+    assert page is None or page in found.to_html("none")
 
 
 def test_json_is_json():
