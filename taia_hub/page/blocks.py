@@ -20,6 +20,7 @@ from taia_hub.page.models import Models
 from taia_hub.page.questions import NAMES
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
 from taia_hub.page.votes import Votes
+from taia_hub.switch.settings import canonical_mode
 
 FEATURE = "The page"
 _MODES = ("none", "attention", "all")
@@ -102,7 +103,7 @@ class _Layout:
         with gr.Row():
             self.modes = gr.CheckboxGroup(
                 [(name, mode) for mode, name in NAMES.items()],
-                value=list(modes),
+                value=[canonical_mode(mode) for mode in modes],
                 label="Columns",
                 info=f"Two to {MOST_COLUMNS} of them stream at once.",
                 elem_id="taia-modes",
@@ -268,7 +269,8 @@ class _Layout:
     def linked(self, values: Mapping[str, str]) -> list[Any]:
         """Reads what a link carries: the prompt and the settings of the page that it was copied from."""
         gr = self.gr
-        modes = [mode for mode in dict.fromkeys(values.get("modes", "").split(",")) if mode in NAMES]
+        given = map(canonical_mode, values.get("modes", "").split(","))
+        modes = [mode for mode in dict.fromkeys(given) if mode in NAMES]
         ranges = {"temperature": (0, 2), "max_new_tokens": (1, self.settings.max_new_tokens), "seed": (0, 2**53)}
         numbers = []
         for name, (low, high) in ranges.items():

@@ -24,10 +24,14 @@ MODES: Mapping[str, tuple[str, ...]] = {
 }
 """Mode name to the roles whose updates act: TAIA, TAIF, the vanilla fine-tune and the base model."""
 
+PAPER_NAMES: Mapping[str, str] = {"attention": "TAIA", "ffn": "TAIF", "all": "vanilla", "none": "base"}
+"""Mode name to what the paper calls it; in any case that is taken for the mode too, and never written to a file."""
+
+_NAMES = {**{mode: mode for mode in MODES}, **{name.lower(): mode for mode, name in PAPER_NAMES.items()}}
 _ALLOWED = (
-    f"Choose one of {', '.join(map(repr, MODES))}, roles joined by '+' (as in 'attention+other'), or a mapping of a "
-    "role ('ffn'), a role at layers ('ffn@0-7') or a glob on the module path ('model.layers.3.mlp.*') to a weight in "
-    "[0, 1]."
+    f"Choose one of {', '.join(map(repr, MODES))} (or {', '.join(PAPER_NAMES.values())}), roles joined by '+' (as in "
+    "'attention+other'), or a mapping of a role ('ffn'), a role at layers ('ffn@0-7') or a glob on the module path "
+    "('model.layers.3.mlp.*') to a weight in [0, 1]."
 )
 _LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 
@@ -128,13 +132,37 @@ class Setting:
         return tuple(result)
 
 
+def canonical_mode(name: str) -> str:
+    """Returns the mode that a name means, in any case and in the paper's words too; other texts come back as they are.
+
+    Example:
+        >>> canonical_mode("TAIA"), canonical_mode("Base"), canonical_mode("attention+other")
+        ('attention', 'none', 'attention+other')
+    """
+    return _NAMES.get(name.lower(), name)
+
+
+def mode_title(label: str) -> str:
+    """Returns what a person reads for the label of a setting: a mode with the paper's name for it.
+
+    Example:
+        >>> mode_title("attention"), mode_title("ffn=0.5")
+        ('attention (TAIA)', 'ffn=0.5')
+    """
+    return f"{label} ({PAPER_NAMES[label]})" if label in PAPER_NAMES else label
+
+
 def parse_setting(value: Any) -> Setting:
     """Parses a mode name, roles joined by `+`, a mapping of selectors to weights in [0, 1], or a `Setting`.
+
+    A mode may be called as the paper does: `TAIA`, `TAIF`, `vanilla` and `base`, in any case.
 
     Raises:
         SettingError: If `value` is none of these; the message names the closest match.
 
     Example:
+        >>> parse_setting("TAIA").published
+        'attention'
         >>> parse_setting("attention+other").published
         'attention+other'
         >>> parse_setting({"attention": 1, "ffn@0-7": 0.5}).published
@@ -181,14 +209,16 @@ def parse_published(value: Any) -> Setting:
 
 
 def _parse_name(name: str) -> Setting:
+    name = canonical_mode(name)
     roles = MODES.get(name)
     if roles is None:
         roles = tuple(name.split("+"))
         if unknown := [role for role in roles if role not in ROLES]:
-            if unknown[0] in MODES:
+            if len(roles) > 1 and unknown[0].lower() in _NAMES:
                 raise SettingError(f"'{unknown[0]}' in '{name}' is a mode; '+' joins roles.", _ALLOWED)
             what = f"'{name}'" if len(roles) == 1 else f"'{unknown[0]}' in '{name}'"
-            raise SettingError(f"Unknown inference modules {what}.{closest(unknown[0], (*MODES, 'other'))}", _ALLOWED)
+            meant = closest(unknown[0].lower(), (*_NAMES, "other"))
+            raise SettingError(f"Unknown inference modules {what}.{meant}", _ALLOWED)
         if len(set(roles)) < len(roles):
             raise SettingError(f"A role comes twice in '{name}'.", "Name each role once.")
     return Setting(tuple(Entry(role, 1.0, role, None) for role in roles), name)
@@ -204,9 +234,10 @@ def _parse_entry(key: Any, weight: Any) -> Entry:
         )
     role, at, layers = key.partition("@")
     if role not in ROLES:
-        if at or key in MODES or "+" in key:
-            hint = f"Use the selector '*' for every module. {_ALLOWED}" if key in MODES else _ALLOWED
-            raise SettingError(f"Unknown selector '{key}' in a mapping.{closest(role, ROLES)}", hint)
+        if at or key.lower() in _NAMES or "+" in key:
+            hint = f"Use the selector '*' for every module. {_ALLOWED}" if key.lower() in _NAMES else _ALLOWED
+            meant = closest(canonical_mode(role), ROLES)
+            raise SettingError(f"Unknown selector '{key}' in a mapping.{meant}", hint)
         return Entry(key, number, None, None)
     if not at:
         return Entry(key, number, role, None)

@@ -8,7 +8,7 @@ from dataclasses import Field
 from typing import Any, get_args
 
 from taia_hub.errors import ConfigError, SettingError, closest
-from taia_hub.switch.settings import MODES, Setting, parse_setting
+from taia_hub.switch.settings import MODES, Setting, canonical_mode, parse_setting
 
 TRAINED_ROLES = ("attention", "ffn")
 """The roles that ranks can be given for; LoRA adapts no other."""
@@ -48,6 +48,7 @@ def parse_modules(text: Any) -> Setting:
         )
     if not isinstance(text, str):
         raise SettingError(f"train_modules is {text!r}.", "Give a text such as 'all' or 'attention+ffn@0-7'.")
+    text = canonical_mode(text)
     if text == "none":
         raise SettingError("train_modules is 'none': nothing would be trained.", "Choose 'all', 'attention' or 'ffn'.")
     try:

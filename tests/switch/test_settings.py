@@ -10,7 +10,7 @@ import torch
 
 from taia_hub.errors import SettingError, TAIAError
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import MODES, Setting, parse_published, parse_setting
+from taia_hub.switch.settings import MODES, Setting, mode_title, parse_published, parse_setting
 
 
 @dataclass
@@ -100,6 +100,31 @@ def test_a_setting_has_a_short_label(setting, label):
     assert parse_setting(setting).label == label
 
 
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        *(("taia", "attention"), ("TAIF", "ffn"), ("Vanilla", "all"), ("BASE", "none")),
+        *(("Attention", "attention"), ("FFN", "ffn"), ("ALL", "all"), ("None", "none")),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_setting, parse_published])
+def test_a_mode_may_be_called_as_the_paper_does_and_is_published_as_itself(parse, given, mode):
+    setting = parse(given)
+    assert (setting.published, setting.label, setting.value) == (mode, mode, mode)
+    assert acting(given) == acting(mode)
+
+
+def test_a_person_reads_the_papers_name_too():
+    labels = ("none", "attention", "ffn", "all")
+    assert [mode_title(one) for one in labels] == ["none (base)", "attention (TAIA)", "ffn (TAIF)", "all (vanilla)"]
+    assert mode_title("attention+other") == "attention+other"
+
+
+@pytest.mark.parametrize(("key", "meant"), [("taia", "attention"), ("TAIF@0-1", "ffn")])
+def test_a_mode_of_the_paper_in_a_mapping_names_the_role(key, meant):
+    assert f"Did you mean '{meant}'?" in refusal({key: 1}).message
+
+
 # What is refused: what came, what is allowed, what to do
 
 
@@ -113,7 +138,10 @@ def refusal(value, parse=parse_setting):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("atention", "attention"), ("fnn", "ffn"), ("al", "all"), ("nonee", "none"), ("othr", "other")],
+    [
+        *(("atention", "attention"), ("fnn", "ffn"), ("al", "all"), ("nonee", "none"), ("othr", "other")),
+        *(("TAIAA", "taia"), ("TAIFF", "taif"), ("vanila", "vanilla"), ("Bases", "base"), ("ATENTION", "attention")),
+    ],
 )
 def test_an_unknown_mode_names_the_closest_one(name, meant):
     error = refusal(name)
@@ -122,7 +150,7 @@ def test_an_unknown_mode_names_the_closest_one(name, meant):
     assert "'attention', 'ffn', 'all', 'none'" in error.hint
 
 
-@pytest.mark.parametrize("name", ["", " ", "ATTENTION", "taia", "attention,ffn", "attention ffn"])
+@pytest.mark.parametrize("name", ["", " ", "TAIA+other", "ta ia", "attention,ffn", "attention ffn"])
 def test_other_strings_are_refused(name):
     assert "Choose one of" in refusal(name).hint
 
