@@ -34,10 +34,12 @@ def examine(
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    on_load: Callable[[Any], object] | None = None,
 ) -> Analysis:
     """Examines a TAIA repository or a PEFT adapter, and says which model it was.
 
-    Without `texts` the model is not loaded; `dtype` and `device_map` are those of its forward passes. `relative` reads
+    Without `texts` the model is not loaded; `dtype` and `device_map` are those of its forward passes, and `on_load` is
+    called with it. `relative` reads
     (and downloads) the base's weights for their norms; `base` is named where the adapter's own base model is not at
     hand.
     """
@@ -54,6 +56,8 @@ def examine(
             )
         else:
             model = TAIAForCausalLM.from_pretrained(name, revision=files.revision, **options)
+        if on_load:
+            on_load(model)
         tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
         hidden = examine_texts(model, tokenizer, texts, modes, max_tokens=max_tokens, progress=progress)
     sha256 = hub.sha256(files.folder / files.kind.weights)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
-from taia_hub.cli.shared import Json, Repository, Source, echo_json, modes, progress
+from taia_hub.cli.shared import Json, Source, Update, check_dtype, echo_json, modes, progress, say_device
 from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError
 
@@ -22,13 +22,14 @@ class _Examining(Source):
     relative: bool = asked(False, "Norms relative to the base's weights; downloads and reads them.", flags="--relative")
     base: str | None = asked(None, "Base model, where the one named there is not at hand.")
     max_tokens: int = asked(512, "With --texts: tokens of a text that are kept.", least=2)
-    dtype: str = asked("auto", "With --texts: dtype of the base model, as in bfloat16.")
-    device_map: str | None = asked(None, "With --texts: where the model goes, as in cuda.")
+    dtype: str = asked("auto", "With --texts: dtype of the base model; auto is its own.", read=check_dtype)
+    device: str | None = asked(None, "With --texts: cpu, cuda, cuda:1 or mps. By default a GPU, where there is one.")
+    device_map: str | None = asked(None, "With --texts: transformers' own instead, such as auto for several GPUs.")
 
 
 @options_of(_Examining)
 def analyze(
-    repo: Repository,
+    repo: Update,
     texts: Annotated[
         Path | None, typer.Option(help="Texts to run the modes on: one a line, or JSONL with a field 'text'.")
     ] = None,
@@ -53,6 +54,7 @@ def analyze(
     from taia_hub.analysis import draw_figures, load_analysis
     from taia_hub.analysis.examining import examine, matching_results, read_texts
     from taia_hub.analysis.hidden import ALL_MODES
+    from taia_hub.common.devices import place
     from taia_hub.common.imports import import_or_raise
     from taia_hub.results import summarise
     from taia_hub.results.analysis import analysis_path
@@ -61,10 +63,13 @@ def analyze(
         raise ConfigError("--mode needs texts to run the modes on.", "Give them with --texts FILE.")
     if figures:
         import_or_raise("matplotlib", "figures", "--figures")  # before the work, not after it
+    device = fields.pop("device")
+    if texts:
+        fields["device_map"] = place(device, fields["device_map"])
     older = load_analysis(out) if out and analysis_path(out).is_file() else None
     with progress() as bars:
         run_on = read_texts(texts) if texts else ()
-        analysis = examine(repo, texts=run_on, modes=mode or ALL_MODES, progress=bars, **fields)
+        analysis = examine(repo, texts=run_on, modes=mode or ALL_MODES, progress=bars, on_load=say_device, **fields)
     if older:
         analysis = analysis.with_kept(older)
     if out:

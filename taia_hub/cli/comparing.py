@@ -28,7 +28,7 @@ from taia_hub.errors import ConfigError, SettingError, closest
 
 _FORMATS = ("text", "json", "markdown", "html")
 _SUFFIXES = {".json": "json", ".md": "markdown", ".html": "html", ".htm": "html"}
-_PAGE_OPTIONS = {"repo", "ui", "mode", "port", "share", "revision", "token", "trust_remote_code"}
+_PAGE_OPTIONS = {"repo", "ui", "mode", "port", "share", "device", "revision", "token", "trust_remote_code"}
 _NOT_WITH = {"--prompt": {"port", "share", "overwrite"}, "--file": {"port", "share"}}
 _FLAGS = {"as_json": "--json", "output_format": "--format"}
 
@@ -50,8 +50,6 @@ def compare(
         str | None, typer.Option(metavar="MODE", help="Mark what differs from this one, word by word.")
     ] = None,
     max_new_tokens: MaxNewTokens = 256,
-    top_p: Annotated[float | None, typer.Option(help="Draw from this share of the probability.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.")] = None,
     measures: Annotated[
         bool, typer.Option("--measures/--no-measures", help="Entropies, and each answer's likelihood by each mode.")
     ] = True,
@@ -90,11 +88,11 @@ def compare(
     wanted = mode or DEFAULT_MODES
     labels, source = _labels(wanted), taken(Source, fields)
     if ui:
-        _open_page(repo, modes=labels, port=port, share=share, **source)
+        _open_page(repo, modes=labels, port=port, share=share, device=fields["device"], **source)
         return
     against = _find(against, labels) if against is not None else None
     shown = _format(output_format, as_json, out if file is None else None)
-    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "top_k": top_k, "measures": measures}
+    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "measures": measures}
     how = read_answering(**taken(Answering, fields), **limits)
     load = partial(load_model, repo, **fields, **source)
     if file is None:

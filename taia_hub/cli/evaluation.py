@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import filled, options_of, taken
-from taia_hub.cli.shared import Json, Loading, Repository, echo_json, modes, progress
+from taia_hub.cli.shared import Json, Loading, Update, echo_json, modes, progress, say_device
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.options import EvaluationOptions
 
@@ -17,7 +17,7 @@ from taia_hub.evaluation.options import EvaluationOptions
 @options_of(Loading)
 @options_of(EvaluationOptions, first=True)
 def evaluate(
-    repo: Repository,
+    repo: Update,
     mode: Annotated[list[str] | None, modes("all four")] = None,
     out: Annotated[
         Path | None,
@@ -57,6 +57,7 @@ def evaluate(
 
     taia eval org/model-taia --task commonsense_qa --task my_items.jsonl --limit 100
     """
+    from taia_hub.common.devices import place
     from taia_hub.evaluation import evaluate as run
     from taia_hub.evaluation.prompts import prompt_units
     from taia_hub.results import RESULTS_FILE, summarise, to_text
@@ -71,12 +72,14 @@ def evaluate(
         lines = _commands(repo, options, prompts, win_rate, revision=loading["revision"], token=loading["token"])
         echo_json(lines) if as_json else typer.echo("\n".join(lines))
         return
+    loading["device_map"] = place(loading.pop("device"), loading["device_map"])
     if "" not in sys.path:
         sys.path.insert(0, "")  # judges stand in the working folder
     units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
     target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
-        results = run(repo, **given, **loading, units=units, out=target, overwrite=overwrite, progress=bars)
+        how = {"units": units, "out": target, "overwrite": overwrite, "progress": bars, "on_load": say_device}
+        results = run(repo, **given, **loading, **how)
     echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
 
 

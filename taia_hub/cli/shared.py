@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ def check_dtype(text: str) -> str:
 
 
 Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
+Update = Annotated[
+    str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository or a PEFT adapter.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=HUB)]
 Private = Annotated[
     bool | None, typer.Option("--private/--public", help="Visibility of a new repository.", rich_help_panel=HUB)
@@ -53,8 +57,16 @@ class Source:
 class Loading(Source):
     """How a model is loaded that is to answer."""
 
-    dtype: str = asked("auto", "dtype of the base model, as in bfloat16.", read=check_dtype)
-    device_map: str | None = asked(None, "Where the model goes, as in auto or cuda.")
+    dtype: str = asked(
+        "auto",
+        "dtype of the base model, as in bfloat16; auto is the checkpoint's own on every device, so that results of one "
+        "machine are those of another.",
+        read=check_dtype,
+    )
+    device: str | None = asked(
+        None, "Where the model goes: cpu, cuda, cuda:1 or mps. By default a GPU, where there is one."
+    )
+    device_map: str | None = asked(None, "transformers' own instead, such as auto for several GPUs.")
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,17 @@ class Answering:
     system: str | None = asked(None, "System message.")
     raw: bool = asked(False, "Continue the prompt as it is, without the chat template.", flags="--raw")
     temperature: float = asked(0.0, "0 is greedy.", least=0)
+    top_p: float | None = asked(None, "Draw from this share of the probability.")
+    top_k: int | None = asked(None, "Draw from this many tokens.", least=1)
     seed: int = asked(0, "Seed of the sampling.")
 
 
 def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
     """Makes the option `--mode`, whose values come as `parse_mode` reads them."""
-    text = "A mode (none, attention, ffn, all), roles joined by '+', or a JSON mapping of selectors to weights"
+    text = (
+        "A mode (none, attention, ffn, all; or base, taia, taif, vanilla), roles joined by '+', or a JSON mapping of "
+        "selectors to weights"
+    )
     text = f"{text}; {repeated}. By default {by_default}."
     return typer.Option("--mode", help=text, show_default=False, callback=reading(parse_mode))
 
@@ -127,13 +144,23 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def load_model(repo: str, *, dtype: str, device_map: str | None, **source: Any) -> tuple[Any, Any]:
-    """Loads a TAIA repository that is to answer, and its tokenizer."""
+def load_model(repo: str, *, dtype: str, device: str | None, device_map: str | None, **source: Any) -> tuple[Any, Any]:
+    """Loads a TAIA repository or PEFT adapter that is to answer, and its tokenizer; where it goes is checked first."""
+    from taia_hub.common.devices import place
     from taia_hub.modeling_taia import TAIAForCausalLM
     from taia_hub.repository.tokenizer import load_tokenizer
 
-    model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=device_map, **source)
+    model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=place(device, device_map), **source)
+    say_device(model)
     return model, load_tokenizer(model, token=source["token"], trust_remote_code=source["trust_remote_code"])
+
+
+def say_device(model: Any) -> None:
+    """Says on standard error where a loaded model runs, in the first of several processes."""
+    from taia_hub.common.devices import placement
+
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{placement(model)}".capitalize(), err=True)
 
 
 def read_answering(system: str | None, raw: bool, seed: int, temperature: float, **given: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +62,7 @@ def evaluate(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_load: Callable[[Any], object] | None = None,
     **loading: Any,
 ) -> Results:
     """Evaluates a TAIA model under several modes with lm-evaluation-harness; the base is loaded once.
@@ -89,6 +90,7 @@ def evaluate(
             run.
         overwrite: Whether an earlier file `out` is thrown away.
         progress: Called with `("evaluation", done, total)`, in items over all tasks and modes.
+        on_load: Called with the model, once one that is given by name is loaded.
         **loading: For a model that is given by name: `revision`, `dtype`, `device_map`, `token` and so on.
 
     Returns:
@@ -130,6 +132,8 @@ def evaluate(
         from taia_hub.modeling_taia import TAIAForCausalLM
 
         model = TAIAForCausalLM.from_pretrained(model, **loading)
+        if on_load:
+            on_load(model)
     elif loading:
         raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
     for setting in options.settings.values():

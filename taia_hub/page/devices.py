@@ -34,13 +34,8 @@ def on_gpu(duration: Callable[..., float]) -> Callable[[F], F]:
     return decorate
 
 
-def choose_device() -> str:
-    """Returns where models go: `"cuda"` where there is one (on ZeroGPU it is promised), else `"cpu"`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def choose_dtype(device: str) -> torch.dtype:
-    """Returns the dtype that models run in: bfloat16 on CUDA, and on a CPU the faster one of it and float32."""
+    """Returns the dtype that models run in: bfloat16 on a GPU, and on a CPU the faster one of it and float32."""
     if device != "cpu":
         return torch.bfloat16
     return min((torch.float32, torch.bfloat16), key=_decoding_time)

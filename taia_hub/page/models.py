@@ -7,8 +7,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from taia_hub.common.devices import choose_device
 from taia_hub.modeling_taia import TAIAForCausalLM
-from taia_hub.page.devices import choose_device, choose_dtype
+from taia_hub.page.devices import choose_dtype
 from taia_hub.repository.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,19 @@ class Models:
     Args:
         token: Access token; False for none, not even the stored one.
         dtype: Name of the base models' dtype, or None to choose by device.
+        device: Where models go, or None to choose: on ZeroGPU the promised GPU.
         trust_remote_code: Whether a base model's own code may run.
     """
 
     def __init__(
-        self, *, token: str | bool | None = None, dtype: str | None = None, trust_remote_code: bool = False
+        self,
+        *,
+        token: str | bool | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self.token, self.dtype, self.trust_remote_code = token, dtype, trust_remote_code
+        self.token, self.dtype, self.device, self.trust_remote_code = token, dtype, device, trust_remote_code
         self._lock = threading.Lock()
         self._latest: LoadedModel | None = None
 
@@ -44,7 +51,7 @@ class Models:
         """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once."""
         with self._lock:
             if self._latest is None or (self._latest.name, self._latest.revision) != (name, revision):
-                device = choose_device()
+                device = choose_device(self.device)
                 dtype = self.dtype or choose_dtype(device)
                 logger.info("Loading %s on %s in %s.", name, device, dtype)
                 model = TAIAForCausalLM.from_pretrained(

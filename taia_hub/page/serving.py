@@ -22,6 +22,7 @@ def launch_page(
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
+    device: str | None = None,
     settings: PageSettings | None = None,
     modes: Sequence[str] | None = None,
     examples: Sequence[str] | None = None,
@@ -38,6 +39,7 @@ def launch_page(
         revision: Its revision.
         token: Access token.
         trust_remote_code: Whether a base model's own code may run.
+        device: Where the model goes, as in `"cpu"` or `"cuda:1"`; a GPU by default, where there is one.
         settings: Limits; those of the environment by default.
         modes: Mode names that are chosen at first.
         examples: Prompts to try; by default those of the model's card.
@@ -65,7 +67,10 @@ def launch_page(
         if repo is not None:
             settings = dataclasses.replace(settings, model_id=repo, revision=revision)
         models = Models(
-            token=token if settings.model_id else False, dtype=settings.dtype, trust_remote_code=trust_remote_code
+            token=token if settings.model_id else False,
+            dtype=settings.dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
         if settings.model_id:  # what is wrong with it is said before the page opens
             models.get(settings.model_id, settings.revision)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from taia_hub import hub
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.devices import choose_device, place
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import Mark, differences
@@ -117,7 +116,7 @@ class _Run:
             "progress": progress,
             "token": token,
             "trust_remote_code": self.recipe.trust_remote_code,
-            "device_map": "auto" if torch.cuda.is_available() else None,
+            "device_map": "auto" if choose_device() == "cuda" else place(),
         }
         modes = evaluation.modes
         rest = [mode for mode in modes if _label(mode) != BASE]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from taia_hub.common.devices import choose_device
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe, divisors
 
@@ -88,11 +89,7 @@ def process_rank() -> int:
 
 def find_device() -> str:
     """Returns the kind of device that the trainer will use."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return choose_device().partition(":")[0]
 
 
 def find_dtype(asked: str, device: str) -> str:

@@ -479,7 +479,14 @@ def test_ui_opens_the_page(taia, monkeypatch):
     monkeypatch.setattr("taia_hub.page.launch_page", lambda *args, **keywords: calls.append((args, keywords)))
     words = ["--revision", "v1", "--mode", "none", "--mode", "ffn", "--port", 7861, "--share", "--token", "secret"]
     assert taia("org/model", "--ui", *words)[0] == 0
-    options = {"port": 7861, "share": True, "revision": "v1", "token": "secret", "trust_remote_code": False}
+    options = {
+        "port": 7861,
+        "share": True,
+        "device": None,
+        "revision": "v1",
+        "token": "secret",
+        "trust_remote_code": False,
+    }
     assert calls == [(("org/model",), {"modes": ["none", "ffn"], **options})]
 
 
