@@ -42,8 +42,8 @@ def word_diff(text: str, against: str) -> tuple[Part, ...]:
     ours, theirs = _WORD.findall(text), _WORD.findall(against)
     pieces: list[tuple[str, str]] = []
     words = [word for _, word in theirs], [word for _, word in ours]
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
-        if kind != "equal":
+    for step, i, j, k, m in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+        if step != "equal":
             pieces += [("left out", "".join(map("".join, theirs[i:j]))), ("added", "".join(map("".join, ours[k:m])))]
             continue
         for (gap, word), (our_gap, _) in zip(theirs[i:j], ours[k:m], strict=True):
