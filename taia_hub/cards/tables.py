@@ -51,7 +51,7 @@ class Choice:
 def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> str:
     """Lays scores out by task and mode: the best of a row in bold, the second best in italics."""
     head = ("task", "shots", "items", "metric", *map(mode_name, modes))
-    body = [(*row_names(row), *(score_cell(row, mode) for mode in modes)) for row in rows]
+    body = [(*_row_names(row), *(_score_cell(row, mode) for mode in modes)) for row in rows]
     return markdown_table(head, body, left=(0, 3))
 
 
@@ -63,7 +63,7 @@ def differences_table(rows: Sequence[Row]) -> str | None:
     )
     if not pairs:
         return None
-    body = [(row_names(row)[0], *(difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows]
+    body = [(_row_names(row)[0], *(_difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows]
     return markdown_table(("task", *(f"{code(one)} {MINUS} {code(other)}" for one, other in pairs)), body)
 
 
@@ -83,14 +83,14 @@ def mode_name(mode: str) -> str:
     return f"{MODE_WORDS[mode].name} {code(mode)}" if mode in MODE_WORDS else code(mode)
 
 
-def row_names(row: Row) -> tuple[str, str, str, str]:
+def _row_names(row: Row) -> tuple[str, str, str, str]:
     """Returns the cells that name a row: task, shots, items and metric."""
     title = f"{MEMBER * row.depth}{text(row.title)}"
     shots = "" if row.num_fewshot is None else str(row.num_fewshot)
     return title, shots, f"{row.items:,}", text(row.metric) + ("" if row.higher_is_better else " (lower is better)")
 
 
-def score_cell(row: Row, mode: str) -> str:
+def _score_cell(row: Row, mode: str) -> str:
     """Returns the cell of a mode: its score with its standard error, marked when it is best or second best."""
     score: Score | None = row.scores.get(mode)
     if score is None:
@@ -100,7 +100,7 @@ def score_cell(row: Row, mode: str) -> str:
     return f"{mark}{format_value(score.value)}{mark}{error}"
 
 
-def difference_cell(interval: Interval | None) -> str:
+def _difference_cell(interval: Interval | None) -> str:
     """Returns the cell of a difference with its interval, in bold where the interval excludes zero."""
     if interval is None:
         return ""

@@ -73,7 +73,7 @@ for _name, (_, _line) in COMMANDS.items():
     app.command(_name, help=_line)(lambda: None)
 
 
-def print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     """Prints the version and ends, when it is asked for."""
     if wanted:
         typer.echo(f"taia-hub {__version__}")
@@ -84,7 +84,7 @@ def print_version(wanted: bool) -> None:
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Takes the options that stand before the command."""

@@ -12,7 +12,7 @@ from taia_hub.cli.shared import Repository, Source, folder, modes, progress
 from taia_hub.engines import Order
 
 
-def print_guide(wanted: bool) -> None:
+def _print_guide(wanted: bool) -> None:
     """Prints how to serve many modes and ends, when it is asked for."""
     if wanted:
         typer.echo((Path(__file__).parents[1] / "serving" / "guide.md").read_text(encoding="utf-8"), nl=False)
@@ -44,7 +44,9 @@ def serve_model(
     ] = False,
     guide: Annotated[
         bool,
-        typer.Option("--guide", help="Print how to serve modes on many machines.", callback=print_guide, is_eager=True),
+        typer.Option(
+            "--guide", help="Print how to serve modes on many machines.", callback=_print_guide, is_eager=True
+        ),
     ] = False,
     **fields: Any,
 ) -> None:

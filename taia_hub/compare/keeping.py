@@ -110,7 +110,7 @@ class Comparisons:
                 value = json.loads(line)
                 known = value["taia_comparison"] == _FORMAT
                 difference = self.run.difference(value["run"])
-                self.found[value["key"]] = read_comparison(value["comparison"])
+                self.found[value["key"]] = _read_comparison(value["comparison"])
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise self._strange(number) from error
             if not known:
@@ -139,7 +139,7 @@ def check_out(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def read_comparison(value: Mapping[str, Any]) -> Comparison:
+def _read_comparison(value: Mapping[str, Any]) -> Comparison:
     """Reads what `Comparison.to_json` made; other values are a `KeyError` or a `TypeError`."""
     answers = [
         ComparedAnswer(**{**answer, "tokens": tuple(answer["tokens"]), "entropy": tuple(answer["entropy"])})

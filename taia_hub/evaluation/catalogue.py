@@ -194,7 +194,7 @@ def _blank(task: Any, name: str, file: JsonlTask | None, asked: int | None, limi
         dataset=source,
         version=str(task.VERSION),
         prompts_sha256=prompts_sha256(task),
-        items=tuple(map(item_hash, docs)),
+        items=tuple(map(_item_hash, docs)),
     )
 
 
@@ -229,7 +229,7 @@ _ELSEWHERE = {
 _EXAMPLES = 1000  # of a training split of 200,000 the first ones tell that it changed
 
 
-def item_hash(item: Any) -> str:
+def _item_hash(item: Any) -> str:
     """Hashes one item to 16 hexadecimal digits; what is no JSON value counts by its source or `repr`."""
     return _sha256(item)[:16]
 

@@ -98,7 +98,7 @@ def read_jsonl_tasks(path: Path, *, fewshot_path: Path | None = None, name: str 
     return tuple(tasks)
 
 
-def score_item(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def _score_item(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Scores one generated answer, as lm-eval's `process_results`."""
     value = scoring.score(doc["answer_type"], results[0], doc["answer"], doc["letters"])
     return {"exact_match": value}
@@ -123,7 +123,7 @@ def _config(name: str, kind: str, rows: list[dict[str, Any]], examples: list[dic
         return config | {"output_type": "multiple_choice", "doc_to_choice": "letters", "metric_list": metrics}
     return config | {
         "output_type": "generate_until",
-        "process_results": score_item,
+        "process_results": _score_item,
         "generation_kwargs": {"do_sample": False, "max_gen_toks": 1024, "until": list(_STOPS)},
         "metric_list": [{"metric": "exact_match", **metric}],
     }

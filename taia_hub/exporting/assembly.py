@@ -99,7 +99,7 @@ def adapter_config(
     }
 
 
-def stored_names(update: OpenedUpdate) -> Iterator[str]:
+def _stored_names(update: OpenedUpdate) -> Iterator[str]:
     """Yields the names of the tensors in a plain LoRA's file; those of other updates say nothing here."""
     if update.kind is PEFT and update.streamed:
         yield from read_header(update.folder / PEFT.weights)
@@ -120,7 +120,7 @@ def notes_on(
     """Says what to know of an export, in sentences."""
     if not update.base.revision:
         yield f"The base model is the folder '{base_name(update)}'; whoever loads the export needs it there."
-    if carried := [name for name in stored_names(update) if name.endswith(".weight") and ".lora_" not in name]:
+    if carried := [name for name in _stored_names(update) if name.endswith(".weight") and ".lora_" not in name]:
         yield (
             f"The update's file holds {len(carried)} tensors that are no LoRA, first '{carried[0]}': modules that it "
             "keeps whole and the setting masks, or PEFT's copies of adapted embeddings. They are left out."

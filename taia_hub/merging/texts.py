@@ -34,7 +34,7 @@ def write_texts(
     trust_remote_code: bool = False,
 ) -> tuple[str, ...]:
     """Writes all files beside the shards into the folder of the merged checkpoint; returns what to know of them."""
-    _write_json(folder / hub.CONFIG, merged_config(hub.read_json(checkpoint.folder / hub.CONFIG), plan))
+    _write_json(folder / hub.CONFIG, _merged_config(hub.read_json(checkpoint.folder / hub.CONFIG), plan))
     if set(plan.shards) != {SINGLE}:
         placed = {piece.name: file for file, pieces in plan.shards.items() for piece in pieces}
         _write_json(
@@ -80,7 +80,7 @@ def write_texts(
     return tuple(notes)
 
 
-def merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
+def _merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]:
     """Makes `config.json` of a merged checkpoint from that of the base; what is not concerned stays as it is."""
     made = copy.deepcopy(dict(values))
     for key in ("_name_or_path", "_commit_hash", "quantization_config"):

@@ -169,13 +169,13 @@ def true_figures(figures: Mapping[str, Path], true: Collection[str]) -> tuple[ca
     is taken that they go with either.
     """
     return tuple(
-        cards.Figure(name, figure_alt(path))
+        cards.Figure(name, _figure_alt(path))
         for name, path in sorted(figures.items())
         if set(_DRAWN_FROM.get(path.stem, (RESULTS_FILE, ANALYSIS_FILE))) & set(true)
     )
 
 
-def figure_alt(path: Path) -> str:
+def _figure_alt(path: Path) -> str:
     """Says what a figure shows: the title of the SVG beside it, which is written with it."""
     try:
         title = next(ElementTree.parse(path.with_suffix(".svg")).iter(_DUBLIN), None)

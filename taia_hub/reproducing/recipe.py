@@ -119,7 +119,7 @@ def load_recipe(name: str | Path) -> Recipe:
         16
     """
     if str(name).endswith((".yaml", ".yml")):
-        return parse_recipe(_yaml(Path(name), str(name)), str(name))
+        return _parse_recipe(_yaml(Path(name), str(name)), str(name))
     known = recipe_names()
     if str(name) not in known:
         raise ConfigError(
@@ -127,7 +127,7 @@ def load_recipe(name: str | Path) -> Recipe:
             f"Choose one of {', '.join(known)}, or give a YAML file of the same form.",
         )
     where = f"recipe {name}"
-    return parse_recipe(
+    return _parse_recipe(
         {**_yaml(RECIPES / f"{name}.yaml", where), **_yaml(RECIPES / f"paper/{name}.yaml", where)}, where
     )
 
@@ -141,7 +141,7 @@ def _yaml(path: Path, where: str) -> Mapping[str, Any]:
         raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}.", "Mend the file.") from error
 
 
-def parse_recipe(value: Any, where: str) -> Recipe:
+def _parse_recipe(value: Any, where: str) -> Recipe:
     """Reads a recipe from YAML values; the fields of training are checked when they become a `TrainingRecipe`."""
     fields = dict(_mapping(value, where))
     own = {key: fields.pop(key) for key in _OWN if key in fields}

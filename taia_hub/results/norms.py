@@ -82,7 +82,7 @@ class UpdateAnalysis:
     @property
     def total(self) -> UpdatePart:
         """All modules together."""
-        return summarise_modules(self.modules)
+        return _summarise_modules(self.modules)
 
     @property
     def by_role(self) -> dict[str, UpdatePart]:
@@ -96,7 +96,7 @@ class UpdateAnalysis:
         return _grouped(inside, lambda module: (module.layer, module.role))
 
 
-def summarise_modules(modules: Sequence[ModuleUpdate]) -> UpdatePart:
+def _summarise_modules(modules: Sequence[ModuleUpdate]) -> UpdatePart:
     """Puts the updates of several modules together; those without norms count by number and parameters only."""
     counted = len(modules), sum(module.parameters for module in modules)
     known = [module for module in modules if module.frobenius is not None]
@@ -122,7 +122,7 @@ def _grouped(modules: Sequence[ModuleUpdate], key: Callable[[ModuleUpdate], Any]
     groups: dict[Any, list[ModuleUpdate]] = {}
     for module in modules:
         groups.setdefault(key(module), []).append(module)
-    return {name: summarise_modules(found) for name, found in groups.items()}
+    return {name: _summarise_modules(found) for name, found in groups.items()}
 
 
 def _root(norms: Iterable[float | None]) -> float:

@@ -91,11 +91,11 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
         if messages and messages[0]["role"] == "system":
             raise LineError("it has a system prompt in 'system' and another in its turns")
         messages.insert(0, {"role": "system", "content": system})
-    check_messages(messages)
+    _check_messages(messages)
     return messages
 
 
-def check_messages(messages: Messages) -> None:
+def _check_messages(messages: Messages) -> None:
     """Refuses turns that cannot be trained on: texts that are not there, roles out of order, no answer at the end."""
     if not any(message["role"] == "assistant" for message in messages):
         raise LineError("it has no turn of the assistant, so there is nothing to learn from it")

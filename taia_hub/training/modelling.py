@@ -103,7 +103,7 @@ def save_update(fitted: Fitted, folder: Path) -> None:
         model.save_pretrained(str(folder), state_dict=state_dict)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        usual, stored = stored_dtypes(fitted.job.base, fitted.job.token)
+        usual, stored = _stored_dtypes(fitted.job.base, fitted.job.token)
         tensors = dict(model.state_dict() if state_dict is None else state_dict)
         for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
             if name in tensors and source in tensors and torch.equal(tensors[name], tensors[source]):
@@ -115,7 +115,7 @@ def save_update(fitted: Fitted, folder: Path) -> None:
         model.save_pretrained(str(folder), state_dict=cast)
 
 
-def stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:
+def _stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:
     """Returns the most usual floating-point dtype of the base's stored tensors, and each one's by name.
 
     The weights lie on this disk or in the cache; without safetensors there it is float32.

@@ -87,7 +87,7 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def find_device() -> str:
+def _find_device() -> str:
     """Returns the kind of device that the trainer will use."""
     return choose_device().partition(":")[0]
 
@@ -109,7 +109,7 @@ def find_dtype(asked: str, device: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def free_memory(device: str, processes: int) -> int | None:
+def _free_memory(device: str, processes: int) -> int | None:
     """Returns the memory that a process may use, in bytes; None where it is not known.
 
     Several processes must come to the same plan, so they look at what there is instead of what is free just now.
@@ -145,7 +145,7 @@ def make_plan(
     """
     if not items:
         raise ConfigError("The data holds no items to train on.", "Look at its files, and at max_length.")
-    processes, device = process_count(), find_device()
+    processes, device = process_count(), _find_device()
     if recipe.batch_size % processes:
         raise ConfigError(
             f"batch_size {recipe.batch_size} cannot be shared among {processes} processes.",
@@ -155,7 +155,7 @@ def make_plan(
     longest = max(lengths, default=1)
     steps = min(math.ceil(items / recipe.batch_size), recipe.max_steps or items)
     seen = min(items, steps * recipe.batch_size)
-    available = free_memory(device, processes)
+    available = _free_memory(device, processes)
     width = 4 if dtype == "float32" or recipe.method == "full" else 2
     count = sum(trained.values())
     weights = base_parameters * width + (0 if recipe.method == "full" else 4 * count)
