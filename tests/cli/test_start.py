@@ -1,39 +1,70 @@
 """What starts the command line: nothing heavy is imported before a command has work for it."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import taia_hub
 from taia_hub.cli import COMMANDS
 
+ROOT = Path(taia_hub.__file__).parents[1]
+
 HEAVY = ("torch", "transformers", "peft", "gradio", "lm_eval", "trl", "datasets", "matplotlib", "accelerate")
-_RUN = """
+_SERVER = """
 import json, os, sys
 from taia_hub.cli import main
 from taia_hub.local_hub import LocalHub
 LocalHub.serve_forever = lambda hub: None  # it listens by then
-sys.argv = ["taia", *WORDS]
-try:
-    main()
-    status = 0
-except SystemExit as ended:
-    status = ended.code
-sys.stdout.flush()
-print(json.dumps([status or 0, [name for name in HEAVY if name in sys.modules]]), file=sys.stderr, flush=True)
-os._exit(0)
+print([name for name in HEAVY if name in sys.modules], flush=True)
+for line in sys.stdin:
+    words, environment, (out, err) = json.loads(line)
+    if (child := os.fork()) == 0:
+        for number, path in ((1, out), (2, err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.environ.update(environment)
+        sys.argv = ["taia", *words]
+        try:
+            main()
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        sys.stdout.flush()
+        found = [status or 0, [name for name in HEAVY if name in sys.modules]]
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A process that has imported the command line alone; it forks once a command, which saves the import."""
+    environment = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
+    code = _SERVER.replace("HEAVY", repr(HEAVY))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "[]\n"  # the import is light itself
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def start(clean_process):
+def start(server, tmp_path):
     """Starts `taia` in a process of its own; returns (status, heavy modules that it imported, output or error)."""
 
     def run(*words, **environment):
-        code = _RUN.replace("*WORDS", f"*{words!r}").replace("HEAVY", repr(HEAVY))
-        done = clean_process(code, **environment)
-        assert done.returncode == 0, done.stderr
-        status, heavy = json.loads(done.stderr.splitlines()[-1])
-        return status, heavy, done.stdout or done.stderr
+        out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+        out.unlink(missing_ok=True)
+        err.unlink(missing_ok=True)
+        server.stdin.write(json.dumps([words, environment, [str(out), str(err)]]) + "\n")
+        server.stdin.flush()
+        assert server.stdout.readline() == "0\n", err.read_text()
+        status, heavy = json.loads(err.read_text().splitlines()[-1])
+        return status, heavy, out.read_text() or err.read_text()
 
     return run
 

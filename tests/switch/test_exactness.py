@@ -165,6 +165,7 @@ def test_a_keyword_for_the_base_layer_leaves_the_weight_in_force(pico):
 @pytest.mark.slow
 def test_modes_are_exact_on_real_weights(pico, smollm2, tmp_path):
     from peft import PeftModel, get_peft_model
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from taia_hub import TAIAForCausalLM
@@ -172,23 +173,24 @@ def test_modes_are_exact_on_real_weights(pico, smollm2, tmp_path):
     def base():
         return AutoModelForCausalLM.from_pretrained(smollm2)
 
-    def save(targets, folder, tensors=None):
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
-        torch.manual_seed(0)
-        model = get_peft_model(base(), config)
-        if tensors is None:
-            for key, parameter in model.named_parameters():
-                if "lora_" in key:
-                    parameter.data.mul_(0.3)
-        else:
-            model.load_state_dict(tensors, strict=False)
-        model.save_pretrained(tmp_path / folder)
-        return {key: value for key, value in model.state_dict().items() if "lora_" in key}
-
     attention, ffn = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
-    tensors = save([*attention, *ffn], "all")
-    save(attention, "attention", {key: value for key, value in tensors.items() if "self_attn" in key})
-    save(ffn, "ffn", {key: value for key, value in tensors.items() if "mlp" in key})
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules=[*attention, *ffn], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(0)
+    whole = get_peft_model(base(), config)
+    for key, parameter in whole.named_parameters():
+        if "lora_" in key:
+            parameter.data.mul_(0.3)
+    whole.save_pretrained(tmp_path / "all")
+    tensors = load_file(tmp_path / "all" / "adapter_model.safetensors")
+    for role, targets, place in (("attention", attention, "self_attn"), ("ffn", ffn, "mlp")):
+        part = LoraConfig.from_pretrained(tmp_path / "all")
+        part.target_modules = targets
+        part.save_pretrained(tmp_path / role)
+        kept = {key: value for key, value in tensors.items() if place in key}
+        assert kept
+        save_file(kept, tmp_path / role / "adapter_model.safetensors")
     ids = AutoTokenizer.from_pretrained(smollm2)("The capital of France is Paris.", return_tensors="pt").input_ids
     model = TAIAForCausalLM.from_adapter(smollm2, tmp_path / "all").eval()
 
