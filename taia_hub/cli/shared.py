@@ -174,11 +174,11 @@ def read_answering(system: str | None, raw: bool, seed: int, temperature: float,
 
 
 @contextlib.contextmanager
-def progress(stopped: str = "", bars: Any = None) -> Iterator[Any]:
-    """Shows how far work is, on bars of its own or these; `stopped` says what stays where Ctrl-C ends it."""
+def progress(stopped: str = "") -> Iterator[Any]:
+    """Shows how far work is; `stopped` says what stays where Ctrl-C ends it."""
     from taia_hub.common.progress import ProgressBars
 
-    bars = bars or ProgressBars()
+    bars = ProgressBars()
     try:
         yield bars
     except KeyboardInterrupt:

@@ -66,7 +66,6 @@ def train(
 
     taia train recipe.yaml --method molora --push org/model-taia --dry-run
     """
-    from taia_hub.common.progress import TrainingBars
     from taia_hub.training import plan_training
     from taia_hub.training import train as run
     from taia_hub.training.running import check_target
@@ -74,7 +73,7 @@ def train(
     token = fields.pop("token")
     given = {name: fields[name] for name in typed(context) & fields.keys()}
     made = _recipe(recipe, given, mode)
-    with progress("The checkpoints stay; the same command goes on from the last one.", TrainingBars()) as bars:
+    with progress("The checkpoints stay; the same command goes on from the last one.") as bars:
         if dry_run:
             _echo_plan(plan_training(made, out=out, push=push, token=token, progress=bars), made, as_json)
             return

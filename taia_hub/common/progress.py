@@ -1,4 +1,4 @@
-"""How work that takes long says how far it is: bars on a terminal, for trainings a few lines elsewhere."""
+"""How work that takes long says how far it is: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 
 _MEGABYTE = 1_000_000
+_SECONDS = 10  # between two lines, and
+_LINES = 30  # so that this many stand in the time that has gone by
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how many of its steps are done, and how many there are."""
@@ -43,81 +45,57 @@ def counted(progress: Progress, stage: str, total: int, done: int = 0) -> Callab
 
 
 class ProgressBars:
-    """Shows one bar a stage on standard error, where that is a terminal.
+    """Shows one bar a stage on standard error; where that is no terminal, a line every ten seconds.
+
+    A stage that is done within ten seconds has no line. The lines of one that takes hours come more and more rarely.
+
+    Args:
+        stream: Where bars or lines go; standard error by default.
 
     Example:
         >>> bars = ProgressBars()
         >>> for step in (1, 2):
         ...     bars("training", step, 2)
-        >>> bars.close()
-    """
-
-    def __init__(self) -> None:
-        self._stage: str | None = None
-        self._bar: Any = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Moves the bar of a stage; another stage than before begins a new bar."""
-        if stage != self._stage:
-            self.close()
-            # disable=None: no bar where standard error is a file or a pipe
-            self._stage, self._bar = stage, tqdm(desc=stage, total=total, disable=None)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        """Ends the bar that is shown, if there is one."""
-        if self._bar is not None:
-            self._bar.close()
-        self._stage = self._bar = None
-
-
-class TrainingBars(ProgressBars):
-    """Shows one bar a stage with what is left of it and the loss; where there is no terminal, a line now and then.
-
-    Args:
-        stream: Where the lines go where there is no terminal; standard error by default.
-        lines: Lines a stage.
-
-    Example:
-        >>> bars = TrainingBars()
-        >>> bars("training", 1, 2)
         >>> bars.note(loss=1.25)
         >>> bars.close()
     """
 
-    def __init__(self, stream: TextIO | None = None, lines: int = 10) -> None:
-        super().__init__()
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._lines = lines
-        self._told = ("", 0)
-        self._started = (0.0, 0)
+        self._stage: str | None = None
+        self._bar: Any = None
+        self._began = self._told = 0.0
+        self._first = 0
         self._notes = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Moves the bar of a stage, or writes a line where there is none.
+        """Moves the bar of a stage, or writes a line if one is due; another stage than before begins anew.
 
         Args:
             stage: Name of the stage.
             done: Steps done.
             total: Steps there are.
         """
-        if self._stream.isatty():
-            super().__call__(stage, done, total)
+        if stage != self._stage:
+            self.close()
+            self._stage, self._first, self._notes = stage, done, ""
+            self._began = self._told = time.monotonic()
+            if self._stream.isatty():
+                self._bar = tqdm(desc=stage, total=total, file=self._stream)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
             return
-        part = done * self._lines // max(total, 1)
-        if self._told[0] != stage:
-            self._started, self._notes = (time.monotonic(), done), ""
-        elif part == self._told[1]:
-            return
-        self._told = (stage, part)
-        began, first = self._started
-        left = (time.monotonic() - began) / (done - first) * (total - done) if done > first else None
-        eta = f", {left:.0f} s left" if left is not None and done < total else ""
-        self._stream.write(f"{stage} {done}/{total}{eta}{self._notes}\n")
-        self._stream.flush()
+        now = time.monotonic()
+        taken, is_last = now - self._began, done >= total and self._told > self._began
+        if is_last or now - self._told >= max(_SECONDS, taken / _LINES):
+            self._told = now
+            left = taken / (done - self._first) * (total - done) if done > self._first else None
+            eta = f", {left:.0f} s left" if left else ""
+            self._stream.write(f"{stage} {done}/{total}{eta}{self._notes}\n")
+            self._stream.flush()
 
     def note(self, **figures: float) -> None:
-        """Shows figures beside the bar.
+        """Shows figures beside the bar, or in the next line.
 
         Args:
             **figures: Name to value.
@@ -125,3 +103,9 @@ class TrainingBars(ProgressBars):
         self._notes = "".join(f", {name} {value:.4g}" for name, value in figures.items())
         if self._bar is not None:
             self._bar.set_postfix_str(self._notes.removeprefix(", "), refresh=False)
+
+    def close(self) -> None:
+        """Ends the bar that is shown, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+        self._stage = self._bar = None

@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from taia_hub.common.imports import import_or_raise
-from taia_hub.common.progress import Progress, TrainingBars
+from taia_hub.common.progress import Progress, ProgressBars
 from taia_hub.errors import ConfigError, MissingDependencyError, closest
 from taia_hub.training.encoding import IGNORED_LABEL
 from taia_hub.training.planning import Plan
@@ -183,7 +183,7 @@ class Watch(TrainerCallback):
                 f"The loss is {loss} at step {state.global_step}: the training went astray.",
                 "Give a lower learning_rate, more warm-up, or dtype float32, and --restart.",
             )
-        if isinstance(self._progress, TrainingBars):
+        if isinstance(self._progress, ProgressBars):
             self._progress.note(loss=loss)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import io
 import json
 import math
 import os
@@ -25,7 +24,6 @@ from trl import SFTTrainer
 import taia_hub
 from taia_hub import hub
 from taia_hub.cards import training_from_json
-from taia_hub.common.progress import TrainingBars
 from taia_hub.errors import (
     ConfigError,
     MissingDependencyError,
@@ -743,20 +741,6 @@ def test_a_plan_says_what_the_run_does(recipe, tmp_path):
     assert (plan.steps, plan.items, plan.tokens) == (done.steps, 80, done.tokens)
     assert plan.trained == done.trained_parameters
     assert plan.micro_batch_size * plan.accumulation == 8
-
-
-def test_progress_is_a_few_lines_where_there_is_no_terminal():
-    stream = io.StringIO()
-    bars = TrainingBars(stream)
-    for step in range(1, 1001):
-        bars("training", step, 1000)
-        bars.note(loss=1.5)
-    bars.close()
-
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 11
-    assert lines[-1] == "training 1000/1000, loss 1.5"
-    assert "s left" in lines[5]
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed"])
