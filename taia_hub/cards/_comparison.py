@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from taia_hub.cards.sections import front_matter
 PERSONAL = ("license", "license_name", "license_link", "language", "datasets", "tags", "widget")
 """Metadata keys that a person may ask for; the mark of such a card has no hash of them."""
 
-_OURS = re.compile(r"<!-- taia:(card|metadata|section) [^<>]*-->")
+_OURS = re.compile(r"<!-- taia:[\w-]+ [^<>]*-->")
+_HEADING = re.compile(r"#{1,6} ")
 _ALONE = re.compile(r"\||#{1,6} |!\[")
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})\w*")
 _ITEM = re.compile(r"[-*+] ")
 _FACT = re.compile(r"[\d`|<>\[\]]")
+_STATED = re.compile(r"`[^`]+`|\]\([^)]*\)|\w*\d[\w.,]*(?<![.,])")  # code, where a link leads, a number
 _CONTEXT = 3  # words around a difference that are shown
 
 
@@ -30,18 +34,43 @@ class _Block:
 
     words: tuple[str, ...]
     lines: tuple[int, ...]
-    is_fact: bool
+    is_code: bool
 
     @property
     def text(self) -> str:
         return " ".join(self.words)
 
+    @property
+    def is_heading(self) -> bool:
+        return not self.is_code and _HEADING.match(self.text) is not None
+
+    @property
+    def is_fact(self) -> bool:
+        return self.is_code or (not self.is_heading and _FACT.search(self.text) is not None)
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether a person may have put it into words of their own: no code, row of a table or HTML."""
+        return not self.is_code and not re.search(r"(?<!\\)[|<]", self.text)
+
+    def keeps(self, other: _Block) -> bool:
+        """Whether it is another block in a person's words: its words with more between them, or the same facts."""
+        if not (self.is_prose and other.is_prose):
+            return False
+        own, wanted = ([word.strip(".,:;").casefold() for word in one.words] for one in (self, other))
+        rest = iter(own)
+        return (
+            (self.is_heading and other.is_heading)
+            or all(word in rest for word in wanted)
+            or _STATED.findall(self.text) == _STATED.findall(other.text)
+        )
+
 
 def compare_sections(lines: Sequence[CardLine], true: Sequence[CardLine]) -> Iterator[Finding]:
     """Compares the sections of a card that taia-hub writes with what it would write now.
 
-    A person's own sections and what stands between the user's markers do not count. Words without a number, code, link
-    or table may be a person's: where they differ, that is only a warning.
+    A person's own sections and what stands between the user's markers do not count. Headings may be a person's, and so
+    may text that was added, or says the same numbers, code and links in other words: that is only a warning.
     """
     expected, found = _by_section(true), _by_section(lines)
     titles = {line.title: name for name, section in expected.items() for line in section[:1] if line.title}
@@ -50,7 +79,10 @@ def compare_sections(lines: Sequence[CardLine], true: Sequence[CardLine]) -> Ite
         if line.section is None and name and name not in found:
             found[name] = [one for one in lines if one.section is None and one.title == line.title]
     for name, section in found.items():
-        yield from _compared(section[0].title, _blocks(section), _blocks(expected.get(name, ())), section[0].number)
+        true_blocks = _blocks(expected.get(name, ()))
+        for finding in _compared(section[0].title, _blocks(section), true_blocks, section[0].number):
+            stale = name not in expected and finding.warning and _FACT.search(finding.found or "")
+            yield dataclasses.replace(finding, ok=False, warning=False) if stale else finding
     for name, section in expected.items():
         if name not in found:
             yield Finding(1, f"section '{section[0].title}' is missing", False)
@@ -93,7 +125,7 @@ def _blocks(lines: Sequence[CardLine]) -> list[_Block]:
     def close(is_code: bool = False) -> None:
         if taken:
             words, numbers = zip(*taken, strict=True)
-            blocks.append(_Block(words, numbers, is_code or bool(_FACT.search(" ".join(words)))))
+            blocks.append(_Block(words, numbers, is_code))
             taken.clear()
 
     for line in lines:
@@ -118,12 +150,20 @@ def _compared(title: str, found: Sequence[_Block], true: Sequence[_Block], first
     for kind, start, end, true_start, true_end in matcher.get_opcodes():
         if kind == "equal":
             for block in found[start:end]:
-                if block.is_fact:
+                if block.is_fact and not (block.is_code and _FENCE.fullmatch(block.text)):
                     yield Finding(block.lines[0], f"'{title}': {_short(block.words)}", True)
             continue
         above = found[start - 1].lines[-1] if start else first
-        for block, other in zip_longest(found[start:end], true[true_start:true_end]):
-            yield _difference(title, block, other, above)
+        left, missing = list(found[start:end]), list[_Block]()
+        for other in true[true_start:true_end]:
+            reworded = next((block for block in left if block.keeps(other)), None)
+            if reworded is None:
+                missing.append(other)
+            else:
+                left.remove(reworded)
+                yield _difference(title, reworded, other, above)
+        for block, lost in zip_longest(left, missing):
+            yield _difference(title, block, lost, above)
 
 
 def _difference(title: str, block: _Block | None, other: _Block | None, above: int) -> Finding:
@@ -138,7 +178,10 @@ def _difference(title: str, block: _Block | None, other: _Block | None, above: i
         _short(one[max(0, same - _CONTEXT) : len(one) - max(0, ends - _CONTEXT)]) if one else None
         for one in (words, true)
     )
-    is_fact = any(one is not None and one.is_fact for one in (block, other))
+    if block is not None and (block.keeps(other) if other is not None else block.is_prose):
+        is_fact = False
+    else:
+        is_fact = any(one is not None and one.is_fact for one in (block, other))
     return Finding(line, f"'{title}'", not is_fact, wanted, said, warning=not is_fact)
 
 

@@ -20,7 +20,7 @@ from taia_hub.errors import ConfigError
 __all__ = ["CardFacts", "Finding", "check_card"]
 
 _LINK = re.compile(r"(!?)\[(?:\\.|[^\]\\])*\]\(([^()\s]*)\)")
-_WRITTEN_BY = re.compile(r"^\| written by \| taia-hub ([\w.+-]+) \|$", re.MULTILINE)
+_WRITTEN_BY = re.compile(r"^(?:\| written by \||- written by) taia-hub ([\w.+-]+)(?: \|)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)

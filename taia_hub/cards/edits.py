@@ -67,7 +67,7 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     if not is_generated(old):
         raise ConfigError(
             "The card was not written by taia-hub, or its mark was removed: nothing in it can be told apart.",
-            f"Rename or delete it for a new one; your text goes between '{YOURS}' and '{END_OF_YOURS}' there.",
+            f"Rename it for a new one; your text goes between '{YOURS}' and '{END_OF_YOURS}' there.",
         )
     before = parse_card(old)
     sections, kept = _merged_sections(before.sections, now.sections)

@@ -14,8 +14,15 @@ from taia_hub.cards.escaping import is_repo_id, plain
 from taia_hub.cards.linking import SPACE_KEY
 from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.errors import ConfigError
-from taia_hub.hub.layout import DENSE, PEFT
+from taia_hub.hub.layout import DENSE
 from taia_hub.results import Results
+
+LIBRARY = "taia-hub"
+"""What loads a TAIA repository.
+
+With `peft` the Hub looks for an adapter at the root, to count downloads and to show how to load it; with `transformers`
+it offers engines that know no `model_type` taia. No library's name is a tag either: the Hub takes it for one, too.
+"""
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
@@ -24,9 +31,9 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 def model_metadata(card: values.CardData) -> ModelCardData:
     """Makes the metadata of a TAIA repository's card, and refuses a language that is no code."""
     metadata: dict[str, Any] = {
-        "library_name": "peft" if card.update_kind == PEFT.name else "transformers",
+        "library_name": LIBRARY,
         "pipeline_tag": "text-generation",
-        "tags": [*dict.fromkeys(["taia", card.update_kind, card.method.lower(), *map(plain, card.tags)])],
+        "tags": [*dict.fromkeys(["taia", card.method.lower(), *map(plain, card.tags)])],
         **_license(card),
     }
     for code in card.language:
@@ -66,7 +73,7 @@ def merged_metadata(card: values.MergedCardData) -> ModelCardData:
         **_license(card),
     }
     if card.base_model:
-        metadata |= {"base_model": card.base_model, "base_model_relation": "merge"}
+        metadata |= {"base_model": card.base_model, "base_model_relation": "finetune"}  # merge: of several
     return ModelCardData(**metadata)
 
 

@@ -109,14 +109,14 @@ def _environment(template_dir: Path | None, own: Path) -> jinja2.Environment:
 
 def _context(data: Any) -> dict[str, Any]:
     """Computes what the templates show, so that they hold words and no logic."""
-    context: dict[str, Any] = {"paper": PAPER, "modes": MODES, "mode_words": MODE_WORDS, "mode_name": tables.mode_name}
+    context: dict[str, Any] = {"paper": PAPER, "modes": MODES, "mode_words": MODE_WORDS}
     if isinstance(data, (MergedCardData, SpaceCardData)):
         return context
     results = data.results
     summary = summarise(results) if results is not None and results.tasks else None
     context |= {
         "summary": summary,
-        **dict.fromkeys(("scores", "members", "differences", "choice", "choice_literal")),
+        **dict.fromkeys(("scores", "members", "differences", "measured", "choice", "choice_literal")),
         "facts": _evaluation_facts(results) if summary else {},
         "engines": snippets.engines(data),
         "evaluated": tuple(mode for mode in MODES if summary and mode in summary.modes),
@@ -127,7 +127,8 @@ def _context(data: Any) -> dict[str, Any]:
         context |= {
             "scores": tables.scores_table(top, summary.modes),
             "members": tables.scores_table(below, summary.modes) if below else None,
-            "differences": tables.differences_table(top),
+            "differences": tables.differences_tables(top),
+            "measured": tables.measured_table(summary.rows),
             "choice": (choice := tables.choice(summary)),
             "choice_literal": snippets.literal(_setting(results, choice.mode)) if choice else None,
         }

@@ -1,7 +1,9 @@
 """A card as sections, with what tells a section that was written here from one that a person wrote or changed.
 
-Under the heading of each generated section stands `<!-- taia:section NAME HASH -->`, where HASH is that of its text.
-A section whose text still has this hash is replaced when the card is made again; any other belongs to a person.
+Under the heading of each generated section stands `<!-- taia:NAME HASH -->`, where HASH is that of its text. A section
+whose text still has this hash is replaced when the card is made again; any other belongs to a person. The line above
+all says so, with the hash of each value of the metadata. No page shows these comments. Cards up to version 0.1 have
+longer ones (`<!-- taia:section NAME HASH -->`, and a line of their own for the metadata), which are read as well.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from taia_hub.cards._yaml import read_metadata
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.errors import ConfigError
 
-MARK = "<!-- taia:card Written by taia-hub; what you change in it stays. Remove this line to keep it as it is. -->"
-"""Tells a card of ours from one that somebody wrote."""
+MARK = "<!-- taia:card Written by taia-hub"
+"""How the line begins that tells a card of ours from one that somebody wrote."""
 
 YOURS, END_OF_YOURS = "<!-- taia:yours -->", "<!-- /taia:yours -->"
 """A person's text between them stays, wherever in the card it stands."""
 
-_KEYS = re.compile(r"<!-- taia:metadata( [^<>]*)? -->")
-_SECTION = re.compile(r"<!-- taia:section (?P<name>[\w-]+) (?P<hash>[0-9a-f]{12}) -->")
+_DIGITS = 8
+_CARD = re.compile(rf"{MARK}[^<>]*-->")
+_HEAD = re.compile(rf"(?:{MARK}|<!-- taia:metadata)(?P<keys>[^<>]*)-->")
+_KEY = re.compile(rf"(?P<name>[\w-]+)=(?P<hash>[0-9a-f]{{{_DIGITS}}})")
+_SECTION = re.compile(r"<!-- taia:(?:section )?(?P<name>[\w-]+) (?P<hash>[0-9a-f]{8}(?:[0-9a-f]{4})?) -->")
 _HEADING = re.compile(r" {0,3}#{1,2}(?:[ \t]+(?P<title>.*?))?(?:[ \t]+#+)?[ \t]*")
 _FENCE = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})(?P<rest>.*)")
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(?P<yaml>.*?)(?:^|\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -66,7 +71,7 @@ class Section:
             return self.text
         lines = self.text.split("\n")
         at = 1 if _HEADING.fullmatch(lines[0]) else 0
-        return "\n".join([*lines[:at], f"<!-- taia:section {self.name} {self.written} -->", *lines[at:]])
+        return "\n".join([*lines[:at], f"<!-- taia:{self.name} {self.written} -->", *lines[at:]])
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,24 @@ class ParsedCard:
 
 def is_generated(text: str) -> bool:
     """Tells whether a card was written by taia-hub and not taken over by somebody since."""
-    return MARK in text
+    return _CARD.search(text) is not None
 
 
 def title_of(text: str) -> str | None:
-    """Returns the model's name in the heading of a card that taia-hub wrote, or None where it is no Hub id."""
-    if not is_generated(text):
+    """Returns the model's name that a card of ours shows, or None where it is no Hub id or the card is damaged.
+
+    It is that of the heading; where a person changed that, the one of the code that loads the model.
+    """
+    try:
+        sections = {section.name: section for section in parse_card(text).sections} if is_generated(text) else {}
+    except ConfigError:
         return None
-    match = re.search(r"^# (.+)\n<!-- taia:section card ", text.replace("\r\n", "\n"), re.MULTILINE)
-    name = re.sub(r"\\(.)|`", r"\1", match[1].strip()) if match else ""
+    first = sections.get("card")
+    name = re.sub(r"\\(.)|`", r"\1", first.title) if first else ""
+    if first is None or first.is_edited:
+        use = sections.get("use")
+        loaded = re.search(r'from_pretrained\("([^"\\]+)"\)$', use.text, re.MULTILINE) if use else None
+        name = loaded[1] if loaded else name
     return name if is_repo_id(name) else None
 
 
@@ -110,14 +124,14 @@ def parse_card(text: str) -> ParsedCard:
             sections.append(Section(start, tuple(pending), name, written))
             pending, start, name, written = [], number, None, None
         if kind == "text" and (match := _SECTION.fullmatch(line.strip())):
-            name, written = match["name"], match["hash"]
-        elif kind == "text" and (match := _KEYS.fullmatch(line.strip())):
-            keys = dict(pair.rsplit("=", 1) for pair in (match[1] or "").split() if "=" in pair)
-        elif not (kind == "text" and line.strip() == MARK):
+            name, written = match["name"], match["hash"][:_DIGITS]
+        elif kind == "text" and (match := _HEAD.fullmatch(line.strip())):
+            keys |= _KEY.findall(match["keys"])
+        else:
             pending.append(line)
     sections.append(Section(start, tuple(pending), name, written))
     found = tuple(part for part in sections if part.text or part.name)
-    return ParsedCard(metadata, keys, found, MARK in text, block)
+    return ParsedCard(metadata, keys, found, is_generated(text), block)
 
 
 def front_matter(text: str) -> tuple[str, str, int]:
@@ -145,8 +159,9 @@ def stamp(body: str) -> tuple[Section, ...]:
 
 def assemble(yaml_block: str, keys: Mapping[str, str], sections: tuple[Section, ...]) -> str:
     """Puts a card together of its YAML block, the hashes of what was generated for its keys, and its sections."""
-    hashes = " ".join(f"{key}={value}" for key, value in keys.items())
-    head = f"---\n{yaml_block.strip()}\n---\n{MARK}\n<!-- taia:metadata {hashes} -->"
+    hashes = "".join(f" {key}={value}" for key, value in keys.items())
+    mark = f"{MARK}; what you change stays. Without this line all of it is yours.{hashes} -->"
+    head = f"---\n{yaml_block.strip()}\n---\n{mark}"
     return "\n\n".join([head, *(section.render() for section in sections)]) + "\n"
 
 
@@ -156,9 +171,9 @@ def key_hashes(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def fingerprint(text: str) -> str:
-    """Returns 12 hex digits that tell texts apart; space at the ends of lines and blank lines do not count."""
+    """Returns hex digits that tell texts apart; space at the ends of lines and blank lines do not count."""
     lines = (line.rstrip() for line in text.split("\n"))
-    return hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).hexdigest()[:12]
+    return hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).hexdigest()[:_DIGITS]
 
 
 def without_yours(lines: tuple[str, ...]) -> list[str]:

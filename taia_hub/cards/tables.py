@@ -11,7 +11,6 @@ from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
 
-MINUS = "\N{MINUS SIGN}"
 MEMBER = "\N{EN DASH} "
 
 
@@ -38,7 +37,9 @@ class Choice:
 
     Attributes:
         where: What decided: `"over these 3 tasks"` or `"on MATH"`.
-        others: Labels of settings that may be as good.
+        others: Labels of settings that may be as good, without those of `tied`.
+        tied: Labels of settings with the very same score.
+        tells_nothing: Whether all of them have it.
     """
 
     mode: str
@@ -46,25 +47,34 @@ class Choice:
     score: str
     items: int
     others: tuple[str, ...]
+    tied: tuple[str, ...] = ()
+    tells_nothing: bool = False
 
 
 def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> str:
     """Lays scores out by task and mode: the best of a row in bold, the second best in italics."""
-    head = ("task", "shots", "items", "metric", *map(mode_name, modes))
-    body = [(*_row_names(row), *(_score_cell(row, mode) for mode in modes)) for row in rows]
-    return markdown_table(head, body, left=(0, 3))
+    body = [(_row_title(row), *(_score_cell(row, mode) for mode in modes)) for row in rows]
+    return markdown_table(("task", *map(mode_name, modes)), body)
 
 
-def differences_table(rows: Sequence[Row]) -> str | None:
-    """Lays differences to the base model and to the vanilla fine-tune out; None where there is nothing to compare."""
-    pairs = sorted(
-        dict.fromkeys(pair for row in rows for pair in row.differences),
-        key=lambda pair: REFERENCES.index(pair[1]) if pair[1] in REFERENCES else len(REFERENCES),
-    )
-    if not pairs:
-        return None
-    body = [(_row_names(row)[0], *(_difference_cell(row.differences.get(pair)) for pair in pairs)) for row in rows]
-    return markdown_table(("task", *(f"{code(one)} {MINUS} {code(other)}" for one, other in pairs)), body)
+def measured_table(rows: Sequence[Row]) -> str:
+    """Lays out what each task's scores are: metric, shots and items; apart, since a phone shows five narrow columns."""
+    body = [(_row_title(row), *_measure(row)) for row in rows]
+    return markdown_table(("task", "metric", "shots", "items"), body, left=(0, 1))
+
+
+def differences_tables(rows: Sequence[Row]) -> dict[str, str]:
+    """Lays differences out: reference (the base model, the vanilla fine-tune) to its table; empty without any."""
+    found = {}
+    for reference in REFERENCES:
+        modes = list(dict.fromkeys(mode for row in rows for mode, other in row.differences if other == reference))
+        body = [
+            (_row_title(row), *(_difference_cell(row.differences.get((mode, reference))) for mode in modes))
+            for row in rows
+        ]
+        if modes:
+            found[reference] = markdown_table(("task", *map(mode_name, modes)), body)
+    return found
 
 
 def choice(summary: Summary) -> Choice | None:
@@ -75,19 +85,25 @@ def choice(summary: Summary) -> Choice | None:
     row = found.row
     tasks = sum(1 for one in summary.rows if one.depth == 0 and one.key.partition("@")[0] != AVERAGE)
     where = f"over these {tasks} tasks" if row.key.partition("@")[0] == AVERAGE else f"on {text(row.title)}"
-    return Choice(found.mode, where, format_value(row.scores[found.mode].value), row.items, found.within_noise)
+    others = tuple(label for label in found.within_noise if label not in found.tied)
+    score = format_value(row.scores[found.mode].value)
+    return Choice(found.mode, where, score, row.items, others, found.tied, found.tells_nothing)
 
 
 def mode_name(mode: str) -> str:
-    """Names a mode as the paper does, with its setting: ``TAIA `attention` ``."""
-    return f"{MODE_WORDS[mode].name} {code(mode)}" if mode in MODE_WORDS else code(mode)
+    """Names a mode in the head of a table as the paper does; other settings by their label."""
+    return MODE_WORDS[mode].name if mode in MODE_WORDS else code(mode)
 
 
-def _row_names(row: Row) -> tuple[str, str, str, str]:
-    """Returns the cells that name a row: task, shots, items and metric."""
-    title = f"{MEMBER * row.depth}{text(row.title)}"
-    shots = "" if row.num_fewshot is None else str(row.num_fewshot)
-    return title, shots, f"{row.items:,}", text(row.metric) + ("" if row.higher_is_better else " (lower is better)")
+def _row_title(row: Row) -> str:
+    """Names a row, indented as deep as it lies in its group."""
+    return f"{MEMBER * row.depth}{text(row.title)}"
+
+
+def _measure(row: Row) -> tuple[str, str, str]:
+    """Returns the cells that say what the scores of a row are; a metric may break before the name of its filter."""
+    metric = text(row.metric.replace(",", ", ")) + ("" if row.higher_is_better else " (lower is better)")
+    return metric, "" if row.num_fewshot is None else str(row.num_fewshot), f"{row.items:,}"
 
 
 def _score_cell(row: Row, mode: str) -> str:
@@ -96,7 +112,7 @@ def _score_cell(row: Row, mode: str) -> str:
     if score is None:
         return ""
     error = "" if score.standard_error is None else f" ± {score.standard_error:.3f}"
-    mark = "**" if mode in row.best else "*" if mode in row.second else ""
+    mark = {1: "**", 2: "*", None: ""}[row.place(mode)]
     return f"{mark}{format_value(score.value)}{mark}{error}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +21,9 @@ def card(
     push: Annotated[bool, typer.Option("--push", help="Publish the card, and the files given, in one commit.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check every fact on the card that is there; exit status 1 if it lies.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="With --check: every fact, and where words differ.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Write or publish without showing the difference.")] = False,
     message: Message = None,
@@ -45,7 +49,7 @@ def card(
     access = hub.HubAccess(token=source.pop("token"))
     card_updating.refuse_contradictions(repo, write=write, push=push, check=check)
     if check:
-        _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json)
+        _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json, verbose)
     made = card_updating.make_card(repo, request, access, **source)
     for sentence in made.kept:
         typer.echo(f"Kept: {sentence}.", err=True)
@@ -64,20 +68,34 @@ def card(
     echo_json({"where": where}) if as_json else typer.echo(f"{'Published' if push else 'Written to'} {where}")
 
 
-def _echo_findings(findings: Sequence[Any], as_json: bool) -> NoReturn:
-    """Prints what was checked, and ends with exit status 1 where something is wrong."""
-    wrong = sum(not finding.ok for finding in findings)
+def _echo_findings(findings: Sequence[Any], as_json: bool, verbose: bool) -> NoReturn:
+    """Prints what is wrong, or all that was checked, and ends with exit status 1 where something is wrong."""
+    wrong = [finding for finding in findings if not finding.ok]
     if as_json:
         echo_json([vars(finding) for finding in findings])
     else:
-        for finding in findings:
+        for finding in findings if verbose else wrong:
             typer.echo(str(finding))
-        typer.echo(f"{len(findings)} facts checked, {wrong} wrong.")
+        warnings = sum(finding.ok and finding.warning for finding in findings)
+        said = f"checked {len(findings) - warnings} facts: {len(wrong) or 'none'} "
+        said += "are wrong" if len(wrong) > 1 else "is wrong"
+        if warnings and not verbose:
+            said += (
+                f"; {warnings} {'passage differs' if warnings == 1 else 'passages differ'} in words alone (-v shows)"
+            )
+        typer.echo(said)
+        if wrong:
+            typer.echo("`taia card` with --write or --push renews what nobody changed by hand.", err=True)
     raise typer.Exit(1 if wrong else 0)
 
 
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
 def _ask(made: Any, question: str, as_json: bool) -> None:
-    typer.echo(made.difference(), nl=False, err=as_json)
+    for line in made.difference().splitlines():
+        colour = None if os.environ.get("NO_COLOR") else _COLOURS.get(line[:1])
+        typer.secho(line, fg=colour, bold=colour and line.startswith(("+++", "---")), err=as_json)
     for name in made.others:
         typer.echo(f"and {name}", err=as_json)
     typer.confirm(question, abort=True, err=as_json)

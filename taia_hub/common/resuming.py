@@ -98,7 +98,9 @@ class Mark:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise ConfigError(f"'{self.path}' is damaged.", "Delete the folder that it is in, or choose another one.")
+            raise ConfigError(
+                f"'{self.path}' is damaged.", "Move the folder that it is in elsewhere, or choose another one."
+            )
         return value
 
     def fits(self) -> bool:

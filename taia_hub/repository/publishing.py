@@ -210,7 +210,7 @@ def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, An
         raise RepositoryError(
             f"'{name}' holds another model at its root ({', '.join(other)}); transformers would load one for the "
             "other.",
-            "Keep a TAIA repository to itself: choose another name, or delete these files first.",
+            "Keep a TAIA repository to itself: choose another name.",
         )
 
 

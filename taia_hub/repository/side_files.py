@@ -107,7 +107,7 @@ class Measures:
 def read_card(path: Path) -> str | None:
     """Reads a card; None where there is none."""
     if path.is_dir():
-        raise ConfigError(f"'{path}' is a folder, where the card belongs.", "Rename or delete it.")
+        raise ConfigError(f"'{path}' is a folder, where the card belongs.", "Rename it.")
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else None
     except UnicodeDecodeError as error:

@@ -307,8 +307,8 @@ def _check_tasks(tasks: Sequence[Any], results: Mapping[str, Results], runs: Map
             if before is not None and dataclasses.replace(before, modes={}) != dataclasses.replace(now, modes={}):
                 raise ConfigError(
                     f"The run '{label}' was evaluated on another '{now.key}' than the one that is given now.",
-                    f"Give the same task as before, or delete '{runs[label].state.results}' to evaluate that run "
-                    "again.",
+                    f"Give the same task as before, or move '{runs[label].state.results}' elsewhere to "
+                    "evaluate that run again.",
                 )
 
 

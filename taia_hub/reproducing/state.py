@@ -91,7 +91,7 @@ class RunFolder:
             return False
         if not manifest.is_file() or hub.sha256(manifest) != trained:
             raise RepositoryError(
-                f"'{self.model}' is not as the training left it.", f"Delete '{self.path}' to train again."
+                f"'{self.model}' is not as the training left it.", f"Move '{self.path}' elsewhere to train again."
             )
         return True
 
@@ -131,7 +131,9 @@ class RunFolder:
                 f"'{self._mark.path}' is of another version of taia-hub.", "Choose another folder with --out."
             )
         if not isinstance(found.get("identity"), Mapping):
-            raise ConfigError(f"'{self._mark.path}' is damaged.", "Delete the folder, or choose another with --out.")
+            raise ConfigError(
+                f"'{self._mark.path}' is damaged.", "Move the folder elsewhere, or choose another with --out."
+            )
         return found
 
     def _write(self, **facts: Any) -> None:

@@ -28,12 +28,12 @@ class SideFile:
         if made != FORMAT:
             raise ConfigError(
                 f"'{name}' is no {self.noun} of this version of taia-hub: its format is {made!r}, {FORMAT} is read.",
-                f"Make it again with `{self.command}`, or update taia-hub.",
+                f"{self._wanted} A later version's is read after an update of taia-hub.",
             )
         try:
             return make(value)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConfigError(f"'{name}' is damaged: {type(error).__name__}: {error}.", self._again) from error
+            raise ConfigError(f"'{name}' is damaged: {type(error).__name__}: {error}.", self._wanted) from error
 
     def read(self, path: Path) -> Any:
         """Returns the JSON values of a file."""
@@ -42,7 +42,7 @@ class SideFile:
         except OSError as error:
             raise RepositoryError(f"'{path}' cannot be read: {error}.", f"Make it with `{self.command}`.") from error
         except ValueError as error:
-            raise ConfigError(f"'{path}' is no JSON: {error}.", self._again) from error
+            raise ConfigError(f"'{path}' is no JSON, so no {self.noun}: {error}.", self._wanted) from error
 
     def write(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes JSON values, on one line: a file of 14,000 items would have as many lines otherwise."""
@@ -52,5 +52,7 @@ class SideFile:
             raise RepositoryError(f"'{path}' cannot be written: {error}.", "Choose another file with --out.") from error
 
     @property
-    def _again(self) -> str:
-        return f"Delete it and run `{self.command}` again."
+    def _wanted(self) -> str:
+        """Says what to give; whose the file is that was given nobody knows, so that it is nobody's to delete."""
+        begin = f'one JSON object, {{"format": {FORMAT}, …}}'
+        return f"Give the {self.noun} that `{self.command}` writes ({begin}), or make it anew with another --out."

@@ -50,17 +50,29 @@ class Row:
     second: tuple[str, ...] = ()
     within_noise: tuple[str, ...] = ()
 
+    def place(self, label: str) -> int | None:
+        """Returns 1 for the best setting and 2 for the second best; None for any other, and for those that are tied."""
+        if (label,) == self.best:
+            return 1
+        return 2 if (label,) == self.second and len(self.best) == 1 else None
+
 
 @dataclass(frozen=True)
 class Recommendation:
     """Which mode to use, as far as the results tell: the best of the average, or of the only task (`row`).
 
-    `within_noise` are the labels of settings that may be as good.
+    `within_noise` are the labels of settings that may be as good, `tied` those of them with the very same score.
     """
 
     mode: str
     row: Row
     within_noise: tuple[str, ...]
+    tied: tuple[str, ...] = ()
+
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether all settings have the same score."""
+        return len(self.row.best) == len(self.row.scores)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Summary:
         # The paper's own choice wins a tie: what is published acts as its name says.
         mode = "attention" if "attention" in row.best else row.best[0]
         others = tuple(label for label in row.best if label != mode)
-        return Recommendation(mode, row, others + row.within_noise)
+        return Recommendation(mode, row, others + row.within_noise, others)
 
 
 def summarise(results: Results, *, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
@@ -214,6 +226,7 @@ def _judged(row: Row, drawn: Resampled | None) -> Row:
 
 def _ranked(values: Mapping[str, float], higher_is_better: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the labels with the best and the second best value; tied ones stand together."""
+    values = {label: round(value, 12) for label, value in values.items()}  # sums in another order are no difference
     distinct = sorted(set(values.values()), reverse=higher_is_better)
     ranks = [tuple(label for label, value in values.items() if value == wanted) for wanted in distinct[:2]]
     return ranks[0], ranks[1] if len(ranks) > 1 else ()

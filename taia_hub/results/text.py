@@ -20,7 +20,7 @@ def to_text(summary: Summary) -> str:
         return "Nothing was evaluated."
     head = ["task", "shots", "items", "metric", *summary.modes]
     table = [head, *([*_names(row), *(_cell(row, mode) for mode in summary.modes)] for row in summary.rows)]
-    text = [aligned(table, left=(0, 3)), "", "* best  ' second best  ± standard error"]
+    text = [aligned(table, left=(0, 3)), "", "* best  ' second best (ties bear no mark)  ± standard error"]
     differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]
     if differences:
         text += ["", "Differences with paired 95 % intervals over items:", *differences]
@@ -36,17 +36,19 @@ def recommendation_text(summary: Summary) -> str:
     found = summary.recommendation
     if found is None:
         return "These results do not name one mode: look at each task."
-    if len(found.row.best) == len(found.row.scores):
+    if found.tells_nothing:
         return f"All modes score the same {_where(found.row)} ({format_value(found.row.scores[found.mode].value)})."
     where = _where(found.row)
     score = format_value(found.row.scores[found.mode].value)
     if not found.within_noise:
         return f"Mode {found.mode} is best {where} ({score}), beyond noise."
-    others = ", ".join(found.within_noise)
-    return (
-        f"Mode {found.mode} has the best score {where} ({score}), but {others} may be as good: over "
-        f"{_count(found.row.items)} the difference is within noise."
-    )
+    best = f"Mode {found.mode} has the best score {where} ({score})"
+    if found.tied:
+        best = f"Modes {', '.join((found.mode, *found.tied))} have the same score, the best {where} ({score})"
+    others = ", ".join(label for label in found.within_noise if label not in found.tied)
+    if not others:
+        return f"{best}."
+    return f"{best}, but {others} may be as good: over {_count(found.row.items)} the difference is within noise."
 
 
 def _where(row: Row) -> str:
@@ -88,7 +90,7 @@ def _cell(row: Row, mode: str) -> str:
         return ""
     score = row.scores[mode]
     error = "" if score.standard_error is None else f" ±{score.standard_error:.3f}"
-    mark = "*" if mode in row.best else "'" if mode in row.second else " "
+    mark = {1: "*", 2: "'", None: " "}[row.place(mode)]
     return f"{format_value(score.value)}{error}{mark}"
 
 

@@ -173,7 +173,7 @@ def _read(mark: Mark) -> dict[str, Any]:
     if damaged:
         raise RepositoryError(
             f"'{mark.path}', which says what '{mark.path.parent}' was prepared from, is damaged.",
-            "Delete that folder, and it is prepared again; or name another one with --out.",
+            "Move that folder elsewhere, and it is prepared again; or name another one with --out.",
         )
     return known
 

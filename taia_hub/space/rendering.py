@@ -160,7 +160,7 @@ def merge_space(new: Mapping[str, bytes], there: Mapping[str, bytes] | None, ver
     """Brings a Space up to date and keeps what a person did to it; `there` is None for a new one.
 
     A file that nobody changed since it was written is replaced, or deleted where there is none of its name any more.
-    One that a person changed or added stays; delete it to get ours again. The README is merged as model cards are.
+    One that a person changed or added stays; rename it to get ours again. The README is merged as model cards are.
 
     Raises:
         ConfigError: If the README or the state file that is there is damaged.
@@ -179,7 +179,7 @@ def merge_space(new: Mapping[str, bytes], there: Mapping[str, bytes] | None, ver
         elif old is None or old == content or _hash(old) == recorded.get(name):
             result[name], hashes[name] = content, _hash(content)
         else:
-            kept.append(f"{name} stays as you changed it; delete it to get the new one")
+            kept.append(f"{name} stays as you changed it; rename it to get the new one")
             hashes |= {name: recorded[name]} if name in recorded else {}
     gone = tuple(name for name in recorded if name not in new and name in there)
     deleted = tuple(name for name in gone if _hash(there[name]) == recorded[name])
@@ -211,7 +211,7 @@ def _merged_readme(old: bytes | None, new: bytes) -> tuple[bytes, list[str]]:
     try:
         text = old.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"The Space's {CARD} is no UTF-8: {error}.", "Save it as UTF-8, or delete it.") from error
+        raise ConfigError(f"The Space's {CARD} is no UTF-8: {error}.", "Save it as UTF-8 in your editor.") from error
     if not cards.is_generated(text):
         return old, [f"{CARD} stays as you wrote it, and with it the versions that it names"]
     merged = cards.merge_cards(text, new.decode())

@@ -148,7 +148,8 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
 def _damaged(datasets: Any, reason: str) -> RepositoryError:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "generator"
     return RepositoryError(
-        f"Data that was converted before cannot be read: {reason}.", f"Delete '{folder}'; it is made anew."
+        f"Data that was converted before cannot be read: {reason}.",
+        f"Move '{folder}' elsewhere, or set HF_DATASETS_CACHE to another folder; the data is converted again.",
     )
 
 

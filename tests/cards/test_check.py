@@ -54,11 +54,12 @@ def test_a_card_that_knows_nothing_tells_the_truth():
 LIES = [
     ("**0.582**", "**0.682**"),
     ("± 0.047", "± 0.001"),
-    ("| SVAMP | 0 | 100 |", "| SVAMP | 0 | 999 |"),
-    ("| SVAMP | 0 | 100 |", "| GSM8K | 0 | 100 |"),
-    ("| SVAMP | 0 | 100 |", "| SVAMP | 5 | 100 |"),
-    ("| task | shots", "| Task | shots"),
-    ("TAIA `attention` | TAIF", "TAIA `other` | TAIF"),
+    ("| SVAMP | acc | 0 | 100 |", "| SVAMP | acc | 0 | 999 |"),
+    ("| SVAMP | acc | 0 | 100 |", "| GSM8K | acc | 0 | 100 |"),
+    ("| SVAMP | acc | 0 | 100 |", "| SVAMP | acc | 5 | 100 |"),
+    ("| task | metric", "| Task | metric"),
+    ("| base | TAIA | TAIF", "| base | other | TAIF"),
+    ("TAIA `attention`, TAIF", "TAIA `other`, TAIF"),
     ("+0.164 (", "+0.964 ("),
     ("over 210 items", "over 99,999 items"),
     ("`ffn` may be as good", "`none` may be as good"),
@@ -69,7 +70,7 @@ LIES = [
     ("type: acc", "type: f1"),
     ("type: org/svamp", "type: cais/mmlu"),
     ("(TAIA, attention; 0-shot)", "(base, none; 0-shot)"),
-    (f"| base model revision | `{BASE_SHA}`", f"| base model revision | `{SHA}`"),
+    (f"base) at `{BASE_SHA}`", f"base) at `{SHA}`"),
     (f'revision="{BASE_SHA}"', f'revision="{"d" * 40}"'),
     (f"`{ADAPTER_SHA}`", f"`{'1' * 64}`"),
     (ADAPTER_SHA, ADAPTER_SHA[:-1]),
@@ -93,8 +94,8 @@ LIES = [
     ("by default `attention`", "by default `all`"),
     ("by default `attention`", "by default\n`all`"),
     ("A LoRA fine-tune", "A IA3 fine-tune"),
-    ("| attention | 8 |", "| attention | 9 |"),
-    ("| 1,234,567 | 16 |", "| 1,234,567 | 64 |"),
+    ("| adapted modules | 8 |", "| adapted modules | 9 |"),
+    ("| rank | 16 |", "| rank | 64 |"),
     ("| 11.5 |", "| 1 |"),
     ("| 1.25 |", "| 0.0001 |"),
     ("0.0104", "0.9"),
@@ -103,13 +104,16 @@ LIES = [
     ("| `none` | none | the base model |", "| `none` | all | vanilla |"),
     ("`0.001`", "`0.1`"),
     ("| gpu | `NVIDIA H200`", "| gpu | `TPU v9`"),
-    ("| 480 |", "| 480,000 |"),
-    ("| cc-by-4.0 |", "| mit |"),
+    (": 480 items", ": 480,000 items"),
+    ("licence `cc-by-4.0`", "licence `mit`"),
+    ("`my notes`", "`your notes`"),
+    ("on `NVIDIA H200`", "on `TPU`"),
     ("It took 4.7 minutes", "It took 900 hours"),
     ("`2.13.0`", "`1.0`"),
     ("lm-evaluation-harness 0.4.13", "lm-evaluation-harness 0.1"),
     ("2026-11-21", "1999-01-01"),
-    ("| MATH | 0 | 110 |", "<!--\n\n| MATH | 0 | 110 |"),
+    ("| MATH | 0.364", "<!--\n\n| MATH | 0.364"),
+    ("| MATH | 0.364", "GSM8K | 0.9 | 0.9 | 0.9 | 0.9\n| MATH | 0.364"),
 ]
 
 
@@ -127,16 +131,16 @@ def test_a_lie_is_found_on_its_line(text, old, new):
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"\| SVAMP \| 0 [^\n]*\n",
-        r"\| SVAMP \|(?! 0)[^\n]*\n",
+        r"\| SVAMP \| acc [^\n]*\n",
+        r"\| SVAMP \|(?! acc)[^\n]*\n",
         r"### Differences.*?(?=\nEvaluated)",
         r"## Results.*?(?=\n## Use)",
         r"## Limits.*?(?=\n## Provenance)",
-        r"\| sha256 of[^\n]*\n",
-        r"\| base model revision[^\n]*\n",
+        r"- sha256 of[^\n]*\n",
+        r"- base model:[^\n]*\n",
         r"model-index:.*?(?=---\n)",
         r"co2_eq_emissions:.*?(?=widget)",
-        r"library_name: peft\n",
+        r"library_name: taia-hub\n",
         r"- taia\n",
         r"license: other\n",
     ],
@@ -148,8 +152,8 @@ def test_what_was_left_out_is_missed(text, pattern):
 
 
 def test_a_column_that_was_left_out_is_missed(text):
-    lines = [re.sub(r"\|[^|]*\|$", "|", line) if line.count("|") == 9 else line for line in text.split("\n")]
-    assert "vanilla" not in "\n".join(lines).split("## Results")[1].split("### Differences")[0]
+    lines = [re.sub(r"\|[^|]*\|$", "|", line) if line.count("|") == 6 else line for line in text.split("\n")]
+    assert "| vanilla" not in "\n".join(lines).split("## Results")[1].split("### Differences")[0]
     assert len(wrong("\n".join(lines))) > 3
 
 
@@ -165,7 +169,7 @@ def test_a_limit_that_was_hidden_is_missed():
 
 def test_a_difference_says_what_each_side_says_around_it(text):
     (found,) = wrong(text.replace("**0.582**", "**0.682**", 1))
-    at = text.split("\n").index(next(line for line in text.split("\n") if line.startswith("| MATH | 0 | 110 |")))
+    at = text.split("\n").index(next(line for line in text.split("\n") if line.startswith("| MATH | 0.364")))
     said, true = ("| **0.682** ± 0.047 |", "| **0.582** ± 0.047 |")
     assert str(found) == f"line {at + 1}: wrong: 'Results': the card says ± 0.046 {said}; the files say ± 0.046 {true}"
 
@@ -195,7 +199,7 @@ def test_keys_that_a_person_asked_for_or_added_are_no_lies(text):
     asked = dataclasses.replace(EVERYTHING, license_fields={"license": "mit"})
     mine = cards.merge_cards(None, cards.render_card(asked), given=("license",)).text
     mine = mine.replace("tags:\n", "tags:\n- mine\n").replace("datasets:\n", "datasets:\n- org/more\n")
-    mine = mine.replace("library_name: peft\n", "library_name: peft\nthumbnail: https://example.org/x.png\n")
+    mine = mine.replace("library_name: taia-hub\n", "library_name: taia-hub\nthumbnail: https://example.org/x.png\n")
     assert wrong(mine) == []
     assert [finding.what for finding in wrong(mine.replace("license: mit\n", ""))] == ["metadata license"]
 
@@ -262,8 +266,41 @@ def test_words_of_a_person_in_a_generated_section_are_only_a_warning(text):
     assert found.ok
     assert "warning: 'Results': the card says The best one in bold" in str(found)
     assert wrong(changed.replace("**0.582**", "**0.682**", 1))
-    for fact in ("It needs 7 GB.", "Use `ffn`.", "[here](https://example.org)", "<b>Best</b>"):
-        assert wrong(text.replace("Best in bold", f"{fact}\n\nBest in bold")), fact
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# org/model-taia\n", "# My great model, version 2\n"),
+        ("# org/model-taia\n", "# Great-Model\n"),
+        ("## Limits\n", "## 3 things to mind\n"),
+        ("### By part\n", "### All 2 parts\n"),
+        ("\n## Use\n", "\nIt needs 7 GB.\n\n## Use\n"),
+        ("Best in bold", "Use `ffn`.\n\nBest in bold"),
+        ("Best in bold", "[here](https://example.org)\n\nBest in bold"),
+        ("- Nothing but the tasks", "- Ask a doctor first, all 24 hours.\n- Nothing but the tasks"),
+        ("A LoRA fine-tune of", "Made by 3 friends: a LoRA fine-tune of"),
+        ("`attention` has the best score over these 2 tasks (0.561)", "Take `attention`: over 2 tasks it has 0.561"),
+    ],
+)
+def test_what_a_person_says_beside_the_facts_is_no_lie(text, old, new):
+    """`--write` keeps it, so a check that refused it would fail whoever uses both."""
+    assert old in text
+    changed = text.replace(old, new, 1)
+    assert wrong(changed) == []
+    assert [finding for finding in cards.check_card(changed, FACTS) if finding.warning]
+    assert new.strip() in cards.merge_cards(changed, text).text
+
+
+@pytest.mark.parametrize("fact", ["<b>Best</b>", "<!-- hidden", "| GSM8K | 0.9 | 0.9 | 0.9 | 0.9 |", "```\n0.9\n```"])
+def test_what_looks_like_ours_and_is_not_is_a_lie(text, fact):
+    assert wrong(text.replace("Best in bold", f"{fact}\n\nBest in bold"))
+
+
+def test_a_fence_is_no_fact(text):
+    findings = cards.check_card(text, FACTS)
+    assert not [finding for finding in findings if re.search(r"': (`{3}|~{3})", finding.what)]
+    assert wrong(text.replace("```bash\n", "", 1))
 
 
 def test_a_card_of_somebody_elses_is_only_checked_for_what_anybody_may_say(text):
@@ -373,8 +410,10 @@ def test_yes_writes_at_once_and_the_card_then_holds(taia_card, folder):
     assert (folder / "taia_results.json").read_bytes() == (folder / "other.json").read_bytes()
     status, out = taia_card(folder, "--check")
     assert status == 0, out
-    assert re.search(r"\d+ facts checked, 0 wrong\.", out)
-    assert "taia_results.json is of this model" in out
+    assert re.search(r"^checked \d+ facts: none is wrong$", out)  # and nothing else
+    status, out = taia_card(folder, "--check", "-v")
+    assert (status, "taia_results.json is of this model" in out) == (0, True)
+    assert re.search(r"^checked \d+ facts: none is wrong$", out, re.MULTILINE)
     # what was asked for stays, through saving too
     TAIAForCausalLM.from_pretrained(folder).save_pretrained(folder)
     text = (folder / "README.md").read_text()
@@ -391,7 +430,8 @@ def test_a_lie_ends_with_status_1(taia_card, folder):
     status, out = taia_card(folder, "--check")
     assert status == 1
     assert "the card says ± 0.046 | **0.982** ± 0.047 |; the files say ± 0.046 | **0.582** ± 0.047 |" in out
-    assert "1 wrong." in out
+    assert re.search(r"^checked \d+ facts: 1 is wrong$", out, re.MULTILINE)
+    assert len(out.splitlines()) == 2
     status, out = taia_card(folder, "--check", "--json")
     assert status == 1
     assert [finding["what"] for finding in json.loads(out) if not finding["ok"]] == ["'Results'"]
@@ -405,7 +445,7 @@ def test_weights_that_changed_make_the_card_a_lie(taia_card, folder):
     status, out = taia_card(folder, "--check")
     assert status == 1
     assert f"taia_manifest.json: {WEIGHTS}" in out
-    assert f"wrong: 'Provenance': the card says of `{WEIGHTS}`" in out
+    assert f"wrong: 'Provenance': the card says sha256 of `{WEIGHTS}`" in out
 
 
 def test_a_persons_edits_stay_and_are_named(taia_card, folder):
@@ -524,7 +564,7 @@ def test_an_analysis_gives_norms_and_one_of_another_model_none(taia_card, folder
     (folder / "figures" / "update_norms.svg").write_text(title)
     text = taia_card(folder)[1]
     norm = analysis.update.by_role["attention"].frobenius
-    assert "| part | adapted modules | parameters | rank | effective rank | Frobenius norm |" in text
+    assert list(measures(text)) == ["adapted modules", "parameters", "rank", "effective rank", "Frobenius norm"]
     assert f"| {norm:.4g} |" in text
     assert "![Norms, falling.](figures/update_norms.png)" in text
     subject = dataclasses.replace(analysis.subject, adapter_sha256="1" * 64)
@@ -539,6 +579,13 @@ def test_an_analysis_gives_norms_and_one_of_another_model_none(taia_card, folder
 
 
 # What the card says of the update
+
+
+def measures(said):
+    """Reads the table of the update: a row's name to role to cell."""
+    table = said[said.index("|  |") :].split("\n\n")[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
 
 
 @pytest.fixture
@@ -573,13 +620,13 @@ def test_only_a_lora_has_ranks(updated, method):
 
     options = {"AdaLora": {"total_step": 10}, "OFT": {"oft_block_size": 4}, "LoKr": {"r": 64}}[method]
     config = getattr(peft, f"{method}Config")(target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options)
-    assert "| part | adapted modules | parameters |\n" in updated(f"ranks-{method}", config)[1]
+    assert list(measures(updated(f"ranks-{method}", config)[1])) == ["adapted modules", "parameters"]
 
 
 def test_modules_that_were_saved_whole_have_no_rank(updated):
     _, said = updated("ranks-saved", lora(modules_to_save=["lm_head"]))
-    assert re.search(r"^\| other \| 1 \| [\d,]+ \|  \|$", said, re.MULTILINE)
-    assert re.search(r"^\| attention \| 2 \| [\d,]+ \| 4 \|$", said, re.MULTILINE)
+    assert measures(said)["adapted modules"] == {"attention": "2", "ffn": "2", "other": "1"}
+    assert measures(said)["rank"] == {"attention": "4", "ffn": "4", "other": ""}
 
 
 def test_ranks_of_experts_are_those_of_the_analysis(updated, pico):
@@ -589,8 +636,8 @@ def test_ranks_of_experts_are_those_of_the_analysis(updated, pico):
     expected = {}
     for module in analyze_update(str(folder)).modules:
         expected.setdefault(module.role, set()).add(module.rank)
-    rows = re.findall(r"^\| (\w+) \| \d+ \| [\d,]+ \| ([\d, ]*) \|", said, re.MULTILINE)
-    assert {role: {int(rank) for rank in ranks.split(", ")} for role, ranks in rows} == expected
+    said_ranks = measures(said)["rank"]
+    assert {role: {int(rank) for rank in ranks.split(", ")} for role, ranks in said_ranks.items()} == expected
     assert expected["attention"] == {2, 4}
     assert expected["ffn"] == {4}
 
@@ -608,7 +655,8 @@ def test_what_to_know_of_the_norms_is_said_under_them(updated):
     config = lora(target_modules=["q_proj", "up_proj", "embed_tokens"], modules_to_save=["lm_head"])
     _, said = updated("notes-saved", config, analysed=True)
     assert "No norms for lm_head: PEFT keeps a changed copy" in said
-    assert re.search(r"^\| other \| 2 \|.*\| [\d.e-]+ of 1 modules \|$", said, re.MULTILINE)
+    assert measures(said)["adapted modules"]["other"] == "2"
+    assert re.fullmatch(r"[\d.e-]+ of 1 modules", measures(said)["Frobenius norm"]["other"])
     assert "of 2 modules" not in said
 
 
@@ -638,6 +686,19 @@ def test_results_that_are_no_numbers_are_refused(folder, taia_card, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(value))
     with pytest.raises(ConfigError, match="is damaged"):
         taia_card(folder, "--results", tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("option", ["--results", "--analysis"])
+@pytest.mark.parametrize("text", ['{"a": 1}\n{"a": 2}\n', '{"a": 1}', "[1]", "", '{"format": 1}'])
+def test_nobody_is_told_to_delete_a_file_that_was_given(taia_card, folder, tmp_path, option, text):
+    path = tmp_path / "items.jsonl"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"items\.jsonl") as caught:
+        taia_card(folder, option, path)
+    assert "delete" not in caught.value.hint.lower()
+    assert ("taia eval" if option == "--results" else "taia analyze") in caught.value.hint
+    assert '{"format": 1' in caught.value.hint
+    assert path.read_text() == text
 
 
 EXPECTED = ModelIdentity("m", None, "org/base", BASE_SHA, ADAPTER_SHA, "")
@@ -726,9 +787,9 @@ def test_the_card_and_what_is_given_are_one_commit(taia_card, online, repo_id, p
     text = ModelCard.load(repo_id).content
     assert "](figures/scores.png)" in text
     assert ModelCard(text).data.license == "mit"
-    status, out = taia_card(repo_id, "--check")
+    status, out = taia_card(repo_id, "--check", "--verbose")
     assert status == 0, out
-    assert f"ok: 'Provenance': | sha256 of `{WEIGHTS}` |" in out
+    assert f"ok: 'Provenance': - sha256 of `{WEIGHTS}`:" in out
     assert "is up to date" in taia_card(repo_id, "--push")[1]
 
 
@@ -859,8 +920,7 @@ def test_ranks_by_role_come_from_the_file_where_a_pattern_makes_them_differ(taia
     model = TAIAForCausalLM.from_adapter(online.base, f"{repo_id}-adapter")
     model.push_to_hub(repo_id)
     text = ModelCard.load(repo_id).content
-    ranks = dict(re.findall(r"^\| (attention|ffn) \| \d+ \| [\d,]+ \| (\d+) \|", text, re.MULTILINE))
-    assert ranks == {"attention": "4", "ffn": "2"}
+    assert measures(text)["rank"] == {"attention": "4", "ffn": "2"}
     assert "vllm" not in text
     assert taia_card(repo_id)[1] == text
     assert taia_card(repo_id, "--check")[0] == 0
@@ -886,7 +946,7 @@ def test_a_pointers_card_holds(taia_card, online, repo_id):
     from taia_hub.repository.creating import create_repository
 
     create_repository(online.base, online.adapter, push=repo_id, link=True)
-    status, out = taia_card(repo_id, "--check")
+    status, out = taia_card(repo_id, "--check", "-v")
     assert status == 0, out
     assert "ok: 'Without taia-hub': model = PeftModel.from_pretrained(base, \"org/adapter\"" in out
 

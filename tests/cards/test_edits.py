@@ -10,7 +10,7 @@ from taia_hub import cards
 from taia_hub.cards.edits import ABSENT, decide
 from taia_hub.cards.sections import key_hashes
 from taia_hub.errors import ConfigError
-from tests.card_samples import EVERYTHING, GOLDEN, NOTHING, RESULTS, render, results, task
+from tests.card_samples import EVERYTHING, FOLDER, GOLDEN, NOTHING, RESULTS, render, results, task
 
 OTHER = dataclasses.replace(EVERYTHING, results=results(task("svamp", "SVAMP", 40)), license_fields={"license": "mit"})
 
@@ -132,6 +132,46 @@ def test_a_heading_in_code_is_no_section(old, new):
     merged = cards.merge_cards(edited, new).text
     assert "## Mine\n\n```\n## Limits\n```\n" in merged
     assert cards.merge_cards(merged, new).text == merged
+
+
+# Cards of version 0.1, with longer markers
+
+
+@pytest.fixture(scope="module")
+def aged():
+    return (FOLDER / "everything-0.1.md").read_text(encoding="utf-8")
+
+
+def test_an_old_card_that_nobody_touched_is_brought_up_to_date(aged, new):
+    assert metadata(aged)["library_name"] == "peft"  # of which the Hub shows a broken snippet
+    assert cards.is_generated(aged)
+    assert cards.title_of(aged) == "org/model-taia"
+    assert cards.merge_cards(aged, new) == cards.Merged(new, ())
+
+
+def test_an_edit_of_an_old_card_stays(aged, new):
+    edited = aged.replace("## Modes\n", "## Mine\n\nText.\n\n## Modes\n").replace("TAIA leans on", "It leans on")
+    edited = edited.replace("license: other", "license: gpl-3.0").replace("pipeline_tag: text-generation\n", "")
+    edited = edited.replace("## Citation\n", f"## Citation\n\n{YOURS}\n", 1)
+    merged = cards.merge_cards(edited, new)
+    for text in ("## Mine\n\nText.\n", "It leans on", YOURS):
+        assert text in merged.text
+    found = metadata(merged.text)
+    assert (found["license"], "pipeline_tag" in found, found["library_name"]) == ("gpl-3.0", False, "taia-hub")
+    assert "taia:section" not in merged.text
+    assert "taia:metadata" not in merged.text
+    assert cards.merge_cards(merged.text, new).text == merged.text
+
+
+def test_markers_are_short(new):
+    marks = re.findall(r"<!--.*?-->", new)
+    assert len(marks) == 1 + len(re.findall(r"^##? ", new, re.MULTILINE))
+    assert all(len(mark) <= 40 for mark in marks[1:])
+
+
+def test_a_title_that_was_changed_does_not_change_whose_card_it_is(old):
+    for title in ("# My great model", "# Great-Model"):
+        assert cards.title_of(old.replace("# org/model-taia", title, 1)) == "org/model-taia"
 
 
 # Between the markers
@@ -269,7 +309,7 @@ def test_whose_a_key_is(before, written, now, asked, value, note):
 def test_somebody_elses_card_is_refused(text, new):
     with pytest.raises(ConfigError, match="not written by taia-hub") as caught:
         cards.merge_cards(text, new)
-    assert "Rename or delete it" in caught.value.hint
+    assert "Rename it" in caught.value.hint
 
 
 def test_a_card_is_ours_until_its_mark_is_removed(old):

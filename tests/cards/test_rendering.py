@@ -149,12 +149,12 @@ def test_the_metadata_is_what_the_hub_reads():
         "co2_eq_emissions": {"emissions": 12.5, "source": "codecarbon", "hardware_used": "NVIDIA H200"},
         "datasets": ["org/medquad"],
         "language": ["en", "zh"],
-        "library_name": "peft",
+        "library_name": "taia-hub",
         "license": "other",
         "license_link": "https://example.org/pico",
         "license_name": "pico-1.0",
         "pipeline_tag": "text-generation",
-        "tags": ["taia", "peft", "lora", "medical", "base_model:adapter:org/base"],
+        "tags": ["taia", "lora", "medical", "base_model:adapter:org/base"],
         "widget": [{"text": "What helps against a cold?"}],
         "taia_space": "org/model-taia-compare",
     }
@@ -193,7 +193,7 @@ def test_metadata_is_quoted(tag):
 
 def test_tags_are_not_repeated():
     card = rendered(tags=("taia", "x", "x"))
-    assert card.data.tags == ["taia", "peft", "lora", "x", "base_model:adapter:org/base"]
+    assert card.data.tags == ["taia", "lora", "x", "base_model:adapter:org/base"]
 
 
 @pytest.mark.parametrize("language", ["English", "e", "en_US", "", "en\n- x"])
@@ -205,7 +205,7 @@ def test_a_language_is_a_code(language):
 def test_other_cards_are_read_by_the_hubs_own_classes():
     merged, space = ModelCard(render("merged")), SpaceCard(render("space"))
     assert merged.data.base_model == "org/base"
-    assert merged.data.base_model_relation == "merge"
+    assert merged.data.base_model_relation == "finetune"
     assert space.data.sdk == "gradio"
     assert space.data.models == ["org/model-taia", "org/base"]
     assert len(space.data.short_description) <= 60
@@ -246,15 +246,16 @@ def test_the_table_shows_what_the_results_say():
     text = render("everything")
     for row in summarise(RESULTS).rows:
         line = next(
-            line for line in text.splitlines() if line.startswith(f"| {tables.MEMBER * row.depth}{row.title} | 0 |")
+            line for line in text.splitlines() if line.startswith(f"| {tables.MEMBER * row.depth}{row.title} |")
         )
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        for mode, cell in zip(summarise(RESULTS).modes, cells[4:], strict=True):
+        assert f"| {tables.MEMBER * row.depth}{row.title} | acc | 0 | {row.items} |" in text
+        for mode, cell in zip(summarise(RESULTS).modes, cells[1:], strict=True):
             score = row.scores[mode]
             assert f"{score.value:.3f}" in cell
             assert f"± {score.standard_error:.3f}" in cell
-            assert cell.startswith("**") == (mode in row.best)
-            assert bool(re.match(r"\*[^*]", cell)) == (mode in row.second)
+            assert cell.startswith("**") == (row.best == (mode,))
+            assert bool(re.match(r"\*[^*]", cell)) == (row.second == (mode,) and len(row.best) == 1)
 
 
 def test_the_mode_to_use_is_hedged_when_it_is_within_noise():
@@ -267,6 +268,41 @@ def test_the_mode_to_use_is_hedged_when_it_is_within_noise():
     section = rendered(results=many).content.split("## Which mode to use\n")[1].split("\n## ")[0]
     assert "beyond noise" in section
     assert "may be as good" not in section
+
+
+def test_a_tie_is_not_the_best():
+    value = 25 * (0.0,) + 25 * (1.0,)
+
+    def tied(**modes):
+        one = task("svamp", "SVAMP", 50)
+        return results(
+            dataclasses.replace(
+                one,
+                modes={
+                    label: dataclasses.replace(
+                        one.modes[label], scores={"acc,none": sum(values) / 50}, values={"acc,none": values}
+                    )
+                    for label, values in modes.items()
+                },
+            )
+        )
+
+    def said(found):
+        text = rendered(results=found, default="all").content
+        return text.split("## Which mode to use\n")[1].split("\n## ")[0], text.split("## Results\n")[1].split("###")[0]
+
+    choice, table = said(tied(none=value, attention=value[::-1], ffn=value, all=value))
+    assert "All evaluated modes have the same score on SVAMP (0.500)" in choice
+    assert "best" not in choice
+    assert "model.inference_modules" not in choice
+    assert "*" not in table
+    choice, table = said(tied(none=50 * (0.0,), attention=value, ffn=value, all=20 * (1.0,) + 30 * (0.0,)))
+    assert "`attention` and `ffn` have the same score, the best on SVAMP (0.500), but\n`all` may be as good" in choice
+    assert "*" not in table
+    choice, table = said(tied(none=value, attention=50 * (1.0,), ffn=value, all=50 * (0.0,)))
+    assert "`attention`: it is best on SVAMP (1.000), beyond noise" in choice
+    assert "**1.000**" in table
+    assert "*0.500*" not in table  # two are second
 
 
 def test_results_that_name_no_mode_say_so():
@@ -454,7 +490,7 @@ def test_metadata_gives_nasty_text_back_on_one_line(nasty):
         assert metadata["license_name"] == wanted
         assert wanted in metadata["tags"]
         assert metadata["widget"][0]["text"].split() == wanted.split()
-    assert metadata["library_name"] == "peft"
+    assert metadata["library_name"] == "taia-hub"
 
 
 @pytest.mark.parametrize("nasty", NASTY)

@@ -305,11 +305,11 @@ def test_from_the_hub_with_card_tokenizer_and_generation_config(online, tmp_path
     assert (tmp_path / "out" / "generation_config.json").is_file()
     metadata = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
     assert metadata["base_model"] == online.base
-    assert metadata["base_model_relation"] == "merge"
+    assert metadata["base_model_relation"] == "finetune"
     assert metadata["license_name"] == "pico-1.0"
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"`{online.base_sha}`" in card
-    assert "| setting | `attention` |" in card
+    assert "- setting: `attention`" in card
     assert report.sha256["model.safetensors"] in card
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     ids = online.pico.ids()

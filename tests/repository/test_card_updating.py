@@ -81,7 +81,7 @@ def test_comments_of_the_metadata_stay():
 def test_comments_stay_beside_values_that_change():
     text = render("everything")
     commented = (
-        text.replace("library_name: peft", "# above\nlibrary_name: peft  # beside")
+        text.replace("library_name: taia-hub", "# above\nlibrary_name: taia-hub  # beside")
         .replace("\ntags:\n", "\ntags:  # of the tags\n  # among them\n")
         .replace("---\n", "---\nmood: |\n  # no comment\n  'nor #this'\n", 1)
     )
@@ -90,7 +90,7 @@ def test_comments_stay_beside_values_that_change():
     new = cards.render_card(dataclasses.replace(EVERYTHING, tags=("new",), widget=()))
     merged = cards.merge_cards(commented, new).text
     block = card_of(merged)[1]
-    assert "# above\nlibrary_name: peft  # beside\n" in block
+    assert "# above\nlibrary_name: taia-hub  # beside\n" in block
     assert yaml.safe_load(block)["mood"] == "# no comment\n'nor #this'\n"
     for comment in ("# of the tags", "# among them", "# gone", "# at the end", "# no comment", "#this"):
         assert block.count(comment) == 1, comment
@@ -123,7 +123,7 @@ def test_comments_of_a_key_that_is_gone_stay():
 
 def test_comments_of_the_folder_reach_the_hub():
     text = render("everything")
-    mine = text.replace("library_name: peft", "library_name: peft  # mine")
+    mine = text.replace("library_name: taia-hub", "library_name: taia-hub  # mine")
     assert cards.merge_cards(text, cards.merge_cards(mine, text).text).text == mine
 
 

@@ -81,7 +81,7 @@ def test_a_folder_is_published_as_the_model_is(online, model, folder, repo_id):
     assert len(online.commits()) == 1
     one, two = (contents(Path(snapshot_download(name))) for name in (repo_id, f"{repo_id}-2"))
     assert one.keys() == two.keys()
-    hashes = re.compile(r"(?<=taia:section )([\w-]+) [0-9a-f]{12}")  # of sections that name the repository
+    hashes = re.compile(r"(?<=taia:)([\w-]+) [0-9a-f]{8}")  # of sections that name the repository
     cards = [hashes.sub(r"\1", files.pop("README.md").decode()) for files in (one, two)]
     assert one == two
     name = repo_id.partition("/")[2]
@@ -351,9 +351,9 @@ def test_the_card_on_the_hub_is_ours(online, model, repo_id):
     data = card.data.to_dict()
     assert data["base_model"] == online.base
     assert data["base_model_relation"] == "adapter"
-    assert data["library_name"] == "peft"
+    assert data["library_name"] == "taia-hub"
     assert data["pipeline_tag"] == "text-generation"
-    assert data["tags"] == ["taia", "peft", "lora", "medical", f"base_model:adapter:{online.base}"]
+    assert data["tags"] == ["taia", "lora", "medical", f"base_model:adapter:{online.base}"]
     assert (data["license"], data["license_name"]) == ("other", "pico-1.0")
     assert data["license_link"] == "https://example.org/pico"
     assert f'from_pretrained("{repo_id}")' in card.text

@@ -171,6 +171,22 @@ def test_best_second_and_noise():
     assert close.second == ()
 
 
+def test_what_is_tied_has_no_place():
+    clear = rows(results(task("clear", none=[0] * 40, attention=[1] * 40, all=[1] * 20 + [0] * 20)))["clear"]
+    assert [clear.place(label) for label in clear.scores] == [None, 1, 2]
+    second = rows(results(task("second", none=[0, 1], attention=[1, 1], all=[1, 0])))["second"]
+    assert [second.place(label) for label in second.scores] == [None, 1, None]
+    first = rows(results(task("first", none=[0, 0], attention=[1, 1], all=[1, 1])))["first"]
+    assert [first.place(label) for label in first.scores] == [None, None, None]
+
+
+def test_sums_in_another_order_are_tied():
+    values = [0.1, 0.2, 0.3, 0.7, 0.15] * 7
+    row = rows(results(task("f", metric="f1", none=values, attention=values[::-1], all=sorted(values))))["f"]
+    assert len({score.value for score in row.scores.values()}) > 1, "the sums are the same to the last bit"
+    assert len(row.best) == 3
+
+
 def test_lower_can_be_better():
     row = rows(results(task("asr", metric="rate", higher_is_better=False, none=[0.0] * 9, all=[1.0] * 9)))["asr"]
     assert (row.best, row.second) == (("none",), ("all",))
@@ -233,7 +249,8 @@ def test_the_recommendation_is_hedged_within_noise():
 def test_attention_wins_a_tie():
     tied = summarise(results(task("a", none=[0] * 10, all=[1] * 10, attention=[1] * 10)))
     assert tied.recommendation.mode == "attention"
-    assert tied.recommendation.within_noise == ("all",)
+    assert tied.recommendation.within_noise == tied.recommendation.tied == ("all",)
+    assert recommendation_text(tied) == "Modes attention, all have the same score, the best on A (1.000)."
 
 
 def test_text_marks_the_best_and_names_noise():

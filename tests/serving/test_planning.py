@@ -371,7 +371,7 @@ def test_damaged_and_foreign_files_are_named(repository, tmp_path):
         marker.write_text(text)
         with pytest.raises(RepositoryError, match=r"taia_serving\.json'.* is damaged") as caught:
             plan_serving(repository, "vllm", ["attention"], out=tmp_path)
-        assert "Delete that folder" in caught.value.hint
+        assert "Move that folder elsewhere" in caught.value.hint
     (tmp_path / "merged" / "m:none").mkdir(parents=True)
     with pytest.raises(RepositoryError, match=r"merged/m:none' holds files that were not prepared"):
         plan_serving(repository, "transformers", ["none"], out=tmp_path, name="m")

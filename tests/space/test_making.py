@@ -238,7 +238,7 @@ def test_edits_and_own_files_stay_and_the_rest_follows_the_model(online, repo, s
     head = online.api.model_info(repo).sha
     done = create_space(repo, space_id=space, link=False)
     assert set(done.files) == {"README.md", "requirements.txt"}
-    assert "app.py stays as you changed it; delete it to get the new one" in done.kept
+    assert "app.py stays as you changed it; rename it to get the new one" in done.kept
     assert any(sentence.startswith("README.md: metadata 'title'") for sentence in done.kept)
     assert read(space, "app.py") == "import mine\n"
     assert read(space, "mine.py") == "own = 1\n"
@@ -252,7 +252,7 @@ def test_edits_and_own_files_stay_and_the_rest_follows_the_model(online, repo, s
     assert listing(online, space)[2] == {"TAIA_MODEL_ID": repo, "TAIA_REVISION": head, "OWN": "1"}
     again = create_space(repo, space_id=space, link=False)
     assert again.commit is None
-    assert "app.py stays as you changed it; delete it to get the new one" in again.kept
+    assert "app.py stays as you changed it; rename it to get the new one" in again.kept
 
 
 def test_an_edited_file_that_is_deleted_is_ours_again(online, repo, space):
@@ -288,7 +288,7 @@ def test_a_users_file_of_a_name_that_becomes_ours_stays():
     there = {**first.files, "new.css": b"mine"}
     merged = merge_space({"app.py": b"2", "new.css": b"ours"}, there, "0")
     assert set(merged.files) == {"app.py", ".taia_space.json"}
-    assert merged.kept == ("new.css stays as you changed it; delete it to get the new one",)
+    assert merged.kept == ("new.css stays as you changed it; rename it to get the new one",)
     later = merge_space({"app.py": b"2", "new.css": b"newer"}, {**there, **merged.files}, "0")
     assert "new.css" not in later.files
 
@@ -534,7 +534,7 @@ def test_a_folder_is_brought_up_to_date_and_edits_stay(online, repo, tmp_path):
     assert (folder / "mine.txt").read_text() == "mine"
     assert front((folder / "README.md").read_text())["title"] == "Another title"
     assert "requirements.txt" in done.files
-    assert done.kept == ("app.py stays as you changed it; delete it to get the new one",)
+    assert done.kept == ("app.py stays as you changed it; rename it to get the new one",)
 
 
 def test_a_folder_of_somebody_else_is_not_written_to(online, repo, tmp_path):
