@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from taia_hub.cli.shared import echo_json
+from taia_hub.errors import TAIAError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,14 +33,11 @@ class Output:
     against: str | None
 
 
-def compare_prompt(
-    load: Callable[[], tuple[Any, Any]], prompt: str, modes: Sequence[Any], how: Mapping[str, Any], output: Output
-) -> None:
+def compare_prompt(start: Callable[[], Generator[Comparison, None, None]], output: Output) -> None:
     """Compares the answers to one prompt: as columns that grow, or all at once where there is no terminal.
 
-    Model and tokenizer are loaded when everything else is checked; `how` are keywords of `stream_compare`.
+    `start` loads what answers, once everything else is checked.
     """
-    from taia_hub.compare import stream_compare
     from taia_hub.compare.keeping import check_out
     from taia_hub.compare.tables import figures
     from taia_hub.compare.terminal import is_terminal, make_console
@@ -49,62 +47,117 @@ def compare_prompt(
     console = make_console(sys.stdout)
     draws = is_terminal(sys.stdout) and (output.format == "text" or output.out is not None)
     try:
-        state = _last(stream_compare(*load(), prompt, modes, **how), console if draws else None, output.against)
+        states = start()
     except KeyboardInterrupt:
-        typer.echo("Stopped." if output.out is None else f"Stopped; '{output.out}' was not written.", err=True)
-        raise typer.Exit(130) from None
+        state, stopped = None, True
+    else:
+        state, stopped = show_columns(states, console, output.against) if draws else follow(states)
     if output.format == "text" or draws:
-        for note in state.notes:
-            typer.echo(note, err=True)
-    if draws:
+        say_notes(state)
+    if state and draws and not stopped:
         console.print(figures(state, output.against or state.modes[0]))
-    if output.out is not None:
+    if state and output.out is not None and not stopped:
         _write(output.out, _rendered(state, output))
-    elif not draws:
+    elif state and not draws and output.out is None:
         typer.echo(_rendered(state, output), nl=False)
+    if stopped:
+        typer.echo("Stopped." if output.out is None else f"Stopped; '{output.out}' was not written.", err=True)
+        raise typer.Exit(130)
 
 
-def _last(states: Generator[Comparison, None, None], console: Console | None, against: str | None) -> Comparison:
-    """Returns the last state of a comparison; each is drawn on the console, if there is one."""
-    from taia_hub.compare.terminal import LiveColumns
+def follow(
+    states: Generator[Comparison, None, None], show: Callable[[Comparison], object] | None = None
+) -> tuple[Comparison | None, bool]:
+    """Goes through the states of a comparison and shows each.
 
-    state: Any = None
-    with contextlib.closing(states), LiveColumns(console, against) if console else contextlib.nullcontext() as columns:
+    Returns:
+        The last state, None where Ctrl-C came before the first, and whether it came.
+    """
+    state: Comparison | None = None
+    with contextlib.closing(states):
         try:
             for state in states:
-                if columns:
-                    columns.show(state)
-        finally:
-            if columns and state:
-                columns.finish(state)
-    return state
+                if show:
+                    show(state)
+        except KeyboardInterrupt:
+            return state, True
+    return state, False
+
+
+def show_columns(
+    states: Generator[Comparison, None, None], console: Console, against: str | None = None
+) -> tuple[Comparison | None, bool]:
+    """Draws the answers of a comparison as they grow; returned is what `follow` returns."""
+    from taia_hub.compare.terminal import LiveColumns
+
+    with LiveColumns(console, against) as columns:
+        state, stopped = follow(states, columns.show)
+        if state:
+            columns.finish(state)
+    return state, stopped
+
+
+def show_answers(
+    states: Generator[Comparison, None, None], count: int, *, quiet: bool = False
+) -> tuple[Comparison | None, bool]:
+    """Writes one answer as it grows, or `count` of them: as columns, or all at once where there is no terminal.
+
+    Where it is `quiet` nothing is written; returned is what `follow` returns.
+    """
+    from taia_hub.compare.terminal import LiveText, is_terminal, make_console, plain_answers
+
+    if quiet:
+        return follow(states)
+    if count == 1:
+        text = LiveText(sys.stdout)
+        state, stopped = follow(states, lambda one: text.show(one.answers[0].text))
+        text.finish(state.answers[0].text if state else "")
+        return state, stopped
+    if is_terminal(sys.stdout):
+        return show_columns(states, make_console(sys.stdout))
+    state, stopped = follow(states)
+    typer.echo(plain_answers(state) if state else "", nl=False)
+    return state, stopped
+
+
+def say_notes(*states: Comparison | None) -> None:
+    """Says on standard error what the reader of comparisons should know, each note once."""
+    for note in dict.fromkeys(note for state in states if state for note in state.notes):
+        typer.echo(note, err=True)
 
 
 def compare_prompts(
     load: Callable[[], tuple[Any, Any]],
+    known: Callable[[], Any],
     file: Path,
     out: Path | None,
     modes: Sequence[Any],
     how: Mapping[str, Any],
     *,
+    overwrite: bool,
     reference: str,
     as_json: bool,
 ) -> None:
     """Compares the answers to the prompts of a file, and shows a table of them.
 
     The comparisons go to a file beside the prompts, unless `out` names another one; `how` are keywords of
-    `compare_file`, and `reference` is the mode that the others part from.
+    `compare_file`, and `reference` is the mode that the others part from. `known` says which model it is without
+    loading it, so that a file that is complete needs none.
     """
     from taia_hub.common.progress import ProgressBars
-    from taia_hub.compare.files import compare_file, read_prompts
+    from taia_hub.compare.files import compare_file, complete_file, read_prompts
     from taia_hub.compare.keeping import check_out
     from taia_hub.compare.tables import overview
-    from taia_hub.compare.terminal import make_console
+    from taia_hub.compare.terminal import is_terminal, make_console
     from taia_hub.evaluation.environment import identify
 
     total, done = len(read_prompts(file, how["system"])), 0  # bad lines are told before a model is loaded
     out = out or file.with_name(f"{file.stem}.compared.jsonl")
     check_out(out)
+    found = None
+    if out.exists() and not overwrite:
+        with contextlib.suppress(TAIAError):  # said again, by the model itself
+            found = complete_file(file, out, known(), modes, **how)
     bars = ProgressBars()
 
     def progress(stage: str, at: int, of: int) -> None:
@@ -113,25 +166,29 @@ def compare_prompts(
         bars(stage, at, of)
 
     try:
-        model, tokenizer = load()
-        found = compare_file(model, tokenizer, file, out, identify(model), modes, progress=progress, **how)
+        if found is None:
+            model, tokenizer = load()
+            identity, more = identify(model), {"overwrite": overwrite, "progress": progress, **how}
+            found = compare_file(model, tokenizer, file, out, identity, modes, **more)
     except KeyboardInterrupt:
         bars.close()
         typer.echo(f"Stopped: {done} of {total} prompts are in '{out}'. The same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     finally:
         bars.close()
+    say_notes(*(one.comparison for one in found))
     typer.echo(f"{total} prompts are in '{out}'.", err=True)
     if as_json:
         echo_json(_summary(found, out, reference))
     else:
         console = make_console(sys.stdout)
-        console.print(overview([(one.line.name, one.comparison) for one in found], reference))
+        width = console.width if is_terminal(sys.stdout) else 120
+        console.print(overview([(one.line.name, one.comparison) for one in found], reference, width))
 
 
 def _summary(found: Sequence[ComparedPrompt], out: Path, reference: str) -> dict[str, Any]:
     """Makes the table of a file as JSON values."""
-    from taia_hub.compare.tables import mean_speeds
+    from taia_hub.compare.tables import count_different, count_others, mean_likelihoods, mean_speeds
 
     prompts = [
         {
@@ -149,8 +206,16 @@ def _summary(found: Sequence[ComparedPrompt], out: Path, reference: str) -> dict
         }
         for one in found
     ]
-    speeds = mean_speeds([one.comparison for one in found])
-    return {"out": str(out), "against": reference, "prompts": prompts, "mean_tokens_per_second": speeds}
+    comparisons = [one.comparison for one in found]
+    return {
+        "out": str(out),
+        "against": reference,
+        "prompts": prompts,
+        "different": count_different(comparisons),
+        "different_from_against": count_others(comparisons, reference),
+        "mean_tokens_per_second": mean_speeds(comparisons),
+        "mean_log_likelihoods": mean_likelihoods(comparisons),
+    }
 
 
 def _rendered(comparison: Comparison, output: Output) -> str:

@@ -6,44 +6,57 @@ from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.compare_output import say_notes, show_answers
 from taia_hub.cli.options import options_of, taken
 from taia_hub.cli.shared import (
     Answering,
     Json,
     Loading,
     MaxNewTokens,
-    Repository,
+    Update,
     echo_json,
     load_model,
     modes,
+    one_prompt,
     read_answering,
     read_prompt,
 )
+from taia_hub.errors import ConfigError
 
 
 @options_of(Loading)
 @options_of(Answering)
 def generate(
-    repo: Repository,
-    prompt: Annotated[str, typer.Option(help="The prompt; '-' reads it from standard input.")],
+    repo: Update,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; '-' reads it from standard input.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt, as an option.", show_default=False)] = None,
     mode: Annotated[list[str] | None, modes("the repository's own", "repeat it to see several side by side")] = None,
     max_new_tokens: MaxNewTokens = 128,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
-    """Answer a prompt under one mode or several.
+    """Answer a prompt under one mode or several, as it is written.
 
-    taia generate org/model-taia --prompt "Why is the sky blue?" --mode none --mode attention
+    taia generate org/model-taia "Why is the sky blue?"
+
+    taia generate somebody/lora "Why is the sky blue?" --mode none --mode attention --temperature 0.7 --top-p 0.9
     """
-    from taia_hub.compare import compare
+    from taia_hub.compare import stream_compare
 
+    given = one_prompt(text, prompt)
+    if given is None:
+        raise ConfigError("There is no prompt.", 'Give it after the repository, in quotes: "Why is the sky blue?".')
     how = read_answering(**taken(Answering, fields), max_new_tokens=max_new_tokens, measures=False)
-    text = read_prompt(prompt)
+    given = read_prompt(given)
     model, tokenizer = load_model(repo, **fields)
-    found = compare(model, tokenizer, text, mode or [model.inference_modules], **how).answers
-    if as_json:
-        echo_json([{"mode": answer.mode, "text": answer.text.strip()} for answer in found])
-        return
-    for answer in found:
-        said = answer.text.strip()
-        typer.echo(f"[{answer.mode}]\n{said}\n" if len(found) > 1 else said)
+    wanted = mode or [model.inference_modules]
+    states = stream_compare(model, tokenizer, given, wanted, **how)
+    found, stopped = show_answers(states, len(wanted), quiet=as_json)
+    if as_json and found:
+        echo_json([{"mode": answer.mode, "text": answer.text.strip()} for answer in found.answers])
+    say_notes(found)
+    if stopped:
+        typer.echo("Stopped.", err=True)
+        raise typer.Exit(130)

@@ -129,6 +129,13 @@ def parse_mode(text: str) -> Any:
         ) from error
 
 
+def one_prompt(argument: str | None, option: str | None) -> str | None:
+    """Returns the prompt, which may be given as an argument or an option."""
+    if argument is not None and option is not None:
+        raise ConfigError("The prompt came twice: as an argument and with --prompt.", "Leave one out.")
+    return option if argument is None else argument
+
+
 def read_prompt(text: str) -> str:
     """Reads a prompt from the command line: a text, or '-' for standard input."""
     try:
@@ -144,14 +151,24 @@ def read_prompt(text: str) -> str:
     return text
 
 
-def load_model(repo: str, *, dtype: str, device: str | None, device_map: str | None, **source: Any) -> tuple[Any, Any]:
-    """Loads a TAIA repository or PEFT adapter that is to answer, and its tokenizer; where it goes is checked first."""
+def load_model(
+    repo: str, *, dtype: str, device: str | None, device_map: str | None, plain: bool = False, **source: Any
+) -> tuple[Any, Any]:
+    """Loads what is to answer, and its tokenizer, once the device is there.
+
+    That is a TAIA repository or PEFT adapter, or a model without an update where it is `plain`.
+    """
     from taia_hub.common.devices import place
+    from taia_hub.compare.models import load_plain
     from taia_hub.modeling_taia import TAIAForCausalLM
     from taia_hub.repository.tokenizer import load_tokenizer
 
-    model = TAIAForCausalLM.from_pretrained(repo, dtype=dtype, device_map=place(device, device_map), **source)
+    loads = load_plain if plain else TAIAForCausalLM.from_pretrained
+    model = loads(repo, dtype=dtype, device_map=place(device, device_map), **source)
     say_device(model)
+    config = model.taia_config
+    if not plain and not config._name_or_path:  # an adapter; its own tokenizer, where it has one, comes first
+        config._name_or_path, config._commit_hash = repo, source["revision"]
     return model, load_tokenizer(model, token=source["token"], trust_remote_code=source["trust_remote_code"])
 
 
@@ -160,7 +177,7 @@ def say_device(model: Any) -> None:
     from taia_hub.common.devices import placement
 
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"{placement(model)}".capitalize(), err=True)
+        typer.echo(placement(model), err=True)
 
 
 def read_answering(system: str | None, raw: bool, seed: int, temperature: float, **given: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from taia_hub.compare.showing import to_html, to_markdown
 from taia_hub.compare.words import Part, common_prefix, word_diff
 from taia_hub.errors import SettingError, closest
+from taia_hub.switch.settings import canonical_mode, mode_title
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class ComparedAnswer:
     """What a model says under one setting, so far or in full.
 
     Attributes:
-        mode: Label of the setting.
+        mode: Label of the setting; where models are compared, after the short name of the model, as in
+            `"lora-a: attention"`.
         setting: The setting in the form that users write: a name, or a mapping of selectors to weights.
         text: The answer, without the prompt.
         tokens: Its tokens, with the one that ended it.
@@ -28,6 +30,7 @@ class ComparedAnswer:
         entropy: Entropy in nats of the mode before each token; empty where it was not measured.
         log_likelihoods: Label of a mode to the log-likelihood in nats that it gives to this answer; empty where it was
             not measured.
+        model: Hub id or folder of the model that wrote it, where models are compared; else None.
     """
 
     mode: str
@@ -38,6 +41,22 @@ class ComparedAnswer:
     tokens_per_second: float | None = None
     entropy: tuple[float, ...] = ()
     log_likelihoods: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a person reads above it: the label, with the paper's name for a mode.
+
+        Example:
+            >>> ComparedAnswer("attention", "attention").title
+            'attention (TAIA)'
+        """
+        model, colon, mode = self.mode.rpartition(": ")
+        return f"{model}{colon}{mode_title(mode)}"
+
+    def per_token(self, mode: str) -> float | None:
+        """Returns the mean log-likelihood in nats that a mode gives to a token of it; None for no tokens."""
+        return self.log_likelihoods[mode] / len(self.tokens) if self.tokens else None
 
 
 @dataclass(frozen=True)
@@ -87,14 +106,24 @@ class Comparison:
         """Whether every answer came to its end."""
         return all(answer.finished for answer in self.answers)
 
+    @property
+    def has_entropies(self) -> bool:
+        """Whether the entropies of every answer were measured."""
+        return bool(self.answers) and all(answer.entropy or not answer.tokens for answer in self.answers)
+
+    @property
+    def has_likelihoods(self) -> bool:
+        """Whether every answer was read by all modes."""
+        return bool(self.answers) and all(answer.log_likelihoods for answer in self.answers)
+
     def answer(self, mode: str) -> ComparedAnswer:
-        """Returns the answer of a mode.
+        """Returns the answer of a mode, by its label; the paper's names for modes are known too.
 
         Raises:
             SettingError: If no answer has this label.
         """
         for answer in self.answers:
-            if answer.mode == mode:
+            if answer.mode in (mode, canonical_mode(mode)):
                 return answer
         raise SettingError(
             f"There is no answer of '{mode}'.{closest(mode, self.modes)}", f"Choose from {', '.join(self.modes)}."

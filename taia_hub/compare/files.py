@@ -99,7 +99,7 @@ def compare_file(
     _check_lengths(path, prompts, model, tokenizer, chat)
     options = {"chat": chat, "seed": seed, "measures": measures, **generation}
     stream_compare(model, tokenizer, prompts[0].messages, modes, **options)  # checks modes and keywords, runs nothing
-    run = Run(identity, tuple(parse_setting(mode).published for mode in modes), options)
+    run = _run(identity, modes, options)
     with Comparisons(out, run, overwrite=overwrite) as kept:
         keys = _keys(prompts, run)
         missing = [(line, key) for line, key in zip(prompts, keys, strict=True) if key not in kept.found]
@@ -115,6 +115,33 @@ def compare_file(
         if progress:
             progress("comparing", done, len(prompts))
         return tuple(ComparedPrompt(line, kept.found[key]) for line, key in zip(prompts, keys, strict=True))
+
+
+def complete_file(
+    path: Path,
+    out: Path,
+    identity: ModelIdentity | None,
+    modes: Sequence[Any] = DEFAULT_MODES,
+    *,
+    system: str | None = None,
+    **options: Any,
+) -> tuple[ComparedPrompt, ...] | None:
+    """Reads what `compare_file` would return where nothing is missing in `out`; else, or if it is not sure, None.
+
+    Arguments and errors are those of `compare_file`; no model is needed.
+    """
+    if identity is None:
+        return None
+    prompts, run = read_prompts(path, system), _run(identity, modes, options)
+    found, keys = Comparisons(out, run).found, _keys(prompts, run)
+    if any(key not in found for key in keys):
+        return None
+    return tuple(ComparedPrompt(line, found[key]) for line, key in zip(prompts, keys, strict=True))
+
+
+def _run(identity: ModelIdentity, modes: Sequence[Any], options: Mapping[str, Any]) -> Run:
+    whole = {"chat": True, "seed": 0, "measures": True, **options}
+    return Run(identity, tuple(parse_setting(mode).published for mode in modes), whole)
 
 
 def _parse(text: str, system: str | None) -> tuple[str | None, tuple[Mapping[str, str], ...]]:

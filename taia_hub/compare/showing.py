@@ -38,17 +38,16 @@ def to_markdown(comparison: Comparison, against: str | None = None) -> str:
     Raises:
         SettingError: If there is no answer of `against`.
     """
+    against = comparison.answer(against).mode if against is not None else None
     lines = []
     for message in comparison.messages:
         lines += [f"**{message['role'].capitalize()}**", "", _fenced(message["content"]), ""]
     for answer in comparison.answers:
-        lines += [f"## {escaped(answer.mode)}", ""]
+        lines += [f"## {escaped(answer.title)}", ""]
         if against is not None and answer.mode != against:
             lines += [_marked(comparison.diff(answer.mode, against)), ""]
         else:
             lines += [_fenced(answer.text), ""]
-    if against is not None:
-        comparison.answer(against)
     lines += [_table(comparison), ""]
     lines += [f"*{escaped(note)}*\n" for note in comparison.notes]
     lines += [escaped(_how(comparison))]
@@ -60,6 +59,7 @@ def to_html(comparison: Comparison, against: str | None = None) -> str:
 
     Additions to the mode `against` are `<ins>`, omissions `<del>`.
     """
+    against = comparison.answer(against).mode if against is not None else None
     columns = []
     for answer in comparison.answers:
         body = (
@@ -69,7 +69,7 @@ def to_html(comparison: Comparison, against: str | None = None) -> str:
         )
         figures = html.escape(", ".join(_figures(answer)))
         columns.append(
-            f'<section><h3>{html.escape(answer.mode)}</h3><p dir="auto">{body}</p><small>{figures}</small></section>'
+            f'<section><h3>{html.escape(answer.title)}</h3><p dir="auto">{body}</p><small>{figures}</small></section>'
         )
     prompt = "".join(
         f'<p dir="auto"><b>{html.escape(message["role"].capitalize())}</b>\n{html.escape(message["content"])}</p>'
@@ -115,20 +115,25 @@ def _fenced(text: str) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    measured = all(answer.log_likelihoods for answer in comparison.answers)
     head = ["mode", "tokens", "tokens/s"]
-    head += (
-        ["mean entropy (nats)", *(f"log-likelihood by {escaped(mode)}" for mode in comparison.modes)]
-        if measured
-        else []
-    )
+    if comparison.has_entropies:
+        head.append("mean entropy (nats)")
+    if comparison.has_likelihoods:
+        head += [f"log-likelihood per token by {escaped(mode)}" for mode in comparison.modes]
     rows = []
     for answer in comparison.answers:
-        row = [escaped(answer.mode), str(len(answer.tokens)), _speed(answer)]
-        if measured:
-            row += [_mean(answer.entropy), *(f"{answer.log_likelihoods[mode]:.1f}" for mode in comparison.modes)]
+        row = [escaped(answer.title), str(len(answer.tokens)), _speed(answer)]
+        if comparison.has_entropies:
+            row.append(_mean(answer.entropy))
+        if comparison.has_likelihoods:
+            row += [nats(answer.per_token(mode)) for mode in comparison.modes]
         rows.append(row)
     return markdown_table(head, rows)
+
+
+def nats(value: float | None) -> str:
+    """Writes a mean of log-likelihoods or entropies; nothing for None."""
+    return "" if value is None else f"{value:.2f}"
 
 
 def _figures(answer: ComparedAnswer) -> list[str]:
@@ -149,7 +154,8 @@ def _mean(values: tuple[float, ...]) -> str:
 
 
 def _how(comparison: Comparison) -> str:
-    where = comparison.model or "a model"
+    names = dict.fromkeys(answer.model for answer in comparison.answers if answer.model)
+    where = " and ".join(names) or comparison.model or "a model"
     if comparison.revision:
         where += f" at {comparison.revision[:12]}"
     return f"{where}; " + ", ".join(f"{name}={value}" for name, value in comparison.generation.items())

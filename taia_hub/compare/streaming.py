@@ -20,6 +20,7 @@ from taia_hub.compare.decoding import NARROWING, decode
 from taia_hub.compare.measuring import measure
 from taia_hub.compare.prompting import (
     Prompt,
+    context_length,
     encode_prompt,
     read_generation,
     read_messages,
@@ -120,8 +121,19 @@ def stream_compare(
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed!r} is no whole number from 0 to 2^63 - 1.", "0 is the default.")
     config = read_generation(model, tokenizer, prompts, generation)
+    notes = (*prompts[0].notes, *_shortened(model, generation, config))
     prompts = prompts if histories else prompts * len(settings)
-    return _Run(model, tokenizer, messages, prompts, settings, config, seed, measures).states()
+    return _Run(model, tokenizer, messages, prompts, settings, config, seed, measures, notes).states()
+
+
+def _shortened(model: Any, asked: Mapping[str, Any], config: GenerationConfig) -> Iterator[str]:
+    """Says where the answers must be shorter than was asked for."""
+    most, length = asked.get("max_new_tokens"), config.max_new_tokens
+    if most is not None and length is not None and length < most:
+        yield (
+            f"The answers end after {length:,} tokens, not {most:,}: the model takes {context_length(model):,} with "
+            "the prompt."
+        )
 
 
 def _read_modes(model: Any, modes: Sequence[Any]) -> list[Setting]:
@@ -150,9 +162,10 @@ class _Run:
         config: GenerationConfig,
         seed: int,
         measures: bool,
+        notes: tuple[str, ...],
     ) -> None:
         self.model, self.messages, self.settings, self.config = model, messages, settings, config
-        self.seed, self.measures = seed, measures
+        self.seed, self.measures, self.notes = seed, measures, notes
         ends = _ends(config)
         self.rows = [_Row(setting, prompt, tokenizer, ends) for setting, prompt in zip(settings, prompts, strict=True)]
         self.start = time.perf_counter()
@@ -167,7 +180,7 @@ class _Run:
             traceback.clear_frames(error.__traceback__)  # they hold what was allocated
             full = True
         if full:
-            _free()
+            free_memory()
             raise OutOfMemoryError(
                 f"The memory does not suffice for {len(self.rows)} answers at once; what was allocated is free again.",
                 "Compare fewer modes, or give a smaller max_new_tokens or a shorter prompt.",
@@ -180,7 +193,7 @@ class _Run:
             traceback.clear_frames(error.__traceback__)
             full = True
         if full:  # the answers are complete all the same
-            _free()
+            free_memory()
             state = self.state()
             yield dataclasses.replace(state, notes=(*state.notes, "The memory did not suffice for the measures."))
 
@@ -224,7 +237,7 @@ class _Run:
             generation=generation,
             model=config._name_or_path or config.base_model_name_or_path,
             revision=getattr(config, "_commit_hash", None),
-            notes=self.rows[0].prompt.notes,
+            notes=self.notes,
             seconds_to_first_token=self.first and self.first - self.start,
         )
 
@@ -327,8 +340,8 @@ def _ends(config: GenerationConfig) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
 
 
-def _free() -> None:
-    """Gives back what failed work had allocated."""
+def free_memory() -> None:
+    """Gives back what was allocated and is no longer used."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 FEWEST_CHARACTERS = 24
-"""Narrower columns are stacked instead."""
+"""Narrower columns go below each other instead."""
 _BORDERS = 4  # of a panel, with its padding
 _SECONDS_A_FRAME = 1 / 15
 _MARKS = {"added": ("{+", "+}"), "left out": ("[-", "-]")}
@@ -26,6 +29,7 @@ _SEQUENCE = re.compile(
     r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # titles, links, clipboard
     r"|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
 )
+_LONGEST_SEQUENCE = 64
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -62,10 +66,72 @@ def is_terminal(file: TextIO) -> bool:
     return file.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
-class LiveColumns:
-    """Draws a comparison over itself as it grows, a column a mode, or one under the other where it is narrow.
+@contextlib.contextmanager
+def no_echo(keyboard: TextIO | None) -> Iterator[None]:
+    """Keeps a terminal from showing what is typed in the block; where there is none, or no such switch, nothing."""
+    if keyboard is None or not keyboard.isatty() or os.name != "posix":
+        yield
+        return
+    import termios
 
-    `against` is the label of the mode that the finished answers are compared with word by word, or None.
+    try:
+        foreground = os.tcgetpgrp(keyboard.fileno()) == os.getpgrp()  # in the background it would be stopped
+    except OSError:  # no terminal that controls this process
+        foreground = True
+    if not foreground:
+        yield
+        return
+    before = termios.tcgetattr(keyboard)
+    quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+class LiveText:
+    """Writes a text that grows: what stands before and after it, and what would act in a terminal, is left out.
+
+    Example:
+        >>> import sys
+        >>> growing = LiveText(sys.stdout)
+        >>> for text in ("", " The", " The sea "):
+        ...     growing.show(text)
+        >>> growing.finish(" The sea ")
+        The sea
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.shown = file, ""
+
+    def show(self, text: str) -> None:
+        """Writes what a text has beyond the one before; a sequence that may still be going on waits for its end."""
+        start = max(map(text.rfind, "\x1b\x9b"))
+        self._write(text[:start] if start >= max(0, len(text) - _LONGEST_SEQUENCE) else text)
+
+    def finish(self, text: str) -> None:
+        """Writes the rest of a text, and ends the line."""
+        if not self._write(text):
+            self.file.write(f"\n{safe_text(text).strip()}")
+        self.file.write("\n")
+        self.file.flush()
+
+    def _write(self, text: str) -> bool:
+        text = safe_text(text).strip()
+        if not text.startswith(self.shown):
+            return False
+        self.file.write(text[len(self.shown) :])
+        self.file.flush()
+        self.shown = text
+        return True
+
+
+class LiveColumns:
+    """Draws a comparison over itself as it grows, a column a mode, or rows of them where it is narrow.
+
+    Meanwhile what is typed is not shown: the `^C` of an interrupt would move the frame below itself. `against` is the
+    label of the mode that the finished answers are compared with word by word, or None.
 
     Example:
         ```python
@@ -80,17 +146,20 @@ class LiveColumns:
         from rich.live import Live
 
         self.console, self.against = console, against
+        self._quiet = contextlib.ExitStack()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
         self._shown = -1.0  # when the last frame was drawn
 
     def __enter__(self) -> LiveColumns:
+        self._quiet.enter_context(no_echo(sys.stdin))
         self._live.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._live.__exit__(kind, error, traceback)
+        with self._quiet:
+            self._live.__exit__(kind, error, traceback)
 
     def show(self, comparison: Comparison) -> None:
         """Draws the ends of the answers so far; calls that come too fast for the eye draw nothing."""
@@ -109,12 +178,13 @@ def plain_answers(comparison: Comparison, against: str | None = None) -> str:
 
     They are compared with the mode `against`, if any: `{+added+}`, `[-left out-]`.
     """
+    against = comparison.answer(against).mode if against is not None else None
     pieces = []
     for answer in comparison.answers:
         text = answer.text
         if against is not None and answer.mode != against:
             text = "".join(_marked(part) for part in readable(comparison.diff(answer.mode, against)))
-        pieces.append(f"[{safe_text(answer.mode)}]\n{safe_text(text).strip()}\n")
+        pieces.append(f"[{safe_text(answer.title)}]\n{safe_text(text).strip()}\n")
     return "\n".join(pieces)
 
 
@@ -122,37 +192,36 @@ def _columns(
     console: Console, comparison: Comparison, width: int, height: int | None, against: str | None = None
 ) -> Any:
     """Lays answers out in a width; of those that do not fit into a height the ends are shown."""
-    from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
     count = len(comparison.answers)
-    wide = width // count if width // count - _BORDERS >= FEWEST_CHARACTERS else width
-    stacked = count > 1 and wide == width
-    rows = None if height is None else max(1, (height // count if stacked else height) - 2)
+    fitting = [n for n in range(2, count + 1) if not count % n and width // n - _BORDERS >= FEWEST_CHARACTERS]
+    beside = max(fitting, default=1)
+    wide = width // beside
+    rows = None if height is None else max(1, height // (count // beside) - 2)
     bodies = []
     for answer in comparison.answers:
         text = _body(console, comparison, answer, against)
         lines = list(text.wrap(console, max(1, wide - _BORDERS), overflow="fold"))
         bodies.append(lines if rows is None else lines[-rows:])
-    longest = max(map(len, bodies))
+    tallest = [max(map(len, bodies[at - at % beside :][:beside])) for at in range(count)]  # of those beside one
     panels = [
         Panel(
             Text("\n").join(lines),
-            title=Text(safe_text(answer.mode), style="bold"),
+            title=Text(safe_text(answer.title), style="bold"),
             subtitle=Text(_footer(answer)),
             title_align="left",
             subtitle_align="left",
             width=wide,
-            height=None if stacked else longest + 2,
+            height=tallest[at] + 2,
         )
-        for answer, lines in zip(comparison.answers, bodies, strict=True)
+        for at, (answer, lines) in enumerate(zip(comparison.answers, bodies, strict=True))
     ]
-    if stacked:
-        return Group(*panels)
     grid = Table.grid()
-    grid.add_row(*panels)
+    for at in range(0, count, beside):
+        grid.add_row(*panels[at : at + beside])
     return grid
 
 

@@ -38,6 +38,32 @@ def identify(model: Any) -> ModelIdentity:
     )
 
 
+def identify_files(
+    name: str, *, dtype: str = "auto", revision: str | None = None, token: str | bool | None = None
+) -> ModelIdentity | None:
+    """Says which model a repository or adapter is, as `identify` does once it is loaded; None if its dtype is not told.
+
+    The update's weights are brought to this disk, those of the base model are not.
+    """
+    from taia_hub.repository.update_files import open_repository
+
+    access = hub.HubAccess(token=token)
+    files = open_repository(name, access, revision=revision).with_weights(access)
+    base = hub.read_json(files.base.folder / hub.CONFIG)
+    held = (base.get("dtype") or base.get("torch_dtype")) if dtype == "auto" else dtype
+    if not isinstance(held, str) or base.get("quantization_config"):
+        return None
+    return ModelIdentity(
+        name=files.name,
+        revision=files.revision,
+        base_model=files.config.base_model_name_or_path,
+        base_revision=files.base.revision,
+        adapter_sha256=hub.sha256(files.folder / files.kind.weights),
+        dtype=held,
+        adapter_config_sha256=config_sha256(hub.read_json(files.folder / files.kind.config)),
+    )
+
+
 def describe(model: Any, processes: int) -> Mapping[str, Any]:
     """Returns `versions`, `hardware` and `date`, as JSON values, of a loaded model whose items `processes` share."""
     return {

@@ -3,11 +3,15 @@
 import io
 import json
 import os
+import pty
 import re
 import resource
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -17,10 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import taia_hub
 from taia_hub import cli
+from taia_hub.cli.comparing import split_words
 from taia_hub.compare import Comparison, compare, stream_compare
 from taia_hub.compare.comparison import ComparedAnswer
-from taia_hub.compare.terminal import plain_answers, safe_text
-from taia_hub.errors import RepositoryError
+from taia_hub.compare.models import find_candidates
+from taia_hub.compare.terminal import LiveColumns, LiveText, make_console, plain_answers, safe_text
+from taia_hub.errors import ConfigError, RepositoryError
 
 MODES = ["none", "attention", "all"]
 EVIL = "[bold red]x[/] :smile: \x1b[31mred\x1b]0;title\x07 \x1b[2J\x9b5m\x08\u202e <script>alert(1)</script>\nend"
@@ -101,13 +107,19 @@ def test_a_pipe_gets_the_answers_one_after_the_other(taia, online, reference):
     status, out, err = taia(online.taia, "--prompt", "the sea", "--max-new-tokens", 6)
     assert status == 0, err
     expected = compare(*reference, "the sea", MODES, max_new_tokens=6, do_sample=False)
-    texts = [f"[{answer.mode}]\n{answer.text.strip()}\n\n" for answer in expected.answers]
+    names = {"none": "none (base)", "attention": "attention (TAIA)", "all": "all (vanilla)"}
+    texts = [f"[{names[answer.mode]}]\n{answer.text.strip()}\n\n" for answer in expected.answers]
     assert out.startswith("".join(texts))
     assert not CONTROL.search(out)
-    rows = [line.split() for line in out.splitlines()[-3:]]
-    assert [row[:2] for row in rows] == [[answer.mode, str(len(answer.tokens))] for answer in expected.answers]
-    assert f"after {expected.parting('all', 'none').token}" in out.splitlines()[-1]
-    assert f"{expected.answer('all').log_likelihoods['attention']:.1f}" in rows[2]
+    figures, likelihoods = (table.splitlines() for table in re.split(r"\n\s*\n", out.rstrip())[-2:])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in figures[1:]]
+    assert [row[:2] for row in rows] == [[names[answer.mode], str(len(answer.tokens))] for answer in expected.answers]
+    assert f"after {expected.parting('all', 'none').token}" in figures[-1]
+    assert likelihoods[0].split() == ["log-likelihood", "per", "token", "by", *MODES]
+    last = expected.answer("all")
+    assert likelihoods[3].split()[-2:] == [
+        f"{last.log_likelihoods[mode] / len(last.tokens):.2f}" for mode in ("attention", "all")
+    ]
     assert "no chat template" in err
 
 
@@ -139,7 +151,7 @@ def test_options_reach_the_comparison(taia, online, reference, monkeypatch):
         ("a.json", [], '{\n  "messages"'),
         ("a.md", [], "**User**"),
         ("a.html", [], "<!doctype html>"),
-        ("a.txt", [], "[none]\n"),
+        ("a.txt", [], "[none (base)]\n"),
         ("a.txt", ["--format", "markdown"], "**User**"),
     ],
 )
@@ -162,7 +174,8 @@ def test_the_diff_is_marked_where_there_is_no_colour(taia, online, reference):
 
 def test_marks_keep_the_space_outside_them():
     made = Comparison((), (ComparedAnswer("none", "none", "a small sea"), ComparedAnswer("all", "all", "a big sea")))
-    assert plain_answers(made, "none") == "[none]\na small sea\n\n[all]\na [-small-] {+big+} sea\n"
+    assert plain_answers(made, "none") == "[none (base)]\na small sea\n\n[all (vanilla)]\na [-small-] {+big+} sea\n"
+    assert plain_answers(made, "BASE") == plain_answers(made, "none")
 
 
 # --- In a terminal -------------------------------------------------------------------------------------------------
@@ -190,11 +203,26 @@ def test_columns_grow_token_by_token(terminal, online, reference):
 
 def test_narrow_columns_are_stacked(terminal, online):
     _, screen = terminal(online.taia, "--prompt", "the", "--max-new-tokens", 3, columns=80)
-    (titles,) = [line for line in frames(screen)[-1].splitlines() if "attention ─" in line]
-    assert "none ─" not in titles
+    (titles,) = [line for line in frames(screen)[-1].splitlines() if "attention (TAIA) ─" in line]
+    assert "none (base) ─" not in titles
     _, screen = terminal(online.taia, "--prompt", "the", "--max-new-tokens", 3, columns=84)
-    (titles,) = [line for line in frames(screen)[-1].splitlines() if "attention ─" in line]
-    assert "none ─" in titles
+    (titles,) = [line for line in frames(screen)[-1].splitlines() if "attention (TAIA) ─" in line]
+    assert "none (base) ─" in titles
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+def test_four_columns_that_do_not_fit_stand_two_by_two_and_no_figure_is_cut(terminal, online, columns):
+    words = [word for mode in ("none", "attention", "ffn", "all") for word in ("--mode", mode)]
+    _, screen = terminal(online.taia, "the", "--max-new-tokens", 3, *words, columns=columns)
+    last = frames(screen)[-1]
+    rows = [line for line in last.splitlines() if "─" in line and "(" in line]
+    assert [[name for name in ("base", "TAIA", "TAIF", "vanilla") if f"({name}) ─" in row] for row in rows] == [
+        ["base", "TAIA"],
+        ["TAIF", "vanilla"],
+    ]
+    assert max(map(len, last.splitlines())) <= columns
+    assert "…" not in last
+    assert "log-likelihood per token by" in last
 
 
 def test_a_long_answer_shows_its_end_while_it_grows_and_all_of_it_when_done(terminal, online, monkeypatch):
@@ -222,7 +250,7 @@ def test_the_diff_is_coloured_in_a_terminal_and_marked_without_colour(terminal, 
 def test_a_dumb_terminal_gets_text(terminal, online):
     status, screen = terminal(online.taia, "--prompt", "the", "--max-new-tokens", 3, TERM="dumb")
     assert status == 0
-    assert screen.startswith("[none]\n")
+    assert screen.startswith("[none (base)]\n")
     assert not CONTROL.search(screen)
 
 
@@ -264,6 +292,25 @@ def test_safe_text(text, safe):
     assert safe_text(text) == safe
 
 
+@pytest.mark.parametrize(
+    ("texts", "written"),
+    [
+        (["", " ", " a", " a b ", " a b \n\n", " a b \n\nc", " a b \n\nc "], "a b \n\nc\n"),
+        (["a\x1b", "a\x1b[3", "a\x1b[31", "a\x1b[31m", "a\x1b[31mb"], "ab\n"),
+        (["a\x1b]0;t", "a\x1b]0;title\x07", "a\x1b]0;title\x07b" + "c" * 80], "ab" + "c" * 80 + "\n"),
+        (["one", "other"], "one\nother\n"),
+        ([""], "\n"),
+    ],
+)
+def test_a_text_is_written_as_it_grows(texts, written):
+    screen = io.StringIO()
+    growing = LiveText(screen)
+    for text in texts:
+        growing.show(text)
+    growing.finish(texts[-1])
+    assert screen.getvalue() == written
+
+
 def test_an_interrupt_ends_it_and_writes_no_file(taia, online, tmp_path, monkeypatch):
     class Interrupted:
         def __init__(self, **_):
@@ -274,6 +321,124 @@ def test_an_interrupt_ends_it_and_writes_no_file(taia, online, tmp_path, monkeyp
     assert (status, out) == (130, "")
     assert "Stopped" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_in_a_pipe_leaves_what_there_is(taia, online, monkeypatch):
+    interrupt_after(monkeypatch, 2)
+    status, out, err = taia(online.taia, "the sea", "--max-new-tokens", 9, "--json")
+    assert status == 130
+    assert [len(answer["tokens"]) for answer in json.loads(out)["answers"]] == [2, 2, 2]
+    assert "Stopped" in err
+
+
+def interrupt_after(monkeypatch, states):
+    """Lets a comparison be interrupted as its consumer has seen a number of its states."""
+    whole = stream_compare
+
+    def interrupted(*positional, **keywords):
+        for at, state in enumerate(whole(*positional, **keywords), 1):
+            yield state
+            if at == states:
+                raise KeyboardInterrupt
+
+    for place in ("taia_hub.compare.stream_compare", "taia_hub.compare.models.stream_compare"):
+        monkeypatch.setattr(place, interrupted)
+
+
+def test_the_keys_that_are_typed_do_not_move_the_frame(monkeypatch):
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb+", buffering=0) as screen, os.fdopen(theirs, "r") as keyboard:
+        before = termios.tcgetattr(keyboard)
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        with LiveColumns(make_console(Terminal())):
+            screen.write(b"\x03")
+            assert not select.select([screen], [], [], 0.2)[0]  # no ^C came back
+        assert termios.tcgetattr(keyboard) == before
+        screen.write(b"x")
+        assert select.select([screen], [], [], 5)[0]
+
+
+def test_a_shorter_answer_than_was_asked_for_is_said(taia, online):
+    _, _, err = taia(online.taia, "the sea", "--max-new-tokens", 5000, "--mode", "none", "--no-measures")
+    assert re.search(r"The answers end after 12\d tokens, not 5,000: the model takes 128 with the prompt.", err)
+    _, _, err = taia(online.taia, "the sea", "--max-new-tokens", 5, "--mode", "none", "--no-measures")
+    assert "end after" not in err
+
+
+def test_the_papers_names_are_modes(taia, online):
+    words = ["--mode", "TAIA", "--mode", "base", "--mode", "vanilla", "--against", "Base", "--max-new-tokens", 2]
+    status, out, err = taia(online.taia, "the", *words, "--json")
+    assert status == 0, err
+    assert [answer["mode"] for answer in json.loads(out)["answers"]] == ["attention", "none", "all"]
+
+
+# --- Several models ------------------------------------------------------------------------------------------------
+def test_several_models_stand_side_by_side(taia, online, reference):
+    options = ["--max-new-tokens", 6]
+    status, out, err = taia(online.taia, online.adapter, online.base, "the sea", *options, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    labels = ["model-taia: attention", "adapter: attention", "base"]
+    assert [answer["mode"] for answer in found["answers"]] == labels
+    assert [answer["model"] for answer in found["answers"]] == [online.taia, online.adapter, online.base]
+    expected = compare(*reference, "the sea", ["attention", "none"], max_new_tokens=6, do_sample=False)
+    for answer, mode in zip(found["answers"], ("attention", "attention", "none"), strict=True):
+        assert answer["tokens"] == list(expected.answer(mode).tokens)
+        assert answer["entropy"] == pytest.approx(expected.answer(mode).entropy)
+        assert answer["log_likelihoods"] == {}
+    assert any("one model is in memory at a time" in note for note in found["notes"])
+
+
+def test_each_model_answers_in_each_mode_that_is_asked_for(taia, online):
+    words = [online.taia, online.adapter, online.base, "--prompt", "the", "--max-new-tokens", 3, "--mode", "none"]
+    status, out, err = taia(*words, "--mode", "all", "--against", "base")
+    assert status == 0, err
+    heads = re.findall(r"^\[(.*)\]$", out, re.MULTILINE)
+    pairs = [f"{name}: {mode}" for name in ("model-taia", "adapter") for mode in ("none (base)", "all (vanilla)")]
+    assert heads == [*pairs, "base"]
+    assert "parts from base" in out
+    assert re.search(r"adapter: none \(base\) .*never", out)
+    assert re.search(r"adapter: all \(vanilla\) .*after \d+ characters", out)
+    assert "log-likelihood" not in out
+
+
+def test_models_grow_one_after_the_other_in_a_terminal(terminal, online):
+    _, screen = terminal(online.taia, online.base, "the", "--max-new-tokens", 3)
+    first, last = frames(screen)[0], frames(screen)[-1]
+    assert "model-taia: attention (TAIA) ─" in first
+    assert first.count("0 tokens") == 1
+    assert "0 tokens" not in last
+
+
+def test_models_of_one_name_are_told_apart(pico, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/lora", "b/lora", "c/other"):
+        shutil.copytree(pico.adapter("llama"), folder)
+    found = find_candidates(["a/lora", "b/lora/", "c/other", str(pico.base("llama"))])
+    titles = [one.title for one in found]
+    assert titles == ["a/lora", "b/lora/", "other", "llama"]
+    assert found[3].labels == ("llama",)
+    with pytest.raises(ConfigError, match="was given twice"):
+        find_candidates(["a/lora", "./a/lora"])
+
+
+@pytest.mark.parametrize(
+    ("words", "models", "prompt"),
+    [
+        (["a/b"], ["a/b"], None),
+        (["a/b", "c/d"], ["a/b", "c/d"], None),
+        (["a/b", "here", "Why?"], ["a/b", "here"], "Why?"),
+        (["a/b", "one/two three"], ["a/b"], "one/two three"),
+        (["a/b", "-"], ["a/b"], "-"),
+        (["a/b", ""], ["a/b"], ""),
+        (["a/b", "x" * 5000], ["a/b"], "x" * 5000),
+        (["what it is", "c/d", "Hello"], ["what it is", "c/d"], "Hello"),
+    ],
+)
+def test_words_are_models_and_a_prompt(tmp_path, monkeypatch, words, models, prompt):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert split_words(words) == (models, prompt)
 
 
 # --- A file of prompts ---------------------------------------------------------------------------------------------
@@ -291,19 +456,32 @@ def test_a_file_gives_a_line_a_prompt_and_a_table(taia, online, reference, tmp_p
     assert status == 0, err
     kept = records(tmp_path / "prompts.compared.jsonl")
     assert [record["id"] for record in kept] == [None, "chat", "7", None]
-    table = out.splitlines()
-    assert table[0].split() == ["prompt", *MODES]
-    for record, line, row in zip(kept, LINES, table[1:5], strict=True):
+    table, summary, likelihoods = out.split("\n\n")[0], *out.rstrip().split("\n\n")[-2:]
+    rows = table.splitlines()
+    assert rows[0].split() + rows[1].split() == ["parts", "from", "mode", "tokens", "none", "(base)", "answer"]
+    changed, per_token = 0, []
+    for at, (record, line) in enumerate(zip(kept, LINES, strict=True)):
         expected = compare(*reference, line.get("prompt", line.get("messages")), MODES, max_new_tokens=6)
         answers = record["comparison"]["answers"]
         assert [answer["tokens"] for answer in answers] == [list(answer.tokens) for answer in expected.answers]
         assert answers[1]["log_likelihoods"]["all"] == pytest.approx(expected.answers[1].log_likelihoods["all"])
-        assert (
-            f"{len(expected.answer('all').tokens)} tokens, parts after {expected.parting('all', 'none').token}" in row
-        )
-    assert table[1].startswith("the sea")
-    assert table[2].startswith("chat")
-    assert table[5].startswith("mean tokens/s")
+        name, *shown = rows[2 + 4 * at : 6 + 4 * at]
+        assert name == ("chat", "7")[at - 1] if line.get("id") else name == "the sea"
+        last = expected.answer("all")
+        assert shown[2].split()[:5] == [
+            "all",
+            "(vanilla)",
+            str(len(last.tokens)),
+            "after",
+            str(expected.parting("all", "none").token),
+        ]
+        assert " ".join(last.text.split()) in shown[2]
+        changed += last.text != expected.answer("none").text
+        per_token.append((last.log_likelihoods["none"], len(last.tokens)))
+    assert "The modes answer 4 of 4 prompts differently." in out
+    assert summary.splitlines()[-1].split()[:5] == ["all", "(vanilla)", str(changed), "of", "4"]
+    mean = sum(one for one, _ in per_token) / sum(tokens for _, tokens in per_token)
+    assert likelihoods.splitlines()[-1].split()[:3] == ["all", "(vanilla)", f"{mean:.2f}"]
 
 
 def test_a_second_run_generates_only_what_is_missing(taia, online, tmp_path, generated):
@@ -334,6 +512,32 @@ def test_a_second_run_generates_only_what_is_missing(taia, online, tmp_path, gen
     assert taia(*words)[0] == 0
     assert len(generated) == 1
     assert len(records(out)) == 5
+
+
+def test_a_complete_file_needs_no_model(taia, online, tmp_path, monkeypatch):
+    path = prompts(tmp_path / "prompts.jsonl", *LINES)
+    words = ["--file", path, "--max-new-tokens", 4]
+    loaded = []
+    whole = cli.comparing.load_model
+
+    def counted(*positional, **keywords):
+        loaded.append(positional)
+        return whole(*positional, **keywords)
+
+    monkeypatch.setattr("taia_hub.cli.comparing.load_model", counted)
+    for model in (online.taia, online.adapter):
+        out = ["--out", tmp_path / f"{Path(model).name}.jsonl"]
+        status, first, err = taia(model, *words, *out)
+        assert (status, len(loaded)) == (0, 1), err
+        assert taia(model, *words, *out)[:2] == (0, first)
+        assert len(loaded) == 1
+        prompts(path, *LINES, {"prompt": f"what of {model} ?"})
+        assert taia(model, *words, *out)[0] == 0
+        assert taia(model, *words, *out, "--seed", 1)[0] == 1
+        assert taia(model, *words, *out, "--dtype", "bfloat16")[0] == 1
+        assert len(loaded) == 4
+        loaded.clear()
+        prompts(path, *LINES)
 
 
 @pytest.mark.parametrize(
@@ -494,10 +698,21 @@ def test_ui_opens_the_page(taia, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "There is no prompt.", "Give --prompt TEXT, --file prompts.jsonl, or --ui"),
+        ([], "There is no prompt.", "give --prompt TEXT, --file prompts.jsonl, or --ui"),
         (["--prompt", "a", "--file", "x"], "--prompt and --file do not go together", "or --ui"),
         (["--prompt", "a", "--ui"], "--prompt and --ui do not go together", "or --ui"),
         (["--prompt", " "], "The prompt is empty.", "--prompt"),
+        ([" "], "The prompt is empty.", "--prompt"),
+        (["a", "--prompt", "b"], "The prompt came twice", "Leave one out."),
+        (["why", "so", "blue"], "There are 3 prompts: 'why', 'so', 'blue'.", '"why so blue"'),
+        (["and/or"], "There is no prompt.", "'and/or' was taken for a model"),
+        (["./lora", "a"], "'./lora' is no folder here", "--prompt"),
+        (["runs/a/lora", "a"], "'runs/a/lora' is no folder here", "--prompt"),
+        (["other/model", "--ui"], "--ui takes one model, and 2 came.", "Name one."),
+        (["other/model", "--file", "good.jsonl"], "--file takes one model, and 2 came.", "Name one."),
+        (["other/model", "a", "--revision", "v1"], "--revision takes one model, and 2 came.", "Name one."),
+        (["org/model", "a"], "The model 'org/model' was given twice.", "Give each once"),
+        (["a", "--ui"], "--prompt and --ui do not go together", "or --ui"),
         (["--prompt", "\udcff"], "not UTF-8", "iconv"),
         (["--prompt", "a", "--mode", "atention"], "Did you mean 'attention'?", "Choose one of"),
         (["--prompt", "a", "--mode", "{"], "is no JSON", "Quote it"),
@@ -529,6 +744,23 @@ def test_bad_input_is_told_before_a_model_is_loaded(taia, tmp_path, monkeypatch,
     assert message in err
     assert hint in err.partition("Hint: ")[2]
     assert "Traceback" not in err
+
+
+def test_what_is_no_model_is_told_before_one_is_loaded(taia, online, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr("taia_hub.cli.comparing.load_model", lambda *_, **__: pytest.fail("A model was loaded."))
+    for word, message in (("org/no-such", "org/no-such"), ("docs", "'docs' holds neither a config.json")):
+        status, _, err = taia(online.taia, word, "a prompt")
+        assert status == 1
+        assert message in err
+        assert "give such a prompt with --prompt" in err
+    status, _, err = taia(online.taia, online.adapter, "a prompt", "--against", "adaptr: attention")
+    assert status == 1
+    assert "is none of the columns. Did you mean 'adapter: attention'?" in err
+    status, _, err = taia(online.taia, online.adapter, "a prompt", "--mode", "atention")
+    assert status == 1
+    assert "Did you mean 'attention'?" in err
 
 
 def test_bad_input_that_only_the_model_tells(taia, online):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import cli
 from taia_hub.cli import main
+from taia_hub.compare import stream_compare
 from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
 
@@ -157,9 +158,41 @@ def test_generate_without_a_mode_uses_the_published_one(taia, online):
     assert [one["mode"] for one in json.loads(out)] == ["attention"]
 
 
+def test_generate_writes_one_answer_as_it_grows(taia, online, monkeypatch):
+    sampled = ["--temperature", 0.9, "--top-k", 20, "--top-p", 0.9, "--seed", 3, "--max-new-tokens", 9]
+    status, whole, err = taia("generate", online.taia, "the sea", "--mode", "TAIA", *sampled)
+    assert status == 0, err
+    assert "on cpu, float32\n" in err
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(online.taia), AutoTokenizer.from_pretrained(online.taia)
+    how = {"do_sample": True, "temperature": 0.9, "top_k": 20, "top_p": 0.9, "seed": 3, "max_new_tokens": 9}
+    states = list(stream_compare(model, tokenizer, "the sea", ["attention"], **how))
+    assert whole == f"{states[-1].answers[0].text.strip()}\n"
+
+    def interrupted(*positional, **keywords):
+        yield from states[:4]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taia_hub.compare.stream_compare", interrupted)
+    status, out, err = taia("generate", online.taia, "the sea", "--mode", "TAIA")
+    assert (status, out) == (130, f"{states[3].answers[0].text.strip()}\n")
+    assert "Stopped." in err
+    status, out, _ = taia("generate", online.taia, "the sea", "--mode", "TAIA", "--json")
+    assert (status, json.loads(out)) == (130, [{"mode": "attention", "text": states[3].answers[0].text.strip()}])
+
+
+def test_generate_takes_an_adapter_and_names_the_modes_of_several_answers(taia, online):
+    words = ["--max-new-tokens", 3, "--mode", "none", "--mode", "all"]
+    status, out, err = taia("generate", online.adapter, "the", *words)
+    assert status == 0, err
+    assert out.startswith("[none (base)]\n")
+    assert "\n\n[all (vanilla)]\n" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
+        (["--top-k", 4], "--top-k has no meaning without sampling", "--temperature"),
+        (["again"], "The prompt came twice", "Leave one out"),
         (["--mode", "atention"], "Unknown inference modules 'atention'. Did you mean 'attention'?", "Choose one of"),
         (["--mode", "{ffn: 1}"], "is no JSON", "Quote it for the shell"),
         (["--mode", '{"ffn": 2}'], "The weight of 'ffn' is 2", None),

@@ -387,6 +387,8 @@ def test_markdown_is_text():
     assert "<script" not in marked
     assert "\\[a\\]" in marked
     assert "~~plain~~" in marked
-    assert "| none | 5 | 10.0 | 1.50 | -3.0 | -3.0 |" in plain
+    assert "| none (base) | 5 | 10.0 | 1.50 | -0.60 | -0.60 |" in plain
+    assert "log-likelihood per token by all" in plain
+    assert found.to_markdown(against="BASE") == marked
     with pytest.raises(SettingError, match="no answer of 'ffn'"):
         found.to_markdown(against="ffn")
