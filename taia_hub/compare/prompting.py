@@ -84,7 +84,7 @@ def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str],
     lacking = chat and not tokenizer.chat_template
     notes = ("The model has no chat template: the text was taken as it is.",) if lacking else ()
     tokens = chat_tokens(tokenizer, messages, chat=chat)
-    length, most = len(tokens), _context_length(model)
+    length, most = len(tokens), context_length(model)
     if not length:
         raise ConfigError("The prompt has no tokens.", "Write a text.")
     if most is not None and length >= most:
@@ -96,7 +96,7 @@ def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str],
     return Prompt(torch.tensor([tokens], device=model.device), notes)
 
 
-def _context_length(model: Any) -> int | None:
+def context_length(model: Any) -> int | None:
     """Returns the longest input and answer together in tokens, or None where the configuration does not say."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(most) if most and most > 0 else None
@@ -125,7 +125,7 @@ def read_generation(
         raise ConfigError(message, hint)
     if config.max_new_tokens is None:
         config.max_new_tokens = MAX_NEW_TOKENS
-    most = _context_length(model)
+    most = context_length(model)
     if most is not None:
         config.max_new_tokens = min(config.max_new_tokens, most - max(prompt.input_ids.shape[1] for prompt in prompts))
     config.max_length = None
