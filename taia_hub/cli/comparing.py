@@ -99,13 +99,13 @@ def compare(
 
     taia compare org/model-taia --file prompts.jsonl
     """
-    from taia_hub.compare import DEFAULT_MODES, stream_compare
-
     models, text = split_words([repo, *(words or ())])
     prompt = one_prompt(text, prompt)
     if len(models) > 1:
         _check_models(models, prompt, file=file, ui=ui, revision=fields["revision"])
     _check_task(context, prompt=prompt, file=file, ui=ui)
+    from taia_hub.compare import DEFAULT_MODES, stream_compare
+
     source = taken(Source, fields)
     labels = _labels(mode or DEFAULT_MODES)
     if ui:
