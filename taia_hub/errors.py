@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_CACHED = re.compile(
+    r"(?:(?<=')(?:[/~.]|[A-Za-z]:)[^'\n]*?|[^\s'\"]*)[\\/](?:models|datasets|spaces)--([\w.-]+)"
+    r"[\\/](?:snapshots[\\/][0-9a-f]+|blobs)"
+)
 
 
 class TAIAError(Exception):
@@ -19,6 +25,7 @@ class TAIAError(Exception):
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message, hint = by_name(message), None if hint is None else by_name(hint)
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
         self.hint = hint
@@ -53,6 +60,16 @@ class MissingDependencyError(TAIAError, ImportError):
 
 class OutOfMemoryError(TAIAError, MemoryError):
     """Raised when the memory does not suffice; what was allocated is free again."""
+
+
+def by_name(text: str) -> str:
+    """Writes paths in the Hub's cache as the names of the repositories that they belong to.
+
+    Example:
+        >>> by_name("'/home/me/hub/models--org--lora/snapshots/0a1b/adapter_config.json' is damaged.")
+        "'org/lora/adapter_config.json' is damaged."
+    """
+    return _CACHED.sub(lambda found: found[1].replace("--", "/"), text)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

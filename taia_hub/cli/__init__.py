@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from taia_hub._version import __version__
-from taia_hub.errors import TAIAError
+from taia_hub.errors import TAIAError, by_name
 
 __all__ = ["app", "main"]
 
@@ -116,4 +116,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _said(error: Exception) -> tuple[str, str]:
     if isinstance(error, TAIAError):
         return error.message, error.hint or "Run `taia --help`, or `taia --debug ...` for the traceback."
-    return f"{type(error).__name__}: {error}", "`taia --debug ...` shows the traceback."
+    return by_name(f"{type(error).__name__}: {error}"), "`taia --debug ...` shows the traceback."

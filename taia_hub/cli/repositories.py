@@ -41,9 +41,13 @@ def _parse_compress(text: str) -> Any:
 
 @options_of(Source, "token", "trust_remote_code")
 def create(
-    base: Annotated[str, typer.Argument(help="Hub id (or folder) of the base model.")],
-    adapter: Annotated[
-        str, typer.Argument(help="Hub id or folder of a PEFT adapter, or with --dense of a full fine-tune.")
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BASE] ADAPTER",
+            help="Hub id or folder of the base model (by default the one that the adapter names), and of a PEFT "
+            "adapter, or with --dense of a full fine-tune.",
+        ),
     ],
     out: Annotated[Path | None, folder("Folder to write the repository to.")] = None,
     push: Push = None,
@@ -88,13 +92,22 @@ def create(
     Neither is loaded: the adapter is copied or linked; a fine-tune is read shard by shard beside its base, and the
     tensors that differ are kept as they are: mode none is then the base and all the fine-tune, bit for bit.
 
-    taia create org/base ./lora --push org/model-taia
+    taia create org/lora --push org/model-taia
+
+    taia create org/base ./lora --out model-taia
 
     taia create org/base org/base-instruct --dense --compress 0.9 --out model-taia
     """
     from taia_hub import hub
     from taia_hub.repository.creating import create_from_finetuned, create_repository
 
+    *given, adapter = models
+    if len(given) > 1 or (dense and not given):
+        raise ConfigError(
+            f"{len(models)} models were named ({', '.join(models)}).",
+            "Type `taia create BASE FINETUNED --dense`." if dense else "Type `taia create [BASE] ADAPTER`.",
+        )
+    base = given[0] if given else None
     if dense and (link or convert_pickle):
         raise ConfigError(
             f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
@@ -108,7 +121,7 @@ def create(
     with progress() as bars:
         if dense:
             options |= {"finetuned_revision": adapter_revision, "compress": compress, "progress": bars}
-            created = create_from_finetuned(base, adapter, **options)
+            created = create_from_finetuned(str(base), adapter, **options)
         else:
             options |= {"adapter_revision": adapter_revision, "link": link, "convert_pickle": convert_pickle}
             created = create_repository(base, adapter, **options)

@@ -4,7 +4,8 @@ Names and folders come in; `Source` (files here), `Head` (what is there) and com
 nor transformers.
 """
 
-from taia_hub.hub._errors import disk_errors, hub_errors
+from taia_hub.hub._errors import disk_errors, hub_errors, no_folder
+from taia_hub.hub._names import meant
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
 from taia_hub.hub.files import (
     ADAPTER_CONFIG,
@@ -56,6 +57,8 @@ __all__ = [
     "hub_errors",
     "index_shards",
     "look",
+    "meant",
+    "no_folder",
     "publish",
     "published_files",
     "read_json",

@@ -21,9 +21,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from taia_hub.errors import RepositoryError
+from taia_hub.hub._names import DATA, TransportError, is_path, meant, revision_meant
 
-# Transport errors derive from the HTTP client's own base class, which huggingface_hub may exchange for another.
-TransportError: type[Exception] = next(cls for cls in HfHubHTTPError.__bases__ if cls is not OSError)
 _TOKEN = "Check the token (HF_TOKEN, or `hf auth login`) and what it may do."
 _PAID = (
     "It asks for a subscription or credit: a Gradio Space needs PRO (or a Team organisation) on free hardware and on "
@@ -39,8 +38,10 @@ _NEXT_STEP = {
 
 
 @contextlib.contextmanager
-def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator[None]:
-    """Turns the Hub client's errors into a `RepositoryError` that keeps the Hub's own hint; `what` says what `name` is.
+def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool = False) -> Iterator[None]:
+    """Turns the Hub client's errors into a `RepositoryError` that says what to do.
+
+    `what` says what `name` is; `local`, that it could have been the name of a folder here.
 
     Raises:
         RepositoryError: If the Hub refuses or cannot be reached.
@@ -48,30 +49,31 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
     try:
         yield
     except HFValidationError as error:
-        raise RepositoryError(f"'{name}' is neither a folder here nor a Hub id.", str(error)) from error
+        near = meant(name, what=what)
+        raise RepositoryError(f"'{name}' is neither a folder here nor a Hub id.{near}", str(error)) from error
     except LocalTokenNotFoundError as error:
         raise RepositoryError(f"The {what} '{name}' cannot be reached without a token.", _hint(error)) from error
     except GatedRepoError as error:
         raise RepositoryError(f"The {what} '{name}' is gated.", _hint(error)) from error
     except RepositoryNotFoundError as error:
-        raise RepositoryError(f"The {what} '{name}' does not exist, or is private.", _hint(error)) from error
+        raise not_there(name, what=what, local=local) from error
     except RevisionNotFoundError as error:
+        near = revision_meant(name, str(revision), what=what)
         raise RepositoryError(
-            f"The {what} '{name}' has no revision '{revision}' (any more).",
-            f"Name a branch, tag or commit that it has; only its owner can restore one that is gone. {_hint(error)}",
+            f"The {what} '{name}' has no revision '{revision}' (any more).{near}",
+            "Name a branch, tag or commit that it has; only its owner can restore one that is gone.",
         ) from error
     except RemoteEntryNotFoundError as error:
         raise RepositoryError(f"The {what} '{name}' lacks a file that is needed.", _hint(error)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
             raise _refused(error.__cause__, name, what) from error
-        raise RepositoryError(
-            f"The {what} '{name}' is not in the cache and the Hub cannot be reached.",
-            f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {_hint(error)}",
-        ) from error
+        raise _out_of_reach(name, what, local) from error
     except HfHubHTTPError as error:
         raise _refused(error, name, what) from error
     except TransportError as error:
+        if local:
+            raise _out_of_reach(name, what, local) from error
         raise RepositoryError(
             f"The Hub cannot be reached for the {what} '{name}'.", f"Check the network and HF_ENDPOINT. {_hint(error)}"
         ) from error
@@ -88,6 +90,38 @@ def hub_errors(name: str, *, what: str, revision: str | None = None) -> Iterator
             raise RepositoryError(f"There is no space left for the {what} '{name}'.", hint) from error
         hint = f"Check that it is a whole model of transformers, and the network. {_hint(error)}"
         raise RepositoryError(f"The {what} '{name}' could not be loaded.", hint) from error
+
+
+def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
+    """Says that there is no such repository, nor a folder where one may be meant, and what is near."""
+    if is_path(name):
+        hint = "Give an existing folder or a Hub id."
+        if what == "base model":  # which another file may name
+            hint = "Give the base's Hub id, or load with `TAIAForCausalLM.from_adapter(base, adapter)`."
+        return RepositoryError(f"The {what} '{name}' is no folder here.{meant(name)}", hint)
+    near = meant(name, what=what, local=local, online=True)
+    if local:
+        own = "file" if what == DATA else "folder"
+        said = f"There is no {own} '{name}' here and no {what} of that name on the Hub (or it is private).{near}"
+    else:
+        said = f"There is no {what} '{name}' on the Hub (or it is private).{near}"
+    return RepositoryError(
+        said, "Check the name and its owner; for a private one give a token (HF_TOKEN, or `hf auth login`)."
+    )
+
+
+def no_folder(name: str | Path, hint: str) -> RepositoryError:
+    """Says that what can only be a folder is not there, and what is near."""
+    return RepositoryError(f"There is no folder '{name}' here.{meant(str(name))}", hint)
+
+
+def _out_of_reach(name: str, what: str, local: bool) -> RepositoryError:
+    also = ", and there is no such folder here" if local and "/" in name else ""
+    return RepositoryError(
+        f"The {what} '{name}' is not in the cache and the Hub cannot be reached{also}."
+        f"{meant(name, what=what, local=local)}",
+        "Check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE.",
+    )
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.file_download import repo_folder_name
 
 from taia_hub.errors import RepositoryError
-from taia_hub.hub._errors import hub_errors
+from taia_hub.hub._errors import hub_errors, not_there
+from taia_hub.hub._names import is_path, looks_like_path
 
 CONFIG = "config.json"
 _LIBRARY = "taia-hub"
@@ -82,9 +84,9 @@ def fetch(
     name = os.fspath(name)
     if local and os.path.isdir(name):
         return Source(name, Path(name), None)
-    if name.startswith((".", "/", "~", "\\")) or os.path.isabs(name):
-        raise RepositoryError(f"The {what} '{name}' is no folder here.", "Give an existing folder or a Hub id.")
-    with hub_errors(name, revision=revision, what=what):
+    with hub_errors(name, revision=revision, what=what, local=local):
+        if local:
+            _check_reach(name, what, access)
         folder = Path(
             snapshot_download(
                 name,
@@ -110,12 +112,8 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
         if not os.path.isfile(os.path.join(name, CONFIG)):
             raise RepositoryError(f"The base model folder '{name}' has no {CONFIG}.", "Give the folder of a model.")
         return Source(name, Path(name), None)
-    if name.startswith((".", "/", "~", "\\")) or os.path.isabs(name):
-        raise RepositoryError(
-            f"The base model '{name}' is no folder here.",
-            "Give the base's Hub id, or load with `TAIAForCausalLM.from_adapter(base, adapter)`.",
-        )
-    with hub_errors(name, revision=revision, what="base model"):
+    with hub_errors(name, revision=revision, what="base model", local=True):
+        _check_reach(name, "base model", access)
         path = hf_hub_download(
             name,
             CONFIG,
@@ -126,3 +124,12 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
             library_name=_LIBRARY,
         )
     return Source(name, Path(path).parent, Path(path).parent.name)
+
+
+def _check_reach(name: str, what: str, access: HubAccess) -> None:
+    """Asks the Hub shortly for what has the form of a path and is not in the cache: it retries long when offline."""
+    if is_path(name):
+        raise not_there(name, what=what)
+    cached = Path(access.cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+    if looks_like_path(name) and not access.local_files_only and not cached.is_dir():
+        api(access.token).model_info(name, timeout=5)

@@ -14,7 +14,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from taia_hub.hub._errors import TransportError, hub_errors
+from taia_hub.hub._errors import hub_errors
+from taia_hub.hub._names import TransportError
 from taia_hub.hub.access import CONFIG
 from taia_hub.hub.access import api as hub_api
 from taia_hub.hub.files import read_json

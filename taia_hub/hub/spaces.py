@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from taia_hub.hub._errors import TransportError, hub_errors
+from taia_hub.hub._errors import hub_errors
+from taia_hub.hub._names import TransportError
 from taia_hub.hub.access import api as hub_api
 
 logger = logging.getLogger(__name__)

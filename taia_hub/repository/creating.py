@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
-from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+from taia_hub.hub.config import config_values, is_taia
 from taia_hub.repository import publishing
 from taia_hub.repository.loading import Loaded, LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
 from taia_hub.repository.reading import base_license
@@ -41,7 +43,7 @@ class Created:
 
 
 def create_repository(
-    base: str | hub.Source,
+    base: str | hub.Source | None,
     adapter: str,
     *,
     out: Path | None = None,
@@ -61,19 +63,19 @@ def create_repository(
 
     The base model is built without weights, which is enough to check that modules, names and shapes fit.
 
-    `base` is a Hub id, a folder (then it cannot be published), or what `hub.resolve_base` gave; either `out` or `push`
-    is given. With `link` the repository points to the adapter's own repository instead of holding a copy. With
-    `convert_pickle` pickled weights, of PEFT or of the authors' MoLoRA code, become safetensors first; nothing in the
-    pickle is run. A `skeleton`, the base model on the meta device where it was built already, is used up. `extra_files`
-    is as of `publishing.save`, `keep` as of `publishing.push`. Nothing is written or published where something does not
-    fit.
+    `base` is a Hub id, a folder (then it cannot be published), what `hub.resolve_base` gave, or None for the one that
+    the adapter names; either `out` or `push` is given. With `link` the repository points to the adapter's own
+    repository instead of holding a copy. With `convert_pickle` pickled weights, of PEFT or of the authors' MoLoRA code,
+    become safetensors first; nothing in the pickle is run. A `skeleton`, the base model on the meta device where it was
+    built already, is used up. `extra_files` is as of `publishing.save`, `keep` as of `publishing.push`. Nothing is
+    written or published where something does not fit.
     """
     _check_targets(out, push)
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
         parse_setting(inference_modules)
     commit = commit or hub.Commit()
     access = hub.HubAccess(token=commit.token)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _arguments_recognised(base, adapter, adapter_revision, access):
         source, revision = adapter, adapter_revision
         if convert_pickle:
             source, revision = str(_converted(adapter, revision, base, base_revision, access, Path(scratch))), None
@@ -167,10 +169,46 @@ def _skeleton_options(access: hub.HubAccess, trust_remote_code: bool, skeleton: 
     )
 
 
+@contextlib.contextmanager
+def _arguments_recognised(
+    base: str | hub.Source | None, adapter: str, revision: str | None, access: hub.HubAccess
+) -> Iterator[None]:
+    """Says of arguments that were swapped, or that name a whole model, what to type instead."""
+    try:
+        yield
+    except (RepositoryError, ConfigError) as error:
+        first = _what_is(base, None, access) if isinstance(base, str) else ""
+        second = _what_is(adapter, revision, access)
+        if second != "model":
+            raise
+        if first in ("adapter", "taia"):
+            raise ConfigError(
+                f"'{base}' is {'an adapter' if first == 'adapter' else 'a TAIA repository'} and '{adapter}' a whole "
+                "model: the base comes first.",
+                f"Type `taia create {adapter} {base}`." if first == "adapter" else "Name a base model and an adapter.",
+            ) from error
+        raise ConfigError(
+            f"'{adapter}' is a whole model, and an adapter belongs there.",
+            f"A full fine-tune becomes a repository by --dense: `taia create {base or 'BASE'} {adapter} --dense`.",
+        ) from error
+
+
+def _what_is(name: str, revision: str | None, access: hub.HubAccess) -> str:
+    """Tells whether a name is that of an adapter, a TAIA repository or a whole model; empty where it cannot be told."""
+    try:
+        folder = hub.fetch(name, (hub.CONFIG, hub.ADAPTER_CONFIG), revision=revision, access=access).folder
+        values = config_values(folder)
+    except TAIAError:
+        return ""
+    if is_taia(values):
+        return "taia"
+    return "adapter" if (folder / hub.ADAPTER_CONFIG).is_file() else "model" if values else ""
+
+
 def _converted(
     adapter: str,
     revision: str | None,
-    base: str | hub.Source,
+    base: str | hub.Source | None,
     base_revision: str | None,
     access: hub.HubAccess,
     scratch: Path,
@@ -179,6 +217,11 @@ def _converted(
     files = [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, hub.PICKLED_WEIGHTS, hub.CONFIG, AUTHORS_EXPERTS]
     source = hub.fetch(adapter, files, revision=revision, access=access, what="adapter")
     if (source.folder / AUTHORS_EXPERTS).is_file():
+        if base is None:
+            raise ConfigError(
+                f"'{adapter}' is a checkpoint of the authors' MoLoRA code, which fixes no base model.",
+                f"Name it: `taia create BASE {adapter} --convert-pickle`.",
+            )
         name, at = (base.name, base.revision) if isinstance(base, hub.Source) else (base, base_revision)
         convert_authors(source.folder, scratch / "molora", name, base_revision=at, token=access.token)
         return scratch / "molora"

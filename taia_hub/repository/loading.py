@@ -119,7 +119,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
 
 
 def load_adapter(
-    base: str | hub.Source,
+    base: str | hub.Source | None,
     adapter: str,
     base_revision: str | None,
     adapter_revision: str | None,
@@ -128,8 +128,8 @@ def load_adapter(
 ) -> Loaded:
     """Loads a base model and any PEFT adapter, or the folder of an update of another kind.
 
-    The base's revision is by default the one that the adapter names, else the main branch; `published` is the setting
-    that the configuration publishes.
+    The base is by default the one that the adapter names. Its revision is by default the one that the adapter names,
+    else the main branch; `published` is the setting that the configuration publishes.
 
     Raises:
         UpdateMismatchError: If the update does not fit the base.
@@ -140,8 +140,10 @@ def load_adapter(
     )
     if not found.is_plain:
         raise RepositoryError(
-            f"'{adapter}' has no {hub.ADAPTER_CONFIG}: it is a TAIA repository.",
-            "Load it with `from_pretrained`, or give the folder or repository that PEFT saved the adapter to.",
+            f"'{adapter}' has no {hub.ADAPTER_CONFIG}: it is a TAIA repository already.",
+            "Load it with `from_pretrained`, show it with `taia info`, or publish it with `taia push` (--base names the "
+            "base on the Hub); or give the folder or repository that PEFT saved the adapter to"
+            + (f", as '{adapter}/{found.place.path}'." if found.revision is None else "."),
         )
     found = found.with_weights(options.access)
     return _load(found, _new_config(found, inference_modules=published), options)

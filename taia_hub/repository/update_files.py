@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,11 +123,14 @@ def open_repository(
     name = os.fspath(name)
     source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")
     is_plain = (source.folder / find_kind(source.folder).config).is_file() and not is_taia(config_values(source.folder))
+    if plain and config is None and not is_plain and (inside := _only_inside(source)):
+        logger.warning("'%s' holds no adapter itself: the one in '%s' is taken.", name, inside.name)
+        name, source, is_plain = inside.name, inside, True
     if config is None and plain and is_plain:
         return _plain(name, source, base, base_revision, access)
     if config is None:
         if not (source.folder / hub.CONFIG).is_file():
-            raise _nothing_there(name, plain)
+            raise _nothing_there(name, source, plain, access)
         config = read_repository_config(source.folder / hub.CONFIG, name)
     if base is None:
         where = _recorded_base(name, config, access)
@@ -154,12 +158,12 @@ def _plain(
         at = base_revision or (fixed if base == recorded or _has_revision(base, fixed, access) else None)
         where = _given_base(name, base, at, recorded, access)
     elif recorded:
-        where = hub.resolve_base(recorded, fixed, access)
+        where = hub.resolve_base(recorded, base_revision or fixed, access)
     else:
         raise ConfigError(
             f"'{name}' names no base model.",
-            "Say which one it belongs to (`base`, --base), load it with `TAIAForCausalLM.from_adapter(base, adapter)`, "
-            "or make a repository of both: `taia create BASE ADAPTER`.",
+            f"Make a repository of both with `taia create BASE {name}`, say which one it belongs to (`base`, --base), "
+            "or load it with `TAIAForCausalLM.from_adapter(base, adapter)`.",
         )
     at = where.name if where.revision else str(where.folder.resolve())
     config = RepositoryConfig(at, where.revision, "attention", {"kind": kind.name, "path": kind.folder})
@@ -196,7 +200,43 @@ def _given_base(
     return base if isinstance(base, hub.Source) else hub.resolve_base(base, revision, access)
 
 
-def _nothing_there(name: str, plain: bool) -> RepositoryError:
+def _only_inside(source: hub.Source) -> hub.Source | None:
+    """Finds the one update in a sub-folder of a folder that holds nothing else to open, as trainings leave it."""
+    if source.revision is not None or (source.folder / hub.CONFIG).is_file():
+        return None
+    paths = source.folder.glob("*/*_config.json")
+    inside = _updates_inside(path.relative_to(source.folder).as_posix() for path in paths)
+    if len(inside) != 1:
+        return None
+    return hub.Source(os.path.join(source.name, inside[0]), source.folder / inside[0], None)
+
+
+def _updates_inside(files: Iterable[str]) -> list[str]:
+    """Returns the folders that hold the configuration of an update, of the paths in a repository."""
+    configs = {kind.config for kind in KINDS.values()}
+    parts = (path.rpartition("/") for path in files)
+    return sorted({folder for folder, _, name in parts if folder and name in configs})
+
+
+def _nothing_there(name: str, source: hub.Source, plain: bool, access: hub.HubAccess) -> RepositoryError:
+    if source.revision is None:
+        found = (path for depth in ("*", "*/*") for path in source.folder.glob(f"{depth}/*_config.json"))
+        files = [path.relative_to(source.folder).as_posix() for path in found]
+    elif access.local_files_only:
+        files = []
+    else:
+        with hub.hub_errors(name, what="repository", revision=source.revision):
+            files = hub.api(access.token).list_repo_files(name, revision=source.revision)
+    inside = _updates_inside(files)
+    if inside and plain:
+        first = f"{name}/{inside[-1]}"
+        return RepositoryError(
+            f"'{name}' holds no adapter itself, but has some in {', '.join(map(repr, inside[:5]))}.",
+            f"Name one of them: '{first}'."
+            if source.revision is None
+            else f"Download one and name its folder: `hf download {name} --include '{inside[-1]}/*' --local-dir DIR`, "
+            f"then 'DIR/{inside[-1]}'.",
+        )
     if plain:
         return RepositoryError(
             f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
@@ -204,7 +244,7 @@ def _nothing_there(name: str, plain: bool) -> RepositoryError:
         )
     return RepositoryError(
         f"'{name}' is no TAIA repository: it has no {hub.CONFIG}.",
-        "Make one of a base model and any PEFT adapter: `taia create BASE ADAPTER`.",
+        f"Make one of a PEFT adapter: `taia create {name} --out DIR`.",
     )
 
 

@@ -78,10 +78,12 @@ def parse_name(name: str) -> Path | HubName:
         raise RepositoryError(f"The data '{name}' is a folder.", "Name the files in it, or a data set on the Hub.")
     parts = _HUB.fullmatch(name)
     if name.startswith((".", "/", "~", "\\")) or _FILE.search(name):
-        raise RepositoryError(f"The data '{name}' is no file here.", "Check the path.")
+        raise RepositoryError(
+            f"The data '{name}' is no file here.{hub.meant(name, what='data set')}", "Check the path."
+        )
     if parts is None or not is_repo_id(parts["id"]):
         raise ConfigError(
-            f"The data '{name}' is neither a file here nor a data set on the Hub.",
+            f"The data '{name}' is neither a file here nor a data set on the Hub.{hub.meant(name, what='data set')}",
             "Give a path, or 'org/name', with '@revision' and ':split' or ':config/split' behind it where needed.",
         )
     return HubName(parts["id"], parts["revision"], parts["config"], parts["split"] or "train")
@@ -200,7 +202,7 @@ def _open_file(path: Path, label: str) -> _Opened:
 
 
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:
-    with hub.hub_errors(place.id, revision=place.revision, what="data set"):
+    with hub.hub_errors(place.id, revision=place.revision, what="data set", local=True):
         info = hub.api().dataset_info(place.id, revision=place.revision, token=token)
         sha = str(info.sha)
         try:

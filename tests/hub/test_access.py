@@ -7,9 +7,12 @@ import pytest
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig
 
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.errors import RepositoryError, TAIAError
 from taia_hub.hub import HubAccess
+from taia_hub.repository.update_files import open_repository
+from taia_hub.training.sources import read_sources
+from taia_hub.weights.checkpoint import open_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -30,22 +33,121 @@ def test_a_malformed_repository_id(name):
     assert caught.value.hint
 
 
-def test_a_repository_that_does_not_exist_keeps_the_hubs_hint(online, monkeypatch):
-    with pytest.raises(RepositoryError, match="TAIA repository 'org/nothing' does not exist, or is private") as caught:
-        TAIAForCausalLM.from_pretrained("org/nothing")
-    assert "org/nothing" in caught.value.hint
-    with pytest.raises(RepositoryError, match="base model 'org/nothing' does not exist"):
-        TAIAForCausalLM.from_adapter("org/nothing", online.adapter)
-    with pytest.raises(RepositoryError, match="adapter 'org/nothing' does not exist"):
-        TAIAForCausalLM.from_adapter(online.base, "org/nothing")
+def test_a_repository_that_does_not_exist_is_said_in_our_words(online):
+    for load, what in [
+        (lambda: TAIAForCausalLM.from_pretrained("org/nothing"), "TAIA repository"),
+        (lambda: TAIAForCausalLM.from_adapter("org/nothing", online.adapter), "base model"),
+        (lambda: TAIAForCausalLM.from_adapter(online.base, "org/nothing"), "adapter"),
+    ]:
+        with pytest.raises(RepositoryError, match=f"no folder 'org/nothing' here and no {what} of that name") as caught:
+            load()
+        assert "owner" in caught.value.hint
+        assert "404" not in str(caught.value)
+        assert "\n" not in caught.value.hint
 
 
-def test_a_private_repository_without_a_token_keeps_the_hubs_hint(online, repo_id, monkeypatch):
+def test_a_private_repository_without_a_token_says_how_to_give_one(online, repo_id, monkeypatch):
     TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id, private=True)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(RepositoryError, match="does not exist, or is private") as caught:
+    with pytest.raises(RepositoryError, match=r"on the Hub \(or it is private\)") as caught:
         TAIAForCausalLM.from_pretrained(repo_id)
-    assert "authenticated" in caught.value.hint
+    assert "hf auth login" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("w/lora2", "w/lora"),  # beside it
+        ("ww/lora", "w/lora"),  # the folder above it
+        ("w/deep/dwon", "w/deep/down"),  # no Hub id has so many parts
+        ("loar", "lora"),  # no owner
+        ("./w/lroa", "w/lora"),
+        ("org/model-tai", "org/model-taia"),  # of that owner, on the Hub
+        ("ORG/Model-Taja", None),
+    ],
+)
+def test_what_may_have_been_meant_is_asked(online, tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("w/lora", "w/deep/down", "lora", ".hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(RepositoryError) as caught:
+        open_repository(name, HubAccess(cache_dir=tmp_path / "cache"))
+    if said:
+        assert caught.value.message.endswith(f"Did you mean '{said}'?")
+
+
+def test_what_is_meant_for_a_folder_is_said_at_once_without_a_network(tmp_path, clean_process):
+    """A Hub that is out of reach is asked for a name for half a minute."""
+    (tmp_path / "w" / "base").mkdir(parents=True)
+    code = """
+import time
+from taia_hub.errors import RepositoryError
+from taia_hub.hub import HubAccess, fetch, resolve_base
+began = time.monotonic()
+for ask in (lambda: resolve_base("w/bas", None, HubAccess()), lambda: fetch("w/bas", ["*"])):
+    try:
+        ask()
+    except RepositoryError as error:
+        print(error.message)
+print(time.monotonic() - began < 5)
+"""
+    result = clean_process(code, HF_ENDPOINT="http://127.0.0.1:9")
+    *said, quick = result.stdout.splitlines()
+    assert len(said) == 2, result.stderr
+    assert all("no such folder here. Did you mean 'w/base'?" in one for one in said)
+    assert quick == "True"
+
+
+def test_another_owners_name_is_found_in_the_cache(online, tmp_path, monkeypatch):
+    snapshot_download(online.taia)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RepositoryError, match=f"Did you mean '{online.taia}'"):
+        open_repository("orgg/model-taia", HubAccess())
+
+
+def test_data_that_is_not_there(online, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "items.jsonl").touch()
+    online.api.create_repo("org/poems", repo_type="dataset", exist_ok=True)
+    for name, said in [
+        ("d/itms.jsonl", "is no file here. Did you mean 'd/items.jsonl'?"),
+        ("d/items", "no file 'd/items' here and no data set of that name"),
+        ("org/poem", "Did you mean 'org/poems'?"),
+    ]:
+        with pytest.raises(RepositoryError) as caught:
+            read_sources([name])
+        assert said in caught.value.message
+
+
+def test_no_message_names_a_folder_of_the_cache(online, repo_id, tmp_path):
+    """What lies in the cache is called by the name of its repository."""
+    config = hub.fetch(online.adapter, [hub.ADAPTER_CONFIG], what="adapter").folder / hub.ADAPTER_CONFIG
+    for number, (names, ask) in enumerate(
+        [
+            ((hub.ADAPTER_CONFIG,), lambda name: TAIAForCausalLM.from_pretrained(name)),  # lacks its weights
+            ((hub.ADAPTER_CONFIG,), lambda name: open_checkpoint(hub.fetch(name, ["*"]).folder, what="base model")),
+            (("README.md",), lambda name: TAIAForCausalLM.from_adapter(online.base, name)),
+            ((), lambda name: TAIAForCausalLM.from_adapter(name, online.adapter)),
+            (("config.json",), lambda name: TAIAForCausalLM.from_pretrained(name)),
+        ]
+    ):
+        name = f"{repo_id[:60]}-{number}"
+        online.api.create_repo(name)
+        for file in names:
+            online.api.upload_file(path_or_fileobj=config.read_bytes(), path_in_repo=file, repo_id=name)
+        with pytest.raises(TAIAError) as caught:
+            ask(name)
+        assert name in str(caught.value)
+        assert os.environ["HF_HOME"] not in str(caught.value)
+        assert "--" not in caught.value.message
+
+
+def test_a_path_in_the_cache_is_called_by_its_repository():
+    said = "File /home/me/hub/models--gpt2/snapshots/00ab/config.json of '/my disk/datasets--org--x.y/blobs/1' is odd."
+    assert TAIAError(said).message == "File gpt2/config.json of 'org/x.y/1' is odd."
+    assert TAIAError("x", said).hint == TAIAError(said).message
+    assert TAIAError("'w/models--of-mine' and 'a b' stay").message == "'w/models--of-mine' and 'a b' stay"
 
 
 def test_a_gated_repository_keeps_the_hubs_hint(online, repo_id, tmp_path):
@@ -72,12 +174,17 @@ def test_a_wrong_token_is_said_so(online, tmp_path):
 
 
 def test_a_revision_that_does_not_exist(online):
-    with pytest.raises(RepositoryError, match=r"TAIA repository .* has no revision 'v9'"):
+    with pytest.raises(RepositoryError, match=r"TAIA repository .* has no revision 'v9' \(any more\). It has main."):
         TAIAForCausalLM.from_pretrained(online.taia, revision="v9")
     with pytest.raises(RepositoryError, match=r"base model .* has no revision 'v9'"):
         TAIAForCausalLM.from_adapter(online.base, online.adapter, base_revision="v9")
     with pytest.raises(RepositoryError, match=r"adapter .* has no revision 'v9'"):
         TAIAForCausalLM.from_adapter(online.base, online.adapter, adapter_revision="v9")
+
+
+def test_a_misspelt_revision(online):
+    with pytest.raises(RepositoryError, match="Did you mean 'main'"):
+        TAIAForCausalLM.from_pretrained(online.taia, revision="mian")
 
 
 def test_a_base_whose_revision_is_gone(online, repo_id, tmp_path):
@@ -86,7 +193,7 @@ def test_a_base_whose_revision_is_gone(online, repo_id, tmp_path):
     sha = online.push_base(base)
     TAIAForCausalLM.from_adapter(base, online.adapter).push_to_hub(repo_id)
     online.api.delete_repo(base)
-    with pytest.raises(RepositoryError, match=f"base model '{base}' does not exist"):
+    with pytest.raises(RepositoryError, match=f"'{base}' here and no base model of that name"):
         TAIAForCausalLM.from_pretrained(repo_id, cache_dir=tmp_path / "one")
     online.api.create_repo(base)
     online.api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=base)
@@ -99,7 +206,7 @@ def test_an_adapter_that_a_pointer_points_to_and_that_is_gone(online, repo_id, t
     config = AutoConfig.from_pretrained(online.taia)
     config.update = {"kind": "peft", "path": "", "repo": "org/gone", "revision": "0" * 40}
     config.save_pretrained(tmp_path)
-    with pytest.raises(RepositoryError, match="adapter repository 'org/gone' does not exist"):
+    with pytest.raises(RepositoryError, match="no adapter repository 'org/gone' on the Hub"):
         TAIAForCausalLM.from_pretrained(tmp_path)
     config.update["repo"] = online.adapter
     config.save_pretrained(tmp_path)

@@ -330,6 +330,75 @@ def test_bad_words(online: Any, tuned: Path, tmp_path: Path, capsys: Any, words:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_alone_brings_its_base_and_its_revision(
+    online: Any, pico: Any, tmp_path: Path, repo_id: str
+) -> None:
+    base = f"{repo_id}-base"
+    online.push_base(base)
+    sha = online.api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=base).oid
+    online.api.upload_file(path_or_fileobj=b"y", path_in_repo="x.txt", repo_id=base)
+    shutil.copytree(pico.adapter("llama"), tmp_path / "lora")
+    path = tmp_path / "lora" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base, "revision": sha}))
+    taia("create", str(tmp_path / "lora"), "--out", str(tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["base_model_name_or_path"], config["base_model_revision"]) == (base, sha)
+
+
+@pytest.fixture
+def names(online: Any, tuned: Path, pico: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a base model, its fine-tune, a LoRA, trainings that hold some, and our own folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pico.base("llama"), "base")
+    for folder in ("lora", "nameless", "one/checkpoint-4", "two/checkpoint-4", "two/checkpoint-8"):
+        shutil.copytree(pico.adapter("llama"), folder)
+    path = Path("nameless/adapter_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    create_repository("base", "lora", out=Path("ours"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "next_step"),
+    [
+        (["lora", "base"], "'lora' is an adapter and 'base' a whole model", "`taia create base lora`"),
+        (["org/adapter", "org/base"], "'org/adapter' is an adapter", "`taia create org/base org/adapter`"),
+        (["ours", "base"], "'ours' is a TAIA repository", "Name a base"),
+        (["base", "tuned"], "'tuned' is a whole model", "`taia create base tuned --dense`"),
+        (["tuned"], "'tuned' is a whole model", "`taia create BASE tuned --dense`"),
+        (["nameless"], "'nameless' names no base model", "`taia create BASE nameless`"),
+        (["base", "ours"], "it is a TAIA repository already", "'ours/adapter'"),
+        (["two"], "in 'checkpoint-4', 'checkpoint-8'", "'two/checkpoint-8'"),
+        (["base", "lora", "ours"], "3 models were named", "[BASE] ADAPTER"),
+        (["lora", "--dense"], "1 models were named", "BASE FINETUNED --dense"),
+    ],
+)
+def test_arguments_in_the_wrong_place(names: Path, capsys: Any, words: list[str], said: str, next_step: str) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        taia_hub.cli.main(["create", *words, "--out", "out"])
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert next_step in printed.partition("Hint: ")[2]
+    assert not Path("out").exists()
+
+
+def test_the_one_adapter_in_a_training_is_taken(names: Path, caplog: Any) -> None:
+    taia("create", "base", "one", "--out", "out")
+    assert "the one in 'one/checkpoint-4' is taken" in caplog.text
+    weights = "adapter_model.safetensors"
+    assert Path("out/adapter", weights).read_bytes() == Path("lora", weights).read_bytes()
+
+
+def test_an_adapter_in_a_folder_of_a_repository_is_said(online: Any, pico: Any, repo_id: str, tmp_path: Path) -> None:
+    online.api.create_repo(repo_id)
+    online.api.upload_folder(
+        repo_id=repo_id, folder_path=pico.adapter("llama"), path_in_repo="last", allow_patterns="a*"
+    )
+    with pytest.raises(RepositoryError, match="has some in 'last'") as caught:
+        create_repository(None, repo_id, out=tmp_path / "out")
+    assert f"hf download {repo_id} --include 'last/*'" in caught.value.hint
+
+
 def test_a_fine_tune_of_another_model(online: Any, pico: Any, tmp_path: Path) -> None:
     with pytest.raises(TAIAError, match=r"LlamaForCausalLM.*GPT2LMHeadModel"):
         create_from_finetuned(online.base, str(pico.base("gpt2")), out=tmp_path / "out")

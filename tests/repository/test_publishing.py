@@ -310,7 +310,7 @@ def test_a_new_repository_is_private_when_that_is_asked(online, model, repo_id, 
 def test_a_private_model_is_loaded_with_a_token_alone(online, model, repo_id, tmp_path):
     model.push_to_hub(repo_id, private=True)
     assert TAIAForCausalLM.from_pretrained(repo_id, token=online.hub.token, cache_dir=tmp_path / "one")
-    with pytest.raises(RepositoryError, match="does not exist, or is private"):
+    with pytest.raises(RepositoryError, match="of that name on the Hub"):
         TAIAForCausalLM.from_pretrained(repo_id, token=False, cache_dir=tmp_path / "two")
 
 
