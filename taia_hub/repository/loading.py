@@ -141,8 +141,8 @@ def load_adapter(
     if not found.is_plain:
         raise RepositoryError(
             f"'{adapter}' has no {hub.ADAPTER_CONFIG}: it is a TAIA repository already.",
-            "Load it with `from_pretrained`, show it with `taia info`, or publish it with `taia push` (--base names the "
-            "base on the Hub); or give the folder or repository that PEFT saved the adapter to"
+            "Load it with `from_pretrained`, show it with `taia info`, publish it with `taia push` (on a Hub base with "
+            "--base); or give the folder or repository that PEFT saved the adapter to"
             + (f", as '{adapter}/{found.place.path}'." if found.revision is None else "."),
         )
     found = found.with_weights(options.access)

@@ -462,7 +462,7 @@ def test_what_the_hub_lacks_is_said(questions, online):
         (f"{repo_id}:test", ConfigError, r"Unknown split \"test\".*\['train', 'dev'\]"),
         (f"{repo_id}:other/train", ConfigError, "BuilderConfig 'other' not found"),
         (f"{repo_id}@{'0' * 40}", RepositoryError, "has no revision"),
-        ("own/nothing", RepositoryError, "data set 'own/nothing' does not exist"),
+        ("own/nothing", RepositoryError, "no file 'own/nothing' here and no data set of that name"),
     ]:
         with pytest.raises(error, match=match):
             prepare(name)
