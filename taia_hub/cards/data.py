@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from taia_hub.hub.layout import KINDS, UpdatePlace
+from taia_hub.hub.layout import KINDS, PEFT, UpdatePlace
 from taia_hub.results import Results
 
 
@@ -156,6 +156,11 @@ class CardData:
     def weights_path(self) -> str:
         """Path in its repository of the file whose sha256 names the update."""
         return UpdatePlace(KINDS[self.update_kind], self.adapter_path).weights
+
+    @property
+    def is_plain_adapter(self) -> bool:
+        """Whether the repository is that of an adapter for PEFT itself, at its root."""
+        return self.update_kind == PEFT.name and not (self.adapter_path or self.adapter_repo)
 
     @property
     def method_word(self) -> str:

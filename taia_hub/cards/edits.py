@@ -75,6 +75,36 @@ def merge_cards(old: str | None, new: str, *, given: Collection[str] = ()) -> Me
     return Merged(assemble(rewrite(metadata, before.block, now.block), keys, sections), (*kept_keys, *kept))
 
 
+def with_modes(card: str, rendered: str) -> Merged:
+    """Puts the last section of a card of ours into somebody's own, of which nothing else changes.
+
+    It comes at the end, or in the place of one that was put there before; one that a person changed stays.
+
+    Args:
+        card: Somebody's card.
+        rendered: A card of ours that ends with the section.
+
+    Returns:
+        The card, and what was kept.
+
+    Raises:
+        ConfigError: If the card is damaged.
+    """
+    new, sections = parse_card(rendered).sections[-1], parse_card(card).sections
+    number, own = next(((index, one) for index, one in enumerate(sections) if one.name == new.name), (-1, None))
+    if own is None and any(one.title == new.title for one in sections):
+        return Merged(card, (f"your section '{new.title}' stays in place of the generated one",))
+    text, end = card.replace("\r\n", "\n"), "\r\n" if "\r\n" in card else "\n"
+    if own is None:
+        text = f"{text.rstrip(chr(10))}\n\n{new.render()}\n" if text.strip() else f"{new.render()}\n"
+        return Merged(text.replace("\n", end), ())
+    section, note = _renewed(new, own, None)
+    lines = text.split("\n")
+    rest = lines[sections[number + 1].line - 1 :] if number + 1 < len(sections) else []
+    lines[own.line - 1 :] = [*section.render().split("\n"), "", *rest]
+    return Merged("\n".join(lines).replace("\n", end), (note,) if note else ())
+
+
 def decide(before: Any, written: str | None, now: Any, *, asked: bool = False) -> tuple[Any, str | None]:
     """Decides about one key of the metadata; `ABSENT` stands for a key that is not there.
 

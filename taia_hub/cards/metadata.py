@@ -14,7 +14,7 @@ from taia_hub.cards.escaping import is_repo_id, plain
 from taia_hub.cards.linking import SPACE_KEY
 from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.errors import ConfigError
-from taia_hub.hub.layout import DENSE
+from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.results import Results
 
 LIBRARY = "taia-hub"
@@ -31,7 +31,7 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 def model_metadata(card: values.CardData) -> ModelCardData:
     """Makes the metadata of a TAIA repository's card, and refuses a language that is no code."""
     metadata: dict[str, Any] = {
-        "library_name": LIBRARY,
+        "library_name": PEFT.name if card.is_plain_adapter else LIBRARY,
         "pipeline_tag": "text-generation",
         "tags": [*dict.fromkeys(["taia", card.method.lower(), *map(plain, card.tags)])],
         **_license(card),

@@ -26,6 +26,9 @@ from taia_hub.switch.settings import MODES
 VARIANTS = ("model_card", "short")
 """The templates for the card of a TAIA repository."""
 
+ADAPTER = "adapter"
+"""The template for what the card of a plain adapter says of its modes."""
+
 PREFIX = "taia"
 """`{% extends "taia/model_card.md.j2" %}` in a user's template names ours, whatever the user's own are called."""
 
@@ -101,6 +104,7 @@ def _environment(template_dir: Path | None, own: Path) -> jinja2.Environment:
     )
     for name in ("text", "code", "link", "hub_link", "python", "shell", "number"):
         environment.filters["md" if name == "text" else name] = getattr(escaping, name)
+    environment.filters["deeper"] = _deeper
     environment.filters["path"] = escaping.relative_path
     environment.filters["try_it"] = linking.try_it
     environment.filters["table"] = tables.name_table
@@ -133,6 +137,11 @@ def _context(data: Any) -> dict[str, Any]:
             "choice_literal": snippets.literal(_setting(results, choice.mode)) if choice else None,
         }
     return context
+
+
+def _deeper(section: str) -> str:
+    """Puts the headings of a section without code one level down."""
+    return re.sub(r"^##", "###", section, flags=re.MULTILINE)
 
 
 def _setting(results: Any, label: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from taia_hub.cli.options import filled, options_of, taken
-from taia_hub.cli.shared import Json, Message, Repository, Source, echo_json
+from taia_hub.cli.shared import Json, Message, Repository, Source, echo_json, published
 from taia_hub.repository.card_request import CardRequest
 
 
@@ -19,6 +19,9 @@ def card(
     repo: Repository,
     write: Annotated[bool, typer.Option("--write", help="Write the card into the folder.")] = False,
     push: Annotated[bool, typer.Option("--push", help="Publish the card, and the files given, in one commit.")] = False,
+    pr: Annotated[
+        bool, typer.Option("--pr", "--create-pr", help="With --push: as a pull request, for somebody else's model.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check every fact on the card that is there; exit status 1 if it lies.")
     ] = False,
@@ -37,9 +40,13 @@ def card(
     stays: sections that you edited or added, metadata keys that you set, and text between `<!-- taia:yours -->` and
     `<!-- /taia:yours -->`. What changes is shown first, and asked about.
 
+    The card of a plain adapter stays its author's: it gets one section, with the modes and how to load them.
+
     taia card DIR --results taia_results.json --write
 
     taia card org/model-taia --check
+
+    taia card somebody/lora --push --pr
     """
     from taia_hub import hub
     from taia_hub.repository import card_updating
@@ -47,10 +54,10 @@ def card(
     source = taken(Source, fields)
     request = CardRequest(**filled(fields))
     access = hub.HubAccess(token=source.pop("token"))
-    card_updating.refuse_contradictions(repo, write=write, push=push, check=check)
+    card_updating.refuse_contradictions(repo, write=write, push=push, check=check, pr=pr)
     if check:
         _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json, verbose)
-    made = card_updating.make_card(repo, request, access, **source)
+    made = card_updating.make_card(repo, request, access, pr=pr, **source)
     for sentence in made.kept:
         typer.echo(f"Kept: {sentence}.", err=True)
     if not (write or push):
@@ -60,12 +67,15 @@ def card(
         echo_json({"where": None}) if as_json else typer.echo(f"The card of {repo} is up to date.")
         return
     if not yes:
-        _ask(made, "Publish this?" if push else "Write this?", as_json)
+        _ask(made, "Propose this?" if pr else "Publish this?" if push else "Write this?", as_json)
     if push:
-        where = card_updating.publish_card(made, hub.Commit(message, token=access.token, revision=source["revision"]))
+        commit = hub.Commit(message, token=access.token, revision=source["revision"], create_pr=pr)
+        done = card_updating.publish_card(made, commit)
+        where, said = done.pr_url or done.commit_url, published(done)
     else:
         where = card_updating.write_card(made)
-    echo_json({"where": where}) if as_json else typer.echo(f"{'Published' if push else 'Written to'} {where}")
+        said = f"Written to {where}"
+    echo_json({"where": where}) if as_json else typer.echo(said)
 
 
 def _echo_findings(findings: Sequence[Any], as_json: bool, verbose: bool) -> NoReturn:

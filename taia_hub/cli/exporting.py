@@ -19,6 +19,7 @@ from taia_hub.cli.shared import (
     folder,
     modes,
     progress,
+    published,
 )
 from taia_hub.errors import ConfigError
 from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
@@ -82,7 +83,7 @@ def export(
         return
     for name, one in reports.items():
         _print(name, one)
-    typer.echo(f"{'Published' if push else 'Written to'} {where}")
+    typer.echo(published(commit) if push else f"Written to {where}")
 
 
 def _print(name: str, report: Any) -> None:

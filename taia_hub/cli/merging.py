@@ -21,6 +21,7 @@ from taia_hub.cli.shared import (
     folder,
     modes,
     progress,
+    published,
 )
 from taia_hub.errors import ConfigError
 
@@ -74,7 +75,7 @@ def merge(
         echo_json({"where": where, **{name: getattr(report, name) for name in _SHOWN}})
         return
     typer.echo(report.to_text())
-    typer.echo(f"{'Published' if push else 'Written to'} {where}")
+    typer.echo(f"Written to {where}" if out else published(done))
 
 
 def _one(modes: list[Any]) -> Any:

@@ -22,6 +22,7 @@ from taia_hub.cli.shared import (
     parse_folder,
     parse_mode,
     progress,
+    published,
 )
 from taia_hub.errors import ConfigError
 
@@ -138,7 +139,7 @@ def _echo_created(created: Any, as_json: bool) -> None:
         typer.echo(f"{role:<12}{status.adapted:>6} modules{status.parameters:>16,} parameters")
     if created.report:
         typer.echo(created.report.to_text())
-    typer.echo(f"{'Published' if created.commit else 'Written to'} {where}")
+    typer.echo(published(created.commit) if created.commit else f"Written to {where}")
 
 
 @options_of(Source, "token", "trust_remote_code")
@@ -162,7 +163,7 @@ def push(
     how = hub.Commit(message, private=private, token=access["token"], revision=revision, create_pr=create_pr)
     commit = push_folder(folder, repo, how, trust_remote_code=access["trust_remote_code"])
     url = commit.pr_url or commit.commit_url
-    echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(f"Published {url}")
+    echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(published(commit))
 
 
 @options_of(Source)

@@ -207,6 +207,13 @@ def progress(stopped: str = "") -> Iterator[Any]:
         bars.close()
 
 
+def published(commit: Any) -> str:
+    """Says where something was published: the page first, or the pull request, and the commit behind it."""
+    if commit.pr_url:
+        return f"Proposed {commit.pr_url} (commit {commit.commit_url})"
+    return f"Published {commit.repo_url} (commit {commit.commit_url})"
+
+
 def echo_json(value: Any) -> None:
     """Prints a value as indented JSON."""
     typer.echo(json.dumps(value, indent=2, default=str))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of, reading, typed
-from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, parse_mode, progress
+from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, parse_mode, progress, published
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe
 
@@ -114,7 +114,7 @@ def _echo_trained(trained: Any, as_json: bool) -> None:
     if trained.folder:
         typer.echo(f"Written to {trained.folder}")
     if trained.commit:
-        typer.echo(f"Published {trained.commit.commit_url}")
+        typer.echo(published(trained.commit))
 
 
 def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:

@@ -132,10 +132,11 @@ def card_facts(
     true, listed = hashes.get(weights, data.adapter_sha256), manifest_sha256(source.folder, weights)
     if true:
         found.append(cards.Finding(None, f"{hub.MANIFEST}: {weights}", listed == true, true, listed))
-    expected = cards.eval_results_files(data.results)
+    expected = cards.eval_results_files(data.results, data.repo_id)
     for name, text in eval_results_there(source.folder).items():
         if name in expected or cards.is_eval_results_file(name, text):
-            found.append(cards.Finding(None, f"{name} holds the scores of {RESULTS_FILE}", text == expected.get(name)))
+            same = cards.same_scores(text, expected.get(name))
+            found.append(cards.Finding(None, f"{name} holds the scores of {RESULTS_FILE}", same))
     repo_id = source.name if source.revision else None
     return cards.CardFacts(data, repo_id, frozenset(files), hashes, tuple(found), template, template_dir)
 
@@ -164,7 +165,9 @@ def describe_files(
         adapter_config=hub.read_json(found.folder / found.kind.config),
         license_fields=license_fields,
     )
-    if data.adapter_repo:  # the manifest is here, the weights are elsewhere
+    if found.is_plain:
+        data = dataclasses.replace(data, adapter_path=found.place.path, adapter_sha256=_sha256(found, access))
+    elif data.adapter_repo:  # the manifest is here, the weights are elsewhere
         sha256 = _sha256_on_the_hub(data.adapter_repo, found.place.weights, data.adapter_revision, access)
         data = dataclasses.replace(data, adapter_sha256=sha256)
     elif found.revision:
@@ -218,6 +221,14 @@ def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
     }
 
 
+def _sha256(found: Repository, access: hub.HubAccess) -> str | None:
+    """Finds the hash of a plain adapter's weights."""
+    if found.revision is None:
+        return hub.sha256(found.folder / found.kind.weights)
+    _check_there(found, access)
+    return _sha256_on_the_hub(found.name, found.place.weights, found.revision, access)
+
+
 def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:
     """Asks the Hub for the hash of a large file; one that it does not keep as such is downloaded and hashed."""
     with hub.hub_errors(repo_id, what="adapter repository", revision=revision):
@@ -258,7 +269,7 @@ def card_files(
     Returns path in the repository to path in `folder`; without the card where one that is there is damaged.
     """
     there = [path for path in before if path is not None and path.exists()]
-    texts = cards.eval_results_files(data.results)
+    texts = cards.eval_results_files(data.results, data.repo_id)
     try:
         texts[hub.CARD] = render_over(data, map(read_card, there), given=given).text
     except ConfigError as error:  # a card must not cost anybody a trained model

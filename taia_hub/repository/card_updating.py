@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import CommitInfo
+
 from taia_hub import cards, hub
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.atomic import write_atomically
@@ -68,8 +70,10 @@ class MadeCard:
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool) -> None:
+def refuse_contradictions(repo: str, *, write: bool, push: bool, check: bool, pr: bool = False) -> None:
     """Refuses words that cannot be followed together, or not for this repository."""
+    if pr and not push:
+        raise ConfigError("--pr says how --push publishes.", "Give both, or leave --pr out.")
     if write + push + check > 1:
         raise ConfigError("--write, --push and --check exclude each other.", "Give one of them.")
     if write and not os.path.isdir(repo):
@@ -85,10 +89,12 @@ def make_card(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    pr: bool = False,
 ) -> MadeCard:
     """Makes the card of a repository again, from its files and with a person's edits; nothing is written.
 
-    The base model's own code runs, where `trust_remote_code` says so, to learn its structure.
+    A plain adapter's own card stays, and gets a section about its modes. The base model's own code runs, where
+    `trust_remote_code` says so, to learn its structure. `pr` says that a pull request shall come of it.
 
     Raises:
         TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
@@ -98,16 +104,32 @@ def make_card(
     found, source, before = _opened(name, revision, access)
     data = _described(found, request, before, access, trust_remote_code)
     data = with_side_files(data, found.config, given.over(SideFiles.of(source.folder)))
-    merged = render_over(
-        data, [before], given=request.given, template=request.template, template_dir=request.template_dir
-    )
+    if found.is_plain:
+        merged = _of_adapter(data, request, before)
+    else:
+        merged = render_over(
+            data, [before], given=request.given, template=request.template, template_dir=request.template_dir
+        )
     named = {RESULTS_FILE: given.results, ANALYSIS_FILE: given.analysis, TRAINING_FILE: given.training, **given.figures}
     files = {path: file for path, file in named.items() if file is not None}
     for path, figure in given.figures.items():  # the same figure as SVG, which says what it shows
         if figure.with_suffix(".svg").is_file():
             files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
     stale = stale_eval_results(eval_results_there(source.folder), data.results)
-    return MadeCard(source, merged.text, before, merged.kept, cards.eval_results_files(data.results), files, stale)
+    scores = cards.eval_results_files(data.results, data.repo_id, source.revision if pr else None)
+    return MadeCard(source, merged.text, before, merged.kept, scores, files, stale)
+
+
+def _of_adapter(data: cards.CardData, request: CardRequest, before: str | None) -> cards.Merged:
+    """Makes a new card for a plain adapter, or adds our section to the one that is there."""
+    if before is None:
+        return cards.merge_cards(None, cards.render_card(data, cards.ADAPTER), given=request.given)
+    if request.given:
+        raise ConfigError(
+            f"'{data.repo_id}' is a plain adapter, whose card keeps its metadata ({', '.join(request.given)}).",
+            "Leave the options for metadata out, or make a repository of it: `taia create BASE ADAPTER`.",
+        )
+    return cards.with_modes(before, cards.render_card(data, cards.ADAPTER))
 
 
 def write_card(made: MadeCard) -> str:
@@ -124,8 +146,8 @@ def write_card(made: MadeCard) -> str:
     return str(folder / hub.CARD)
 
 
-def publish_card(made: MadeCard, commit: hub.Commit) -> str:
-    """Publishes a card and what goes with it on top of the commit that it was made for; returns the new one's address.
+def publish_card(made: MadeCard, commit: hub.Commit) -> CommitInfo:
+    """Publishes a card and what goes with it on top of the commit that it was made for, in one commit.
 
     Raises:
         RepositoryError: If a request fails or the repository changed meanwhile; it is then as it was.
@@ -137,7 +159,13 @@ def publish_card(made: MadeCard, commit: hub.Commit) -> str:
             write_atomically(files[name], text)
         head = hub.Head(made.source.name, made.source.revision)
         commit = dataclasses.replace(commit, message=commit.message or "Update the model card")
-        return str(hub.publish({**files, **dict.fromkeys(made.stale)}, head, commit).commit_url)
+        try:
+            return hub.publish({**files, **dict.fromkeys(made.stale)}, head, commit)
+        except RepositoryError as error:
+            if commit.create_pr or "(403)" not in error.message:
+                raise
+            hint = f"Where it is somebody else's, propose it: `taia card {head.repo_id} --push --pr`. {error.hint}"
+            raise RepositoryError(error.message, hint) from error
 
 
 def link_space(name: str, space_id: str, token: str | bool | None) -> str | None:
@@ -156,7 +184,7 @@ def link_space(name: str, space_id: str, token: str | bool | None) -> str | None
     if text == before:
         return None
     commit = hub.Commit("Link to the Space that compares the modes", token=token)
-    return publish_card(MadeCard(source, text, before, ()), commit)
+    return str(publish_card(MadeCard(source, text, before, ()), commit).commit_url)
 
 
 def check_repository_card(
@@ -169,7 +197,7 @@ def check_repository_card(
 ) -> list[cards.Finding]:
     """Checks every fact on the card of a repository that its files, or those that were given, can confirm."""
     access, given = access or hub.HubAccess(), _given_files(request)
-    found, source, before = _opened(name, revision, access)
+    found, source, before = _opened(name, revision, access, plain=False)
     if before is None:
         raise RepositoryError(f"'{name}' has no {hub.CARD}.", "Make one with `taia card`.")
     data = _described(found, request, before, access, trust_remote_code)
@@ -188,9 +216,11 @@ def check_repository_card(
     return cards.check_card(before, facts)
 
 
-def _opened(name: str, revision: str | None, access: hub.HubAccess) -> tuple[Repository, hub.Source, str | None]:
+def _opened(
+    name: str, revision: str | None, access: hub.HubAccess, *, plain: bool = True
+) -> tuple[Repository, hub.Source, str | None]:
     """Opens a repository with the files that a card is made of; returns also where they are, and the card there."""
-    found = open_repository(name, access, revision=revision, plain=False)
+    found = open_repository(name, access, revision=revision, plain=plain)
     source = hub.Source(name, found.root, found.revision)
     if found.revision is not None:
         source = hub.fetch(name, _FETCHED, revision=found.revision, access=access, what="TAIA repository")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jinja2
 import pytest
 import yaml
-from huggingface_hub import ModelCard, SpaceCard
+from huggingface_hub import ModelCard, SpaceCard, eval_result_entries_to_yaml, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from taia_hub import cards
@@ -214,7 +214,7 @@ def test_other_cards_are_read_by_the_hubs_own_classes():
 def test_registered_benchmarks_get_a_file_of_their_own():
     gsm8k = task("gsm8k", "GSM8K", 1319, metric="exact_match,strict-match", shots=5, path="openai/gsm8k", name="main")
     whole = results(gsm8k, task("svamp", "SVAMP", 10))
-    files = cards.eval_results_files(whole)
+    files = cards.eval_results_files(whole, "org/model-taia")
     assert list(files) == [".eval_results/gsm8k.yaml"]
     entries = yaml.safe_load(files[".eval_results/gsm8k.yaml"])
     score = gsm8k.modes["attention"].scores["exact_match,strict-match"]
@@ -222,8 +222,20 @@ def test_registered_benchmarks_get_a_file_of_their_own():
         "dataset": {"id": "openai/gsm8k", "task_id": "gsm8k", "revision": "d" * 40},
         "value": round(100 * score, 4),
         "date": "2026-11-21",
+        "source": {
+            "url": "https://huggingface.co/org/model-taia/blob/main/taia_results.json",
+            "name": "Scores of every item",
+        },
         "notes": "inference_modules: attention (TAIA: attention updates), 5-shot",
     }
+    read = parse_eval_result_entries(entries)  # as the Hub's own client does
+    assert yaml.safe_load(files[".eval_results/gsm8k.yaml"]) == eval_result_entries_to_yaml(read)
+    asked = cards.eval_results_files(whole, "org/model-taia", "a" * 40)[".eval_results/gsm8k.yaml"]
+    assert yaml.safe_load(asked)[0]["source"]["url"] == f"https://huggingface.co/org/model-taia/tree/{'a' * 40}"
+    assert cards.same_scores(asked, files[".eval_results/gsm8k.yaml"])
+    assert not cards.same_scores(asked.replace("value: ", "value: 1"), asked)
+    for folder in (None, "model-taia"):
+        assert "source" not in cards.eval_results_files(whole, folder)[".eval_results/gsm8k.yaml"]
     assert [entry["notes"].split()[1] for entry in entries] == ["attention", "ffn", "all"]
     assert cards.eval_results_files(dataclasses.replace(whole, settings={"limit": 20})) == {}
     part = results(task("gsm8k", "GSM8K", 20, metric="exact_match,strict-match"))

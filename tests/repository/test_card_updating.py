@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.card_updating import link_space, make_card, write_card
-from tests.card_samples import EVERYTHING, render
+from taia_hub.results import ModelIdentity
+from tests.card_samples import EVERYTHING, RESULTS, render
 
 MARK = "<!-- taia:yours -->"
 
@@ -343,3 +346,124 @@ def test_a_link_to_a_space_keeps_the_comments():
     linked = cards.with_space(text, "own/space")
     assert "# mine: do not touch\n" in card_of(linked)[1]
     assert yaml.safe_load(card_of(linked)[1])["taia_space"] == "own/space"
+
+
+# The card of a plain adapter
+
+THEIRS = "---\nlicense: mit\ntags:\n- peft\n---\n# My adapter\n\nMine, and `mine`.\n\n## How I made it\n\nBy hand.\n"
+
+
+@pytest.fixture
+def lora(online, repo_id):
+    """Somebody's adapter on the Hub, with a card of its own."""
+    online.push_adapter(repo_id)
+    online.api.upload_file(path_or_fileobj=THEIRS.encode(), path_in_repo="README.md", repo_id=repo_id)
+    online.hub.requests.clear()
+    return repo_id
+
+
+def taia(*words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return ended.value.code or 0
+
+
+def results_of(name, base, base_sha):
+    sha = hub.sha256(Path(hf_hub_download(name, "adapter_model.safetensors")))
+    model = ModelIdentity(name, None, base, base_sha, sha, "float32")
+    return dataclasses.replace(RESULTS, model=model)
+
+
+def test_a_plain_adapters_card_gets_a_section_and_stays(online, lora, capsys, clean_process):
+    assert taia("card", lora) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(THEIRS)
+    section = said.removeprefix(THEIRS)
+    assert section.startswith("\n## Modes (TAIA)\n")
+    assert "| `attention` | attention | TAIA |" in section
+    assert "| adapted modules | 8 | 6 |" in section
+    assert not online.commits()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    ran = clean_process(f"{code}\nprint(model.inference_modules, type(tokenizer).__name__)")
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.startswith("all ")
+
+
+def test_a_pull_request_brings_card_results_and_figures_in_one_commit(online, lora, tmp_path, capsys):
+    results_of(lora, online.base, online.base_sha).save(tmp_path / "results.json")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "scores.png").write_bytes(b"\x89PNG")
+    before = online.api.model_info(lora).sha
+    words = ["--results", tmp_path / "results.json", "--figures", tmp_path / "figures"]
+    online.hub.requests.clear()
+    assert taia("card", lora, "--push", "--pr", "--yes", *words) == 0
+    assert f"Proposed {online.hub.endpoint}/{lora}/discussions/1 (commit http" in capsys.readouterr().out
+    assert len(online.commits()) == 1
+    assert online.api.model_info(lora).sha == before  # main is as it was
+    files = online.api.list_repo_files(lora, revision="refs/pr/1")
+    assert {"taia_results.json", "figures/scores.png"} <= set(files)
+    text = Path(hf_hub_download(lora, "README.md", revision="refs/pr/1")).read_text()
+    assert text.startswith(THEIRS)
+    assert "### Results" in text
+    assert "#### By part" in text
+    assert "](figures/scores.png)" in text
+    assert not re.search(r"^## (?!Modes|How I)", text, re.MULTILINE)
+    # as one who may write there: the same again changes nothing, and other results replace the section
+    assert taia("card", lora, "--push", "--yes", *words) == 0
+    assert Path(hf_hub_download(lora, "README.md")).read_text() == text
+    assert f"Published {online.hub.endpoint}/{lora} (commit http" in capsys.readouterr().out
+    assert taia("card", lora, "--push", "--yes") == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_what_its_author_does_to_the_section_stays(lora, online, capsys):
+    made = make_card(lora, CardRequest())
+    later = made.text + "\n## More of mine\n\nText.\n"
+    new = cards.render_card(dataclasses.replace(EVERYTHING, repo_id=lora), cards.ADAPTER)
+    merged = cards.with_modes(later, new).text
+    assert merged.startswith(THEIRS)
+    assert merged.endswith("\n## More of mine\n\nText.\n")
+    assert "### Results" in merged
+    assert cards.with_modes(merged, new).text == merged
+    edited = later.replace("| mode | updates", "| my mode | updates")
+    kept = cards.with_modes(edited, new)
+    assert kept.text == edited
+    assert kept.kept == ("section 'Modes (TAIA)' stays as you changed it; delete it to get the generated one",)
+    last = "| `none` | none | the base model |"
+    yours = later.replace(last, f"{last}\n\n{MARK}\nMy.\n<!-- /taia:yours -->")
+    assert "My." in cards.with_modes(yours, new).text
+    windows = cards.with_modes(later.replace("\n", "\r\n"), new).text
+    assert windows.replace("\r\n", "\n") == merged
+    assert "\n" not in windows.replace("\r\n", "")
+    bare = re.sub(r"<!-- taia:modes-taia .*-->\n", "", later)
+    assert cards.with_modes(bare, new).text == bare
+
+
+def test_metadata_of_somebodys_adapter_is_not_touched(lora, capsys):
+    assert taia("card", lora, "--license", "apache-2.0") == 1
+    assert "keeps its metadata (license)" in capsys.readouterr().err
+
+
+def test_an_adapter_without_a_card_gets_one(online, tmp_path, capsys):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(hf_hub_download(online.adapter, name), tmp_path)
+    assert taia("card", tmp_path, "--write", "--yes", "--repo-id", "org/lora", "--tag", "mine") == 0
+    text = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(card_of(text)[1])
+    assert (metadata["library_name"], metadata["base_model"]) == ("peft", online.base)
+    assert "mine" in metadata["tags"]
+    assert "# org/lora\n" in text
+    assert 'TAIAForCausalLM.from_pretrained("org/lora")' in text
+    assert taia("card", tmp_path, "--write") == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_who_may_not_write_is_told_of_pull_requests(lora, online, capsys):
+    online.hub.fail = lambda method, path: 403 if path.endswith("/commit/main") else None
+    try:
+        assert taia("card", lora, "--push", "--yes") == 1
+    finally:
+        online.hub.fail = None
+    assert f"`taia card {lora} --push --pr`" in capsys.readouterr().err
+    assert taia("card", lora, "--pr") == 1
+    assert "--pr says how --push publishes" in capsys.readouterr().err
