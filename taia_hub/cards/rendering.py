@@ -17,6 +17,7 @@ from taia_hub.cards import escaping, linking, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.tables import MODE_WORDS
+from taia_hub.common.installing import install_command
 from taia_hub.common.shipped import shipped
 from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.config import PAPER
@@ -113,7 +114,7 @@ def _environment(template_dir: Path | None, own: Path) -> jinja2.Environment:
 
 def _context(data: Any) -> dict[str, Any]:
     """Computes what the templates show, so that they hold words and no logic."""
-    context: dict[str, Any] = {"paper": PAPER, "modes": MODES, "mode_words": MODE_WORDS}
+    context: dict[str, Any] = {"paper": PAPER, "modes": MODES, "mode_words": MODE_WORDS, "install": install_command()}
     if isinstance(data, (MergedCardData, SpaceCardData)):
         return context
     results = data.results

@@ -26,7 +26,14 @@ def serve_model(
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ENGINE FLAGS]", help="Further flags, passed on to the engine.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="vllm, sglang, llama.cpp or transformers.", show_default=False)] = ...,  # type: ignore[assignment]
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="vllm, sglang, llama.cpp or transformers; by default the first that is installed, llama.cpp with "
+            "--gguf.",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[list[str] | None, modes("the repository's own")] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the model; requests ask for NAME:MODE.", show_default=False)
@@ -61,18 +68,19 @@ def serve_model(
 
     taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
     """
-    from taia_hub.serving import check_startable, find_engine, plan_serving, run
+    from taia_hub.serving import check_gguf, check_startable, choose_engine, find_engine, plan_serving, run
 
-    found = find_engine(engine)
+    found = choose_engine(gguf) if engine is None else find_engine(engine)
+    check_gguf(found, gguf)
     if not print_only:
         check_startable(found, fields["host"], fields["port"], fields["nodes"])
     fields |= {"name": name, "out": out, "gguf": gguf, "extra": flags or ()}
     with progress() as bars:
-        plan = plan_serving(repo, engine, mode or (), progress=bars, **fields)
+        plan = plan_serving(repo, found.name, mode or (), progress=bars, **fields)
     if print_only:
         for command in plan.commands:
             command.write_files()
         typer.echo(plan.text())
         return
-    typer.echo(f"Models at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
+    typer.echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     raise typer.Exit(run(plan.commands[-1]))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from taia_hub.common.installing import extra_command
 from taia_hub.errors import MissingDependencyError
 
 
@@ -34,7 +35,7 @@ def import_or_raise(module: str, extra: str, feature: str) -> ModuleType:
     except ModuleNotFoundError as e:
         raise MissingDependencyError(
             f"{feature} needs the module '{e.name}', which is not installed.",
-            hint=f'Install it with: pip install "taia-hub[{extra}]"',
+            hint=f"Install it with: {extra_command(extra)}",
         ) from e
 
 

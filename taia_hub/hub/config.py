@@ -137,7 +137,7 @@ def _check_update(update: Any) -> None:
     if update.get("kind") not in tuple(KINDS):
         raise ConfigError(
             f"update.kind is {update.get('kind')!r}; this version of taia_hub reads {', '.join(KINDS)}.",
-            "Upgrade with `pip install -U taia-hub`, or repair config.json.",
+            "Upgrade taia-hub to its newest version, or repair config.json.",
         )
     path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
     if not isinstance(path, str) or (path and not _FOLDER.fullmatch(path)):

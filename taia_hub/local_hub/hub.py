@@ -28,7 +28,7 @@ class LocalHub:
     """A Hub on this machine, kept in a folder, for work offline, classrooms and tests.
 
     huggingface_hub, transformers, PEFT and datasets use it as they use the Hub, once `HF_ENDPOINT` names it.
-    Only this machine reaches it. Needs `pip install "taia-hub[demo]"`.
+    Only this machine reaches it. Needs the extra `demo`.
 
     Args:
         folder: Where repositories are kept; made when it does not exist, found again at the next start.

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
+from taia_hub.common.installing import install_command
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.hub.config import MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
@@ -40,7 +41,14 @@ _OTHER_MODELS = {
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 }
-_STUB = '"""Loads the classes of taia-hub (pip install taia-hub) for `trust_remote_code=True`."""\n\n'
+# within `try`: what is missing outside of it, transformers would say is a package of an index
+_STUB = '''"""Loads the classes of taia-hub for `trust_remote_code=True`."""
+
+try:
+    from taia_hub import {classes}  # noqa: F401
+except ImportError as error:
+    raise ImportError({needs!r}) from error
+'''
 
 
 def save(
@@ -261,7 +269,8 @@ def _write_files(
     if generation is not None:
         generation.save_pretrained(folder)
     for name, classes in STUBS.items():
-        (folder / name).write_text(f"{_STUB}from taia_hub import {', '.join(classes)}  # noqa: F401\n")
+        needs = f"This model is loaded by taia-hub. {install_command()}"
+        (folder / name).write_text(_STUB.format(classes=", ".join(classes), needs=needs))
     if extra_files is not None:
         extra_files(folder)
     return config

@@ -15,10 +15,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from taia_hub.engines import Command, Engine
+from taia_hub.common.installing import extra_command
+from taia_hub.engines import ENGINES, Command, Engine
 from taia_hub.errors import ConfigError, MissingDependencyError
 
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def choose_engine(gguf: str | os.PathLike[str] | None) -> Engine:
+    """Chooses the engine where none was named: llama.cpp for a GGUF, else the first of `ENGINES` that is installed.
+
+    Raises:
+        MissingDependencyError: If none is.
+    """
+    for engine in ENGINES.values():
+        if (engine.needs == "gguf") if gguf is not None else (engine.needs != "gguf" and not _missing(engine)):
+            return engine
+    raise MissingDependencyError(
+        "No engine is installed here, and none was named.",
+        f"transformers and llama.cpp come by {extra_command('serve')}   For a GPU install vllm or sglang as their own "
+        "pages say; or name one with --engine and add --print.",
+    )
 
 
 def check_startable(engine: Engine, host: str, port: int, nodes: int) -> None:
@@ -38,12 +55,15 @@ def check_installed(engine: Engine) -> None:
     Raises:
         MissingDependencyError: If it, or a module that its server needs, is not installed.
     """
-    missing = [name for name in engine.modules if not _is_importable(name)]
-    if missing:
+    if missing := _missing(engine):
         raise MissingDependencyError(
             f"The engine '{engine.name}' is not installed here: there is no module '{missing[0]}'.",
             f"Install it with: {engine.install}   or add --print, and run the command where it is installed.",
         )
+
+
+def _missing(engine: Engine) -> list[str]:
+    return [name for name in engine.modules if not _is_importable(name)]
 
 
 def check_port(host: str, port: int) -> None:
@@ -86,9 +106,11 @@ def start(command: Command) -> subprocess.Popen[bytes]:
 
 
 def run(command: Command) -> int:
-    """Runs a command until it ends, with its output; Ctrl-C and SIGTERM are passed on to it, once.
+    """Runs a command until it ends, with its output; at Ctrl-C or SIGTERM it is asked to end, by SIGTERM.
 
-    Returns its exit code; 128 and the signal's number where a signal ended it.
+    At SIGINT some servers would say that they were aborted. A second signal is passed on as it is: most end at once
+    then. Returns the command's exit code; 0 where it ended by the signal that asked it to, 128 and the signal's number
+    where another one ended it.
 
     Raises:
         MissingDependencyError: If the program is not there.
@@ -98,25 +120,26 @@ def run(command: Command) -> int:
         >>> run(Command((("python", "-c", "raise SystemExit(3)"),)))
         3
     """
-    received: list[int] = []  # before there is a process to pass them on to
+    received: list[int] = []
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if child is None:
-            received.append(number)
-        else:
-            child.send_signal(number)
+        received.append(number)
+        if child is not None:
+            child.send_signal(number if received[1:] else signal.SIGTERM)
 
     with _handled(pass_on):
         child = start(command)
         try:
-            for number in received:
-                child.send_signal(number)
+            if received:  # before there was a process to ask
+                child.terminate()
             code = child.wait()
         finally:
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+    if received and -code in (signal.SIGTERM, *received):
+        return 0
     return 128 - code if code < 0 else code
 
 

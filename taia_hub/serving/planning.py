@@ -136,7 +136,7 @@ def plan_serving(
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
         modes=tuple(ServedMode(setting.slug) for setting in settings),
-        gguf=_gguf(found, gguf),
+        gguf=check_gguf(found, gguf),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
         host=host,
@@ -186,7 +186,12 @@ def _name(name: str | None, repo: str) -> str:
     return name
 
 
-def _gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> Path | None:
+def check_gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> Path | None:
+    """Checks that a GGUF file is given where an engine needs one, and returns its path.
+
+    Raises:
+        ConfigError: If it is missing, no file or no GGUF, or the engine needs none.
+    """
     if engine.needs != "gguf":
         if gguf is not None:
             raise ConfigError(f"--gguf has no meaning with --engine {engine.name}.", "Leave it out.")
@@ -195,5 +200,9 @@ def _gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> Path | None:
         raise ConfigError("llama.cpp needs the base model as GGUF.", f"Give it with --gguf FILE. {HOW_TO_GET_A_GGUF}")
     path = Path(gguf).absolute()
     if not path.is_file():
-        raise ConfigError(f"There is no GGUF file '{gguf}'.", f"{HOW_TO_GET_A_GGUF}")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.", HOW_TO_GET_A_GGUF)
+    with hub.disk_errors(path), path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ConfigError(f"'{gguf}' is no GGUF file.", HOW_TO_GET_A_GGUF)
     return path

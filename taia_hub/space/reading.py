@@ -10,6 +10,7 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub._version import __version__
+from taia_hub.common.installing import extra_command
 from taia_hub.errors import ConfigError, MissingDependencyError
 from taia_hub.repository.reading import check_publishable
 from taia_hub.repository.update_files import open_repository
@@ -82,7 +83,7 @@ def installed_versions() -> dict[str, str]:
     if "gradio" not in found:
         raise MissingDependencyError(
             "A Space names the version of Gradio that it runs on, and Gradio is not installed.",
-            'Install it with: pip install "taia-hub[space]"',
+            f"Install it with: {extra_command('space')}",
         )
     return found
 

@@ -88,7 +88,7 @@ LIES = [
     ('CausalLM.from_pretrained("org/model-taia")', 'CausalLM.from_pretrained("org/x")'),
     ('model="org/model-taia"', 'model="org/x"'),
     ('model.inference_modules = "all"  # the vanilla', 'model.inference_modules = "ffn"  # the vanilla'),
-    ("pip install taia-hub", "pip install evil"),
+    ("pip install .", "pip install evil"),
     ("vllm serve org/base", "vllm serve evil/base"),
     ("hf download org/model-taia", "hf download evil/model"),
     ("by default `attention`", "by default `all`"),

@@ -20,8 +20,19 @@ from typer.testing import CliRunner
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.cli.serving import serve_model
+from taia_hub.engines.llamacpp_front import make_params
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
-from taia_hub.serving import ENGINES, Command, Order, ServedMode, check_installed, check_port, plan_serving, run
+from taia_hub.serving import (
+    ENGINES,
+    Command,
+    Order,
+    ServedMode,
+    check_installed,
+    check_port,
+    choose_engine,
+    plan_serving,
+    run,
+)
 from taia_hub.serving.memory import (
     _size,
     kv_bytes,
@@ -145,57 +156,82 @@ def test_sglang_on_several_machines():
         shown("sglang", nodes=2, head="h", tensor_parallel=3)
 
 
-def test_llama_cpp_has_an_entry_a_mode():
+def test_llama_cpp_has_a_file_with_the_loras_of_each_model():
     modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
-    asked = order(modes=modes, gguf=Path("/b.gguf"), folder=Path("/out"), extra=("--n_ctx", "4096", "--chat_format=x"))
+    own = ("--n_ctx", "4096", "--chat-template=x y", "--api-keys", "123", "--ssl-keyfile=k")
+    asked = order(modes=modes, gguf=Path("/b.gguf"), folder=Path("/out"), extra=own)
     (command,) = ENGINES["llama.cpp"].commands(asked)
     ((path, text),) = command.files.items()
-    assert command.shell() == f"python -m llama_cpp.server \\\n    --config_file {path}"
+    assert command.shell() == f"python -m taia_hub.engines.llamacpp_front \\\n    {path}"
     assert path.parent == Path("/out")
     (other,) = ENGINES["llama.cpp"].commands(dataclasses.replace(asked, port=8001))
     assert path not in other.files  # two servers of one folder do not share a file
-    described = json.loads(text)
-    assert (described["host"], described["port"]) == ("127.0.0.1", 8000)
-    first, second = described["models"]
-    assert first == {
-        "model": "/b.gguf",
-        "model_alias": "model:attention",
-        "lora_path": "/m/a.gguf",
-        "n_ctx": 4096,
-        "chat_format": "x",
-        "n_gpu_layers": -1,
-        "logits_all": False,
-        "verbose": False,
+    assert json.loads(text) == {
+        "host": "127.0.0.1",
+        "port": 8000,
+        "base": "/b.gguf",
+        "models": {"model:attention": {"/m/a.gguf": 1.0}, "model:none": {}},
+        "settings": {"n_ctx": "4096", "chat_template": "x y", "api_keys": "123"},
+        "front": {"ssl_keyfile": "k"},
     }
-    assert second["model_alias"] == "model:none"
-    assert "lora_path" not in second
-    with pytest.raises(ConfigError, match="'--n_ctx' is no flag with a value"):
-        ENGINES["llama.cpp"].commands(order(extra=("--n_ctx",), gguf=Path("/b.gguf")))
+    with pytest.raises(ConfigError, match="'--n-ctx' is no flag with a value"):
+        ENGINES["llama.cpp"].commands(order(extra=("--n-ctx",), gguf=Path("/b.gguf")))
 
 
-def test_llama_cpps_entries_are_what_its_server_reads():
-    settings = pytest.importorskip("llama_cpp.server.settings")
-    modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
-    (command,) = ENGINES["llama.cpp"].commands(order(modes=modes, gguf=Path("/b.gguf")))
-    (text,) = command.files.values()
-    read = settings.ConfigFileSettings.model_validate_json(text)
-    assert [model.model_alias for model in read.models] == ["model:attention", "model:none"]
-    own = ("--api_key", "123", "--ssl-keyfile=k", "--interrupt_requests", "false")
-    (command,) = ENGINES["llama.cpp"].commands(order(modes=modes, gguf=Path("/b.gguf"), extra=own))
-    read = settings.ConfigFileSettings.model_validate_json(*command.files.values())
-    assert (read.api_key, read.ssl_keyfile, read.interrupt_requests) == ("123", "k", False)
-    known = set(settings.ModelSettings.model_fields)
-    assert all(set(entry) <= known for entry in json.loads(text)["models"])
+def test_llama_cpps_flags_are_its_parameters():
+    pytest.importorskip("xllamacpp")
+    texts = {
+        "n_ctx": "4096",
+        "cpuparams.n_threads": "2",
+        "sampling.temp": "0.5",
+        "flash_attn_type": "disabled",
+        "cache_type_k": "q8_0",
+        "cache_type_v": "0",
+        "api_keys": "123",
+        "tensor_split": "[1, 3]",
+        "warmup": "false",
+        "chat_template": "7",
+    }
+    params = make_params(texts)
+    assert (params.n_ctx, params.cpuparams.n_threads, params.sampling.temp) == (4096, 2, 0.5)
+    assert (params.flash_attn_type.value, params.cache_type_k.value, params.cache_type_v.value) == (0, 8, 0)
+    assert (params.api_keys, list(params.tensor_split)[:2], params.warmup) == (["123"], [1, 3], False)
+    assert params.chat_template == "7"
+    assert make_params({"cache_ram_mib": "9"}).cache_ram_mib == 0  # one mode's prompts are never another's
+    for name, text, message in (
+        ("n_ctxx", "1", "no parameter 'n_ctxx'. Did you mean 'n_ctx'"),
+        ("n_threads", "1", "no parameter 'n_threads'. Did you mean 'cpuparams.n_threads'"),
+        ("n_ctx", "many", "'many' is no value of llama.cpp's parameter 'n_ctx'"),
+        ("n_ctx", "1.5", "'1.5' is no value"),
+        ("cpuparams", "1", "no parameter 'cpuparams'"),
+        ("cache_type_k", "f33", "'f33' is no value"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ENGINES["llama.cpp"].commands(order(gguf=Path("/b.gguf"), extra=(f"--{name}", text)))
 
 
 def test_transformers_is_pinned_to_a_single_mode():
     one = order(modes=MODES[:1], folder=Path("/out dir/merged"))
     (command,) = ENGINES["transformers"].commands(one)
+    cache = command.environment["HF_HUB_CACHE"]
+    assert Path(cache).parent == Path("/out dir/merged")
     assert command.shell().replace(" \\\n    ", " ") == (
-        "cd '/out dir/merged' && HF_HUB_OFFLINE=1 transformers serve model:attention --host 127.0.0.1 --port 8000"
+        f"cd '/out dir/merged' && HF_HUB_OFFLINE=1 HF_HUB_CACHE='{cache}' "
+        "transformers serve model:attention --host 127.0.0.1 --port 8000"
     )
     (command,) = ENGINES["transformers"].commands(order())
     assert command.words[:3] == ("transformers", "serve", "--host")
+    (command,) = ENGINES["transformers"].commands(order(trust_remote_code=True))
+    assert "HF_HUB_CACHE" not in command.environment  # a model's own code is looked for there
+
+
+def test_transformers_lists_the_modes_and_nothing_else(tmp_path):
+    serving = pytest.importorskip("transformers.cli.serving.model_manager")
+    for modes in (MODES, MODES[:1]):  # the second is a start of the same folder later on
+        (command,) = ENGINES["transformers"].commands(order(modes=modes, folder=tmp_path))
+        command.write_files()
+        listed = serving.ModelManager.get_gen_models(command.environment["HF_HUB_CACHE"])
+        assert {one["id"] for one in listed} == {f"model:{mode.label}" for mode in modes}
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
@@ -230,7 +266,9 @@ def test_flags_that_are_set_already_are_refused(engine):
         ("vllm", "--trust_remote_code"),
         ("sglang", "--lora_paths=x"),
         ("sglang", "--dp"),
-        ("llama.cpp", "--lora-path"),
+        ("llama.cpp", "--lora-adapters"),
+        ("llama.cpp", "--model.path"),
+        ("llama.cpp", "--cache_ram_mib"),
         ("llama.cpp", "--model-alias"),
         ("llama.cpp", "--model_alias"),
         ("transformers", "--trust_remote_code"),
@@ -445,8 +483,15 @@ def test_a_gguf_is_asked_for_where_it_is_needed(repository, tmp_path):
         plan_serving(repository, "llama.cpp", out=tmp_path)
     assert "--gguf FILE" in caught.value.hint
     assert "convert_hf_to_gguf.py" in caught.value.hint
-    with pytest.raises(ConfigError, match=r"There is no GGUF file"):
-        plan_serving(repository, "llama.cpp", out=tmp_path, gguf=tmp_path / "missing.gguf")
+    mine = tmp_path / "a folder"
+    for path, message in (
+        (tmp_path / "missing.gguf", "There is no GGUF file .* is not there"),
+        (repository, "There is no GGUF file .* is a folder"),
+        (repository / "config.json", "is no GGUF file"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            plan_serving(repository, "llama.cpp", out=mine, gguf=path)
+        assert "convert_hf_to_gguf.py" in caught.value.hint
     with pytest.raises(ConfigError, match="--gguf has no meaning with --engine vllm"):
         plan_serving(repository, "vllm", out=tmp_path, gguf="x.gguf")
     assert list(tmp_path.iterdir()) == []
@@ -461,15 +506,33 @@ def test_impossible_orders_are_refused_before_the_work(repository, tmp_path):
 def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     from taia_hub.serving import launching
 
-    monkeypatch.setattr(launching, "_is_importable", lambda name: name not in ("vllm", "sse_starlette"))
+    monkeypatch.setattr(launching, "_is_importable", lambda name: name not in ("vllm", "httpx"))
     with pytest.raises(MissingDependencyError, match=r"'vllm' is not installed here") as caught:
         check_installed(ENGINES["vllm"])
     assert "pip install vllm" in caught.value.hint
     assert "--print" in caught.value.hint
-    with pytest.raises(MissingDependencyError, match="no module 'sse_starlette'") as caught:
+    with pytest.raises(MissingDependencyError, match="no module 'httpx'") as caught:
         check_installed(ENGINES["llama.cpp"])
-    assert "llama-cpp-python[server]" in caught.value.hint
+    assert "[serve]" in caught.value.hint
     check_installed(ENGINES["transformers"])
+
+
+def test_the_engine_that_is_there_is_taken(monkeypatch):
+    from taia_hub.serving import launching
+
+    there = {"vllm", "sglang", *ENGINES["transformers"].modules}
+    monkeypatch.setattr(launching, "_is_importable", there.__contains__)
+    assert choose_engine(None).name == "vllm"
+    assert choose_engine("base.gguf").name == "llama.cpp"  # named by what it is served from, there or not
+    there -= {"vllm"}
+    assert choose_engine(None).name == "sglang"
+    there -= {"sglang"}
+    assert choose_engine(None).name == "transformers"
+    there.clear()
+    with pytest.raises(MissingDependencyError, match="No engine is installed here") as caught:
+        choose_engine(None)
+    assert "[serve]" in caught.value.hint
+    assert "--engine" in caught.value.hint
 
 
 def test_a_port_in_use_is_an_error():
@@ -504,27 +567,40 @@ def test_a_command_runs_with_its_files_and_variables(tmp_path, monkeypatch, capf
         run(Command((("no-such-engine",),)))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signals_are_passed_on_and_the_exit_code_comes_back(tmp_path, name):
+WAITS = (
+    "import os, pathlib, signal, sys, time\n"
+    "{handlers}\n"
+    "path = pathlib.Path('ready')\n"
+    "path.with_suffix('.new').write_text(str(os.getpid()))\n"
+    "path.with_suffix('.new').rename(path)\n"
+    "signal.alarm(60)\n"
+    "while True: signal.pause()\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "handlers", "after", "code"),
+    [
+        ("SIGTERM", "", 1, 0),
+        # it ends by SIGTERM, and not by Ctrl-C, which some call an abort
+        ("SIGINT", "signal.signal(signal.SIGINT, lambda *_: sys.exit(1))", 1, 0),
+        ("SIGINT", "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))", 1, 7),
+        # it takes its time: a second Ctrl-C reaches it
+        ("SIGINT", "signal.signal(signal.SIGTERM, lambda *_: pathlib.Path('asked').touch())", 2, 0),
+    ],
+)
+def test_a_signal_asks_a_server_to_end(tmp_path, name, handlers, after, code):
     number, ready = getattr(signal, name), tmp_path / "ready"
-    code = (
-        "import os, pathlib, signal, sys\n"
-        f"signal.signal(signal.{name}, lambda *_: sys.exit(7))\n"
-        "path = pathlib.Path('ready')\n"
-        "path.with_suffix('.new').write_text(str(os.getpid()))\n"
-        "path.with_suffix('.new').rename(path)\n"
-        "signal.alarm(60)\n"
-        "signal.pause()\n"
-    )
 
     def send():  # while `run` waits, its handlers stand in for those of the tests
-        while not ready.exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), number)
+        for path in (ready, tmp_path / "asked")[:after]:
+            while not path.exists():
+                time.sleep(0.02)
+            os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
     threading.Thread(target=send, daemon=True).start()
-    assert run(Command((("python", "-c", code),), folder=tmp_path)) == 7
+    assert run(Command((("python", "-c", WAITS.format(handlers=handlers)),), folder=tmp_path)) == code
     assert signal.getsignal(number) is before
     with pytest.raises(ProcessLookupError):
         os.kill(int(ready.read_text()), 0)
@@ -568,7 +644,22 @@ def test_print_writes_what_the_command_reads(taia_serve, repository, tmp_path):
     (path,) = (tmp_path / "o").glob("llama_cpp_server-*.json")
     assert path.name in result.stdout
     described = json.loads(path.read_text())
-    assert [Path(entry["model"]) for entry in described["models"]] == [base, base]
+    assert Path(described["base"]) == base
+    ((attention, lora), none) = described["models"].items()
+    assert (attention, none) == ("pico-taia:attention", ("pico-taia:none", {}))
+    assert [Path(file).is_file() for file in lora] == [True]
+
+
+def test_a_gguf_is_looked_at_before_anything_else(taia_serve, repository, tmp_path, monkeypatch):
+    """Who has to install an engine first learns at once that the file is not there."""
+    from taia_hub.serving import launching
+
+    monkeypatch.setattr(launching, "_is_importable", lambda name: False)
+    for words in ((), ("--engine", "llama.cpp")):
+        result = taia_serve(repository, *words, "--gguf", tmp_path / "base.gguf")
+        assert "There is no GGUF file" in str(result.exception)
+    assert "GGUF" in str(taia_serve(repository, "--engine", "llama.cpp").exception)
+    assert "No engine is installed" in str(taia_serve(repository).exception)
 
 
 def test_the_memory_of_what_is_served_is_printed(taia_serve, repository, pico, tmp_path):

@@ -729,7 +729,7 @@ def test_without_gradio_it_is_said_how_to_get_it(online, space, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", hidden)
     with pytest.raises(MissingDependencyError, match="Gradio is not installed") as caught:
         create_space(online.taia, space_id=space)
-    assert "taia-hub[space]" in caught.value.hint
+    assert "[space]" in caught.value.hint
 
 
 def test_a_private_model_is_not_loaded_beforehand_and_needs_a_token(online, repo, space):

@@ -1,0 +1,230 @@
+"""llama.cpp's own server, with a name of a model for each mode: `python -m taia_hub.engines.llamacpp_front FILE`.
+
+The server, as xllamacpp carries it, holds one base and all LoRAs, and takes their scales with each request. This front
+puts the scales of the mode that a request names into it, and passes on what comes and goes. Where llama.cpp would take
+another mode in silence, there is no passing: what generates without reading scales, and what keeps keys and values of
+a prompt without asking which LoRA made them, is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from taia_hub.common.imports import import_or_raise
+from taia_hub.errors import ConfigError, TAIAError, closest
+
+_GENERATE = ("chat/completions", "completions", "responses")
+GENERATING = (*(f"/v1/{name}" for name in _GENERATE), *(f"/{name}" for name in _GENERATE), "/completion", "/infill")
+"""What reads the scales of a request. `/v1/messages` loses them, embeddings and reranking never look."""
+MODELESS = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
+"""What else may be posted: no mode answers it differently."""
+_FIXED = {
+    # Prompts of one mode would be taken for another's: entries are found by their tokens alone.
+    "cache_ram_mib": 0,
+    "port": 0,  # any that is free
+    "hostnames": ["127.0.0.1"],
+}
+_DEFAULTS = {"n_parallel": 4, "kv_unified": True, "verbosity": 1}  # as llama-server takes them; errors alone
+
+
+def make_params(settings: Mapping[str, str]) -> Any:
+    """Makes llama.cpp's parameters from names and texts, such as `{"n_ctx": "4096", "cpuparams.n_threads": "2"}`.
+
+    Raises:
+        ConfigError: If a name is none of `xllamacpp.CommonParams`, or a text is no value of it.
+        MissingDependencyError: If xllamacpp is not installed.
+    """
+    params = import_or_raise("xllamacpp", extra="serve", feature="llama.cpp").CommonParams()
+    for name, value in _DEFAULTS.items():
+        setattr(params, name, value)
+    known = _names(params)
+    for name, text in settings.items():
+        if name not in known:
+            inner = next((one for one in known if one.endswith(f".{name}")), None)
+            raise ConfigError(
+                f"llama.cpp has no parameter '{name}'.{closest(inner or name, known)}",
+                "Flags are the names of xllamacpp.CommonParams, as in -- --n-ctx 4096 --cpuparams.n-threads 2.",
+            )
+        group, _, last = name.rpartition(".")
+        place = getattr(params, group) if group else params
+        try:
+            setattr(place, last, _value(text, getattr(place, last)))
+        except (TypeError, ValueError, OverflowError, AssertionError) as error:
+            kind = type(getattr(place, last))
+            said = f"one of {', '.join(kind.__members__)}" if issubclass(kind, Enum) else f"of type {kind.__name__}"
+            raise ConfigError(f"'{text}' is no value of llama.cpp's parameter '{name}'.", f"It is {said}.") from error
+    for name, value in _FIXED.items():
+        setattr(params, name, value)
+    return params
+
+
+def _names(params: Any) -> list[str]:
+    """Lists what can be set, that of groups as `group.name`."""
+    names = []
+    for name in (one for one in dir(params) if not one.startswith("_")):
+        value = getattr(params, name)
+        inner = type(value).__module__ == type(params).__module__ and not isinstance(value, Enum)
+        names += [f"{name}.{one}" for one in dir(value) if not one.startswith("_")] if inner else [name]
+    return names
+
+
+def _value(text: str, present: Any) -> Any:
+    """Reads a text as a value of the type of the present one; that of an enumeration by the end of its name."""
+    if isinstance(present, str):
+        return text  # a key of digits stays one
+    if isinstance(present, Enum):
+        end = f"_{text.lower().replace('-', '_')}"
+        ends = (one for name, one in type(present).__members__.items() if name.lower().endswith(end))
+        return type(present)(int(text)) if text.lstrip("-").isdecimal() else next(ends, text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if isinstance(present, list):  # some have a length, as that of a number a device
+        value = value if isinstance(value, list) else [text]
+        value += present[len(value) :]
+    return value
+
+
+def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: str) -> Any:
+    """Makes the front of a server.
+
+    Args:
+        address: Where the server is, such as `"http://127.0.0.1:41234"`.
+        models: Name of each model to the scale of every LoRA; the first is taken where a request names none.
+        alias: What the server calls its model, in place of which an answer carries the name that was asked for.
+
+    Returns:
+        The Starlette application.
+    """
+    import httpx
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    client = httpx.AsyncClient(base_url=address, timeout=None, trust_env=False)
+
+    def refuse(status: int, message: str, code: str) -> Response:
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        return JSONResponse({"error": error}, status)
+
+    async def listed(request: Request) -> Response:
+        answer = await client.get(request.url.path, headers=_without(request.headers, "host"))
+        if not answer.is_success:
+            return Response(answer.content, answer.status_code, _without(answer.headers, *_HOP))
+        body = answer.json()
+        for key in ("data", "models"):
+            own = json.dumps(body[key][0])
+            body[key] = [json.loads(own.replace(json.dumps(alias), json.dumps(name))) for name in models]
+        return JSONResponse(body, headers=_without(answer.headers, *_HOP))
+
+    async def passed_on(request: Request) -> Response:
+        path, body, name = request.url.path, await request.body(), alias
+        headers = _without(request.headers, "host", "content-length")
+        if request.method == "POST" and path in GENERATING:
+            asked = None
+            with contextlib.suppress(ValueError):
+                asked = json.loads(body)
+            if not isinstance(asked, dict):
+                return refuse(400, "The body of a request is a JSON object.", "invalid_json")
+            name = asked.get("model") or next(iter(models))
+            if not isinstance(name, str) or name not in models:
+                there = ", ".join(models)
+                return refuse(404, f"There is no model '{name}' here. The models are: {there}.", "model_not_found")
+            body = json.dumps({**asked, "lora": models[name]}).encode()
+            headers = _without(headers, "accept-encoding")
+        elif request.method not in ("GET", "HEAD", "OPTIONS") and path not in MODELESS:
+            there = ", ".join((*GENERATING[: len(_GENERATE)], *MODELESS))
+            return refuse(404, f"{path} knows no modes, and is not served. Post to one of {there}.", "not_served")
+        sent = client.build_request(request.method, path, params=request.query_params, headers=headers, content=body)
+        sending = asyncio.ensure_future(client.send(sent, stream=True))
+        gone = asyncio.ensure_future(request.receive())  # after the body comes nothing but the end of the connection
+        await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not sending.done():
+            sending.cancel()  # llama.cpp stops then
+            return Response(status_code=499)
+        gone.cancel()
+        try:
+            answer = sending.result()
+        except httpx.TransportError as error:
+            return refuse(502, f"llama.cpp does not answer: {error}.", "no_answer")
+        return StreamingResponse(
+            _renamed(answer, _field(alias), _field(name)), answer.status_code, _without(answer.headers, *_HOP)
+        )
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+    models_routes = [Route(path, listed) for path in ("/v1/models", "/models")]
+    return Starlette(routes=[*models_routes, Route("/{path:path}", passed_on, methods=methods)])
+
+
+_HOP = ("content-length", "transfer-encoding", "connection", "keep-alive")
+
+
+def _without(headers: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in names}
+
+
+def _field(name: str) -> bytes:
+    return f'"model":{json.dumps(name)}'.encode()
+
+
+async def _renamed(answer: Any, own: bytes, asked: bytes) -> AsyncIterator[bytes]:
+    """Streams an answer line by line, with the model's name; within a text of JSON its quotes would be escaped."""
+    rest = b""
+    try:
+        async for chunk in answer.aiter_raw():
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            yield (whole + newline).replace(own, asked)
+        yield rest.replace(own, asked)
+    finally:
+        await answer.aclose()
+
+
+def main(path: str) -> None:
+    """Starts the server and its front, as a file says, until SIGINT or SIGTERM.
+
+    Args:
+        path: A JSON file: `host`, `port`, `base` (a GGUF file), `models` (name to the scale of each GGUF LoRA),
+            `settings` (see `make_params`) and `front` (arguments of uvicorn).
+
+    Raises:
+        TAIAError: If the settings are not llama.cpp's, or it cannot load the files.
+    """
+    uvicorn = import_or_raise("uvicorn", extra="serve", feature="llama.cpp")
+    import_or_raise("starlette", extra="serve", feature="llama.cpp")
+    import_or_raise("httpx", extra="serve", feature="llama.cpp")
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    models, alias = config["models"], "taia"
+    params = make_params(config["settings"])
+    xllamacpp = sys.modules["xllamacpp"]
+    files = list(dict.fromkeys(file for scales in models.values() for file in scales))
+    params.model.path, params.model_alias = config["base"], {alias}
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in files]
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"llama.cpp cannot load '{config['base']}' with its LoRAs.", "Its own lines above say why."
+        ) from error
+    scales = {
+        name: [{"id": place, "scale": own.get(file, 0.0)} for place, file in enumerate(files)]
+        for name, own in models.items()
+    }
+    app = make_app(server.listening_address, scales, alias)
+    # a stream that is under way at the end is cut then
+    uvicorn.run(app, host=config["host"], port=config["port"], timeout_graceful_shutdown=3, **config["front"])
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except TAIAError as error:
+        sys.exit(f"{error}\nHint: {error.hint}" if error.hint else str(error))
