@@ -66,7 +66,7 @@ def by_name(text: str) -> str:
     """Writes paths in the Hub's cache as the names of the repositories that they belong to.
 
     Example:
-        >>> by_name("'/home/me/hub/models--org--lora/snapshots/0a1b/adapter_config.json' is damaged.")
+        >>> by_name("'/cache/hub/models--org--lora/snapshots/0a1b/adapter_config.json' is damaged.")
         "'org/lora/adapter_config.json' is damaged."
     """
     return _CACHED.sub(lambda found: found[1].replace("--", "/"), text)

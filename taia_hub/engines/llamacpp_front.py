@@ -42,12 +42,12 @@ def make_params(settings: Mapping[str, str]) -> Any:
         MissingDependencyError: If xllamacpp is not installed.
     """
     params = import_or_raise("xllamacpp", extra="serve", feature="llama.cpp").CommonParams()
-    for name, value in _DEFAULTS.items():
-        setattr(params, name, value)
+    for one, default in _DEFAULTS.items():
+        setattr(params, one, default)
     known = _names(params)
     for name, text in settings.items():
         if name not in known:
-            inner = next((one for one in known if one.endswith(f".{name}")), None)
+            inner = next((full for full in known if full.endswith(f".{name}")), None)
             raise ConfigError(
                 f"llama.cpp has no parameter '{name}'.{closest(inner or name, known)}",
                 "Flags are the names of xllamacpp.CommonParams, as in -- --n-ctx 4096 --cpuparams.n-threads 2.",
@@ -60,8 +60,8 @@ def make_params(settings: Mapping[str, str]) -> Any:
             kind = type(getattr(place, last))
             said = f"one of {', '.join(kind.__members__)}" if issubclass(kind, Enum) else f"of type {kind.__name__}"
             raise ConfigError(f"'{text}' is no value of llama.cpp's parameter '{name}'.", f"It is {said}.") from error
-    for name, value in _FIXED.items():
-        setattr(params, name, value)
+    for one, fixed in _FIXED.items():
+        setattr(params, one, fixed)
     return params
 
 
