@@ -146,6 +146,12 @@ def _echo_created(created: Any, as_json: bool) -> None:
 def push(
     folder: Annotated[Path, typer.Argument(parser=parse_folder, metavar="DIR", help="Folder of a TAIA repository.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to publish it to.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO", help="Hub id of the base model, where it is a folder here; its weights are compared."
+        ),
+    ] = None,
     message: Message = None,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
@@ -156,12 +162,14 @@ def push(
     """Publish a saved TAIA repository in one commit.
 
     taia push ./model-taia org/model-taia
+
+    taia push ./model-taia org/model-taia --base org/base
     """
     from taia_hub import hub
     from taia_hub.repository.publishing import push_folder
 
     how = hub.Commit(message, private=private, token=access["token"], revision=revision, create_pr=create_pr)
-    commit = push_folder(folder, repo, how, trust_remote_code=access["trust_remote_code"])
+    commit = push_folder(folder, repo, how, base=base, trust_remote_code=access["trust_remote_code"])
     url = commit.pr_url or commit.commit_url
     echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(published(commit))
 

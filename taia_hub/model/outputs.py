@@ -72,6 +72,7 @@ class Writing:
         revision: str | None = None,
         create_pr: bool = False,
         tags: Sequence[str] | None = None,
+        base: str | None = None,
     ) -> CommitInfo:
         """Publishes the TAIA repository in one commit: config, full update, manifest, card, stubs, tokenizer.
 
@@ -86,13 +87,14 @@ class Writing:
             revision: Branch to commit to; main by default.
             create_pr: Whether the commit becomes a pull request.
             tags: More tags for the model card.
+            base: Hub id of the base model, where it is a folder here; the weights there must be the same.
 
         Returns:
             The commit, with its `oid`, `commit_url` and, for a pull request, `pr_url`.
 
         Raises:
-            RepositoryError: If the base model is a local folder, or a request fails; the repository is then as it
-                was before.
+            RepositoryError: If the base model is a local folder, or another one than `base`, or a request fails; the
+                repository is then as it was before.
         """
         from taia_hub import hub
         from taia_hub.repository import publishing
@@ -100,7 +102,7 @@ class Writing:
         if isinstance(tags, str):  # its letters would become tags
             raise ConfigError(f"tags={tags!r} is a text; a list of texts is expected.", f"Write tags=[{tags!r}].")
         commit = hub.Commit(commit_message, commit_description, private, token, revision, create_pr)
-        return publishing.push(_loaded(self), repo_id, commit, tags=tags or ())
+        return publishing.push(_loaded(self), repo_id, commit, tags=tags or (), base=base)
 
     def export_adapter(
         self,

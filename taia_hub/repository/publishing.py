@@ -26,6 +26,7 @@ from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loading import Loaded
 from taia_hub.repository.reading import base_license, check_folder, check_publishable
+from taia_hub.repository.rebasing import on_base
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
 from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.repository.update_files import open_repository
@@ -109,8 +110,11 @@ def push(
     tags: Sequence[str] = (),
     extra_files: Callable[[Path], None] | None = None,
     keep: Path | None = None,
+    base: str | None = None,
 ) -> CommitInfo:
     """Publishes a loaded model in one commit; `tags` go on its card, and `extra_files` is as of `save`.
+
+    `base` is as of `push_folder`.
 
     In the folder `keep` all but the card is written whole before the Hub is asked for anything, and stays, so that
     `push_folder` can publish it where the Hub refuses now.
@@ -118,6 +122,11 @@ def push(
     Raises:
         RepositoryError: If the base model is a local folder, or a request fails.
     """
+    if base is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.rpartition("/")[2]
+            save(loaded, folder, extra_files=extra_files)
+            return push_folder(folder, repo_id, commit, base=base, tags=tags)
     check_publishable(loaded.config)
     head = None if keep else hub.look(repo_id, revision=commit.revision, token=commit.token)
     with tempfile.TemporaryDirectory() as scratch:
@@ -130,16 +139,26 @@ def push(
 
 
 def push_folder(
-    folder: Path, repo_id: str, commit: hub.Commit | None = None, *, trust_remote_code: bool = False
+    folder: Path,
+    repo_id: str,
+    commit: hub.Commit | None = None,
+    *,
+    base: str | None = None,
+    tags: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> CommitInfo:
     """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
 
     The base model's own code runs, where `trust_remote_code` says so, to learn its structure for the card. A base model
-    in a local folder is refused.
+    in a local folder is refused, unless `base` names it on the Hub: the same weights are checked to lie there, and all
+    files that are published name that one and its commit.
     """
     commit = commit or hub.Commit()
     access = hub.HubAccess(token=commit.token)
     config = check_folder(folder)
+    if base is not None:
+        with on_base(folder, config, base, access, trust_remote_code) as there:
+            return push_folder(there, repo_id, commit, tags=tags, trust_remote_code=trust_remote_code)
     check_publishable(config)
     head = hub.look(repo_id, revision=commit.revision, token=commit.token)
     found = open_repository(folder, access, config=config)
@@ -147,7 +166,7 @@ def push_folder(
     data = describe_files(
         found, access, repo_id=head.repo_id, license_fields=fields, trust_remote_code=trust_remote_code
     )
-    return _publish(folder, config, data, head, commit)
+    return _publish(folder, config, dataclasses.replace(data, tags=(*data.tags, *tags)), head, commit)
 
 
 def _publish(folder: Path, config: Fields, data: cards.CardData, head: hub.Head, commit: hub.Commit) -> CommitInfo:

@@ -69,7 +69,8 @@ def check_publishable(config: Fields) -> None:
         raise RepositoryError(
             f"The base model '{config.base_model_name_or_path}' is a folder on this machine; whoever loads the "
             "published model could not find it.",
-            "Push the base first, or give its Hub id: `TAIAForCausalLM.from_adapter('org/base', adapter)`.",
+            "Push the base first where it is not on the Hub, then say what it is called there: `taia push DIR REPO "
+            "--base org/base`, or `model.push_to_hub(repo, base='org/base')`.",
         )
 
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_IDLE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+_IDLE = {
+    *("auto_mapping", "base_model_name_or_path", "base_model_revision"),
+    *("inference_mode", "peft_version", "revision", "task_type"),
+}
 """Keys of an adapter's configuration that do not change what its weights do."""
 
 

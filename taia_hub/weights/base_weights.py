@@ -61,11 +61,15 @@ class BaseWeights:
 
 def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -> BaseWeights:
     """Reads the headers of a base model's weights; `model` is the base on the meta device."""
-    headers = read_headers(base.folder, "base model") if base.revision is None else _headers_on_hub(base, access)
-    groups, _ = group_tensors(model, headers)
+    groups, _ = group_tensors(model, headers_of(base, access))
     found = {name: group for group in groups for name in group.shapes}
     tie(model, found)
     return BaseWeights(base, access, model, found)
+
+
+def headers_of(base: hub.Source, access: hub.HubAccess) -> dict[str, StoredTensor]:
+    """Returns name to place of each tensor that a base model's files hold; on the Hub they are not fetched."""
+    return read_headers(base.folder, "base model") if base.revision is None else _headers_on_hub(base, access)
 
 
 def header_on_hub(file: str, metadata: SafetensorsFileMetadata) -> dict[str, StoredTensor]:
