@@ -11,6 +11,7 @@ from taia_hub.cli.options import filled, options_of
 from taia_hub.cli.shared import (
     Json,
     OtherBase,
+    Overwrite,
     Private,
     Repository,
     Source,
@@ -21,6 +22,7 @@ from taia_hub.cli.shared import (
     progress,
     published,
 )
+from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import ConfigError
 from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
 
@@ -41,6 +43,7 @@ def export(
         ),
     ] = None,
     base: OtherBase = None,
+    overwrite: Overwrite = False,
     private: Private = None,
     as_json: Json = False,
     **fields: Any,
@@ -77,12 +80,15 @@ def export(
             where = commit.commit_url
         else:
             where = str(out or default_folder(repo, settings))
-            reports = export_adapters(source, where, settings, options, revision=revision)
+            reports = export_adapters(source, where, settings, options, revision=revision, overwrite=overwrite)
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
         return
     for name, one in reports.items():
         _print(name, one)
+    if not push and not next(iter(reports.values())).is_new:
+        typer.echo(f"It is in {where} already, made from the same.")
+        return
     typer.echo(published(commit) if push else f"Written to {where}")
 
 
@@ -93,7 +99,7 @@ def _print(name: str, report: Any) -> None:
     exact = "exact" if report.error is None else f"loses up to {report.error:.3g} of a module"
     typer.echo(
         f"  {modules} modules, rank {report.rank}, alpha {report.alpha}, {report.dtype}, "
-        f"{report.bytes / 2**20:.1f} MiB, {exact}"
+        f"{byte_size(report.bytes)}, {exact}"
     )
     for engine, lines in report.engines.items():
         typer.echo(f"  {engine:<10}{'; '.join(lines) or 'takes it as it is'}")

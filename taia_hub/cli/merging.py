@@ -12,6 +12,7 @@ from taia_hub.cli.shared import (
     Json,
     Message,
     OtherBase,
+    Overwrite,
     Private,
     Push,
     Source,
@@ -43,6 +44,7 @@ def merge(
         ),
     ] = "auto",
     base: OtherBase = None,
+    overwrite: Overwrite = False,
     message: Message = None,
     private: Private = None,
     as_json: Json = False,
@@ -66,7 +68,8 @@ def merge(
     setting, source = _one(mode or ["attention"]), files_on(repo, base, how["revision"], how["token"])
     with progress("Finished shards stay; the same command goes on from there." if out else "") as bars:
         if out is not None:
-            report, where = run(source, out, setting, dtype=dtype, progress=bars, **how), str(out)
+            report = run(source, out, setting, dtype=dtype, overwrite=overwrite, progress=bars, **how)
+            where = str(out)
         else:
             commit = hub.Commit(message, private=private, token=how.pop("token"))
             report, done = push_merged(source, str(push), setting, commit, dtype=dtype, progress=bars, **how)

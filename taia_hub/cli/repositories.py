@@ -13,6 +13,7 @@ from taia_hub.cli.options import options_of, reading
 from taia_hub.cli.shared import (
     Json,
     Message,
+    Overwrite,
     Private,
     Push,
     Repository,
@@ -84,6 +85,7 @@ def create(
             """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'. What was lost is reported.""",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     private: Private = None,
     as_json: Json = False,
     **options: Any,
@@ -116,7 +118,7 @@ def create(
         )
     if compress is not None and not dense:
         raise ConfigError("--compress is for full fine-tunes.", "Give --dense as well.")
-    options |= {"out": out, "push": push, "base_revision": base_revision}
+    options |= {"out": out, "push": push, "base_revision": base_revision, "overwrite": overwrite}
     options["commit"] = hub.Commit(private=private, token=options.pop("token"))
     options |= {} if mode is None else {"inference_modules": mode}
     with progress() as bars:

@@ -35,6 +35,9 @@ Private = Annotated[
     bool | None, typer.Option("--private/--public", help="Visibility of a new repository.", rich_help_panel=HUB)
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier result in the folder; what you put there is kept.")
+]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.", show_default=False)]
 Message = Annotated[
     str | None, typer.Option("--message", "-m", help="Commit message.", show_default=False, rich_help_panel=HUB)

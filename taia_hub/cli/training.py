@@ -12,6 +12,7 @@ import typer
 
 from taia_hub.cli.options import options_of, reading, typed
 from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, parse_mode, progress, published
+from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe
 
@@ -105,7 +106,7 @@ def _echo_trained(trained: Any, as_json: bool) -> None:
         typer.echo(f"Note: {note}")
     if trained.is_new:
         typer.echo(
-            f"Trained {_counted(trained.steps, 'step')}, {trained.tokens:,} tokens in {trained.seconds:,.0f} s "
+            f"Trained {amount(trained.steps, 'step')}, {trained.tokens:,} tokens in {trained.seconds:,.0f} s "
             f"({trained.tokens_per_second:,.0f} tokens/s); loss {_loss(trained.first_loss)} -> "
             f"{_loss(trained.last_loss)}"
         )
@@ -129,7 +130,7 @@ def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:
         "base model": f"{recipe.base}, {plan.base_parameters:,} parameters",
         "trained": f"{recipe.method}, {recipe.train_modules}: {trained} parameters",
         "data": f"{plan.items:,} items, about {plan.tokens:,} tokens, the longest {plan.longest:,}",
-        "steps": f"{plan.steps:,} of {plan.batch_size} items: {_counted(plan.processes, 'process', 'es')} x "
+        "steps": f"{plan.steps:,} of {plan.batch_size} items: {amount(plan.processes, 'process', 'es')} x "
         f"{plan.accumulation} forward passes x {plan.micro_batch_size} items",
         "device": f"{plan.device}, {plan.dtype}"
         + (", activations computed twice" if plan.gradient_checkpointing else ""),
@@ -141,10 +142,6 @@ def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:
         typer.echo(f"{name:<12}{text}")
     for note in plan.notes:
         typer.echo(f"Note: {note}")
-
-
-def _counted(count: int, noun: str, plural: str = "s") -> str:
-    return f"{count:,} {noun}{plural * (count != 1)}"
 
 
 def _loss(value: float | None) -> str:

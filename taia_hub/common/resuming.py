@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from taia_hub.common.atomic import write_atomically
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
 
 @contextlib.contextmanager
@@ -146,6 +146,115 @@ def whole_folder(mark: Mark) -> Iterator[tuple[Path, dict[str, Any]]]:
         os.rename(new, target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+MADE = ".taia.json"
+"""The hidden file in a folder that a command made: what of, and which files."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder that a command makes whole of what is `asked`, and knows again: the same is not made twice.
+
+    What a person put into it, or changed there, is never replaced.
+    """
+
+    folder: Path
+    asked: Mapping[str, Any]
+
+    def facts(self) -> dict[str, Any] | None:
+        """Returns what was written down of this very result, where it lies here unchanged; else None."""
+        mark = Mark(self.folder / MADE, self.asked)
+        if not mark.fits() or self._foreign(mark.read(), also_new=False):
+            return None
+        return dict(mark.read().get("facts") or {})
+
+    def check_free(self, *, overwrite: bool = False) -> None:
+        """Refuses a folder with something in it, unless all of that is ours and may be replaced.
+
+        Raises:
+            RepositoryError: If it is no folder, the working folder, or holds something that would be lost.
+        """
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise RepositoryError(f"'{folder}' is a file.", "Give a folder.")
+        if folder.is_dir() and any(folder.iterdir()):
+            known = Mark(folder / MADE, {}).read()
+            if not known:
+                raise RepositoryError(
+                    f"The folder '{folder}' is not empty.", "Give a new folder; nothing is written over."
+                )
+            if not overwrite:
+                raise RepositoryError(
+                    f"The folder '{folder}' is not empty: it holds another result of taia-hub.",
+                    "Replace it with --overwrite (overwrite=True), or give a new folder.",
+                )
+            if foreign := self._foreign(known):
+                raise RepositoryError(
+                    f"'{folder}' holds what taia-hub did not make, and would lose it: {', '.join(foreign[:5])}.",
+                    "Move it elsewhere first, or give a new folder.",
+                )
+        if folder.is_dir() and folder.resolve() == Path.cwd():  # which another would replace
+            raise RepositoryError(f"'{folder}' is the working folder.", "Give a new folder in it.")
+
+    def mark(self, names: Iterable[str], **facts: Any) -> None:
+        """Writes down that these files, which lie in the folder, are what was asked for.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        files = {name: _print_of(self.folder / name) for name in names}
+        Mark(self.folder / MADE, self.asked).write(files=files, facts=facts)
+
+    def put(self, new: Path, *, overwrite: bool = False, **facts: Any) -> None:
+        """Gives a folder this one's name, with its mark; what it replaces is gone when it is there, not before.
+
+        Raises:
+            RepositoryError: As of `check_free`.
+            OSError: If it cannot be moved; what was there stays.
+        """
+        Made(new, self.asked).mark(made_files(new), **facts)
+        self.check_free(overwrite=overwrite)
+        old = self.folder.with_name(f".{self.folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.is_dir():
+            os.rename(self.folder, old)
+        try:
+            os.rename(new, self.folder)
+        except OSError:
+            if old.is_dir():
+                os.rename(old, self.folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _foreign(self, known: Mapping[str, Any], *, also_new: bool = True) -> list[str]:
+        """Lists the files that are not as they were made: changed, gone, or, where `also_new`, there besides."""
+        there, made = made_files(self.folder), known.get("files") or {}
+        changed = [
+            name for name, (size, time, hashed) in made.items() if not _is_as(there.get(name), size, time, hashed)
+        ]
+        gone = [] if not also_new else [name for name in changed if name not in there]
+        new = [name for name in there if name not in made] if also_new else []
+        return sorted({*changed, *new} - {*gone})
+
+
+def made_files(folder: Path) -> dict[str, Path]:
+    """Lists the files in a folder that a command made, by their paths in it, without the mark."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MADE)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _print_of(path: Path) -> tuple[int, int, str]:
+    stat = path.stat()
+    with path.open("rb") as file:
+        return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_as(path: Path | None, size: int, time: int, hashed: str) -> bool:
+    """Tells whether a file is as it was: by size and time, else by its hash."""
+    if path is None or path.stat().st_size != size:
+        return False
+    return path.stat().st_mtime_ns == time or _print_of(path)[2] == hashed
 
 
 def _as_json(value: Any) -> Any:

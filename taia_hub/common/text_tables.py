@@ -1,4 +1,4 @@
-"""Tables of text: aligned for a terminal, or in Markdown."""
+"""Tables of text, aligned for a terminal or in Markdown, and the numbers in them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,30 @@ def markdown_table(head: Sequence[str], rows: Rows, left: Container[int] = (0,))
     """
     rule = ["---" if column in left else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def byte_size(count: int) -> str:
+    """Writes a number of bytes in the unit that fits.
+
+    Example:
+        >>> byte_size(512), byte_size(26000), byte_size(3 * 2**30)
+        ('512 bytes', '25.4 KiB', '3.0 GiB')
+    """
+    if count < 1024:
+        return amount(count, "byte")
+    value, units = float(count), ["KiB", "MiB", "GiB", "TiB"]
+    while True:
+        value /= 1024
+        if value < 1023.95 or len(units) == 1:
+            return f"{value:,.1f} {units[0]}"
+        units.pop(0)
+
+
+def amount(count: int, noun: str, plural: str = "s") -> str:
+    """Writes a number of things.
+
+    Example:
+        >>> amount(1, "shard"), amount(2000, "process", "es")
+        ('1 shard', '2,000 processes')
+    """
+    return f"{count:,} {noun}{plural * (count != 1)}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import MADE, Made, digest
 from taia_hub.engines import check_engines
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
@@ -118,16 +119,18 @@ def export_adapters(
     *,
     revision: str | None = None,
     repo_id: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, ExportReport]:
     """Writes several settings, each into a sub-folder: all of them or none; otherwise as `export_adapter`.
 
     Args:
         source: As of `export_adapter`.
-        out: A new or empty folder.
+        out: A new or empty folder; where this very export lies there, nothing is done.
         settings: Name of a sub-folder to the setting that goes there; an empty name is `out` itself.
         options: How they are exported; the keywords of `export_adapter`.
         revision: Revision of the source.
         repo_id: Hub id that the files are meant for, which the cards then show.
+        overwrite: Whether another result of this package in `out` is replaced, when the new one is whole.
 
     Returns:
         Name of each sub-folder to its report.
@@ -143,9 +146,15 @@ def export_adapters(
     asked, out = options or ExportOptions(), Path(out).absolute()
     parsed = {name: parse_setting(value) for name, value in settings.items()}
     _check_names(parsed)
-    hub.check_new(out)
+    out = out.resolve()  # a link to a folder stays one
+    if not (out / MADE).is_file():
+        Made(out, {}).check_free()
     update = open_update(source, revision=revision, lean=True, **asked.remote)
     update.files.check_outside(out)
+    made = Made(out, {"command": "export", "repo": repo_id, "from": _made_of(update, parsed, asked)})
+    if facts := made.facts():
+        return {name: ExportReport.of(values, out / name) for name, values in facts["reports"].items()}
+    made.check_free(overwrite=overwrite)
     licence = {}
     if repo_id is not None:
         check_publishable(update.config)
@@ -155,7 +164,7 @@ def export_adapters(
     if not isinstance(update.update, LeanLora):
         model = skeleton(update.base, asked.access, asked.trust_remote_code, features_only=update.files.features_only)
     reports = {}
-    with new_folder(out) as scratch:
+    with new_folder(made, overwrite=overwrite) as (scratch, facts):
         for name, setting in parsed.items():
             folder = scratch / name
             folder.mkdir(exist_ok=True)
@@ -169,7 +178,21 @@ def export_adapters(
         if "" not in reports:
             card = index_card(reports, update, Place(repo_id or out.name), licence)
             (scratch / hub.CARD).write_text(card, encoding="utf-8")
+        facts["reports"] = {name: report.to_facts() for name, report in reports.items()}
     return reports
+
+
+def _made_of(update: OpenedUpdate, settings: Mapping[str, Setting], options: ExportOptions) -> str:
+    """Names all that exports depend on."""
+    base = update.base
+    return digest(
+        {
+            "base": (base.name, base.revision, hub.sha256(base.folder / hub.CONFIG)),
+            "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
+            "settings": {name: setting.label for name, setting in settings.items()},
+            "options": [options.rank, options.max_error, options.verify, options.engines],
+        }
+    )
 
 
 def _write(

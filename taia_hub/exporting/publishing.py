@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from taia_hub import hub
+from taia_hub.common.resuming import made_files
 from taia_hub.errors import RepositoryError
 from taia_hub.exporting.adapter import export_adapters
 from taia_hub.exporting.card import TAGS
@@ -62,7 +63,7 @@ def push_adapters(
             dataclasses.replace(options or ExportOptions(), token=commit.token),
             repo_id=repo_id,
         )
-        new = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        new = made_files(folder)
         stale = sorted(head.files - new.keys())
         labels = "; ".join(parse_setting(report.setting).label for report in reports.values())
         for name in head.files & new.keys():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ class ExportReport:
         errors: Module path to its relative Frobenius error, where factors were made of a difference.
         verdicts: Engine to what it makes of the export.
         notes: What else to know.
+        is_new: Whether it was written just now; False where this very export lay there already.
     """
 
     folder: Path
@@ -43,6 +45,23 @@ class ExportReport:
     errors: Mapping[str, float]
     verdicts: Mapping[str, Verdict]
     notes: tuple[str, ...] = ()
+    is_new: bool = True
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], folder: Path) -> ExportReport:
+        """Reads what `to_facts` gave, of an export that lies in a folder already."""
+        verdicts = {
+            engine: Verdict(**{name: tuple(lines) for name, lines in verdict.items()})
+            for engine, verdict in facts["verdicts"].items()
+        }
+        read = {"folder": folder, "verdicts": verdicts, "notes": tuple(facts["notes"]), "is_new": False}
+        return cls(**{**facts, **read})
+
+    def to_facts(self) -> dict[str, Any]:
+        """Returns all but the folder, as JSON has it."""
+        values = dataclasses.asdict(self)
+        del values["folder"]
+        return values
 
     @property
     def scale(self) -> float:

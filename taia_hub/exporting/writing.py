@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taia_hub import hub
+from taia_hub.common.resuming import Made
 from taia_hub.weights.checkpoint import StoredTensor
 from taia_hub.weights.shards import OutgoingTensor, outgoing, read_whole, write_file
 
@@ -68,20 +70,17 @@ def read_factor(factor: StoredTensor | Tensor) -> Tensor:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Gives a scratch folder beside `out`, which takes its name when the block succeeds.
+def new_folder(made: Made, *, overwrite: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Gives a scratch folder beside the one that is made, whose name it takes when the block succeeds, and its facts.
 
-    Something in `out`, before the block or after it, is an error.
+    Something in that folder, before the block or after it, is an error, unless it is ours and may be replaced.
     """
-    out = out.resolve()  # a link to a folder stays one
-    hub.check_new(out)
+    out, facts = made.folder, dict[str, Any]()
+    made.check_free(overwrite=overwrite)
     with hub.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             folder = Path(scratch) / out.name  # the scratch folder is its owner's alone
             folder.mkdir()
-            yield folder
-            hub.check_new(out)  # another one may have been faster
-            if out.is_dir():
-                out.rmdir()
-            folder.rename(out)
+            yield folder, facts
+            made.put(folder, overwrite=overwrite, **facts)  # another one may have been faster

@@ -74,20 +74,6 @@ def fetch_model(
     return found
 
 
-def check_new(out: Path) -> None:
-    """Refuses a target that is not a new or empty folder.
-
-    Raises:
-        RepositoryError: If something is there, or it is the working folder.
-    """
-    if out.exists() and not out.is_dir():
-        raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
-    if out.is_dir() and any(out.iterdir()):
-        raise RepositoryError(f"The folder '{out}' is not empty.", "Give a new folder; nothing is written over.")
-    if out.is_dir() and out.resolve() == Path.cwd():  # which another would replace
-        raise RepositoryError(f"'{out}' is the working folder.", "Give a new folder in it.")
-
-
 def adapter_weights(folder: Path) -> Path:
     """Finds an adapter's safetensors file and checks that it is whole.
 

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
+from taia_hub.common.resuming import made_files
 from taia_hub.errors import RepositoryError
 from taia_hub.hub.config import is_taia
 from taia_hub.merging.running import MergeReport, merge
@@ -54,9 +55,7 @@ def publish_merged(report: MergeReport, repo_id: str, commit: hub.Commit | None 
     """
     commit = commit or hub.Commit()
     head, shards = _look(repo_id, commit.token, (report.source, report.base))
-    files: dict[str, Path | None] = {
-        path.relative_to(report.folder).as_posix(): path for path in report.folder.rglob("*") if path.is_file()
-    }
+    files: dict[str, Path | None] = dict(made_files(report.folder))
     before = head.file(hub.CARD)
     stale = [name for name in head.files if (_WEIGHTS.fullmatch(name) or name in shards) and name not in files]
     message = commit.message or f"Merge with inference modules '{report.setting}' acting"

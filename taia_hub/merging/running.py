@@ -14,7 +14,8 @@ import torch
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress, counted
-from taia_hub.common.resuming import digest
+from taia_hub.common.resuming import MADE, Made, digest
+from taia_hub.common.text_tables import amount, byte_size
 from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
 from taia_hub.merging.state import Scratch, check_target, locked
@@ -22,6 +23,7 @@ from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
 from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not_quantised, open_update
 from taia_hub.repository.update_files import Repository
+from taia_hub.switch.settings import parse_setting
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class MergeReport:
         dtype: The dtype of most of the weights, as in `"bfloat16"`.
         sha256: Name of each shard to its sha256, as 64 hex digits.
         notes: What to know of it.
+        is_new: Whether it was written just now; False where this very result lay there already.
     """
 
     folder: Path
@@ -58,13 +61,15 @@ class MergeReport:
     dtype: str
     sha256: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    is_new: bool = True
 
     def to_text(self) -> str:
         """Says in some lines what was done."""
         merged = ", ".join(f"{count} {role}" for role, count in self.modules.items())
+        already = "" if self.is_new else "It is there already, made from the same. "
         lines = [
-            f"Merged under '{self.setting}': {merged} modules.",
-            f"{len(self.written) + len(self.reused)} shards, {self.bytes / 1e9:,.2f} GB in {self.dtype}.",
+            f"{already}Merged under '{self.setting}': {merged} modules.",
+            f"{amount(len(self.written) + len(self.reused), 'shard')}, {byte_size(self.bytes)} in {self.dtype}.",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -77,6 +82,7 @@ def merge(
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     repo_id: str | None = None,
+    overwrite: bool = False,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -93,12 +99,13 @@ def merge(
 
     Args:
         source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `Repository`.
-        out: A new or empty folder.
+        out: A new or empty folder; where this very result lies there, nothing is done.
         inference_modules: What acts, as `TAIAForCausalLM`'s setting; weights between 0 and 1 scale the update.
         revision: Revision of the source.
         dtype: What floating-point weights are converted to after merging; by default each keeps its own. Those that
             transformers keeps in float32 stay as they are.
         repo_id: What the card calls the model; by default the folder's name.
+        overwrite: Whether another result of this package in `out` is replaced, when the new one is whole.
         token: Access token.
         trust_remote_code: Whether the base model's own code may run, to learn its structure and to save its tokenizer.
         progress: Called with how many megabytes are written.
@@ -121,15 +128,21 @@ def merge(
         ```
     """
     target, wanted, access = Path(out).absolute(), parse_dtype(dtype), hub.HubAccess(token=token)
-    check_target(target)
+    if not (target / MADE).is_file():
+        check_target(Made(target, {}))
     update = open_update(source, revision=revision, access=access, trust_remote_code=trust_remote_code)
     update.files.check_outside(target)
     check_not_quantised(update.base)
     check_setting(update, inference_modules)
+    asked = {"command": "merge", "name": repo_id or target.name}
+    made = Made(target, {**asked, "from": _made_of(update, inference_modules, wanted)})
+    if facts := made.facts():
+        return _there_already(target, facts)
+    check_target(made, overwrite=overwrite)
     checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
     plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
     with locked(target):
-        check_target(target)  # another merge may have finished meanwhile
+        check_target(made, overwrite=overwrite)  # another merge may have finished meanwhile
         scratch = Scratch(target, _fingerprint(update, checkpoint, inference_modules, wanted))
         notes = list(plan.notes)
         if scratch.reused:
@@ -148,19 +161,45 @@ def merge(
             trust_remote_code=trust_remote_code,
         )
         open_checkpoint(scratch.files, what="merged model", trust_remote_code=trust_remote_code)
-        scratch.finish()
-    return MergeReport(
-        folder=target,
-        source=update.files.name,
-        base=update.base.name,
-        setting=plan.setting,
-        modules=plan.modules,
-        written=tuple(name for name in plan.shards if name not in scratch.reused),
-        reused=scratch.reused,
-        bytes=plan.bytes,
-        dtype=str(plan.dtype).removeprefix("torch."),
-        sha256=dict(sorted(scratch.finished.items())),
-        notes=tuple(notes),
+        report = MergeReport(
+            folder=target,
+            source=update.files.name,
+            base=update.base.name,
+            setting=plan.setting,
+            modules=plan.modules,
+            written=tuple(name for name in plan.shards if name not in scratch.reused),
+            reused=scratch.reused,
+            bytes=plan.bytes,
+            dtype=str(plan.dtype).removeprefix("torch."),
+            sha256=dict(sorted(scratch.finished.items())),
+            notes=tuple(notes),
+        )
+        facts = {name: value for name, value in vars(report).items() if name not in ("folder", "written", "reused")}
+        scratch.finish(made, overwrite=overwrite, **facts)
+    return report
+
+
+def _there_already(target: Path, facts: Mapping[str, Any]) -> MergeReport:
+    """Says of a merge that is finished what it said then."""
+    values = {**facts, "notes": tuple(facts["notes"]), "is_new": False}
+    return MergeReport(folder=target, written=(), reused=tuple(facts["sha256"]), **values)
+
+
+def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:
+    """Names all that a merge depends on, before the base's weights are fetched."""
+    base: Any = update.base.revision
+    if base is None:
+        files = sorted(update.base.folder.glob("*.safetensors"))
+        base = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digest(
+        {
+            "version": _VERSION,
+            "base": (update.base.name, base, hub.sha256(update.base.folder / hub.CONFIG)),
+            "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
+            "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
+            "setting": parse_setting(setting).label,
+            "dtype": str(dtype),
+        }
     )
 
 

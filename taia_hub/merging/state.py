@@ -8,10 +8,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from taia_hub import hub
 from taia_hub.common.atomic import scratch_file
-from taia_hub.common.resuming import Mark, sole
+from taia_hub.common.resuming import Made, Mark, sole
 from taia_hub.errors import RepositoryError
 
 _PARTIAL = ".partial"
@@ -30,13 +31,14 @@ def locked(out: Path) -> Iterator[None]:
         lock.unlink(missing_ok=True)
 
 
-def check_target(out: Path) -> None:
-    """Refuses a target that is not a new or empty folder, or a link, with a `RepositoryError`."""
-    if out.is_symlink():
+def check_target(made: Made, *, overwrite: bool = False) -> None:
+    """Refuses a target that is not a new or empty folder, or a link, or an earlier merge that may be replaced."""
+    if made.folder.is_symlink():
         raise RepositoryError(
-            f"'{out}' is a link, which the finished folder cannot be moved to.", "Give the folder that it leads to."
+            f"'{made.folder}' is a link, which the finished folder cannot be moved to.",
+            "Give the folder that it leads to.",
         )
-    hub.check_new(out)
+    made.check_free(overwrite=overwrite)
 
 
 class Scratch:
@@ -76,12 +78,11 @@ class Scratch:
             self.finished[name] = digest
             self._mark.write(shards=self.finished)
 
-    def finish(self) -> None:
+    def finish(self, made: Made | None = None, *, overwrite: bool = False, **facts: Any) -> None:
         """Moves the files under the final name, which holds all of them or none, and deletes the folder."""
-        check_target(self.out)
-        if self.out.is_dir():
-            self.out.rmdir()
-        os.rename(self.files, self.out)
+        made = made or Made(self.out, {})
+        check_target(made, overwrite=overwrite)
+        made.put(self.files, overwrite=overwrite, **facts)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take_over(self) -> None:

@@ -15,10 +15,18 @@ from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Made, digest
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.hub.config import config_values, is_taia
+from taia_hub.hub.config import RepositoryConfig, config_values, is_taia
 from taia_hub.repository import publishing
-from taia_hub.repository.loading import Loaded, LoadOptions, fetch_checkpoints, load_adapter, load_finetuned
+from taia_hub.repository.loading import (
+    Loaded,
+    LoadOptions,
+    fetch_checkpoints,
+    load_adapter,
+    load_finetuned,
+    load_repository,
+)
 from taia_hub.repository.reading import base_license
 from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.switch.settings import parse_setting
@@ -33,13 +41,14 @@ class Created:
     """A repository that was made; its folder is None where it was published only, its commit where it was only written.
 
     `status` is the switch's under the published setting; `report` says how a fine-tune differs from its base, or what
-    compressing it lost, and is None for an adapter.
+    compressing it lost, and is None for an adapter. Where `is_new` is False, this very repository lay there already.
     """
 
     folder: Path | None
     commit: CommitInfo | None
     status: SwitchStatus
     report: DenseReport | CompressionReport | None = None
+    is_new: bool = True
 
 
 def create_repository(
@@ -58,6 +67,7 @@ def create_repository(
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
     keep: Path | None = None,
+    overwrite: bool = False,
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
 
@@ -83,7 +93,15 @@ def create_repository(
         loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
-        return _finish(loaded, out, push, commit, None, extra_files, keep)
+        if out is None or extra_files is not None:
+            return _finish(loaded, out, push, commit, None, extra_files, keep)
+        made = Made(out, _asked_of(loaded))
+        if made.facts() is not None:
+            return Created(out, None, loaded.switch.status(), is_new=False)
+        _refuse_another(out, overwrite)
+        created = _finish(loaded, out, push, commit, None, extra_files, keep)
+        _mark(made)
+        return created
 
 
 def create_from_finetuned(
@@ -102,6 +120,7 @@ def create_from_finetuned(
     extra_files: Callable[[Path], None] | None = None,
     keep: Path | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Created:
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
 
@@ -121,10 +140,21 @@ def create_from_finetuned(
         tempfile.TemporaryDirectory(dir=beside, prefix=".taia-dense-") as scratch,
     ):
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
+        asked = [_print_of(one), _print_of(other), compress, str(inference_modules)]
+        made = Made(out, {"command": "create", "from": digest(asked)}) if out else None
+        if made and made.facts() is not None:
+            there = load_repository(
+                str(out), None, None, _skeleton_options(options.access, trust_remote_code, skeleton)
+            )
+            return Created(out, None, there.switch.status(), is_new=False)
+        if made:
+            _refuse_another(made.folder, overwrite)
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
-        made = _finish(loaded, out, push, commit, other.folder, extra_files, keep)
-        return dataclasses.replace(made, report=report)
+        created = _finish(loaded, out, push, commit, other.folder, extra_files, keep)
+        if made:
+            _mark(made)
+        return dataclasses.replace(created, report=report)
 
 
 def _finish(
@@ -151,6 +181,39 @@ def _finish(
     fields = base_license(config, token) if config.base_model_revision else {}
     publishing.save(loaded, out, license_fields=fields, extra_files=beside)
     return Created(out, None, loaded.switch.status())
+
+
+def _asked_of(loaded: Loaded) -> dict[str, Any]:
+    """Returns what a repository of an adapter is made of, as JSON values."""
+    config, update = loaded.config, loaded.update
+    files = [hub.sha256(update.source / name) for name in (update.kind.config, update.kind.weights)]
+    parts = [config.base_model_name_or_path, config.base_model_revision, config.update, str(config.inference_modules)]
+    return {"command": "create", "from": digest([*parts, *files])}
+
+
+def _print_of(model: hub.Source) -> Any:
+    """Names the content of a whole model: by its commit, or in a folder by sizes and times."""
+    paths = sorted((*model.folder.glob("*.safetensors"), model.folder / hub.CONFIG))
+    return [model.name, model.revision or [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
+
+
+def _refuse_another(out: Path, overwrite: bool) -> None:
+    """Refuses a folder that holds another TAIA repository, unless that may be replaced."""
+    if not overwrite and is_taia(config_values(out)):
+        raise RepositoryError(
+            f"'{out}' holds another TAIA repository.",
+            "Replace it with --overwrite (overwrite=True), which keeps what you put beside it, or give a new folder.",
+        )
+
+
+def _mark(made: Made) -> None:
+    """Writes down what a repository was made of; its card and what lies beside it may change."""
+    config = RepositoryConfig.of(config_values(made.folder))
+    updates = (
+        hub.update_weights(made.folder / config.place.path, config.place.kind) if "repo" not in config.update else {}
+    )
+    names = [config.place.named(name) for name in (config.place.kind.config, *updates)] if updates else []
+    made.mark([hub.CONFIG, *names])
 
 
 def _check_targets(out: Path | None, push: str | None) -> None:

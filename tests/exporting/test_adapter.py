@@ -423,6 +423,36 @@ def test_a_folder_that_is_not_empty_is_refused(pico, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_the_same_export_again_is_known_and_another_one_wants_overwrite(pico, tmp_path, monkeypatch, taia):
+    monkeypatch.chdir(tmp_path)
+    words = ["export", pico.adapter("llama"), "--out", "out"]
+    first = taia(*words)
+    assert first[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr("taia_hub.exporting.adapter._write", None)  # nothing is done again
+    status, out, _ = taia(*words)
+    assert (status, before) == (0, {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()})
+    assert out.replace("It is in out already, made from the same.", "Written to out") == first[1]
+    status, _, err = taia(*words, "--mode", "ffn")
+    assert status == 1
+    assert "holds another result" in err
+    assert "--overwrite" in err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    status, _, err = taia(*words, "--mode", "ffn", "--overwrite")
+    assert status == 1
+    assert "would lose it: mine.txt" in err
+    (tmp_path / "out" / "mine.txt").unlink()
+    (tmp_path / "out" / "README.md").write_text("my words")
+    status, _, err = taia(*words, "--mode", "ffn", "--overwrite")
+    assert "would lose it: README.md" in err
+    (tmp_path / "out" / "README.md").unlink()
+    assert taia(*words, "--mode", "ffn", "--overwrite")[0] == 0
+    assert config_of(tmp_path / "out")["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_working_folder_is_not_replaced(pico, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RepositoryError, match="is the working folder"):
@@ -736,7 +766,7 @@ def run(*words):
 def test_several_modes_are_all_written_or_none(pico, tmp_path):
     reports = export_adapters(pico.adapter("llama"), tmp_path / "out", {"attention": "attention", "all": "all"})
 
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "all", "attention"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".taia.json", "README.md", "all", "attention"]
     assert reports["all"].folder == tmp_path / "out" / "all"
     for mode in ("attention", "all"):
         expected = logits(pico.taia("llama"), pico.ids(), inference_modules=mode)

@@ -667,6 +667,32 @@ def test_targets_that_are_not_free(pico, tmp_path):
         Scratch(tmp_path / "full", "x").finish()
 
 
+def test_the_same_merge_again_is_known_and_another_one_wants_overwrite(pico, tmp_path, monkeypatch):
+    adapter, out = pico.adapter("llama"), tmp_path / "out"
+    first = merge(adapter, out)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "base_checkpoint", None)  # nothing is even fetched again
+        again = merge(adapter, out)
+    assert not again.is_new
+    assert "there already, made from the same" in again.to_text()
+    assert (again.sha256, again.modules, again.bytes) == (first.sha256, first.modules, first.bytes)
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(RepositoryError, match="holds another result") as caught:
+        merge(adapter, out, "all")
+    assert "--overwrite" in caught.value.hint
+    done = merge(adapter, out, "all", overwrite=True)
+    assert done.is_new
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RepositoryError, match=r"would lose it: notes\.txt"):
+        merge(adapter, out, "attention", overwrite=True)
+    assert not merge(adapter, out, "all").is_new  # what lies beside it changes nothing
+    (out / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RepositoryError, match="holds another result"):
+        merge(adapter, out, "all")
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_is_refused_at_once(pico, tmp_path, exists):
     if exists:

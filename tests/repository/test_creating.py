@@ -221,11 +221,12 @@ def test_fewer_shards_than_before_leave_none_behind(online: Any, tuned: Path, re
 @pytest.fixture
 def other_kinds(online: Any, mixture: Path, tuned: Path) -> dict[str, Any]:
     """Makes a repository of each kind on the online base, with the keywords of `create_repository`."""
+    adapter = functools.partial(create_repository, online.base, online.adapter, overwrite=True)
     return {
-        "adapter": functools.partial(create_repository, online.base, online.adapter),
-        "molora": functools.partial(create_repository, online.base, str(mixture)),
-        "dense": functools.partial(create_from_finetuned, online.base, str(tuned)),
-        "link": functools.partial(create_repository, online.base, online.adapter, link=True),
+        "adapter": adapter,
+        "molora": functools.partial(create_repository, online.base, str(mixture), overwrite=True),
+        "dense": functools.partial(create_from_finetuned, online.base, str(tuned), overwrite=True),
+        "link": functools.partial(adapter, link=True),
     }
 
 
@@ -380,6 +381,36 @@ def test_arguments_in_the_wrong_place(names: Path, capsys: Any, words: list[str]
     assert said in printed
     assert next_step in printed.partition("Hint: ")[2]
     assert not Path("out").exists()
+
+
+def test_the_same_repository_again_is_known_and_another_one_wants_overwrite(names: Path, monkeypatch: Any) -> None:
+    (names / "ours" / "notes.txt").write_text("mine")
+    (names / "ours" / "README.md").write_text("My own card.")
+    before = {path: path.read_bytes() for path in (names / "ours").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("taia_hub.repository.publishing.save", None)
+        assert not create_repository("base", "lora", out=Path("ours")).is_new
+    with pytest.raises(RepositoryError, match="'ours' holds another TAIA repository") as caught:
+        create_repository("base", "lora", out=Path("ours"), inference_modules="ffn")
+    assert "--overwrite" in str(caught.value.hint)
+    assert before == {path: path.read_bytes() for path in (names / "ours").rglob("*") if path.is_file()}
+    assert create_repository("base", "lora", out=Path("ours"), inference_modules="ffn", overwrite=True).is_new
+    assert json.loads((names / "ours" / "config.json").read_text())["inference_modules"] == "ffn"
+    assert (names / "ours" / "notes.txt").read_text() == "mine"
+    with pytest.raises(RepositoryError, match="another TAIA repository"):
+        create_repository("base", "lora", out=Path("ours"))
+
+
+@pytest.mark.parametrize("compress", [None, 4])
+def test_the_same_fine_tune_again_is_not_compared_again(names: Path, monkeypatch: Any, compress: Any) -> None:
+    first = create_from_finetuned("base", "tuned", out=Path("out"), compress=compress)
+    for name in ("write_dense", "compress_difference"):
+        monkeypatch.setattr(f"taia_hub.repository.loading.{name}", None)
+    again = create_from_finetuned("base", "tuned", out=Path("out"), compress=compress)
+    assert (first.is_new, again.is_new) == (True, False)
+    assert again.status == first.status
+    with pytest.raises(RepositoryError, match="another TAIA repository"):
+        create_from_finetuned("base", "tuned", out=Path("out"), compress=2)
 
 
 def test_the_one_adapter_in_a_training_is_taken(names: Path, caplog: Any) -> None:

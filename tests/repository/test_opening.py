@@ -273,8 +273,9 @@ def test_another_base_is_said(pico, caplog):
 
 
 def test_what_cannot_be_opened(pico, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RepositoryError, match="holds neither"):
-        opened(pico.base("llama").parent)
+        opened(tmp_path / "empty")
     with pytest.raises(ConfigError, match="is no TAIA repository"):
         opened(pico.base("llama"))
     create_repository(str(pico.base("llama")), str(pico.adapter("llama")), out=tmp_path / "taia")

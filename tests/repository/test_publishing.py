@@ -716,7 +716,7 @@ def test_a_pointer_is_pushed_without_the_copy_that_lay_there(online, repo_id, tm
     from taia_hub.repository.publishing import push_folder
 
     create_repository(online.base, online.adapter, out=tmp_path / "made")
-    create_repository(online.base, online.adapter, out=tmp_path / "made", link=True)
+    create_repository(online.base, online.adapter, out=tmp_path / "made", link=True, overwrite=True)
     push_folder(tmp_path / "made", repo_id)
     assert not any(name.startswith("adapter/") for name in online.api.list_repo_files(repo_id))
 
