@@ -1,6 +1,7 @@
 """Bars on a terminal, and lines elsewhere: at the pace of a clock that the tests move."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,9 @@ from taia_hub.common.progress import ProgressBars
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that `time.monotonic` gives, as a list of one number."""
+    """Seconds that the bars read, as a list of one number; other threads keep the real clock, or they would wait."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
