@@ -23,6 +23,7 @@ COMMANDS = {
     "info": ("repositories.info", "Show what a repository holds, by role, without loading weights."),
     "generate": ("generation.generate", "Answer a prompt under one mode or several."),
     "compare": ("comparing.compare", "Compare the modes' answers: in the terminal, a file or a page."),
+    "chat": ("chatting.chat", "Talk with a model, and change its mode in mid-talk."),
     "train": ("training.train", "Train a repository by LoRA, MoLoRA or full fine-tuning."),
     "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-eval."),
     "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set its table beside yours."),

@@ -57,7 +57,7 @@ def compare_prompt(start: Callable[[], Generator[Comparison, None, None]], outpu
     if state and draws and not stopped:
         console.print(figures(state, output.against or state.modes[0]))
     if state and output.out is not None and not stopped:
-        _write(output.out, _rendered(state, output))
+        write_result(output.out, _rendered(state, output))
     elif state and not draws and output.out is None:
         typer.echo(_rendered(state, output), nl=False)
     if stopped:
@@ -79,7 +79,10 @@ def follow(
             for state in states:
                 if show:
                     show(state)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # the second one, while the first was obeyed
+                raise
+            states.close()
             return state, True
     return state, False
 
@@ -237,7 +240,8 @@ def _rendered(comparison: Comparison, output: Output) -> str:
     return f"{plain_answers(comparison, output.against)}\n{table.getvalue()}"
 
 
-def _write(path: Path, text: str) -> None:
+def write_result(path: Path, text: str) -> None:
+    """Writes a file whole, and says so."""
     from taia_hub.common.atomic import write_atomically
     from taia_hub.compare.keeping import unwritable
 

@@ -41,13 +41,13 @@ def to_markdown(comparison: Comparison, against: str | None = None) -> str:
     against = comparison.answer(against).mode if against is not None else None
     lines = []
     for message in comparison.messages:
-        lines += [f"**{message['role'].capitalize()}**", "", _fenced(message["content"]), ""]
+        lines += [f"**{message['role'].capitalize()}**", "", fenced(message["content"]), ""]
     for answer in comparison.answers:
         lines += [f"## {escaped(answer.title)}", ""]
         if against is not None and answer.mode != against:
             lines += [_marked(comparison.diff(answer.mode, against)), ""]
         else:
-            lines += [_fenced(answer.text), ""]
+            lines += [fenced(answer.text), ""]
     lines += [_table(comparison), ""]
     lines += [f"*{escaped(note)}*\n" for note in comparison.notes]
     lines += [escaped(_how(comparison))]
@@ -107,7 +107,7 @@ def _marked(parts: Iterable[Part]) -> str:
     return "\n".join(f"> {line}  " for line in found.splitlines())
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """Writes a text as a code block whose fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)

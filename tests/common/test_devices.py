@@ -101,6 +101,7 @@ COMMANDS = {
     "compare --ui": ["--ui"],
     "eval": ["--task", "items.jsonl"],
     "analyze": ["--texts", "texts.txt"],
+    "chat": [],
 }
 
 

@@ -1,0 +1,112 @@
+"""A conversation with one model whose mode may change from turn to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from taia_hub.common.chat import chat_tokens
+from taia_hub.compare.comparison import Comparison
+from taia_hub.compare.prompting import context_length, read_messages
+from taia_hub.compare.streaming import stream_compare
+from taia_hub.switch.settings import Setting, parse_setting
+
+_SHARE_OF_ANSWER = 4  # the answer may take at least one part in so many of the context
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a user said, the answer, the label of the mode that gave it, and whether it came to its end."""
+
+    prompt: str
+    answer: str
+    mode: str
+    whole: bool = True
+
+
+@dataclass
+class Conversation:
+    """A conversation that goes on under any setting.
+
+    Attributes:
+        model: A TAIA language model; its own setting stays as it is.
+        tokenizer: Its tokenizer.
+        setting: The setting of the next answer; `switch` changes it.
+        system: Text of a system message, or None.
+        chat: Whether the chat template is applied, where there is one.
+        turns: What was said, the oldest first.
+        forgotten: Number of turns at the beginning that the model no longer reads.
+    """
+
+    model: Any
+    tokenizer: Any
+    setting: Setting
+    system: str | None = None
+    chat: bool = True
+    turns: list[Turn] = field(default_factory=list)
+    forgotten: int = 0
+
+    @property
+    def label(self) -> str:
+        """Label of the mode of the next answer."""
+        return self.setting.label
+
+    def switch(self, mode: Any) -> None:
+        """Lets the next answers come from another setting.
+
+        Raises:
+            SettingError: If it is not understood, or cannot act on this model; nothing changes then.
+        """
+        setting = parse_setting(mode)
+        self.model._taia_switch.resolve(setting.value)
+        self.setting = setting
+
+    def make_room(self, prompt: str, max_new_tokens: int) -> int:
+        """Forgets the oldest turns until a prompt and its answer find room in the context; returns how many.
+
+        Raises:
+            ConfigError: If the chat template refuses the messages.
+        """
+        most, before = context_length(self.model), self.forgotten
+        while most is not None and self.forgotten < len(self.turns):
+            tokens = chat_tokens(self.tokenizer, self.messages(prompt), chat=self.chat)
+            if len(tokens) + min(max_new_tokens, most // _SHARE_OF_ANSWER) <= most:
+                break
+            self.forgotten += 1
+        return self.forgotten - before
+
+    def messages(self, prompt: str, turns: int | None = None) -> tuple[Mapping[str, str], ...]:
+        """Returns what the model reads for a prompt: it comes after the first `turns` turns, by default after all."""
+        said: list[Mapping[str, str]] = []
+        for turn in self.turns[self.forgotten : turns]:
+            said += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.answer}]
+        return read_messages([*said, {"role": "user", "content": prompt}], self.system)
+
+    def stream(
+        self, prompt: str, modes: Sequence[Any] = (), *, turns: int | None = None, **options: Any
+    ) -> Generator[Comparison, None, None]:
+        """Answers a prompt, which becomes no turn of its own accord.
+
+        Args:
+            prompt: What the user says.
+            modes: Settings that answer side by side; by default the conversation's alone.
+            turns: As of `messages`.
+            **options: Further keywords of `stream_compare`.
+
+        Returns:
+            The states of the comparison, as of `stream_compare`.
+
+        Raises:
+            TAIAError: As of `stream_compare`.
+        """
+        wanted = list(modes) or [self.setting]
+        messages = self.messages(prompt, turns)
+        return stream_compare(self.model, self.tokenizer, messages, wanted, chat=self.chat, measures=False, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the messages as JSON values, and the mode of each answer."""
+        said: list[Mapping[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in self.turns:
+            said += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.answer}]
+        return {"messages": said, "modes": [turn.mode for turn in self.turns]}
