@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from taia_hub.analysis._style import TEXT, Figure, Look, canvas, legend, looks, write
+from taia_hub.analysis._style import BLACK, TEXT, Figure, Look, canvas, legend, looks, write
 from taia_hub.errors import ConfigError
 from taia_hub.results import Row, Summary, format_value
 from taia_hub.results.analysis import Analysis, Curve, HiddenStates
 from taia_hub.results.norms import UpdateAnalysis
+from taia_hub.results.statistics import Interval
 
 _TASKS_IN_ALT = 6
 
@@ -137,6 +138,64 @@ def draw_residual_rank(hidden: HiddenStates, folder: Path) -> Figure:
         ends = ", ".join(f"{label} {curve.mean[-1]:.3g}" for label, curve in curves.items())
         alt = f"Line chart of the residual rank by layer for each mode over {hidden.texts} texts. Last layer: {ends}."
         return write(figure, folder, "residual_rank", alt)
+
+
+def draw_trade(
+    inside: str,
+    gained: Mapping[str, Interval],
+    outside: Mapping[str, Mapping[str, Interval]],
+    names: Mapping[str, str],
+    folder: Path,
+    name: str,
+) -> Figure:
+    """Draws what each mode gains in the domain that was trained on against what it costs in others, a panel each.
+
+    Args:
+        inside: The trained domain.
+        gained: Mode to its loss there, less the base model's.
+        outside: Each other domain to the same of that.
+        names: Mode to its name for people; that of `none`, the base model, is a point at zero.
+        folder: Where the figure goes.
+        name: Name of its files without the ending.
+
+    Errors as of `draw_figures`.
+    """
+    nothing = Interval(0.0, 0.0, 0.0)
+    styles = looks(list(names))
+    with canvas([3.6], list(names.values()), columns=len(outside)) as (figure, axes):
+        for axis, (domain, found) in zip(axes[0], outside.items(), strict=True):
+            for mode, look in styles.items():
+                gain, cost = gained.get(mode, nothing), found.get(mode, nothing)
+                axis.errorbar(
+                    -gain.value,
+                    cost.value,
+                    xerr=[[gain.high - gain.value], [gain.value - gain.low]],
+                    yerr=[[cost.value - cost.low], [cost.high - cost.value]],
+                    label=names[mode],
+                    color=look.color,
+                    marker=look.marker,
+                    linestyle="none",
+                    markersize=8,
+                    capsize=3,
+                    elinewidth=1.2,
+                )
+            _finish(axis, f"gain on {inside}, nats a token", "", f"Loss on {domain}, less the base's")
+            axis.margins(0.12)
+        ends = [end for axis in axes[0] for end in axis.get_ylim()]
+        for axis in axes[0]:
+            axis.set_ylim(min(ends), max(ends))
+            axis.axhspan(0, max(ends), color=BLACK, alpha=0.05, linewidth=0)
+            corner = {"transform": axis.get_yaxis_transform(), "ha": "right", "fontsize": 9}
+            axis.text(0.99, max(ends), "worse than the base ", va="top", **corner)
+            axis.text(0.99, min(ends), "better than the base ", va="bottom", **corner)
+        legend(figure, axes[0][0])
+        says = "; ".join(
+            f"{mode} {-gained[mode].value:+.3f} on {inside}, "
+            + ", ".join(f"{found[mode].value:+.3f} on {domain}" for domain, found in outside.items())
+            for mode in gained
+        )
+        alt = f"Chart of the gain on {inside} and the change of the loss elsewhere (above 0 is worse), by mode: {says}."
+        return write(figure, folder, name, alt)
 
 
 def _draw_rows(axis: Any, rows: Sequence[Row], styles: Mapping[str, Look]) -> None:

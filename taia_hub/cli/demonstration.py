@@ -17,18 +17,39 @@ def demo(
         Path,
         typer.Option("--dir", parser=parse_folder, metavar="DIR", help="Folder for the Hub, the models and the cache."),
     ] = Path("taia-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of 8 items.")] = 40,
-    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = 64,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of your own base model, instead of SmolLM2-135M.", show_default=False),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Your own items, as for taia train, instead of medical ones; repeat it.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of 4 items.")] = 24,
+    items: Annotated[int, typer.Option(min=1, help="Held-out items that are measured in each domain.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small language model, publish it to a Hub on this disk, load it again and compare its modes.
 
+    It takes about three minutes and 1 GB of disk on two CPU cores, needs no account, and ends in a page to share:
+    DIR/report.html. With --model and --data it is your own model and your own items, some of which are held out; beside
+    them maths and instructions are measured. The same command again uses what is finished.
+
     taia demo --dir taia-demo
+
+    taia demo --data items.jsonl --dir my-demo
     """
     from taia_hub.demo import run_demo
 
-    report = run_demo(directory, steps=steps, items=items, log=lambda text: typer.echo(text, err=True))
-    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+    report = run_demo(
+        directory,
+        model=model,
+        data=data or (),
+        steps=steps,
+        items=items,
+        log=lambda text: typer.echo(text, err=True),
+    )
+    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else f"\n{report.to_text()}")
 
 
 hub_app = typer.Typer(

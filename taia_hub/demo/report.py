@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub.demo.evaluation import MODES, DomainLosses, Interval
+from taia_hub.demo.losses import MODES, DomainLosses
+from taia_hub.results.statistics import Interval
 
-_NAMES = {"none": "base model", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
+NAMES = {"none": "base model", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
+_PLAIN = ("model_id", "base", "steps", "tokens", "trained_domain", "prompt", "answers", "seconds", "versions")
+_LONGEST, _OTHER_PROMPT = 120, "Why is the sky blue?"  # of a prompt that is to be typed
 _ROW = "{:<14}" + "{:<16}" * len(MODES)
 
 
@@ -20,23 +23,36 @@ class DemoReport:
 
     Attributes:
         folder: The demo's folder.
-        model_id: Hub id of the published TAIA repository.
+        model_id: Hub id of the published TAIA repository, on the Hub in the folder.
+        base: The base model.
+        data: What it was trained on.
         steps: Training steps of its adapter.
+        tokens: Tokens that were trained on.
         trained_domain: The domain it was trained on.
         domains: The losses, a domain each.
         prompt: A question.
         answers: Mode to its answer to the question.
         seconds: Stage to the wall-clock seconds it took.
+        versions: Package to its version.
     """
 
     folder: Path
     model_id: str
+    base: str
+    data: Sequence[str]
     steps: int
+    tokens: int
     trained_domain: str
     domains: Sequence[DomainLosses]
     prompt: str
     answers: Mapping[str, str]
     seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    @property
+    def pages(self) -> dict[str, Path]:
+        """The files of the report for people: ending to file."""
+        return {ending: self.folder / f"report.{ending}" for ending in ("html", "md", "png", "svg")}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as JSON values; `from_json` reads them.
@@ -57,13 +73,11 @@ class DemoReport:
             }
             for one in self.domains
         ]
-        plain = {name: getattr(self, name) for name in ("model_id", "steps", "trained_domain", "prompt")}
         return {
-            **plain,
+            **{name: getattr(self, name) for name in _PLAIN},
             "folder": str(self.folder),
+            "data": list(self.data),
             "domains": domains,
-            "answers": dict(self.answers),
-            "seconds": dict(self.seconds),
             "conclusions": conclusions(self.domains, self.trained_domain),
         }
 
@@ -78,8 +92,8 @@ class DemoReport:
                 for each in one["differences"]
             }
             domains.append(DomainLosses(one["domain"], one["items"], losses, differences))
-        plain = ("model_id", "steps", "trained_domain", "prompt", "answers", "seconds")
-        return cls(folder=Path(values["folder"]), domains=domains, **{name: values[name] for name in plain})
+        folder, data = Path(values["folder"]), tuple(values["data"])
+        return cls(folder=folder, data=data, domains=domains, **{name: values[name] for name in _PLAIN})
 
     def to_text(self) -> str:
         """Returns the report for a terminal of 80 columns: table, conclusions, answers and what to type next.
@@ -89,38 +103,32 @@ class DemoReport:
             Loss on held-out answers, in nats per answer token; lower is better.
             ...
         """
-        answers = [f"[{mode}] {_NAMES[mode]}\n{text}\n" for mode, text in self.answers.items()]
-        took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
+        answers = [f"[{mode}] {NAMES[mode]}\n{text}\n" for mode, text in self.answers.items()]
+        commands = "\n".join(f"  {command}" for command in self.next_commands())
         parts = [
             table_text(self.domains, self.trained_domain),
             "\n".join(conclusions(self.domains, self.trained_domain)),
             f'"{self.prompt}"\n\n' + "\n".join(answers).rstrip(),
-            f"Took {sum(self.seconds.values()) / 60:.1f} minutes ({took}).",
-            self._next_steps(),
+            self.took(),
+            f"The same as a page, with a figure: {self.pages['html']} (and .md, .png, .svg)",
+            f"What to type next: the modes in the browser, in the terminal, and one as a plain LoRA.\n\n{commands}",
         ]
         return "\n\n".join(parts)
 
-    def _next_steps(self) -> str:
-        served = shlex.quote(str(self.folder / "hub"))
-        return f"""What to type next. In one terminal, the Hub with what was published:
+    def took(self) -> str:
+        """Says how long the stages took, in a sentence."""
+        took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in self.seconds.items())
+        return f"Took {sum(self.seconds.values()) / 60:.1f} minutes ({took})."
 
-  taia hub serve {served}
-
-In another, after the export lines that it prints:
-
-  taia info {self.model_id}
-  taia generate {self.model_id} --prompt {shlex.quote(self.prompt)} \\
-    --mode none --mode attention --mode all
-
-or in Python:
-
-  import taia_hub
-  from transformers import AutoModelForCausalLM
-
-  model = AutoModelForCausalLM.from_pretrained("{self.model_id}")   # attention updates only: TAIA
-  model.inference_modules = "all"                                   # the vanilla fine-tune
-  with model.using("none"):                                         # the base model
-      ..."""
+    def next_commands(self) -> tuple[str, str, str]:
+        """Returns three commands for a shell in the folder that the demo was started in."""
+        model, attention = (shlex.quote(str(self.folder / name)) for name in ("model", "attention"))
+        prompt = self.prompt if len(self.prompt) <= _LONGEST and self.prompt.isprintable() else _OTHER_PROMPT
+        return (
+            f"taia compare {model} --ui",
+            f"taia compare {model} --prompt {shlex.quote(prompt)} --against none",
+            f"taia export {model} --mode attention --out {attention}",
+        )
 
 
 def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
@@ -134,7 +142,7 @@ def table_text(domains: Sequence[DomainLosses], trained_domain: str) -> str:
         "Second lines: 95 % interval (bootstrap over the items).",
         "",
         _ROW.format("", *MODES).rstrip(),
-        _ROW.format("", *(_NAMES[mode] for mode in MODES)).rstrip(),
+        _ROW.format("", *(NAMES[mode] for mode in MODES)).rstrip(),
     ]
     for one in domains:
         trained = ", trained on this domain" if one.domain == trained_domain else ""
@@ -174,10 +182,11 @@ def conclusions(domains: Sequence[DomainLosses], trained_domain: str) -> list[st
     if not (repaired and gain.high < 0 and kept.high < 0):
         lines.append(f"At these steps the intervals do not show what TAIA is for: {_missing(harmed, gain, kept)}.")
         return lines
+    share = min(1.0, kept.value / gain.value)
     unharmed = all(one.differences["attention", "none"].low <= 0 for one in others)
     lines.append(
         f"What TAIA is for: the whole update (all) paid for {trained_domain} with {' and '.join(repaired)}. "
-        f"Without its feed-forward part (attention) the model keeps {kept.value / gain.value:.0%} of the gain on "
+        f"Without its feed-forward part (attention) the model keeps {share:.0%} of the gain on "
         f"{trained_domain} and does better on {' and '.join(repaired)}"
         + (", with no clear loss in any domain." if unharmed else ".")
     )

@@ -7,106 +7,164 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import hub
+from taia_hub.common.chat import chat_tokens
+from taia_hub.common.environment import installed_versions
 from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import Mark
 from taia_hub.compare import compare
-from taia_hub.demo.base import MARKER, smollm2_base
-from taia_hub.demo.evaluation import MODES, mode_table
+from taia_hub.demo.base import MARKER, copied_base, smollm2_base
+from taia_hub.demo.evaluation import domain_losses, mode_table
+from taia_hub.demo.inputs import MAX_LENGTH, Inputs, demo_recipe
+from taia_hub.demo.losses import MODES, mean_loss
+from taia_hub.demo.pages import write_pages
 from taia_hub.demo.report import DemoReport
-from taia_hub.demo.samples import DOMAINS, TRAINED_DOMAIN, TRAINING_SAMPLE, load_items, sample_path
-from taia_hub.repository import publishing
-from taia_hub.training import TrainingRecipe, train
+from taia_hub.demo.samples import write_items
+from taia_hub.repository.creating import create_repository
+from taia_hub.repository.side_files import TRAINING_FILE
+from taia_hub.training import Trained, train
+from taia_hub.training.workspace import base_files
 
-BASE_ID = "demo/SmolLM2-135M-Instruct"
-MODEL_ID = "demo/smollm2-135m-medical-taia"
-PROMPT = "A shop sells pens at 3 dollars each. How much do 4 pens cost?"
-ANSWER_TOKENS = 80
-BATCH_SIZE = 8
+ANSWER_TOKENS = 64
 
 Log = Callable[[str], None]
 
 
-def run_stages(folder: Path, *, steps: int, items: int, seed: int, log: Log, progress: Progress) -> DemoReport:
+def run_stages(folder: Path, inputs: Inputs, *, steps: int, seed: int, log: Log, progress: Progress) -> DemoReport:
     """Makes base and adapter, publishes them, loads the published model and compares its modes.
 
     Base and adapter are used again when they were made from the same inputs; everything after them is done anew.
-    `items` are measured in each domain, or all where there are fewer.
+    `log` gets what a person wants to read on the way: first of all what the base model answers, untrained.
 
     Example:
-        >>> run_stages(folder, steps=4, items=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
+        >>> run_stages(folder, inputs, steps=4, seed=0, log=print, progress=ProgressBars())  # doctest: +SKIP
     """
     seconds: dict[str, float] = {}
+    base_id, model_id = f"demo/{inputs.name}", f"demo/{inputs.adapter_name}"
 
     @contextmanager
     def stage(name: str, said: str) -> Iterator[None]:
-        log(said)
+        log(f"{said} …")
         start = time.monotonic()
         yield
         seconds[name] = time.monotonic() - start
+        log(f"  {name}: {seconds[name]:.1f} s")
 
-    with stage("base", f"Unpacking SmolLM2-135M-Instruct and publishing it as {BASE_ID}"):
-        publish_base(smollm2_base(folder))
-    with stage("training", f"Training a LoRA on all linear layers, on medical answers, {steps} steps"):
-        trained = train_model(BASE_ID, folder, steps=steps, seed=seed, progress=progress)
-    with stage("publishing", f"Publishing {MODEL_ID} and loading it again"):
-        publishing.push_folder(trained, MODEL_ID)
-        model = AutoModelForCausalLM.from_pretrained(MODEL_ID)
-        tokenizer = AutoTokenizer.from_pretrained(MODEL_ID)
-    with stage("evaluation", f"Measuring {len(MODES)} modes in {len(DOMAINS)} domains"):
-        domains = {domain: load_items(sample)[:items] for domain, sample in DOMAINS.items()}
-        table = mode_table(model, tokenizer, domains, seed=seed, progress=progress)
+    with stage("base", f"Putting {inputs.model} into {folder / 'base'}, and on the demo's Hub as {base_id}"):
+        base = _base(folder, inputs, log)
+        publish_base(base, base_id)
+    with stage("before", f"Asking {inputs.name} as it is"):
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+        losses = domain_losses(model, tokenizer, inputs.domains, max_length=MAX_LENGTH, progress=progress)
+        log(f"\n{_quoted(inputs.prompt[-1]['content'])}\n\n{_indented(_answer(model, tokenizer, inputs))}\n")
+        means = ", ".join(f"{domain} {mean_loss(found):.3f}" for domain, found in losses.items())
+        log(f"Its loss on held-out answers, in nats a token: {means}\n")
+        del model
+    what = f"{inputs.trained_domain} answers" if not inputs.is_own else "your items"
+    with stage("training", f"Training a LoRA on all linear layers, on {what}, {steps} steps"):
+        trained = train_model(base, folder, inputs, steps=steps, seed=seed, progress=progress)
+        log(
+            f"  {trained.tokens:,} tokens, loss {trained.first_loss:.3f} -> {trained.last_loss:.3f}"
+            if trained.is_new and trained.first_loss is not None and trained.last_loss is not None
+            else "  This very training is finished already: it is used again."
+        )
+    with stage("publishing", f"Publishing {model_id} and loading it again"):
+        publish_model(folder / "model", base_id, model_id)
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(model_id), AutoTokenizer.from_pretrained(model_id)
+    with stage("evaluation", f"Measuring the modes {', '.join(MODES[1:])} in {len(inputs.domains)} domains"):
+        lengths = {"max_length": MAX_LENGTH}
+        table = mode_table(model, tokenizer, inputs.domains, base=losses, seed=seed, progress=progress, **lengths)
     with stage("answers", "Answering one prompt in every mode"):
-        found = compare(model, tokenizer, PROMPT, MODES, measures=False, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    said = {answer.mode: answer.text.strip() for answer in found.answers}
-    return DemoReport(folder, MODEL_ID, steps, TRAINED_DOMAIN, table, PROMPT, said, seconds)
-
-
-def train_model(base: str, folder: Path, *, steps: int, seed: int, progress: Progress | None = None) -> Path:
-    """Trains a LoRA on all linear layers on the shipped medical answers, as `taia train` does, in steps of 8 items.
-
-    The TAIA repository goes into the subfolder `model`, which is returned. A finished training of these very inputs is
-    used again, and one that was stopped goes on.
-    """
-    data = sample_path(TRAINING_SAMPLE)
-    recipe = TrainingRecipe(
-        base=base,
-        data=(str(data),),
-        rank=16,
-        alpha=32,
-        dropout=0.0,  # no item is seen twice, and on a CPU its random masks take a quarter of the time
-        learning_rate=2e-3,
-        warmup_ratio=0.0,
-        epochs=steps * BATCH_SIZE / len(load_items(TRAINING_SAMPLE)),
-        max_steps=steps,
-        batch_size=BATCH_SIZE,
-        micro_batch_size=1,  # on a CPU what padding costs is more than what larger products save
-        dtype="float32",  # bfloat16 is slower on CPUs without units for it, and the numbers would differ
-        seed=seed,
+        generation: dict[str, Any] = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False}
+        found = compare(model, tokenizer, inputs.prompt, MODES, measures=False, **generation)
+    report = DemoReport(
+        folder=folder,
+        model_id=model_id,
+        base=inputs.model,
+        data=inputs.data,
+        steps=steps,
+        tokens=trained.tokens,
+        trained_domain=inputs.trained_domain,
+        domains=table,
+        prompt=inputs.prompt[-1]["content"],
+        answers={answer.mode: answer.text.strip() for answer in found.answers},
+        seconds=seconds,
+        versions={name: version for name, version in installed_versions("trl").items() if version},
     )
-    found = hub.resolve_base(base, None, hub.HubAccess())
-    made_from = {"base": found.revision or base, "data": hub.sha256(data), "recipe": recipe.to_mapping()}
+    write_pages(report)
+    return report
+
+
+def train_model(
+    base: Path, folder: Path, inputs: Inputs, *, steps: int, seed: int, progress: Progress | None = None
+) -> Trained:
+    """Trains a LoRA on all linear layers, as `taia train` does, in steps of 4 items.
+
+    The TAIA repository goes into the subfolder `model`. A finished training of these very inputs is used again, and one
+    that was stopped goes on.
+    """
+    data, model = folder / "items.jsonl", folder / "model"
+    write_items(data, inputs.training)
+    recipe = demo_recipe(str(base.absolute()), [str(data)], items=len(inputs.training), steps=steps, seed=seed)
+    made_from = {"base": base_files(base), "data": hub.sha256(data), "recipe": recipe.to_mapping()}
     mark = Mark(folder / "training.json", made_from)
-    model = folder / "model"
     if not mark.fits() and (mark.path.is_file() or not model.exists()):  # else it is not ours, which `train` refuses
         shutil.rmtree(model, ignore_errors=True)
         mark.write()
-    train(recipe, out=model, progress=progress)
-    return model
+    return train(recipe, out=model, progress=progress)
 
 
-def publish_base(folder: Path) -> None:
+def publish_base(folder: Path, base_id: str) -> None:
     """Publishes the base model unless the Hub holds it already.
 
     Example:
-        >>> publish_base(smollm2_base(Path("taia-demo")))  # doctest: +SKIP
+        >>> publish_base(smollm2_base(Path("taia-demo")), "demo/SmolLM2-135M-Instruct")  # doctest: +SKIP
     """
     api = hub.api()
-    api.create_repo(BASE_ID, exist_ok=True)
+    api.create_repo(base_id, exist_ok=True)
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MARKER}
-    siblings = api.model_info(BASE_ID, files_metadata=True).siblings or []
+    siblings = api.model_info(base_id, files_metadata=True).siblings or []
     if not files.items() <= {sibling.rfilename: sibling.size for sibling in siblings}.items():
-        api.upload_folder(repo_id=BASE_ID, folder_path=folder, ignore_patterns=[MARKER])
+        api.upload_folder(repo_id=base_id, folder_path=folder, ignore_patterns=[MARKER])
+
+
+def publish_model(folder: Path, base_id: str, model_id: str) -> None:
+    """Publishes a model that was trained on a folder as one of the base that the Hub holds, with its record."""
+
+    def record(target: Path) -> None:
+        shutil.copyfile(folder / TRAINING_FILE, target / TRAINING_FILE)
+
+    create_repository(base_id, str(folder / "adapter"), push=model_id, extra_files=record)
+
+
+def _base(folder: Path, inputs: Inputs, log: Log) -> Path:
+    before = (folder / "base" / MARKER).stat().st_mtime_ns if (folder / "base" / MARKER).is_file() else None
+    if inputs.base is None:
+        base = smollm2_base(folder)
+    else:
+        base = copied_base(folder, Path(inputs.base), {"model": inputs.model, "revision": inputs.revision})
+    if (base / MARKER).stat().st_mtime_ns == before:
+        log("  It is there already and used again.")
+    return base
+
+
+def _answer(model: Any, tokenizer: Any, inputs: Inputs) -> str:
+    """Answers as the mode `none` will, greedily."""
+    import torch
+
+    ids = torch.tensor([chat_tokens(tokenizer, inputs.prompt)])
+    limits = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "pad_token_id": tokenizer.pad_token_id or 0}
+    said = model.generate(ids, attention_mask=torch.ones_like(ids), **limits)[0, ids.shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+def _quoted(text: str) -> str:
+    return f'  "{text}"'
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  > {line}" for line in text.splitlines())

@@ -120,7 +120,7 @@ class LocalHub:
 
         Raises:
             MissingDependencyError: When the extra `demo` is not installed.
-            RepositoryError: When the port is taken, or the folder is in use or not a local Hub's.
+            RepositoryError: When the port is taken, or the folder is in use, not a local Hub's or cannot be written.
         """
         if self._thread is not None:
             return self
@@ -129,8 +129,13 @@ class LocalHub:
         listener = _listen(self._port)
         try:
             self._store = Store(self.folder)
-        except BaseException:
+        except BaseException as error:
             listener.close()
+            if isinstance(error, OSError) and not isinstance(error, RepositoryError):
+                raise RepositoryError(
+                    f"A Hub cannot be kept in '{self.folder}': {error.strerror or error}.",
+                    hint="Choose a folder that can be written.",
+                ) from error
             raise
         self._port = listener.getsockname()[1]
         service = Service(self._store, self._user, self.endpoint, self._large_files)

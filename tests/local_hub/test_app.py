@@ -842,6 +842,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["incoming", "thesis.txt"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_in_our_words(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (Path("/proc/foo"), tmp_path / "file", tmp_path / "file" / "hub"):
+        with pytest.raises(RepositoryError, match=f"A Hub cannot be kept in '{folder}': .*\nChoose a folder"):
+            LocalHub(folder).start()
+
+
+
 def test_a_newer_format_is_refused(tmp_path):
     Disk(tmp_path).close()
     (tmp_path / "local_hub.json").write_text('{"format": 2, "token": "x"}')
