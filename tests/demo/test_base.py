@@ -14,7 +14,7 @@ from taia_hub.errors import MissingDependencyError, RepositoryError
 
 def test_base_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MissingDependencyError, match=r"needs the module 'gguf'.*\n.*taia-hub\[demo\]"):
+    with pytest.raises(MissingDependencyError, match=r"needs the module 'gguf'.*\n.*pip install .*\[demo\]"):
         base.smollm2_base(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -849,7 +849,6 @@ def test_a_folder_that_cannot_be_made_is_refused_in_our_words(tmp_path):
             LocalHub(folder).start()
 
 
-
 def test_a_newer_format_is_refused(tmp_path):
     Disk(tmp_path).close()
     (tmp_path / "local_hub.json").write_text('{"format": 2, "token": "x"}')
