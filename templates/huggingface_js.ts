@@ -4,7 +4,7 @@
  * To submit it: fork https://github.com/huggingface/huggingface.js; put the first part into
  * packages/tasks/src/model-libraries-snippets.ts and the second one into MODEL_LIBRARIES_UI_ELEMENTS of
  * packages/tasks/src/model-libraries.ts, each where the alphabet has it; replace OWNER by whoever publishes the
- * package; and open a pull request that links to a model on the Hub which has the name. Until it is merged, a page
+ * package; and open a pull request, once an index has the package, that links to a model on the Hub which has the name. Until it is merged, a page
  * shows no code of its own, and downloads count all the same: config.json is what the Hub counts by default.
  */
 

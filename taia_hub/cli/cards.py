@@ -104,8 +104,8 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 def _ask(made: Any, question: str, as_json: bool) -> None:
     for line in made.difference().splitlines():
-        colour = None if os.environ.get("NO_COLOR") else _COLOURS.get(line[:1])
-        typer.secho(line, fg=colour, bold=colour and line.startswith(("+++", "---")), err=as_json)
+        plain = os.environ.get("NO_COLOR") or line.startswith(("+++", "---"))
+        typer.secho(line, fg=None if plain else _COLOURS.get(line[:1]), err=as_json)
     for name in made.others:
         typer.echo(f"and {name}", err=as_json)
     typer.confirm(question, abort=True, err=as_json)

@@ -437,6 +437,30 @@ def test_a_lie_ends_with_status_1(taia_card, folder):
     assert [finding["what"] for finding in json.loads(out) if not finding["ok"]] == ["'Results'"]
 
 
+@pytest.mark.parametrize("title", ["# My great model 2", "# Great-Model"])
+def test_a_title_and_words_that_are_kept_pass_the_check(taia_card, folder, title):
+    path = folder / "README.md"
+    path.write_text(
+        path.read_text().replace("# model-taia\n", f"{title}\n").replace("## Limits\n", "## Mind these 3\n")
+    )
+    assert taia_card(folder, "--write", "--yes")[0] == 0
+    assert path.read_text().count(f"\n{title}\n") == 1
+    status, out = taia_card(folder, "--check")
+    assert (status, len(out.splitlines())) == (0, 1), out
+    assert re.search(r"none is wrong; 2 passages differ in words alone \(-v shows\)", out)
+    assert "warning" in taia_card(folder, "--check", "-v")[1]
+
+
+def test_a_difference_has_colours_where_they_are_shown(folder, monkeypatch):
+    words = [str(folder), "--write", "--tag", "mine"]
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = CliRunner().invoke(app, words, input="n\n", color=True).stdout
+    assert "\x1b[32m+- mine" in shown
+    assert "\x1b[" not in CliRunner().invoke(app, words, input="n\n").stdout
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in CliRunner().invoke(app, words, input="n\n", color=True).stdout
+
+
 def test_weights_that_changed_make_the_card_a_lie(taia_card, folder):
     taia_card(folder, "--write", "--yes")
     data = bytearray((folder / WEIGHTS).read_bytes())
