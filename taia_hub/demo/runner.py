@@ -86,6 +86,7 @@ def run_demo(
     if finished.fits() and (folder / "model").is_dir() and (folder / "report.html").is_file():
         log(f"This very demo is finished already; delete {folder} to do it again.")
         return DemoReport.from_json(finished.read())
+    log(f"Tuning {inputs.model} in {folder}. Ctrl-C stops it; the same command goes on from what is finished.")
     Mark(folder / FOLDER_MARK, inputs.identity()).write()
     # Weights go in a stream: within the commit they would fill the memory of both sides.
     with LocalHub(folder / "hub", large_files="lfs") as hub:
