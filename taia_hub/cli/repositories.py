@@ -16,18 +16,17 @@ from taia_hub.cli.shared import (
     Overwrite,
     Private,
     Push,
-    Repository,
     Source,
     echo_json,
     folder,
+    next_step,
     parse_folder,
     parse_mode,
     progress,
     published,
 )
+from taia_hub.common.text_tables import aligned, amount, byte_size
 from taia_hub.errors import ConfigError
-
-_ROW = "{:<12}{:>10}{:>16}{:>12}"
 
 
 def _parse_compress(text: str) -> Any:
@@ -128,20 +127,25 @@ def create(
         else:
             options |= {"adapter_revision": adapter_revision, "link": link, "convert_pickle": convert_pickle}
             created = create_repository(base, adapter, **options)
-    _echo_created(created, as_json)
+    _echo_created(created, push, as_json)
 
 
-def _echo_created(created: Any, as_json: bool) -> None:
+def _echo_created(created: Any, repo: str | None, as_json: bool) -> None:
     where = str(created.folder) if created.commit is None else created.commit.commit_url
     if as_json:
         report = dataclasses.asdict(created.report) if created.report else None
         echo_json({"where": where, "status": dataclasses.asdict(created.status), "report": report})
         return
     for role, status in created.status.roles.items():
-        typer.echo(f"{role:<12}{status.adapted:>6} modules{status.parameters:>16,} parameters")
+        if status.adapted:
+            typer.echo(f"{role:<12}{amount(status.adapted, 'module'):>14}{status.parameters:>16,} parameters")
     if created.report:
         typer.echo(created.report.to_text())
-    typer.echo(published(created.commit) if created.commit else f"Written to {where}")
+    if not created.is_new:
+        typer.echo(f"It is in {where} already, made from the same.")
+    else:
+        typer.echo(published(created.commit) if created.commit else f"Written to {where}")
+    next_step(repo or where)
 
 
 @options_of(Source, "token", "trust_remote_code")
@@ -173,35 +177,67 @@ def push(
     how = hub.Commit(message, private=private, token=access["token"], revision=revision, create_pr=create_pr)
     commit = push_folder(folder, repo, how, base=base, trust_remote_code=access["trust_remote_code"])
     url = commit.pr_url or commit.commit_url
-    echo_json({"url": url, "commit": commit.oid}) if as_json else typer.echo(published(commit))
+    if as_json:
+        echo_json({"url": url, "commit": commit.oid})
+        return
+    typer.echo(published(commit))
+    if not create_pr:
+        next_step(repo)
 
 
 @options_of(Source)
-def info(repo: Repository, as_json: Json = False, **source: Any) -> None:
-    """Show what a repository holds, by role, without loading weights.
+def info(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository or a PEFT adapter.")
+    ],
+    as_json: Json = False,
+    **source: Any,
+) -> None:
+    """Show what a repository or adapter holds, by role, without loading weights.
 
     taia info org/model-taia --json
+
+    taia info org/lora
     """
     from taia_hub import hub
     from taia_hub.repository.info import repository_info
 
     found = repository_info(repo, hub.HubAccess(token=source.pop("token")), **source)
-    if as_json:
-        echo_json(dataclasses.asdict(found))
-        return
-    typer.echo(f"repository  {found.name}{_at(found.revision)}")
-    typer.echo(f"base model  {found.base_model}{_at(found.base_revision)}")
-    dtypes = ", ".join(found.dtypes)
-    typer.echo(f"update      {found.method} in {found.location}, {found.bytes / 2**20:.1f} MiB, {dtypes}")
-    typer.echo(f"default     {found.inference_modules}\n")
-    typer.echo(_ROW.format("role", "modules", "parameters", "MiB"))
-    for role, part in found.roles.items():
-        typer.echo(_ROW.format(role, part.modules, f"{part.parameters:,}", f"{part.bytes / 2**20:.1f}"))
-    typer.echo("\n" + _ROW.format("mode", "", "acting", "").rstrip())
-    for mode, acting in found.modes.items():
-        typer.echo(_ROW.format(mode, "", f"{acting:,}", "").rstrip())
+    echo_json(dataclasses.asdict(found)) if as_json else typer.echo(_said_of(found))
+
+
+def _said_of(found: Any) -> str:
+    """Lays out what a repository holds."""
+    from taia_hub.hub.layout import method_name
+
+    size, dtypes = byte_size(found.bytes), ", ".join(found.dtypes)
+    numbers = [f"{name} {_by_role(value)}" for name in ("rank", "alpha") if (value := getattr(found, name)) is not None]
+    rows = [
+        ["repository" if found.inference_modules is not None else "adapter", f"{found.name}{_at(found.revision)}"],
+        ["base model", f"{found.base_model}{_at(found.base_revision)}, {found.base_parameters:,} parameters"],
+        ["update", ", ".join([f"{method_name(found.method)} in {found.location}", *numbers, size, dtypes])],
+        *([name.replace("_", " "), _by_role(values)] for name, values in found.patterns.items()),
+        *([["default", str(found.inference_modules)]] if found.inference_modules is not None else []),
+    ]
+    parts = [
+        [role, str(part.modules), f"{part.parameters:,}", byte_size(part.bytes)]
+        for role, part in found.roles.items()
+        if part.modules
+    ]
+    modes = [[mode, f"{acting:,}"] for mode, acting in found.modes.items()]
+    said = [
+        aligned(rows, left=(0, 1)),
+        aligned([["role", "modules", "parameters", "size"], *parts]),
+        aligned([["mode", "parameters that act"], *modes]),
+    ]
     if found.unplaced:
-        typer.echo(f"\nCounted as other because their role could not be told: {', '.join(found.unplaced)}")
+        said.append(f"Counted as other because their role could not be told: {', '.join(found.unplaced)}")
+    return "\n\n".join(said)
+
+
+def _by_role(value: Any) -> str:
+    """Writes a number, or one a role or module."""
+    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _at(revision: str | None) -> str:

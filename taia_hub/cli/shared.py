@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -215,6 +216,11 @@ def published(commit: Any) -> str:
     if commit.pr_url:
         return f"Proposed {commit.pr_url} (commit {commit.commit_url})"
     return f"Published {commit.repo_url} (commit {commit.commit_url})"
+
+
+def next_step(where: str) -> None:
+    """Says which command shows what was made."""
+    typer.echo(f'Next: taia compare {shlex.quote(where)} "Why is the sky blue?"')
 
 
 def echo_json(value: Any) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from taia_hub.cli.options import options_of, reading, typed
-from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, parse_mode, progress, published
-from taia_hub.common.text_tables import amount
+from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, next_step, parse_mode, progress, published
+from taia_hub.common.text_tables import amount, byte_size
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe
 
@@ -79,9 +80,17 @@ def train(
             _echo_plan(plan_training(made, out=out, push=push, token=token, progress=bars), made, as_json)
             return
         check_target(made, out, push)
-        trained = run(made, out=out, push=push, private=private, token=token, resume=not restart, progress=bars)
+
+        def show(plan: Any) -> None:
+            bars.close()
+            _echo_rows(plan, made, ("trained", "data", "steps", "device"), err=True)
+
+        target = {"out": out, "push": push, "private": private, "token": token}
+        trained = run(made, **target, resume=not restart, progress=bars, on_plan=show)
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one tells
         _echo_trained(trained, as_json)
+        if not as_json:
+            next_step(push or str(trained.folder))
 
 
 def _recipe(name: str | None, given: dict[str, Any], mode: Any) -> TrainingRecipe:
@@ -124,24 +133,32 @@ def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:
         values["memory"]["total"] = plan.memory.total
         echo_json({"plan": values, "recipe": recipe.to_mapping()})
         return
+    _echo_rows(plan, recipe)
+
+
+def _echo_rows(plan: Any, recipe: TrainingRecipe, names: Sequence[str] = (), *, err: bool = False) -> None:
+    """Prints the rows of a plan with these names, or all of them, and what the user should know."""
     trained = ", ".join(f"{role} {count:,}" for role, count in plan.trained.items())
     memory, free = plan.memory, plan.memory.available
     rows = {
         "base model": f"{recipe.base}, {plan.base_parameters:,} parameters",
         "trained": f"{recipe.method}, {recipe.train_modules}: {trained} parameters",
-        "data": f"{plan.items:,} items, about {plan.tokens:,} tokens, the longest {plan.longest:,}",
-        "steps": f"{plan.steps:,} of {plan.batch_size} items: {amount(plan.processes, 'process', 'es')} x "
-        f"{plan.accumulation} forward passes x {plan.micro_batch_size} items",
+        "data": f"{amount(plan.items, 'item')}, about {plan.tokens:,} tokens, the longest {plan.longest:,}",
+        "steps": f"{plan.steps:,} of {amount(plan.batch_size, 'item')}: {amount(plan.processes, 'process', 'es')} x "
+        f"{amount(plan.accumulation, 'forward pass', 'es')} x {amount(plan.micro_batch_size, 'item')}",
         "device": f"{plan.device}, {plan.dtype}"
         + (", activations computed twice" if plan.gradient_checkpointing else ""),
-        "memory": f"about {memory.total / 2**30:.2f} GiB (weights {memory.weights / 2**30:.2f}, optimizer "
-        f"{memory.optimizer / 2**30:.2f}, activations {memory.activations / 2**30:.2f})"
-        + (f" of {free / 2**30:.2f} free" if free else ""),
+        "memory": f"about {byte_size(memory.total)} (weights {byte_size(memory.weights)}, optimizer "
+        f"{byte_size(memory.optimizer)}, activations {byte_size(memory.activations)})"
+        + (f" of {byte_size(free)} free" if free else ""),
     }
     for name, text in rows.items():
-        typer.echo(f"{name:<12}{text}")
-    for note in plan.notes:
-        typer.echo(f"Note: {note}")
+        if not names or name in names:
+            typer.echo(f"{name:<12}{text}", err=err)
+    for note in () if names else plan.notes:  # after the training they are told with it
+        typer.echo(f"Note: {note}", err=err)
+    for warning in plan.warnings:
+        typer.echo(f"Warning: {warning}", err=err)
 
 
 def _loss(value: float | None) -> str:

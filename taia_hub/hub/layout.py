@@ -101,3 +101,20 @@ class UpdatePlace:
     def named(self, name: str) -> str:
         """Returns the path in the repository of a file of the update."""
         return f"{self.path}/{name}".lstrip("/")
+
+
+_METHODS = {
+    **{"LORA": "LoRA", "MOLORA": "MoLoRA", "DENSE": "full fine-tune", "LOHA": "LoHa", "LOKR": "LoKr"},
+    **{"ADALORA": "AdaLoRA", "XLORA": "X-LoRA", "VERA": "VeRA", "RANDLORA": "RandLoRA", "FOURIERFT": "FourierFT"},
+    **{"LN_TUNING": "LayerNorm tuning", "SHIRA": "SHiRA", "MISS": "MiSS", "FROD": "FRoD", "ADAMSS": "AdaMSS"},
+}
+
+
+def method_name(method: str) -> str:
+    """Returns the name of an update's method as people write it.
+
+    Example:
+        >>> method_name("LORA"), method_name("DENSE"), method_name("OFT")
+        ('LoRA', 'full fine-tune', 'OFT')
+    """
+    return _METHODS.get(method, method)

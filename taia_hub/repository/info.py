@@ -31,10 +31,14 @@ class RoleInfo:
 
 @dataclass(frozen=True)
 class RepositoryInfo:
-    """What a TAIA repository holds; revisions are commit shas, or None for a folder.
+    """What a TAIA repository or a plain adapter holds; revisions are commit shas, or None for a folder.
 
     Attributes:
+        base_parameters: Number of the base model's parameters.
+        inference_modules: The published default; None of a plain adapter, which has none.
         method: PEFT's name of the update's method, as in `"LORA"`.
+        rank: The rank, or role to rank; None where the method has none. `alpha` likewise.
+        patterns: What other ranks and alphas the configuration gives to some modules, by its name for them.
         location: Where the update lies: a path in the repository, or `repo@revision/path`.
         modes: Mode name to the number of the update's parameters that act.
         unplaced: Paths of base modules whose role could not be told; they count as `other`.
@@ -44,8 +48,12 @@ class RepositoryInfo:
     revision: str | None
     base_model: str
     base_revision: str | None
+    base_parameters: int
     inference_modules: Any
     method: str
+    rank: Any
+    alpha: Any
+    patterns: Mapping[str, Mapping[str, float]]
     location: str
     bytes: int
     dtypes: tuple[str, ...]
@@ -61,9 +69,9 @@ def repository_info(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> RepositoryInfo:
-    """Reads what a TAIA repository holds, without its weights: some kilobytes are fetched, whatever its size."""
+    """Reads what a repository or plain adapter holds, without weights: only some kilobytes are fetched."""
     access = access or hub.HubAccess()
-    found = open_repository(name, access, revision=revision, plain=False)
+    found = open_repository(name, access, revision=revision)
     return info_of(found, skeleton(found.base, access, trust_remote_code), access)
 
 
@@ -88,15 +96,26 @@ def info_of(found: Repository, model: nn.Module, access: hub.HubAccess) -> Repos
         revision=found.revision,
         base_model=found.base.name,
         base_revision=found.base.revision,
-        inference_modules=found.config.inference_modules,
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        inference_modules=None if found.is_plain else found.config.inference_modules,
         method=found.method,
-        location=path if is_here else elsewhere,
+        **_ranks(found),
+        location=(path or ".") if is_here else elsewhere,
         bytes=sum(stored.size for stored in tensors.values()),
         dtypes=tuple(sorted({stored.kind for stored in tensors.values()})),
         roles=roles,
         modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
         unplaced=placed.unplaced,
     )
+
+
+def _ranks(found: Repository) -> dict[str, Any]:
+    """Returns rank, alpha and their patterns as the update's configuration gives them."""
+    values = hub.read_json(found.folder / found.kind.config)
+    patterns = {name: values[name] for name in ("rank_pattern", "alpha_pattern") if values.get(name)}
+    return {"rank": values.get("r", values.get("rank")), "alpha": values.get("lora_alpha", values.get("alpha"))} | {
+        "patterns": patterns
+    }
 
 
 def _tensors(found: Repository, access: hub.HubAccess) -> dict[str, StoredTensor]:

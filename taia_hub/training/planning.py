@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from taia_hub.common.devices import choose_device
+from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe, divisors
 
+_FEW = 10
+"""With fewer optimizer steps than this, a plan warns."""
 _SHARE = 0.8
 """Share of the free memory that an estimate may fill."""
 _MOST_ITEMS = {"cuda": 32, "mps": 8, "cpu": 8}
@@ -58,6 +61,7 @@ class Plan:
         trained: Role to number of trained parameters.
         memory: The estimate.
         notes: What the user should know, a sentence each.
+        warnings: What the user may want to change before the training, a sentence each.
     """
 
     items: int
@@ -75,6 +79,7 @@ class Plan:
     trained: Mapping[str, int]
     memory: Memory
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def process_count() -> int:
@@ -193,7 +198,24 @@ def make_plan(
         trained=dict(trained),
         memory=Memory(weights, 12 * count, activations, available),
         notes=notes,
+        warnings=_few_steps(recipe, items, steps, processes, tokens / longest if recipe.packing else items),
     )
+
+
+def _few_steps(recipe: TrainingRecipe, items: int, steps: int, processes: int, filled: float) -> tuple[str, ...]:
+    """Warns where the data fills few optimizer steps, in which little is learnt, and says what would do.
+
+    `filled` is `items`, not rounded up where they are packed.
+    """
+    if steps >= _FEW or recipe.max_steps:
+        return ()
+    noun = amount(items, "packed sequence" if recipe.packing else "item")
+    smaller_batch = items // _FEW // processes * processes
+    epochs = math.ceil(((_FEW - 1) * recipe.batch_size + 1) * recipe.epochs / filled)
+    ways = [f"--batch-size {smaller_batch}"] if smaller_batch else []
+    ways += ["--no-packing"] if recipe.packing else []
+    said = f"{noun} {'fills' if items == 1 else 'fill'} {amount(steps, 'step')} of {recipe.batch_size}"
+    return (f"{said}: use {' or '.join([*ways, f'--epochs {epochs}'])}.",)
 
 
 def smaller(plan: Plan) -> int | None:

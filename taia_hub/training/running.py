@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ def train(
     token: str | bool | None = None,
     resume: bool = True,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> Trained:
     """Trains what a recipe says and makes a TAIA repository of it.
 
@@ -93,6 +94,7 @@ def train(
         token: Access token.
         resume: Whether checkpoints are used; False begins anew, also where the folder holds another TAIA repository.
         progress: Called with stage, steps done and steps in all.
+        on_plan: Called with the plan before the training begins, or goes on.
 
     Returns:
         What was trained.
@@ -112,7 +114,7 @@ def train(
         push = hub.full_repo_id(push, token)
     work = Workspace(out.resolve() if out else _hidden(job.fingerprint, str(push)), job.fingerprint)
     with sole_run(work.out) if process_rank() == 0 else contextlib.nullcontext():
-        return _train(job, work, out, push, private, resume, progress)
+        return _train(job, work, out, push, private, resume, progress, on_plan)
 
 
 def _train(
@@ -123,6 +125,7 @@ def _train(
     private: bool | None,
     resume: bool,
     progress: Progress | None,
+    on_plan: Callable[[Plan], None] | None,
 ) -> Trained:
     recipe, is_main = job.recipe, process_rank() == 0
     if resume and (done := work.finished()):
@@ -155,6 +158,8 @@ def _train(
         micro = work.micro_batch_size(recipe) if resume else None
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
         record.check_readable(Fitted(job, plan, None, None, [], 0.0).record(None))
+        if on_plan and is_main:
+            on_plan(plan)
         fitted = _fit(job, plan, items, work, progress if is_main else None)
         if not is_main:  # the first process writes and publishes
             return _trained(fitted.record(None), work.out if out else None, None)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub import cli
+from taia_hub import TAIAForCausalLM, cli
 from taia_hub.cli import main
 from taia_hub.compare import stream_compare
 from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
+from taia_hub.switch.settings import MODES
 
 
 def test_the_console_script_is_this_module():
@@ -47,6 +48,8 @@ def test_create_writes_a_folder_that_loads(taia, online, tmp_path, pico):
     assert status == 0
     assert "attention" in out
     assert str(tmp_path / "made") in out
+    assert f"Next: taia compare {tmp_path / 'made'} " in out
+    assert "other" not in out  # no rows of zeros
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
     assert made.inference_modules == "all"
     other = AutoModelForCausalLM.from_pretrained(online.taia, inference_modules="all")
@@ -133,8 +136,30 @@ def test_info_of_a_folder(taia, online, tmp_path):
     taia("create", online.base, online.adapter, "--out", tmp_path / "made")
     status, out, _ = taia("info", tmp_path / "made")
     assert status == 0
-    assert "LORA in adapter" in out
-    assert "ffn" in out
+    assert "LoRA in adapter, rank 4, alpha 6, " in out
+    assert f"{sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(online.base).parameters()):,} param" in out
+    assert "KiB" in out
+    rows = [line.split()[0] for line in out.splitlines() if line]
+    assert rows == ["repository", "base", "update", "default", "role", "attention", "ffn", "mode", *MODES]
+
+
+def test_info_of_a_plain_adapter(taia, online, pico, tmp_path):
+    ranks = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}}
+    lora = pico.adapter("llama", pico.lora("llama", **ranks), label="ranks")
+    for adapter in (online.adapter, lora):
+        status, out, err = taia("info", adapter, "--json")
+        assert status == 0, err
+        found = json.loads(out)
+        model = TAIAForCausalLM.from_pretrained(adapter)
+        assert {role: part["parameters"] for role, part in found["roles"].items()} == {
+            role: part.parameters for role, part in model.status().roles.items()
+        }
+        assert (found["rank"], found["alpha"], found["inference_modules"]) == (4, 6, None)
+    _, out, _ = taia("info", lora)
+    assert out.startswith("adapter ")
+    assert "rank pattern   q_proj 2" in out
+    assert "alpha pattern  q_proj 3" in out
+    assert "default" not in out
 
 
 def test_generate_answers_in_every_mode(taia, online, pico):

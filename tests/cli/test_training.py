@@ -85,14 +85,43 @@ def test_a_dry_run_writes_nothing(run, base, items, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_training_says_what_came_of_it(run, base, items, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "said", "ways"),
+    [
+        ([], "6 items fill 1 step of 64", ["--epochs 97"]),
+        (["--epochs", 5], "30 items fill 1 step of 64", ["--batch-size 3", "--epochs 97"]),
+        (["--packing"], "1 packed sequence fills 1 step of 64", []),
+        (["--max-steps", 1], "", []),
+        (["--epochs", 97], "", []),
+    ],
+)
+def test_few_steps_are_warned_of_with_what_would_do(run, base, items, tmp_path, words, said, ways):
+    ask = ["--base", base, "--data", items, "--out", tmp_path / "out", "--dry-run"]
+    out, _ = run(*ask, *words)
+    assert ("Warning: " in out) == bool(said)
+    assert said in out
+    for way in ways:
+        assert way in out
+        fixed, _ = run(*ask, *words, *way.split())
+        assert "Warning: " not in fixed
+    if "--packing" in words:
+        fixed, _ = run(*ask, *words, "--epochs", re.search(r"--epochs (\d+)", out)[1])
+        assert "Warning: " not in fixed
+
+
+def test_training_says_what_came_of_it(run, base, items, tmp_path, monkeypatch):
+    monkeypatch.setattr("taia_hub.common.progress._SECONDS", 0)
     words = ["--base", base, "--data", items, "--out", tmp_path / "out", "--batch-size", 2, "--rank", 2]
 
     out, err = run(*words)
 
     assert re.search(r"Trained 3 steps, \d+ tokens in \d+ s \(.* tokens/s\); loss \d\.\d+ -> \d\.\d+", out)
     assert f"Written to {tmp_path / 'out'}" in out
-    assert "training 3/3" in err
+    assert f"Next: taia compare {tmp_path / 'out'} " in out
+    plan, _, training = err.partition("training 3/3")
+    assert re.search(r"^steps +3 of 2 items: 1 process x 1 forward pass x 2 items$", plan, re.M)
+    assert "trained     lora" in plan
+    assert training
     assert "Loading weights" not in err
     assert "\r" not in err
     out, _ = run(*words)
