@@ -210,8 +210,8 @@ def _said_of(found: Any) -> str:
     """Lays out what a repository holds."""
     from taia_hub.hub.layout import method_name
 
-    size, dtypes = byte_size(found.bytes), ", ".join(found.dtypes)
     numbers = [f"{name} {_by_role(value)}" for name in ("rank", "alpha") if (value := getattr(found, name)) is not None]
+    size, dtypes = byte_size(found.bytes), ", ".join(found.dtypes)
     rows = [
         ["repository" if found.inference_modules is not None else "adapter", f"{found.name}{_at(found.revision)}"],
         ["base model", f"{found.base_model}{_at(found.base_revision)}, {found.base_parameters:,} parameters"],

@@ -53,6 +53,7 @@ def write_tensors(path: Path, tensors: Sequence[Planned], advance: Callable[[int
     # The widest dtypes first, so that every tensor lies at a multiple of its element's size.
     ordered = [one.outgoing() for one in sorted(tensors, key=lambda one: (-one.dtype.itemsize, one.name))]
     done, end = 0, sum(one.size for one in ordered)
+    hub.check_space(path.parent, end, "The adapter")
 
     def count(size: int) -> None:
         nonlocal done

@@ -4,7 +4,7 @@ Names and folders come in; `Source` (files here), `Head` (what is there) and com
 nor transformers.
 """
 
-from taia_hub.hub._errors import disk_errors, hub_errors, no_folder
+from taia_hub.hub._errors import check_space, disk_errors, hub_errors, no_folder
 from taia_hub.hub._names import meant
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
 from taia_hub.hub.files import (
@@ -47,6 +47,7 @@ __all__ = [
     "SpaceSettings",
     "adapter_weights",
     "api",
+    "check_space",
     "convert_pickled_adapter",
     "disk_errors",
     "fetch",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import RepositoryError
 from taia_hub.hub._names import DATA, TransportError, is_path, meant, revision_meant
 
@@ -159,11 +163,32 @@ def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
     )
 
 
+def check_space(folder: Path, needed: int, what: str, more: str = "") -> None:
+    """Refuses to begin what needs more bytes than are free where a folder is, or will be.
+
+    Raises:
+        RepositoryError: If they are not free; the message calls what is written `what`, the hint ends in `more`.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise RepositoryError(
+            f"{what} needs {byte_size(needed)} more at '{there}', where {byte_size(free)} are free.",
+            f"Free space, or choose another folder.{more}",
+        )
+
+
 def _reason(error: Exception) -> tuple[str, str]:
     """Returns why nothing was written and what to do, or two empty texts where it is not the folder's fault."""
+    if isinstance(error, shutil.Error):  # a list of what could not be copied: source, target and why
+        first = error.args[0][0] if error.args and isinstance(error.args[0], list) and error.args[0] else None
+        why = str(first[-1] if isinstance(first, tuple) else error)
+        found = re.search(r"\[Errno (\d+)\]", why)
+        known = _reason(OSError(int(found[1]), os.strerror(int(found[1])))) if found else ("", "")
+        return known if known[0] else (why.rstrip("."), "Look at it")
     if _is_full(error):
         return "no space is left", "Free space"
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "permission was denied", "Allow it"
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         return f"'{getattr(error, 'filename', None)}' is a file", "Move it"

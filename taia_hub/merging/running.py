@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from taia_hub import hub
 from taia_hub.common.progress import Progress, counted
 from taia_hub.common.resuming import MADE, Made, digest
 from taia_hub.common.text_tables import amount, byte_size
-from taia_hub.errors import RepositoryError
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
 from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
@@ -224,13 +222,8 @@ def _fingerprint(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any, dty
 
 def _check_space(plan: MergePlan, scratch: Scratch) -> None:
     needed = sum(piece.size for name, pieces in plan.shards.items() for piece in pieces if name not in scratch.finished)
-    free = shutil.disk_usage(scratch.folder).free
-    if needed > free:
-        raise RepositoryError(
-            f"The merged model needs {needed / 1e6:,.0f} MB more at '{scratch.out.parent}', where {free / 1e6:,.0f} MB "
-            "are free.",
-            "Free space, or choose another folder; shards that are finished stay and are used again.",
-        )
+    more = " Shards that are finished stay and are used again."
+    hub.check_space(scratch.folder, needed, "The merged model", more)
 
 
 def _counter(plan: MergePlan, scratch: Scratch, progress: Progress | None) -> Callable[[int], None] | None:

@@ -160,6 +160,8 @@ def _train(
         record.check_readable(Fitted(job, plan, None, None, [], 0.0).record(None))
         if on_plan and is_main:
             on_plan(plan)
+        if is_main and work.latest() is None:
+            hub.check_space(work.out, _needed(plan, recipe), "The training, with two checkpoints,")
         fitted = _fit(job, plan, items, work, progress if is_main else None)
         if not is_main:  # the first process writes and publishes
             return _trained(fitted.record(None), work.out if out else None, None)
@@ -273,6 +275,13 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         del trainer, model
         clear_device_cache(garbage_collection=True)
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+
+
+def _needed(plan: Plan, recipe: TrainingRecipe) -> int:
+    """Returns the bytes that a training writes: two checkpoints, with AdamW's two moments, and the repository."""
+    trained = sum(plan.trained.values())
+    weights = 4 * (plan.base_parameters if recipe.method == "full" else trained)
+    return 2 * (weights + 8 * trained) + weights
 
 
 def _push(folder: Path, push: str, private: bool | None, job: Job) -> CommitInfo:

@@ -180,10 +180,12 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
     parent = next(path for path in out.absolute().parents if path.exists())
-    if out.is_mount() or not os.access(parent, os.W_OK):  # known now, and not after hours
+    if not os.access(parent, os.W_OK):  # known now, and not after hours
+        raise RepositoryError(f"Nothing can be written into '{parent}'.", "Allow it, or give a folder elsewhere.")
+    if out.is_mount():
         raise RepositoryError(
-            f"Nothing can be written beside '{out}', from where its files are moved into place whole.",
-            "Give a folder inside it, or another one.",
+            f"Nothing can be moved to '{out}' from beside it, as a whole repository is: it is a disk of its own.",
+            "Give a folder inside it.",
         )
     names = {path.name for path in out.iterdir()} - {WORK} if out.is_dir() else set()
     if not names:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from huggingface_hub import snapshot_download
@@ -285,6 +287,22 @@ def test_no_space_left_for_the_cache(online, monkeypatch, tmp_path, number):
         TAIAForCausalLM.from_pretrained(online.taia, cache_dir=tmp_path)
     assert "HF_HOME" in caught.value.hint
     assert TAIAForCausalLM.from_pretrained(online.taia)
+
+
+@pytest.mark.parametrize(
+    ("why", "said"),
+    [
+        ("[Errno 28] No space left on device: 'm/a'", "no space is left"),
+        ("[Errno 122] Disk quota exceeded: 'm/a'", "no space is left"),
+        ("[Errno 13] Permission denied: 'm/a'", "permission was denied"),
+        ("[Errno 30] Read-only file system: 'm/a'", "permission was denied"),
+        ("the moon is full", "the moon is full"),
+    ],
+)
+def test_what_could_not_be_copied_is_no_list_of_tuples(why, said):
+    with pytest.raises(RepositoryError, match=f"'m' was not written: {said}") as caught, hub.disk_errors(Path("m")):
+        raise shutil.Error([("x/a", "m/a", why), ("x/b", "m/b", why)])
+    assert "[(" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -728,7 +728,7 @@ def test_a_target_inside_the_source_is_refused(pico, tmp_path):
 
 def test_a_disk_that_is_too_small_is_said_before(pico, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(RepositoryError, match=r"needs \d+ MB more .* where 0 MB are free"):
+    with pytest.raises(RepositoryError, match=r"needs [\d.]+ KiB more .* where 10 bytes are free"):
         merge(pico.adapter("llama"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

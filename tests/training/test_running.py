@@ -534,8 +534,9 @@ def test_bad_targets_and_bases_are_refused(recipe, tmp_path):
         train(recipe, out=tmp_path)
     with pytest.raises(RepositoryError, match="is a file"):
         train(recipe, out=tmp_path / "notes.txt")
-    with pytest.raises(RepositoryError, match="Nothing can be written beside"):
+    with pytest.raises(RepositoryError, match="it is a disk of its own") as caught:
         train(recipe, out=Path("/proc"))  # a mount
+    assert "inside it" in caught.value.hint
     with pytest.raises(ConfigError, match="where the trained model shall go"):
         train(recipe)
     with pytest.raises(RepositoryError, match="is no folder here"):
@@ -543,6 +544,26 @@ def test_bad_targets_and_bases_are_refused(recipe, tmp_path):
     with pytest.raises(RepositoryError, match="is a folder on this machine"):
         train(recipe, push="own/model")
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt"}
+
+
+def test_a_folder_above_that_cannot_be_written_is_named(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(RepositoryError, match=f"Nothing can be written into '{tmp_path}'") as caught:
+        train(recipe, out=tmp_path / "out")
+    assert "inside it" not in caught.value.hint
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(recipe, tmp_path, monkeypatch):
+    plan = plan_training(recipe)
+    needed = 2 * (4 + 8) * sum(plan.trained.values()) + 4 * sum(plan.trained.values())
+    free = needed - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free}))
+    shown = []
+    with pytest.raises(RepositoryError, match=r"two checkpoints, needs .* more at .*, where .* are free"):
+        train(recipe, out=tmp_path / "out", on_plan=shown.append)
+    assert [one.steps for one in shown] == [plan.steps]
+    free = needed
+    assert train(recipe, out=tmp_path / "out").steps == plan.steps
 
 
 def test_a_loss_that_is_no_number_stops_the_run(recipe, tmp_path):

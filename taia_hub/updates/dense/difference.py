@@ -134,7 +134,9 @@ def write_dense(
     placed = find_sublayers(difference.base.model)
     report = _report(difference, placed.roles, placed.unplaced)
     stored = {one.name: one for group in difference.changed.values() for one, _ in group.sources}
-    advance = counted(progress, "writing, in MB", sum(one.size for one in stored.values())) if progress else None
+    size = sum(one.size for one in stored.values())
+    hub.check_space(out, size, "What differs from the base")
+    advance = counted(progress, "writing, in MB", size) if progress else None
     with hub.written_whole(out) as scratch:
         shards = write_shards(scratch, list(stored.values()), stem=STEM, shard_bytes=shard_bytes, advance=advance)
         _write_texts(scratch, difference, report, shards)
