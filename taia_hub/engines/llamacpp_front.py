@@ -8,7 +8,6 @@ a prompt without asking which LoRA made them, is left out.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import sys
@@ -145,15 +144,8 @@ def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: st
             there = ", ".join((*GENERATING[: len(_GENERATE)], *MODELESS))
             return refuse(404, f"{path} knows no modes, and is not served. Post to one of {there}.", "not_served")
         sent = client.build_request(request.method, path, params=request.query_params, headers=headers, content=body)
-        sending = asyncio.ensure_future(client.send(sent, stream=True))
-        gone = asyncio.ensure_future(request.receive())  # after the body comes nothing but the end of the connection
-        await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not sending.done():
-            sending.cancel()  # llama.cpp stops then
-            return Response(status_code=499)
-        gone.cancel()
         try:
-            answer = sending.result()
+            answer = await client.send(sent, stream=True)
         except httpx.TransportError as error:
             return refuse(502, f"llama.cpp does not answer: {error}.", "no_answer")
         return StreamingResponse(
