@@ -59,8 +59,8 @@ def run_stages(folder: Path, inputs: Inputs, *, steps: int, seed: int, log: Log,
         publish_base(base, base_id)
     with stage("before", f"Asking {inputs.name} as it is"):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-        losses = domain_losses(model, tokenizer, inputs.domains, max_length=MAX_LENGTH, progress=progress)
         log(f"\n{_quoted(inputs.prompt[-1]['content'])}\n\n{_indented(_answer(model, tokenizer, inputs))}\n")
+        losses = domain_losses(model, tokenizer, inputs.domains, max_length=MAX_LENGTH, progress=progress)
         means = ", ".join(f"{domain} {mean_loss(found):.3f}" for domain, found in losses.items())
         log(f"Its loss on held-out answers, in nats a token: {means}\n")
         del model
