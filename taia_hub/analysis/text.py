@@ -5,6 +5,7 @@ from __future__ import annotations
 from taia_hub.common.text_tables import aligned
 from taia_hub.results.analysis import Analysis, HiddenStates
 from taia_hub.results.norms import UpdateAnalysis, UpdatePart
+from taia_hub.switch.settings import mode_title
 
 _HEAD = ["layer", "role", "modules", "parameters", "‖ΔW‖ F", "‖ΔW‖ 2", "eff. rank", "stable rank"]
 _RELATIVE = ["F / base", "2 / base"]
@@ -45,7 +46,7 @@ def _hidden(hidden: HiddenStates) -> str:
     for title, curves in measures:
         by_layer = zip(*(curve.mean for curve in curves.values()), strict=True)
         rows = [[str(layer), *(f"{value:.5f}" for value in values)] for layer, values in enumerate(by_layer)]
-        blocks.append(f"{title}\n{aligned([['layer', *curves], *rows], left=())}")
+        blocks.append(f"{title}\n{aligned([['layer', *map(mode_title, curves)], *rows], left=())}")
     return "\n\n".join([*blocks, "Layer 0: the embeddings."])
 
 

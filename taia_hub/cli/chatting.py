@@ -162,6 +162,8 @@ class _Session:
             (answer,) = state.answers
             self.talk.turns.append(Turn(prompt, answer.text, answer.mode, answer.finished == "stop"))
             self.note(*state.notes)
+            if not answer.text.strip() and not stopped:
+                say("The answer is empty.")
             if answer.finished == "length":
                 say(f"The answer was cut after {len(answer.tokens):,} tokens: /set max-new-tokens for more.")
         return stopped

@@ -5,6 +5,7 @@ from __future__ import annotations
 from taia_hub.common.text_tables import aligned
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.summary import AVERAGE, Row, Summary
+from taia_hub.switch.settings import mode_title
 
 
 def to_text(summary: Summary) -> str:
@@ -18,7 +19,7 @@ def to_text(summary: Summary) -> str:
     """
     if not summary.rows:
         return "Nothing was evaluated."
-    head = ["task", "shots", "items", "metric", *summary.modes]
+    head = ["task", "shots", "items", "metric", *map(mode_title, summary.modes)]
     table = [head, *([*_names(row), *(_cell(row, mode) for mode in summary.modes)] for row in summary.rows)]
     text = [aligned(table, left=(0, 3)), "", "* best  ' second best (ties bear no mark)  ± standard error"]
     differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]

@@ -290,3 +290,8 @@ def test_an_average_is_over_the_modes_that_all_tasks_have():
     assert found.modes == ("none", "ffn", "all")
     apart = summarise(results(task("a", none=[1]), task("b", all=[1])))
     assert [row.key for row in apart.rows] == ["a", "b"]
+
+
+def test_a_table_for_people_has_the_papers_names():
+    text = to_text(summarise(results(task("a", none=[0, 1], attention=[1, 1], all=[1, 0]))))
+    assert [name in text.splitlines()[0] for name in ("none (base)", "attention (TAIA)", "all (vanilla)")] == [True] * 3
