@@ -1,18 +1,23 @@
-"""The command line: parse, call, print. Errors are a message and a hint; `--debug` shows the traceback."""
+"""The command line: parse, call, print. Errors are a message and a hint; `--debug` shows the traceback.
+
+A command's docstring is its help: paragraphs that begin with `taia ` are its examples, two or more.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from taia_hub._version import __version__
+from taia_hub.cli.options import name_kinds
 from taia_hub.errors import TAIAError, by_name
 
 __all__ = ["app", "main"]
@@ -40,6 +45,43 @@ COMMANDS = {
 """Command to where it is, in this package, and its line in the list of commands."""
 
 
+GROUPS = {
+    "Try it": ("demo", "compare", "generate"),
+    "Make one": ("create", "train", "reproduce"),
+    "Look into it": ("info", "eval", "analyze"),
+    "Use it elsewhere": ("export", "merge", "serve", "check"),
+    "Share it": ("push", "card", "space", "hub"),
+}
+"""The headings of the list of commands, and what stands under each."""
+
+_FIRST = {"Try it": ("demo", "compare"), "Make one": ("create", "train"), "Use one": ("generate", "push")}
+_ANYWHERE = ("--debug", "--version")
+
+
+class _Command(TyperCommand):
+    """Lists its options under the headings that they name, without the kinds of flags."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return str(self.help).partition("\n")[0]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        found = super().get_help_option(ctx)
+        if found is not None:
+            found.metavar = ""
+        return found
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            is_option = one.param_type_name == "option"
+            heading = getattr(one, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
+            if record := one.get_help_record(ctx):
+                headings.setdefault(heading, []).append((record[0] if is_option else one.metavar, record[1]))
+        for heading, records in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
 class _Commands(TyperGroup):
     """Loads a command when it is called: `taia --help` needs no more than the lines."""
 
@@ -47,6 +89,16 @@ class _Commands(TyperGroup):
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = _load(args[0])
         return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        _write_commands(formatter, GROUPS)
+
+
+def _write_commands(formatter: Any, groups: Mapping[str, Sequence[str]]) -> None:
+    width = max(map(len, COMMANDS))
+    for heading, names in groups.items():
+        with formatter.section(heading):
+            formatter.write_dl([(name.ljust(width), COMMANDS[name][1]) for name in names])
 
 
 def _load(name: str) -> Any:
@@ -56,18 +108,28 @@ def _load(name: str) -> Any:
         alone = typer.Typer(add_completion=False)
         alone.command(name)(found)
         found = alone
-    for one in found.registered_commands:  # let their help flow to the terminal's width
-        paragraphs = inspect.cleandoc(one.callback.__doc__ or "").split("\n\n")
-        one.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
+    found.rich_markup_mode = None
+    for one in found.registered_commands:
+        one.cls, one.help = _Command, _help(one.callback.__doc__ or "")
+        name_kinds(one.callback)
     return typer.main.get_command(found)
+
+
+def _help(docstring: str) -> str:
+    """Lets a docstring flow to the terminal's width, with the examples as they are behind it."""
+    paragraphs = [" ".join(lines.split()) for lines in inspect.cleandoc(docstring).split("\n\n")]
+    examples = [f"  {one}" for one in paragraphs if one.startswith("taia ")]
+    told = [one for one in paragraphs if not one.startswith("taia ")]
+    return "\n\n".join([*told, "\n".join(["\b", "Examples:", *examples])])
 
 
 app = typer.Typer(
     name="taia",
     help="TAIA on the Hugging Face Hub: train all parameters, infer with only the attention updates.",
     cls=_Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode=None,  # plain text: rich takes as long to import as everything else here
 )
 for _name, (_, _line) in COMMANDS.items():
@@ -83,12 +145,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Takes the options that stand before the command."""
+    """Takes the options that hold for every command, and shows whoever names none where to begin."""
+    if context.invoked_subcommand is not None:
+        return
+    formatter = context.make_formatter()
+    formatter.write_text("TAIA: train all parameters, infer with only the attention updates.")
+    _write_commands(formatter, _FIRST)
+    formatter.write_paragraph()
+    formatter.write_text(
+        f"`taia --help` lists all {len(COMMANDS)} commands, `taia COMMAND --help` explains one, with examples."
+    )
+    typer.echo(formatter.getvalue(), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,11 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after `taia`; those of the process by default.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _moved(sys.argv[1:] if arguments is None else arguments)
     # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app(words, prog_name="taia")
+        app(words, prog_name="hf taia" if Path(sys.argv[0]).stem == "hf-taia" else "taia")
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         sys.exit(130)
@@ -114,7 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _moved(words: Sequence[str]) -> list[str]:
+    """Puts options that hold for every command before it, wherever they came; what follows `--` is an engine's."""
+    end = words.index("--") if "--" in words else len(words)
+    ours = [word for word in words[:end] if word in _ANYWHERE]
+    return [*ours, *(word for word in words[:end] if word not in _ANYWHERE), *words[end:]]
+
+
 def _said(error: Exception) -> tuple[str, str]:
     if isinstance(error, TAIAError):
-        return error.message, error.hint or "Run `taia --help`, or `taia --debug ...` for the traceback."
-    return by_name(f"{type(error).__name__}: {error}"), "`taia --debug ...` shows the traceback."
+        return error.message, error.hint or "Run `taia --help`, or add --debug for the traceback."
+    return by_name(f"{type(error).__name__}: {error}"), "Add --debug for the traceback."

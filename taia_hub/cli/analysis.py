@@ -49,6 +49,8 @@ def analyze(
     of a 7B model a few seconds and 430 MiB, as no product of its factors is made. PEFT adapters only. With --texts also
     the cosine similarity of hidden states to the base model's, and the residual rank by layer that the paper shows.
 
+    taia analyze org/model-taia
+
     taia analyze org/model-taia --texts texts.txt --figures figures --out .
     """
     from taia_hub.analysis import draw_figures, load_analysis

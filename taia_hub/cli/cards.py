@@ -42,7 +42,7 @@ def card(
 
     The card of a plain adapter stays its author's: it gets one section, with the modes and how to load them.
 
-    taia card DIR --results taia_results.json --write
+    taia card ./model-taia --write --yes
 
     taia card org/model-taia --check
 

@@ -23,7 +23,9 @@ def check(
 
     No weights are loaded. What an engine refuses, `taia export` may write so that it takes it.
 
-    taia check ./lora --engine vllm
+    taia check ./lora
+
+    taia check org/adapter --engine vllm
     """
     from taia_hub import hub
     from taia_hub.engines.checking import check_adapter

@@ -35,7 +35,7 @@ def demo(
     DIR/report.html. With --model and --data it is your own model and your own items, some of which are held out; beside
     them maths and instructions are measured. The same command again uses what is finished.
 
-    taia demo --dir taia-demo
+    taia demo
 
     taia demo --data items.jsonl --dir my-demo
     """
@@ -69,6 +69,8 @@ def serve(
     """Serve a Hub from a folder, on this machine only, until Ctrl-C. Other programs find it by the variables it prints.
 
     taia hub serve ./my-hub
+
+    taia hub serve ./my-hub --port 0 --stream
     """
     from taia_hub.local_hub import LocalHub
 

@@ -55,7 +55,9 @@ def evaluate(
     {"id": "1", "question": "What is 2 + 1.5?", "answer": "3.5", "answer_type": "number"} or {"id": "2", "question":
     "Where do fish live?", "answer": "A", "answer_type": "choice", "choices": ["water", "trees"]}
 
-    taia eval org/model-taia --task commonsense_qa --task my_items.jsonl --limit 100
+    taia eval org/model-taia --task my_items.jsonl --limit 100
+
+    taia eval org/model-taia --task commonsense_qa --mode attention --backend vllm
     """
     from taia_hub.common.devices import place
     from taia_hub.evaluation import evaluate as run

@@ -58,6 +58,8 @@ def merge(
     again.
 
     taia merge org/model-taia --mode attention --out model-attention
+
+    taia merge ./model-taia --mode all --push org/model-all --private
     """
     from taia_hub import hub
     from taia_hub.merging import merge as run

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 
 def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -21,6 +23,27 @@ def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
 
     return callback
 
+
+def name_kinds(command: Callable[..., Any]) -> None:
+    """Gives values without a metavar one that a person reads; a flag takes no value, and none is shown."""
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        kind, *information = get_args(parameter.annotation) or (parameter.annotation,)
+        kinds = {kind, *get_args(kind), *(inner for one in get_args(kind) for inner in get_args(one))}
+        for one in information:
+            if isinstance(one, ArgumentInfo) and one.metavar is None:
+                one.metavar = parameter.name.upper()
+            elif isinstance(one, OptionInfo) and one.metavar is None:
+                one.metavar = next((word for made, word in _KINDS.items() if made in kinds), None)
+    _sign(command, list(signature.parameters.values()))
+
+
+def _sign(command: Callable[..., Any], parameters: list[inspect.Parameter]) -> None:
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+
+
+_KINDS = {bool: "", str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
 HUB = "Hub and output"
 """Panel of the options that every command ends with."""
@@ -44,8 +67,7 @@ def options_of(made: type[Any], *names: str, first: bool = False) -> Callable[[C
         wanted = [one for one in fields(made) if one.metadata.get("help") and one.name in (names or kinds)]
         given = [_parameter(one, kinds[one.name]) for one in wanted if one.name not in signature.parameters]
         parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in ([*given, *own] if first else [*own, *given])]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        _sign(command, parameters)
         return command
 
     return give

@@ -24,7 +24,7 @@ def _print_guide(wanted: bool) -> None:
 def serve_model(
     repo: Repository,
     flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- ENGINE FLAGS]", help="Further flags, passed on to the engine.")
+        list[str] | None, typer.Argument(metavar="-- ENGINE FLAGS", help="Further flags, passed on to the engine.")
     ] = None,
     engine: Annotated[
         str | None,

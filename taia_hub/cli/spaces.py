@@ -44,6 +44,8 @@ def space_create(
     asked about. What you changed in the Space, and your own files there, stay. Variables of the Space are its limits,
     as of `taia compare --ui`.
 
+    taia space create org/model-taia --dry-run
+
     taia space create org/model-taia --private
     """
     from taia_hub import hub

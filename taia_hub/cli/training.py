@@ -26,9 +26,7 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[RECIPE]", help="A YAML file, or a recipe that ships with taia-hub.", show_default=False
-        ),
+        typer.Argument(metavar="RECIPE", help="A YAML file, or a recipe that ships with taia-hub.", show_default=False),
     ] = None,
     mode: Annotated[
         str | None,

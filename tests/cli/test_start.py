@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import taia_hub
-from taia_hub.cli import COMMANDS
+from taia_hub.cli import COMMANDS, GROUPS
 
 ROOT = Path(taia_hub.__file__).parents[1]
 
-HEAVY = ("torch", "transformers", "peft", "gradio", "lm_eval", "trl", "datasets", "matplotlib", "accelerate")
+HEAVY = ("rich", "torch", "transformers", "peft", "gradio", "lm_eval", "trl", "datasets", "matplotlib", "accelerate")
 _SERVER = """
 import json, os, sys
 from taia_hub.cli import main
@@ -71,7 +71,13 @@ def start(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "shown"),
-    [(["--help"], "Commands"), (["--version"], "taia-hub"), (["--show-completion", "bash"], "_TAIA_COMPLETE")],
+    [
+        ([], "Try it"),
+        (["--help"], "Share it"),
+        (["--version"], "taia-hub"),
+        (["eval", "--version"], "taia-hub"),
+        (["--show-completion", "bash"], "_TAIA_COMPLETE"),
+    ],
 )
 def test_the_front_door_is_light(start, words, shown):
     status, heavy, out = start(*words, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
@@ -104,9 +110,10 @@ def test_a_hub_listens_without_what_models_need(start, tmp_path):
 
 def test_every_command_is_listed_in_a_line_of_its_own(start):
     _, _, out = start("--help", COLUMNS="80")
-    listed = out[out.index("Commands") :].splitlines()[1:]
-    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    listed = [line for line in out[out.index("--help") :].splitlines()[1:] if line.startswith("  ")]
+    assert [line.split()[0] for line in listed] == [name for names in GROUPS.values() for name in names]
     assert not any(line.endswith("...") for line in listed)
+    assert all(line.endswith(COMMANDS[line.split()[0]][1]) for line in listed)
 
 
 def test_a_card_that_is_not_there_is_told_without_what_models_need(start, tmp_path):
