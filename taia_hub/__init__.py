@@ -45,20 +45,26 @@ if TYPE_CHECKING:
     from taia_hub.evaluation import evaluate
     from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
     from taia_hub.roles.sublayers import register_roles, sublayer_roles
+    from taia_hub.switch.settings import InferenceModules, Mode
     from taia_hub.training import TrainingRecipe, train
 
 __all__ = [
+    "InferenceModules",
+    "Mode",
     "TAIAConfig",
     "TAIAError",
     "TAIAForCausalLM",
     "TAIAModel",
     "TrainingRecipe",
+    "__version__",
     "evaluate",
     "register_roles",
     "sublayer_roles",
     "train",
 ]
 _HOMES = {
+    "InferenceModules": "switch.settings",
+    "Mode": "switch.settings",
     "TAIAConfig": "configuration_taia",
     "TAIAForCausalLM": "modeling_taia",
     "TAIAModel": "modeling_taia",
@@ -74,7 +80,7 @@ __getattr__ = later(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__
 
 
 def _register_config() -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from taia_hub.errors import ConfigError, TAIAError
-from taia_hub.hub.config import MODEL_TYPE, REPAIR, Fields, default_update, published_form
+from taia_hub.hub.config import MODEL_TYPE, REPAIR, Fields, check_key, default_update, published_form
 
 AUTO_MAP = {
     "AutoConfig": "configuration_taia.TAIAConfig",
@@ -53,6 +53,7 @@ class TAIAConfig(Fields, PreTrainedConfig):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Keeps the published setting in the form that JSON does not reorder, and refuses what is no setting."""
+        check_key(key)
         super().__setattr__(key, published_form(value) if key == "inference_modules" else value)
 
     @classmethod

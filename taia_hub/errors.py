@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 
@@ -70,6 +71,17 @@ def by_name(text: str) -> str:
         "'org/lora/adapter_config.json' is damaged."
     """
     return _CACHED.sub(lambda found: found[1].replace("--", "/"), text)
+
+
+@functools.lru_cache(maxsize=1024)
+def misspelt(name: str, known: tuple[str, ...]) -> str | None:
+    """Returns the known name that a name is almost, or None: for names that others may set too.
+
+    Example:
+        >>> misspelt("inference_module", ("inference_modules",)), misspelt("inputs", ("inference_modules",))
+        ('inference_modules', None)
+    """
+    return None if name in known else next(iter(difflib.get_close_matches(name, known, 1, 0.85)), None)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

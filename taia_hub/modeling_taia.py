@@ -8,16 +8,18 @@ with the base (generation, Trainer, pipelines, evaluation) works with it unchang
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError, UpdateMismatchError
+from taia_hub.errors import ConfigError, UpdateMismatchError, misspelt
 from taia_hub.hub.layout import PREFIX
 from taia_hub.model.constructors import Loading
 from taia_hub.model.outputs import Writing
@@ -25,8 +27,22 @@ from taia_hub.switch.keyword import with_setting
 from taia_hub.switch.switch import KeepSetting, Switch, SwitchStatus
 
 if TYPE_CHECKING:
+    from transformers import GenerationMixin, PreTrainedModel
+    from typing_extensions import Self
+
     from taia_hub.repository.loading import Loaded
+    from taia_hub.switch.settings import InferenceModules
     from taia_hub.updates.fusing import FuseReport
+
+    class _Head(PreTrainedModel, GenerationMixin):
+        """What an editor knows of a loaded language model, which is of its base model's class too."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+else:
+    PreTrainedModel = _Head = object
+
+_SETTABLE = ("inference_modules", "taia_config")
+_CALLED = ("fuse", "fused", "status", "unfuse", "using")
 
 
 class TAIAMixin(Loading, Writing, Rebuildable):
@@ -43,6 +59,19 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         super().__init_subclass__(**kwargs)
         # transformers looks up by class name what `output_hidden_states` records; a model's `__init__` enters it.
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), getattr(cls, "_can_record_outputs", None))
+        if parts := cls.__dict__.get("_taia_parts"):
+            _enlist(cls.__name__, parts[1].__name__)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would be set beside what is meant, or in place of a method: the mode would stay as it is."""
+        meant = None if name.startswith("_") else misspelt(name, _SETTABLE)
+        if meant and not hasattr(self, name):
+            raise AttributeError(f"A TAIA model has no '{name}' to set. Did you mean '{meant}'?", name=name, obj=self)
+        if name in _CALLED and not callable(value):
+            raise AttributeError(
+                f"'{name}' is called, not set. Set `model.inference_modules`, or write `model.{name}(...)`."
+            )
+        super().__setattr__(name, value)
 
     @classmethod
     def _class_body(cls, base: type) -> dict[str, Any]:
@@ -92,11 +121,11 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         return self._taia_switch.default.value
 
     @inference_modules.setter
-    def inference_modules(self, value: Any) -> None:
+    def inference_modules(self, value: InferenceModules) -> None:
         self._taia_switch.default = value
 
     @contextlib.contextmanager
-    def using(self, inference_modules: Any) -> Iterator[Any]:
+    def using(self, inference_modules: InferenceModules) -> Iterator[Self]:
         """Puts a setting in force for a block, in this thread or task only.
 
         A thread that is started inside the block (as for a `TextIteratorStreamer`) begins with the model's own setting:
@@ -120,7 +149,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         with self._taia_switch.hold(self._taia_switch.resolve(inference_modules)):
             yield self
 
-    def fuse(self, inference_modules: Any) -> FuseReport:
+    def fuse(self, inference_modules: InferenceModules) -> FuseReport:
         """Folds the updates that act under a setting into the live weights: the model runs at its base's speed.
 
         Until `unfuse`, every other setting raises, in every thread; `state_dict()` and saving give what they give
@@ -155,7 +184,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         fusing.unfuse(self)
 
     @contextlib.contextmanager
-    def fused(self, inference_modules: Any) -> Iterator[Any]:
+    def fused(self, inference_modules: InferenceModules) -> Iterator[Self]:
         """Fuses a setting for a block; where it is fused already, the block leaves it so.
 
         Args:
@@ -220,7 +249,16 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         super()._set_gradient_checkpointing(enable, function, **kwargs)  # type: ignore[misc]
 
 
-class TAIAModel(TAIAMixin):
+def _enlist(name: str, base: str) -> None:
+    """Names a generated class wherever transformers names its base's: pipelines and Trainer go by such names."""
+    for listing, classes in vars(modeling_auto).items():
+        if listing.endswith("_MAPPING_NAMES"):
+            known = itertools.chain(*((one,) if isinstance(one, str) else one for one in classes.values()))
+            if base in known:
+                classes[f"taia {name}"] = name  # no model type: the Auto classes pass it over
+
+
+class TAIAModel(TAIAMixin, PreTrainedModel):  # type: ignore[misc] # what it overrides takes other arguments
     """The backbone of a TAIA repository, without a head: what `AutoModel.from_pretrained` gives.
 
     Its hidden states are those inside `TAIAForCausalLM` bit for bit. It keeps the head's weights in memory, for saving.
@@ -237,7 +275,7 @@ class TAIAModel(TAIAMixin):
     _taia_head = False
 
 
-class TAIAForCausalLM(TAIAMixin):
+class TAIAForCausalLM(TAIAMixin, _Head):  # type: ignore[misc] # what it overrides takes other arguments
     """The language model of a TAIA repository: what `AutoModelForCausalLM.from_pretrained` gives.
 
     A setting a row is for architectures whose first dimension is the batch: those of transformers are known; a custom

@@ -59,6 +59,7 @@ def test_every_room_stands_in_the_list():
     assert sorted({room(module) for module in MODULES} - {"__init__"}) == sorted(ROOMS)
     assert {path.stem for path in PACKAGE.glob("*.py")} == {
         "__init__",
+        "__main__",
         "_version",
         "configuration_taia",
         "errors",

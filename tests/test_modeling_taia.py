@@ -1,7 +1,9 @@
 """A loaded model is its base model's class: generation, pipelines, copies, other processes, placement."""
 
 import copy
+import functools
 import inspect
+import json
 import multiprocessing
 import pickle
 
@@ -9,10 +11,21 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig
-from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel, TextStreamer, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    LlamaModel,
+    TextStreamer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.repository.info import repository_info
 
 MODES = ["none", "attention", "ffn", "all"]
 
@@ -158,6 +171,78 @@ def test_the_pipeline_takes_the_model(model, tokenizer):
         text = generator("the cat", inference_modules=mode, **options)[0]["generated_text"]
         expected = generate(model, ids, inference_modules=mode, max_new_tokens=5, min_new_tokens=5)
         assert text == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_pipelines_find_the_model_where_they_find_its_base(pico, model, tokenizer, monkeypatch):
+    told = []
+    monkeypatch.setattr("transformers.pipelines.base.logger.error", told.append)
+    TAIAModel.from_adapter(pico.base("llama"), pico.adapter("llama"))
+
+    pipeline("text-generation", model=model, tokenizer=tokenizer)
+
+    assert told == []
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    assert "TAIALlamaForCausalLM" in classes
+    assert "TAIALlamaModel" not in classes  # its base is no language model either
+    assert type(AutoModelForCausalLM.from_config(pico.plain("llama").config)) is LlamaForCausalLM
+    assert len(list(AutoModelForCausalLM._model_mapping.values())) > 100  # none of them is looked for in vain
+
+
+def test_trainer_smooths_labels_as_for_the_base(pico, model, tmp_path):
+    ids = pico.ids()
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    model.inference_modules = "none"
+
+    losses = [
+        Trainer(one, arguments).compute_loss(one, {"input_ids": ids, "labels": ids.clone()})
+        for one in (model, pico.plain("llama"))
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("inference_module", "all", "Did you mean 'inference_modules'"),
+        ("inferenceModules", "all", "Did you mean 'inference_modules'"),
+        ("inference_modes", "all", "Did you mean 'inference_modules'"),
+        ("using", "all", "'using' is called, not set"),
+        ("fused", "all", "'fused' is called, not set"),
+    ],
+)
+def test_a_misspelt_attribute_is_refused(model, name, value, said):
+    with pytest.raises(AttributeError, match=said):
+        setattr(model, name, value)
+    assert model.inference_modules == "attention"
+
+
+def test_attributes_of_others_can_be_set(model):
+    for name in ("config", "is_parallelizable", "model_tags", "inputs", "mode", "_inference_module", "hf_device_map"):
+        before = getattr(model, name, None)
+        setattr(model, name, before)
+    model.status = functools.partial(model.status)  # as tools wrap methods
+    del model.status
+    model.extra = torch.nn.Linear(2, 2)
+    assert dict(model.named_children())["extra"] is model.extra
+    del model.extra
+
+
+def test_a_misspelt_keyword_is_refused(pico, model):
+    for call in (model, model.generate):
+        with pytest.raises(TypeError, match="Did you mean 'inference_modules'"):
+            call(pico.ids(), inference_module="all")
+    with pytest.raises(ConfigError, match="Did you mean 'inference_modules'"):
+        TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama"), inference_module="all")
+
+
+def test_a_misspelt_key_of_config_json_is_refused(pico, tmp_path):
+    pico.taia("llama").save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["inference_module"] = values.pop("inference_modules")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for read in (TAIAForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained, repository_info):
+        with pytest.raises(ConfigError, match="no 'inference_module'"):
+            read(str(tmp_path))
 
 
 def test_the_attention_implementation_can_be_changed(pico, model):

@@ -15,6 +15,7 @@ from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.repository.tokenizer import load_tokenizer
 from taia_hub.results import RESULTS_FILE, Results
 from taia_hub.results.analysis import Analysis, Subject
+from taia_hub.switch.settings import InferenceModules
 
 _FIELDS = ("text", "prompt", "question", "instruction")
 _FORM = '{"text": "The sky is blue."}, or the text itself'
@@ -25,7 +26,7 @@ def examine(
     *,
     relative: bool = False,
     texts: Sequence[str] = (),
-    modes: Sequence[Any] = ALL_MODES,
+    modes: Sequence[InferenceModules] = ALL_MODES,
     base: str | None = None,
     revision: str | None = None,
     max_tokens: int = 512,

@@ -16,7 +16,7 @@ from taia_hub.analysis.measures import cosine_similarity, relative_residual
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.results.analysis import Curve, HiddenStates
-from taia_hub.switch.settings import MODES, parse_setting
+from taia_hub.switch.settings import MODES, InferenceModules, parse_setting
 
 ALL_MODES = tuple(MODES)
 _BASE = "none"
@@ -27,7 +27,7 @@ def examine_texts(
     model: Any,
     tokenizer: Any,
     texts: Sequence[str],
-    modes: Sequence[Any] = ALL_MODES,
+    modes: Sequence[InferenceModules] = ALL_MODES,
     *,
     batch_size: int = 8,
     max_tokens: int = 512,
@@ -61,7 +61,7 @@ def measure_states(
     model: Any,
     tokenizer: Any,
     texts: Sequence[str],
-    modes: Sequence[Any] = ALL_MODES,
+    modes: Sequence[InferenceModules] = ALL_MODES,
     *,
     batch_size: int = 8,
     max_tokens: int = 512,

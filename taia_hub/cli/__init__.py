@@ -70,13 +70,18 @@ class _Command(TyperCommand):
             found.metavar = ""
         return found
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        words = [(str(one.metavar), one.required or str(one.metavar).startswith("[")) for one in arguments]
+        return ["[OPTIONS]", *(word if plain else f"[{word}]" for word, plain in words)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         headings: dict[str, list[tuple[str, str]]] = {}
         for one in self.get_params(ctx):
             is_option = one.param_type_name == "option"
             heading = getattr(one, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
             if record := one.get_help_record(ctx):
-                headings.setdefault(heading, []).append((record[0] if is_option else one.metavar, record[1]))
+                headings.setdefault(heading, []).append((record[0] if is_option else str(one.metavar), record[1]))
         for heading, records in headings.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
@@ -110,8 +115,9 @@ def _load(name: str) -> Any:
         found = alone
     found.rich_markup_mode = None
     for one in found.registered_commands:
-        one.cls, one.help = _Command, _help(one.callback.__doc__ or "")
-        name_kinds(one.callback)
+        callback: Any = one.callback
+        one.cls, one.help = _Command, _help(callback.__doc__ or "")
+        name_kinds(callback)
     return typer.main.get_command(found)
 
 

@@ -19,7 +19,7 @@ from taia_hub.compare.prompting import encode_prompt, read_messages
 from taia_hub.compare.streaming import DEFAULT_MODES, stream_compare
 from taia_hub.errors import ConfigError
 from taia_hub.results import ModelIdentity
-from taia_hub.switch.settings import parse_setting
+from taia_hub.switch.settings import InferenceModules, parse_setting
 
 _FORM = '{"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, with "id" if you like'
 
@@ -70,7 +70,7 @@ def compare_file(
     path: Path,
     out: Path,
     identity: ModelIdentity,
-    modes: Sequence[Any] = DEFAULT_MODES,
+    modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     system: str | None = None,
     chat: bool = True,
@@ -121,7 +121,7 @@ def complete_file(
     path: Path,
     out: Path,
     identity: ModelIdentity | None,
-    modes: Sequence[Any] = DEFAULT_MODES,
+    modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     system: str | None = None,
     **options: Any,
@@ -139,7 +139,7 @@ def complete_file(
     return tuple(ComparedPrompt(line, found[key]) for line, key in zip(prompts, keys, strict=True))
 
 
-def _run(identity: ModelIdentity, modes: Sequence[Any], options: Mapping[str, Any]) -> Run:
+def _run(identity: ModelIdentity, modes: Sequence[InferenceModules], options: Mapping[str, Any]) -> Run:
     whole = {"chat": True, "seed": 0, "measures": True, **options}
     return Run(identity, tuple(parse_setting(mode).published for mode in modes), whole)
 

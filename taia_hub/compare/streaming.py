@@ -27,7 +27,7 @@ from taia_hub.compare.prompting import (
     with_history,
 )
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
-from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 
 DEFAULT_MODES = ("none", "attention", "all")
 
@@ -36,7 +36,7 @@ def compare(
     model: Any,
     tokenizer: Any,
     prompt: str | Messages,
-    modes: Sequence[Any] = DEFAULT_MODES,
+    modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     system: str | None = None,
     histories: Sequence[Messages] = (),
@@ -68,7 +68,7 @@ def stream_compare(
     model: Any,
     tokenizer: Any,
     prompt: str | Messages,
-    modes: Sequence[Any] = DEFAULT_MODES,
+    modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     system: str | None = None,
     histories: Sequence[Messages] = (),
@@ -136,7 +136,7 @@ def _shortened(model: Any, asked: Mapping[str, Any], config: GenerationConfig) -
         )
 
 
-def _read_modes(model: Any, modes: Sequence[Any]) -> list[Setting]:
+def _read_modes(model: Any, modes: Sequence[InferenceModules]) -> list[Setting]:
     if isinstance(modes, str) or not isinstance(modes, Sequence) or not modes:
         raise SettingError(f"The modes are {modes!r}.", 'Give a list of settings, such as ["none", "attention"].')
     settings = [parse_setting(mode) for mode in modes]

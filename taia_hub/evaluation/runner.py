@@ -19,7 +19,7 @@ from taia_hub.evaluation.environment import describe, identify, renewed
 from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
 from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
 from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
-from taia_hub.switch.settings import Setting
+from taia_hub.switch.settings import InferenceModules, Setting
 
 _CHANGED = {
     "dataset": "its data set changed",
@@ -46,7 +46,7 @@ class Unit(Protocol):
 def evaluate(
     model: Any,
     tasks: str | Path | Sequence[str | Path] = (),
-    modes: Sequence[Any] = DEFAULT_MODES,
+    modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     tokenizer: Any = None,
     units: Sequence[Unit] = (),

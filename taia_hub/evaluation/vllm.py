@@ -16,13 +16,13 @@ from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.update_files import open_repository
-from taia_hub.switch.settings import parse_setting
+from taia_hub.switch.settings import InferenceModules, parse_setting
 
 
 def vllm_commands(
     repo: str,
     tasks: Sequence[str],
-    modes: Sequence[Any],
+    modes: Sequence[InferenceModules],
     *,
     revision: str | None = None,
     token: str | None = None,

@@ -47,7 +47,7 @@ from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OpenedUpdate, open_update
 from taia_hub.repository.reading import base_license, check_publishable
 from taia_hub.repository.update_files import Repository
-from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 from taia_hub.updates.peft.plain_lora import LeanLora
 from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.weights.checkpoint import StoredTensor, read_header
@@ -59,7 +59,7 @@ _NAME = re.compile(r"\w[\w.+-]*")
 def export_adapter(
     source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
-    inference_modules: Any = "attention",
+    inference_modules: InferenceModules = "attention",
     *,
     revision: str | None = None,
     rank: int | None = None,

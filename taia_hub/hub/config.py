@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import ConfigError, SettingError, misspelt
 from taia_hub.hub.access import CONFIG
 from taia_hub.hub.files import read_json
 from taia_hub.hub.layout import KINDS, UpdatePlace
@@ -22,6 +22,7 @@ REPAIR = "Repair config.json, or write the repository anew with `taia create BAS
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _FOLDER = re.compile(r"\w[\w .+-]*(/\w[\w .+-]*)*")
+_NAMES = ("inference_modules", "base_model_name_or_path", "base_model_revision")
 _UPDATE_KEYS = ("kind", "path", "repo", "revision")
 
 
@@ -98,7 +99,19 @@ class RepositoryConfig(Fields):
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RepositoryConfig:
         """Reads the contents of a `config.json`; keys of transformers' own are passed over."""
+        for key in values:
+            check_key(key)
         return cls(**{key: values[key] for key in Fields.__annotations__ if key in values})
+
+
+def check_key(key: str) -> None:
+    """Refuses a key that is almost one of ours: what it says would have no effect.
+
+    Raises:
+        ConfigError: Where it is.
+    """
+    if meant := misspelt(key, _NAMES):
+        raise ConfigError(f"The configuration has no '{key}'. Did you mean '{meant}'?", REPAIR)
 
 
 def config_values(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
 from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not_quantised, open_update
 from taia_hub.repository.update_files import Repository
-from taia_hub.switch.settings import parse_setting
+from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class MergeReport:
 def merge(
     source: str | os.PathLike[str] | Repository,
     out: str | os.PathLike[str],
-    inference_modules: Any = "attention",
+    inference_modules: InferenceModules = "attention",
     *,
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,

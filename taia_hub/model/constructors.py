@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from taia_hub.configuration_taia import TAIAConfig
     from taia_hub.repository.loading import Loaded
+    from taia_hub.switch.settings import InferenceModules
     from taia_hub.updates.dense.compressing import Compress
 
 
@@ -27,12 +30,12 @@ class Loading:
         *,
         config: TAIAConfig | None = None,
         revision: str | None = None,
-        inference_modules: Any = None,
+        inference_modules: InferenceModules | None = None,
         verify: bool = True,
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """Loads a TAIA repository, or a plain PEFT adapter on the base model that it names.
 
         Args:
@@ -82,11 +85,11 @@ class Loading:
         *,
         base_revision: str | None = None,
         adapter_revision: str | None = None,
-        inference_modules: Any = "attention",
+        inference_modules: InferenceModules = "attention",
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """Puts any PEFT adapter on its base model, with a switch.
 
         Args:
@@ -134,10 +137,10 @@ class Loading:
         *,
         base_revision: str | None = None,
         finetuned_revision: str | None = None,
-        inference_modules: Any = None,
+        inference_modules: InferenceModules | None = None,
         compress: Compress = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """Puts a full fine-tune on its base model, with a switch.
 
         The tensors that differ are written to a temporary folder, which is removed when the process ends; use

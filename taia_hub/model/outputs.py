@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taia_hub.exporting import ExportReport
     from taia_hub.merging import MergeReport
     from taia_hub.repository.loading import Loaded
+    from taia_hub.switch.settings import InferenceModules
 
 _IGNORED_WHEN_SAVING = ("save_function", "safe_serialization", "max_shard_size")
 
@@ -107,7 +108,7 @@ class Writing:
     def export_adapter(
         self,
         folder: str | os.PathLike[str],
-        inference_modules: Any = "attention",
+        inference_modules: InferenceModules = "attention",
         *,
         rank: int | None = None,
         max_error: float = 0.02,
@@ -156,7 +157,7 @@ class Writing:
     def merge(
         self,
         folder: str | os.PathLike[str],
-        inference_modules: Any = "attention",
+        inference_modules: InferenceModules = "attention",
         *,
         dtype: str | torch.dtype | None = None,
         token: str | bool | None = None,

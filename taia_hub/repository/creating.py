@@ -29,7 +29,7 @@ from taia_hub.repository.loading import (
 )
 from taia_hub.repository.reading import base_license
 from taia_hub.repository.tokenizer import save_tokenizer
-from taia_hub.switch.settings import parse_setting
+from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
 from taia_hub.updates.dense.difference import DenseReport
@@ -57,7 +57,7 @@ def create_repository(
     *,
     out: Path | None = None,
     push: str | None = None,
-    inference_modules: Any = "attention",
+    inference_modules: InferenceModules = "attention",
     base_revision: str | None = None,
     adapter_revision: str | None = None,
     link: bool = False,
@@ -110,7 +110,7 @@ def create_from_finetuned(
     *,
     out: Path | None = None,
     push: str | None = None,
-    inference_modules: Any = None,
+    inference_modules: InferenceModules | None = None,
     base_revision: str | None = None,
     finetuned_revision: str | None = None,
     compress: Compress = None,

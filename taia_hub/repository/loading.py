@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt
 from taia_hub.repository.update_files import GENERATION, Repository, open_repository
 from taia_hub.roles import sublayers
 from taia_hub.switch.switch import Switch
@@ -28,6 +28,7 @@ from taia_hub.weights.skeleton import skeleton
 logger = logging.getLogger(__name__)
 
 _HUB_KEYWORDS = ("token", "cache_dir", "local_files_only", "force_download")
+_OPTIONS = ("inference_modules", "is_trainable", "autocast_adapter_dtype", "base_revision", "adapter_revision")
 _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit_hash", "code_revision", "proxies")
 
 
@@ -66,6 +67,9 @@ class LoadOptions:
     def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
         """Sorts the keywords of a `from_pretrained` into those for the Hub and those for the base."""
         hub_keywords = {key: keywords.pop(key) for key in _HUB_KEYWORDS if key in keywords}
+        for key in keywords:
+            if meant := misspelt(key, _OPTIONS):
+                raise ConfigError(f"The keyword '{key}' is not known. Did you mean '{meant}'?", f"Write {meant}=.")
         for key in _INTERNAL_KEYWORDS:  # what transformers' Auto classes pass along for their own loading
             keywords.pop(key, None)
         if keywords.pop("subfolder", None):

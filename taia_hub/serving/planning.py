@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
@@ -18,7 +17,7 @@ from taia_hub.errors import ConfigError, SettingError
 from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
-from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -71,7 +70,7 @@ class ServingPlan:
 def plan_serving(
     repo: str | os.PathLike[str],
     engine: str,
-    modes: Sequence[Any] = (),
+    modes: Sequence[InferenceModules] = (),
     *,
     name: str | None = None,
     revision: str | None = None,
@@ -161,7 +160,7 @@ def _comment(text: str) -> str:
     return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
-def _settings(modes: Sequence[Any]) -> tuple[Setting, ...]:
+def _settings(modes: Sequence[InferenceModules]) -> tuple[Setting, ...]:
     settings = tuple(parse_setting(mode) for mode in modes)
     labels = [setting.slug for setting in settings]
     for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from taia_hub.errors import SettingError
+from taia_hub.errors import SettingError, misspelt
 from taia_hub.switch.switch import Acting, Switch, check
 
+_KEYWORD = ("inference_modules",)
 _BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "decoder_inputs_embeds", "pixel_values")
 
 
@@ -20,6 +21,10 @@ def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
+        if kwargs and not torch.compiler.is_compiling():
+            for name in kwargs:
+                if misspelt(name, _KEYWORD):
+                    raise TypeError(f"The keyword '{name}' is not known. Did you mean 'inference_modules'?")
         if inference_modules is not None:
             return _run_under(self, inference_modules, method, args, kwargs)
         if self._taia_switch.fused is not None:

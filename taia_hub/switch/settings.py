@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from taia_hub.errors import SettingError, closest
 from taia_hub.roles import ROLES
@@ -26,6 +26,9 @@ MODES: Mapping[str, tuple[str, ...]] = {
 
 PAPER_NAMES: Mapping[str, str] = {"attention": "TAIA", "ffn": "TAIF", "all": "vanilla", "none": "base"}
 """Mode name to what the paper calls it; in any case that is taken for the mode too, and never written to a file."""
+
+Mode = Literal["attention", "ffn", "all", "none"]
+"""A mode by its name."""
 
 _NAMES = {**{mode: mode for mode in MODES}, **{name.lower(): mode for mode, name in PAPER_NAMES.items()}}
 _ALLOWED = (
@@ -130,6 +133,10 @@ class Setting:
             for index in hits:
                 result[index] = entry.weight
         return tuple(result)
+
+
+InferenceModules = Mode | str | Mapping[str, float] | Setting
+"""What says which updates act: a mode, roles joined by `+`, or a mapping of selectors to weights in [0, 1]."""
 
 
 def canonical_mode(name: str) -> str:

@@ -118,7 +118,8 @@ def published(_published, tmp_path_factory):
     online, folder = _published, tmp_path_factory.mktemp("examples")
     for name in ("base", "small"):
         online.push_base(f"docs/{name}")
-    online.push_adapter("docs/adapter", base="docs/base")
+    for name in ("adapter", "lora", "other-lora"):
+        online.push_adapter(f"docs/{name}", base="docs/base")
     model = TAIAForCausalLM.from_adapter("docs/base", "docs/adapter")
     model.push_to_hub("docs/model-taia")
     model.save_pretrained(folder / "model-taia")
@@ -163,7 +164,7 @@ def test_examples_run_as_they_stand(taia, published, work, help_of, tmp_path, mo
     shutil.copytree(published, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     for example in examples_in(help_of(command)):
-        _, *words = shlex.split(example.replace("org/", "docs/"))
+        _, *words = shlex.split(example.replace("org/", "docs/").replace("somebody/", "docs/"))
         if "llama.cpp" in words:  # its base.gguf is not made here
             words.append("--help")
         if command in SHORTER and "--ui" not in words and SHORTER[command] not in words:
