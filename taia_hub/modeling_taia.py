@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
-from transformers.models.auto import modeling_auto
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from taia_hub.common.rebuildable import Rebuildable, subclass
@@ -251,6 +250,8 @@ class TAIAMixin(Loading, Writing, Rebuildable):
 
 def _enlist(name: str, base: str) -> None:
     """Names a generated class wherever transformers names its base's: pipelines and Trainer go by such names."""
+    from transformers.models.auto import modeling_auto  # which has this module imported, where it comes first
+
     for listing, classes in vars(modeling_auto).items():
         if listing.endswith("_MAPPING_NAMES"):
             known = itertools.chain(*((one,) if isinstance(one, str) else one for one in classes.values()))

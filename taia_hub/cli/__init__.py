@@ -6,6 +6,7 @@ A command's docstring is its help: paragraphs that begin with `taia ` are its ex
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after `taia`; those of the process by default.
     """
+    _quieten()
     words = _moved(sys.argv[1:] if arguments is None else arguments)
     # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -191,6 +193,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(f"Error: {message}", err=True)
         typer.echo(f"Hint: {hint}", err=True)
         sys.exit(1)
+
+
+def _quieten() -> None:
+    """Keeps bars of work under three seconds off the screen, and what libraries tell programmers.
+
+    Whoever sets one of these variables, or HF_HUB_DISABLE_PROGRESS_BARS=0, sees them. They are read at the import.
+    """
+    if "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        os.environ.setdefault("TQDM_DELAY", "3")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _moved(words: Sequence[str]) -> list[str]:
