@@ -84,13 +84,11 @@ def analyze(
 
 
 def _echo(analysis: Any, drawn: Sequence[Any], out: Path | None, as_json: bool) -> None:
-    from taia_hub.analysis.text import to_text
-
     if as_json:
         shown = [{"png": str(figure.png), "svg": str(figure.svg), "alt": figure.alt} for figure in drawn]
         echo_json({**analysis.to_json(), "figures": shown})
         return
-    typer.echo(to_text(analysis))
+    typer.echo(analysis.to_text())
     for figure in drawn:
         typer.echo(f"\nDrew {figure.png} and {figure.svg.name}: {figure.alt}")
     if out:

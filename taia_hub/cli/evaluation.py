@@ -21,7 +21,9 @@ def evaluate(
     mode: Annotated[list[str] | None, modes("all four")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Results file; an existing one is completed. By default taia_results.json in DIR or here."),
+        typer.Option(
+            help="Results file; one that is there is completed. By default NAME.results.json, taia_results.json in DIR."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier results away.")] = False,
     max_gen_toks: Annotated[int | None, typer.Option(min=1, help="Longest generated answer, in tokens.")] = None,
@@ -62,7 +64,7 @@ def evaluate(
     from taia_hub.common.devices import place
     from taia_hub.evaluation import evaluate as run
     from taia_hub.evaluation.prompts import prompt_units
-    from taia_hub.results import RESULTS_FILE, summarise, to_text
+    from taia_hub.results import summarise, to_text
 
     if backend not in ("hf", "vllm"):
         raise ConfigError(f"The backend '{backend}' is not known.", "Choose hf or vllm.")
@@ -78,11 +80,23 @@ def evaluate(
     if "" not in sys.path:
         sys.path.insert(0, "")  # judges stand in the working folder
     units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
-    target = out or (Path(repo) if Path(repo).is_dir() else Path()) / RESULTS_FILE
+    target = out or _results_file(repo)
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
         how = {"units": units, "out": target, "overwrite": overwrite, "progress": bars, "on_load": say_device}
         results = run(repo, **given, **loading, **how)
     echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
+
+
+def _results_file(repo: str) -> Path:
+    """Names the file of a model's results: in its folder, or here after its name, or here as it was named before."""
+    from taia_hub.results import RESULTS_FILE, Results
+
+    if Path(repo).is_dir():
+        return Path(repo, RESULTS_FILE)
+    general = Path(RESULTS_FILE)
+    if general.is_file() and Results.load(general).model.name == repo:
+        return general
+    return Path(f"{repo.rpartition('/')[2]}.results.json")
 
 
 def _commands(

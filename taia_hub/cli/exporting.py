@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,6 @@ from taia_hub.cli.shared import (
     progress,
     published,
 )
-from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import ConfigError
 from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
 
@@ -95,13 +95,4 @@ def export(
 def _print(name: str, report: Any) -> None:
     if name:
         typer.echo(f"{name}/")
-    modules = ", ".join(f"{count} {role}" for role, count in report.modules.items())
-    exact = "exact" if report.error is None else f"loses up to {report.error:.3g} of a module"
-    typer.echo(
-        f"  {modules} modules, rank {report.rank}, alpha {report.alpha}, {report.dtype}, "
-        f"{byte_size(report.bytes)}, {exact}"
-    )
-    for engine, lines in report.engines.items():
-        typer.echo(f"  {engine:<10}{'; '.join(lines) or 'takes it as it is'}")
-    for note in report.notes:
-        typer.echo(f"  note: {note}")
+    typer.echo(textwrap.indent(report.to_text(), "  "))

@@ -96,6 +96,12 @@ class Comparison:
     notes: tuple[str, ...] = ()
     seconds_to_first_token: float | None = None
 
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
     @property
     def modes(self) -> tuple[str, ...]:
         """Labels of the settings."""

@@ -15,7 +15,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import differences
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
-from taia_hub.evaluation.environment import describe, identify, renewed
+from taia_hub.evaluation.environment import describe, identify, identify_files, renewed
 from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
 from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
 from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
@@ -128,7 +128,12 @@ def evaluate(
     check_keys(work)
     if not work:
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
+    path = Path(out) if out is not None else None
+    before = Results.load(path) if path is not None and path.exists() and not overwrite else None
     if not hasattr(model, "taia_config"):
+        if before:  # what the files tell is told before the weights are loaded
+            source = {key: loading[key] for key in ("dtype", "revision", "token") if key in loading}
+            _check_model(path, before, identify_files(str(model), **source))
         from taia_hub.modeling_taia import TAIAForCausalLM
 
         model = TAIAForCausalLM.from_pretrained(model, **loading)
@@ -146,9 +151,8 @@ def evaluate(
     try:
         session = _session(model, tokenizer, options)
         results = Results(identify(model), describe(model, session.lm.world_size), dataclasses.asdict(session.settings))
-        path = Path(out) if out is not None else None
-        if path is not None and path.exists() and not overwrite:
-            results = _earlier(path, results, work, options.settings)
+        if before:
+            results = _earlier(path, before, results, work, options.settings)
         results = dataclasses.replace(results, groups={**results.groups, **groups})
         return _Run(session, options.settings, path, progress).run(results, work)
     finally:
@@ -212,16 +216,21 @@ def _session(model: Any, tokenizer: Any, options: EvaluationOptions) -> Session:
     return Session(model, tokenizer, lm, settings, options.batch_size)
 
 
-def _earlier(path: Path, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:
-    """Reads what was evaluated before, and refuses what may not stand beside the new results."""
-    before = Results.load(path)
+def _check_model(path: Path | None, before: Results, now: ModelIdentity | None) -> None:
+    if now and (difference := before.model.difference(now)):
+        raise ConfigError(
+            f"'{path}' holds results of '{before.model.name}', another model than '{now.name}': {difference}.",
+            "Choose another file with --out, or throw the earlier results away with --overwrite.",
+        )
+
+
+def _earlier(path: Path | None, before: Results, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:
+    """Adds what was evaluated before, and refuses what may not stand beside the new results."""
     hint = (
         "Give the same options as before, choose another file with --out, or throw the earlier results away with "
         "--overwrite."
     )
-    difference = before.model.difference(now.model)
-    if difference:
-        raise ConfigError(f"'{path}' holds results of another model than this one: {difference}.", hint)
+    _check_model(path, before, now.model)
     for name, (was, given) in sorted(differences(before.settings, now.settings).items()):
         raise ConfigError(f"'{path}' holds results with {name}={was!r}; now it is {given!r}.", hint)
     for unit in work:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.shown import Shown
+from taia_hub.common.text_tables import byte_size
 from taia_hub.engines.facts import Verdict
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Shown):
     """What was written, and what was lost.
 
     Attributes:
@@ -77,6 +79,16 @@ class ExportReport:
     def refused_by(self) -> dict[str, tuple[str, ...]]:
         """Engines that do not take the export, and why."""
         return {engine: verdict.problems for engine, verdict in self.verdicts.items() if verdict.problems}
+
+    def to_text(self) -> str:
+        """Says in some lines what was written, and what each engine makes of it."""
+        modules = ", ".join(f"{count} {role}" for role, count in self.modules.items())
+        exact = "exact" if self.error is None else f"loses up to {self.error:.3g} of a module"
+        lines = [
+            f"{modules} modules, rank {self.rank}, alpha {self.alpha}, {self.dtype}, {byte_size(self.bytes)}, {exact}"
+        ]
+        lines += [f"{engine:<10}{'; '.join(told) or 'takes it as it is'}" for engine, told in self.engines.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def worst(self, count: int = 5) -> tuple[tuple[str, float], ...]:
         """Returns the modules that lost most, with their relative errors."""

@@ -14,6 +14,7 @@ import torch
 from taia_hub import hub
 from taia_hub.common.progress import Progress, counted
 from taia_hub.common.resuming import MADE, Made, digest
+from taia_hub.common.shown import Shown
 from taia_hub.common.text_tables import amount, byte_size
 from taia_hub.merging.planning import MergePlan, check_setting, parse_dtype, plan_merge
 from taia_hub.merging.state import Scratch, check_target, locked
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 _VERSION = 1  # of what is written; another one makes unfinished merges begin anew
 
 
-@dataclass(frozen=True)
-class MergeReport:
+@dataclass(frozen=True, repr=False)
+class MergeReport(Shown):
     """What was merged and written.
 
     Attributes:

@@ -3,6 +3,7 @@
 Scores and norms come in, files, tables and sentences go out. It may import `switch` and what lies below it; no torch.
 """
 
+from taia_hub.results.analysis_text import conclusion
 from taia_hub.results.format import (
     RESULTS_FILE,
     DatasetSource,
@@ -28,6 +29,7 @@ __all__ = [
     "Score",
     "Summary",
     "TaskResults",
+    "conclusion",
     "config_sha256",
     "format_difference",
     "format_value",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub.common.environment import installed_versions
+from taia_hub.common.shown import Shown
 from taia_hub.results.files import FORMAT, SideFile
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis
 
@@ -73,8 +74,8 @@ class HiddenStates:
     pooled_density: Mapping[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Shown):
     """Everything that was measured of one model; `hidden` is None where no texts were given.
 
     `versions` are package to version of what measured the update, `hidden_versions` of what measured the hidden states.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.shown import Shown
 from taia_hub.results.files import FORMAT, SideFile
 from taia_hub.results.identity import ModelIdentity
 from taia_hub.switch.settings import parse_setting
@@ -108,8 +109,8 @@ class Group:
     pooled: bool
 
 
-@dataclass(frozen=True)
-class Results:
+@dataclass(frozen=True, repr=False)
+class Results(Shown):
     """Everything that was evaluated on one model.
 
     Attributes:

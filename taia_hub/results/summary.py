@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from taia_hub.common.shown import Shown
 from taia_hub.results.format import Results, TaskResults
 from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine, resample
 
@@ -75,8 +76,8 @@ class Recommendation:
         return len(self.row.best) == len(self.row.scores)
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Shown):
     """Results as a table.
 
     Attributes:

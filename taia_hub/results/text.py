@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from taia_hub.common.shown import text_of
 from taia_hub.common.text_tables import aligned
+from taia_hub.results.format import Results
 from taia_hub.results.statistics import FEWEST, Interval
-from taia_hub.results.summary import AVERAGE, Row, Summary
+from taia_hub.results.summary import AVERAGE, Row, Summary, summarise
 from taia_hub.switch.settings import mode_title
 
 
+@text_of.register
+def _(results: Results) -> str:
+    return to_text(summarise(results))
+
+
+@text_of.register
 def to_text(summary: Summary) -> str:
     """Lays a summary out for a terminal: scores by mode, then differences that matter, then which mode to use.
 

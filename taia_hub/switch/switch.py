@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from taia_hub.common.shown import Shown
+from taia_hub.common.text_tables import aligned
 from taia_hub.errors import SettingError
 from taia_hub.roles import ROLES
 from taia_hub.switch.settings import Setting, parse_setting
@@ -120,8 +122,8 @@ class RoleStatus:
     parameters: int
 
 
-@dataclass(frozen=True)
-class SwitchStatus:
+@dataclass(frozen=True, repr=False)
+class SwitchStatus(Shown):
     """How a model's switch stands now, in this thread.
 
     Attributes:
@@ -137,6 +139,20 @@ class SwitchStatus:
     methods: Mapping[str, int]
     unplaced: tuple[str, ...] = ()
     fused: str | dict[str, float] | None = None
+
+    def to_text(self) -> str:
+        """Says which setting is in force, and lays out what acts by role."""
+        rows = [["role", "adapted", "acting", "masked", "weights", "parameters"]]
+        for role, part in self.roles.items():
+            weights = ", ".join(f"{weight:g}" for weight in part.weights)
+            rows.append([role, *map(str, (part.adapted, part.acting, part.masked)), weights, f"{part.parameters:,}"])
+        fused = "" if self.fused is None else ", fused into the weights"
+        methods = ", ".join(f"{count} {method}" for method, count in self.methods.items())
+        lines = [f"inference modules: {parse_setting(self.inference_modules).label}{fused}", aligned(rows)]
+        lines.append(f"methods: {methods or 'none'}")
+        if self.unplaced:
+            lines.append(f"counted as other, as their role could not be told: {', '.join(self.unplaced)}")
+        return "\n".join(lines)
 
 
 _ACTIVE: ContextVar[Mapping[Switch, Acting]] = ContextVar("taia_hub_settings", default={})  # noqa: B039 - never mutated

@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from taia_hub.common.rebuildable import Rebuildable, subclass
+from taia_hub.common.shown import Shown
+from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
+from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import Acting, Switch
 from taia_hub.updates.dense.layers import SwitchedTensors, TunedTensor, mixin_for
 from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, peft_class, switched_class
@@ -31,8 +34,8 @@ _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _UNFUSED = "Leave the model unfused: every setting acts as it is."
 
 
-@dataclass(frozen=True)
-class FuseReport:
+@dataclass(frozen=True, repr=False)
+class FuseReport(Shown):
     """What fusing did, and what it costs.
 
     Attributes:
@@ -43,6 +46,11 @@ class FuseReport:
     setting: str | dict[str, float]
     modules: int
     bytes: int
+
+    def to_text(self) -> str:
+        """Says in a line what was folded."""
+        label = parse_setting(self.setting).label
+        return f"Fused '{label}' into {self.modules} modules; the originals take {byte_size(self.bytes)} beside."
 
 
 class FoldedModule(Rebuildable):

@@ -152,7 +152,6 @@ def work(monkeypatch):
     monkeypatch.setattr("taia_hub.serving.run", lambda _: 0)
     monkeypatch.setattr("taia_hub.serving.check_startable", lambda *_: None)
     monkeypatch.setattr(LocalHub, "serve_forever", LocalHub.stop)
-    monkeypatch.setattr("sys.stdin", io.StringIO("the\n"))
 
 
 SHORTER = {"train": "--dry-run", "generate": "--max-new-tokens=3", "compare": "--max-new-tokens=3"}
@@ -171,5 +170,6 @@ def test_examples_run_as_they_stand(taia, published, work, help_of, tmp_path, mo
             words.append(SHORTER[command])
         if ("--out", "model-taia") in itertools.pairwise(words):
             shutil.rmtree("model-taia")
+        monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
         status, _, err = taia(*words)
         assert status == 0, f"{example}\n{err}"

@@ -102,18 +102,15 @@ def test_the_shell_completes_commands_and_options(start):
     assert "--noise-ratio" in out
 
 
-def test_short_work_shows_no_bars_and_libraries_are_quiet_unless_asked():
+@pytest.mark.parametrize(("asked", "bars"), [({}, "3"), ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, None)])
+def test_short_work_shows_no_bars_and_libraries_are_quiet_unless_asked(asked, bars):
     names = ("TQDM_DELAY", "HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
-    code = "import os, taia_hub.cli as cli; cli.main([]); print([os.environ.get(name) for name in %r])" % (names,)
-    environment = {key: value for key, value in os.environ.items() if key not in names} | {"PYTHONPATH": str(ROOT)}
-    for asked, told in (
-        ({}, ["3", "error", "error"]),
-        ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, [None, "error", "error"]),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**environment, **asked}, capture_output=True, text=True
-        )
-        assert done.stdout.splitlines()[-1] == str(told)
+    code = "import os, taia_hub.cli as cli; cli.main(['hub', 'serve', '--help'])"
+    code = f"import atexit, os; atexit.register(lambda: print([os.environ.get(name) for name in {names}])); {code}"
+    given = {key: value for key, value in os.environ.items() if key not in names}
+    given |= {"PYTHONPATH": str(ROOT), **asked}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == str([bars, "error", "error"])
 
 
 def test_a_hub_listens_without_what_models_need(start, tmp_path):

@@ -309,7 +309,7 @@ def test_results_of_another_model_are_refused(pico, tokenizer, choices, tmp_path
     evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out)
     other = pico.adapter("llama", label="other", seed=7)
     model = TAIAForCausalLM.from_adapter(pico.base("llama"), other)
-    with pytest.raises(ConfigError, match="results of another model than this one: its adapter has the sha256"):
+    with pytest.raises(ConfigError, match=r"another model than .*: its adapter has the sha256"):
         evaluate(model, choices, ["all"], tokenizer=tokenizer, out=out)
     rescaled = shutil.copytree(pico.adapter("llama"), tmp_path / "rescaled")
     config_path = rescaled / "adapter_config.json"
@@ -490,11 +490,36 @@ def test_the_command_writes_completes_and_prints(online, choices, tmp_path, monk
 
     run(["eval", online.taia, "--task", str(choices), "--mode", "none", "--limit", "3"])
     assert "choices" in capsys.readouterr().out
-    assert list(Results.load(Path(RESULTS_FILE)).tasks["choices"].modes) == ["none"]
+    name = "model-taia.results.json"
+    assert list(Results.load(Path(name)).tasks["choices"].modes) == ["none"]
+    assert not Path(RESULTS_FILE).exists()
     run(["eval", online.taia, "--task", str(choices), "--limit", "3", "--json"])
     assert list(json.loads(capsys.readouterr().out)["tasks"]["choices"]["modes"]) == list(MODES)
     run(["eval", online.taia, "--task", "mmlu", "--backend", "vllm", "--mode", "none"])
     assert capsys.readouterr().out.startswith("lm_eval run --model vllm")
+    Path(name).rename(RESULTS_FILE)  # as it was named before
+    run(["eval", online.taia, "--task", str(choices), "--limit", "3", "--mode", "attention+ffn"])
+    assert list(Results.load(Path(RESULTS_FILE)).tasks["choices"].modes) == [*MODES, "attention+ffn"]
+    assert not Path(name).exists()
+    found = Results.load(Path(RESULTS_FILE))
+    found = dataclasses.replace(found, model=dataclasses.replace(found.model, name="org/other", adapter_sha256="ab"))
+    found.save(Path(RESULTS_FILE))  # another model's
+    run(["eval", online.taia, "--task", str(choices), "--limit", "3", "--mode", "none"])
+    assert Results.load(Path(name)).model.name == online.taia
+
+
+def test_results_of_another_model_are_refused_before_one_is_loaded(online, choices, tmp_path, monkeypatch):
+    out = tmp_path / "results.json"
+    results = evaluate(online.taia, choices, ["none"], out=out)
+    other = dataclasses.replace(
+        results, model=dataclasses.replace(results.model, name="org/other", adapter_sha256="ab")
+    )
+    other.save(out)
+    before = out.read_bytes()
+    monkeypatch.setattr(TAIAForCausalLM, "from_pretrained", None)
+    with pytest.raises(ConfigError, match=f"results of 'org/other', another model than '{online.taia}'"):
+        evaluate(online.taia, choices, ["none"], out=out)
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
