@@ -45,9 +45,8 @@ COMMANDS = {
 }
 """Command to where it is, in this package, and its line in the list of commands."""
 
-
 GROUPS = {
-    "Try it": ("demo", "compare", "generate"),
+    "Try it": ("demo", "compare", "chat", "generate"),
     "Make one": ("create", "train", "reproduce"),
     "Look into it": ("info", "eval", "analyze"),
     "Use it elsewhere": ("export", "merge", "serve", "check"),
@@ -55,7 +54,7 @@ GROUPS = {
 }
 """The headings of the list of commands, and what stands under each."""
 
-_FIRST = {"Try it": ("demo", "compare"), "Make one": ("create", "train"), "Use one": ("generate", "push")}
+_FIRST = {"Try it": ("demo", "compare"), "Make one": ("create", "train"), "Use one": ("chat", "push")}
 _ANYWHERE = ("--debug", "--version")
 
 
