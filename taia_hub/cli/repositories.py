@@ -106,7 +106,7 @@ def create(
     *given, adapter = models
     if len(given) > 1 or (dense and not given):
         raise ConfigError(
-            f"{len(models)} models were named ({', '.join(models)}).",
+            f"{amount(len(models), 'model')} came: {', '.join(models)}.",
             "Type `taia create BASE FINETUNED --dense`." if dense else "Type `taia create [BASE] ADAPTER`.",
         )
     base = given[0] if given else None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from taia_hub.cli.options import filled, options_of
 from taia_hub.cli.shared import Json, Source, echo_json, modes, parse_folder, progress
 from taia_hub.common.fields import asked
+from taia_hub.common.text_tables import amount, byte_size
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.options import check_batch_size
 
@@ -59,6 +61,7 @@ def reproduce(
         Path | None, typer.Option(help="Folder for models, results and the table; reproduction-RECIPE by default.")
     ] = None,
     mode: Annotated[list[str] | None, modes("the recipe's")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print what would be done.")] = False,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
@@ -68,6 +71,8 @@ def reproduce(
     the paper's setting. A reproduction goes on where it was stopped.
 
     taia reproduce --list
+
+    taia reproduce lora --base org/small --data items.jsonl --steps 100 --limit 200 --dry-run
 
     taia reproduce lora --base org/small --data items.jsonl --steps 100 --task commonsense_qa --limit 200 --out lora
     """
@@ -82,13 +87,33 @@ def reproduce(
     loaded = load_recipe(recipe)
     folder = parse_folder(out) if out is not None else Path(f"reproduction-{loaded.name}")
     options = filled({**fields, "modes": mode, "changes": dict(fields["changes"] or ())})
+    if dry_run:
+        options["on_plan"] = lambda plans: _end_with(plans, as_json)
     with progress(f"What was finished is in '{folder}'; the same command does the rest.") as bars:
         done = run(loaded, out=folder, progress=bars, **options)
     if as_json:
         echo_json(done.table.to_json())
         return
-    typer.echo(done.table.to_markdown())
+    typer.echo(done.table.to_text())
     typer.echo(f"Written to '{folder}': table.md, table.json, and a TAIA repository a run.", err=True)
+
+
+def _end_with(plans: Any, as_json: bool) -> None:
+    """Prints what each run would do, and ends before it is done."""
+    if as_json:
+        echo_json({label: plan and dataclasses.asdict(plan) for label, plan in plans.items()})
+        raise typer.Exit
+    for label, plan in plans.items():
+        if plan is None:
+            typer.echo(f"{label}: trained already")
+            continue
+        data = f"{amount(plan.items, 'item')}, about {plan.tokens:,} tokens"
+        trained = f"{sum(plan.trained.values()):,} of {plan.base_parameters:,} parameters on {plan.device}"
+        typer.echo(f"{label}: {amount(plan.steps, 'step')}, {data}; {trained}, about {byte_size(plan.memory.total)}")
+        for line in (*plan.notes, *plan.warnings):
+            typer.echo(f"  {line}")
+    typer.echo("Nothing was trained: leave --dry-run out to do it.")
+    raise typer.Exit
 
 
 def _echo_recipes(as_json: bool) -> None:

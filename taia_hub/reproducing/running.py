@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from taia_hub.reproducing.state import RunFolder
 from taia_hub.reproducing.table import ReproductionTable, make_table
 from taia_hub.results import Results
 from taia_hub.switch.settings import parse_setting
-from taia_hub.training.planning import process_count
+from taia_hub.training.planning import Plan, process_count
 from taia_hub.training.recipe import TrainingRecipe
 
 TABLE = "table.md"
@@ -149,6 +149,7 @@ def reproduce(
     token: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    on_plan: Callable[[Mapping[str, Plan | None]], None] | None = None,
 ) -> Reproduction:
     """Trains a recipe of the paper, evaluates every mode, and writes the paper's table beside ours.
 
@@ -175,6 +176,8 @@ def reproduce(
         token: Access token of the Hub.
         trust_remote_code: Whether the base model's own code may run.
         progress: Called with the name of a stage, how many of its steps are done, and how many there are.
+        on_plan: Called with the plan of each run, None where it is trained already, before anything is written; what
+            it raises ends the reproduction.
 
     Returns:
         Runs, results and the table, which is in `out` as Markdown and JSON too.
@@ -213,6 +216,8 @@ def reproduce(
     every_run = {label: _Run(label, run, RunFolder.of(folder / label, run)) for label, run in every.items()}
     plan = [every_run[label] for label in labels]
     results = _check(every_run, plan, evaluation, token, progress)
+    if on_plan:
+        on_plan({run.label: _plan(run, token, progress) for run in plan})
     with hub.disk_errors(folder):
         mark.write()
     shown = {label: run for label, run in every.items() if label in labels or label in results}
@@ -226,6 +231,12 @@ def reproduce(
             write_atomically(folder / TABLE, table.to_markdown())
             write_atomically(folder / TABLE_JSON, json.dumps(table.to_json(), indent=2, ensure_ascii=False) + "\n")
     return Reproduction(found, folder, shown, results, table)
+
+
+def _plan(run: _Run, token: str | None, progress: Progress | None) -> Plan | None:
+    from taia_hub.training.running import plan_training  # needs TRL
+
+    return None if run.state.is_trained else plan_training(run.recipe, token=token, progress=progress)
 
 
 def _evaluation(

@@ -9,7 +9,7 @@ from typing import Any
 
 from taia_hub.cards.escaping import text
 from taia_hub.cards.tables import MODE_WORDS
-from taia_hub.common.text_tables import markdown_table
+from taia_hub.common.text_tables import aligned, amount, markdown_table
 from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing.measured import Cell, Measured
 from taia_hub.reproducing.recipe import PaperTable, Recipe
@@ -91,6 +91,10 @@ class ReproductionTable:
     def to_markdown(self) -> str:
         """Returns the table as Markdown: what differs from the paper stands above the numbers."""
         return "\n".join(_lines(self)) + "\n"
+
+    def to_text(self) -> str:
+        """Lays the table out for a terminal: what was run, and of the rest only how much it is."""
+        return "\n".join(_text_lines(self))
 
 
 def make_table(
@@ -216,6 +220,53 @@ def _lines(table: ReproductionTable) -> Iterator[str]:
     yield from _others(table)
 
 
+def _text_lines(table: ReproductionTable) -> Iterator[str]:
+    yield f"Reproduction of {table.recipe}: {table.description}"
+    yield "\nWhat differs from the paper's setting, or is not known of it:"
+    yield from (f"  {line}" for line in table.differences)
+    run = [row for row in table.rows if row.ours is not None]
+    heads = ["paper"] if len(table.paper) < 2 else [f"paper {number}" for number in range(1, len(table.paper) + 1)]
+    for head, one in zip(heads, table.paper, strict=False):
+        yield f"  {head}: {one.setting}, {one.table}"
+    several = len({row.run for row in table.rows}) > 1
+    lead = ["run"] if several else []
+    yield ""
+    yield aligned(
+        [
+            [*lead, "task", "mode", *heads, f"ours: {table.setting}", "items"],
+            *(
+                [
+                    *([row.run] if several else []),
+                    row.title,
+                    _mode(row.mode, plain=True),
+                    *_paper(row.paper, table.paper, ""),
+                    _ours(row.ours, row.percent),
+                    f"{row.ours.items:,}" if row.ours else "",
+                ]
+                for row in run
+            ),
+        ],
+        left=range(len(lead) + 2),
+    )
+    if left := len(table.rows) - len(run):
+        yield f"{amount(left, 'row')} of the paper's table {'was' if left == 1 else 'were'} not run."
+    if table.contrasts:
+        yield "\nDifferences between modes, with paired 95 % intervals:"
+        yield aligned(
+            [
+                [
+                    *([one.run] if several else []),
+                    one.title,
+                    f"{_mode(one.mode, plain=True)} less {_mode(one.reference, plain=True)}",
+                    *_paper(one.paper, table.paper, "+"),
+                    _difference(one.ours, one.percent),
+                ]
+                for one in table.contrasts
+            ],
+            left=range(len(lead) + 2),
+        )
+
+
 def _others(table: ReproductionTable) -> Iterator[str]:
     """Lays out the methods that the paper compares with, which are not run here."""
     for one in table.paper:
@@ -235,9 +286,10 @@ def _others(table: ReproductionTable) -> Iterator[str]:
             )
 
 
-def _mode(mode: str) -> str:
+def _mode(mode: str, *, plain: bool = False) -> str:
+    """Writes a mode with its name beside it, for Markdown unless it is to be `plain`."""
     name = MODE_WORDS[mode].name if mode in MODE_WORDS else ""
-    return f"{mode} ({name})" if name and name != mode else text(mode)
+    return f"{mode} ({name})" if name and name != mode else mode if plain else text(mode)
 
 
 def _paper(numbers: Sequence[float | None], tables: Sequence[PaperTable], sign: str) -> list[str]:

@@ -31,6 +31,15 @@ def test_weighted_settings_give_plain_names(online):
     assert "--output_path results-attention-1-ffn-0.5" in command
 
 
+def test_a_plain_adapter_is_taken_as_a_repository_is(online):
+    whole, export, command = vllm_commands(online.adapter, ["mmlu"], ["all", "attention"])
+    args = simple_parse_args_string(whole.split("--model_args ")[1].split(" ")[0])
+    assert args["pretrained"] == online.base
+    assert (Path(args["lora_local_path"]) / "adapter_model.safetensors").is_file()
+    assert shlex.split(export)[2] == online.adapter
+    assert "lora_local_path=./adapter-attention" in command
+
+
 def test_the_script_for_vllm_makes_every_folder_that_it_reads(pico, tmp_path, monkeypatch):
     """The lines of `taia export` are run for real, as a shell splits them, in their order."""
     monkeypatch.chdir(tmp_path)

@@ -370,8 +370,8 @@ def names(online: Any, tuned: Path, pico: Any, tmp_path: Path, monkeypatch: pyte
         (["nameless"], "'nameless' names no base model", "`taia create BASE nameless`"),
         (["base", "ours"], "it is a TAIA repository already", "'ours/adapter'"),
         (["two"], "in 'checkpoint-4', 'checkpoint-8'", "'two/checkpoint-8'"),
-        (["base", "lora", "ours"], "3 models were named", "[BASE] ADAPTER"),
-        (["lora", "--dense"], "1 models were named", "BASE FINETUNED --dense"),
+        (["base", "lora", "ours"], "3 models came", "[BASE] ADAPTER"),
+        (["lora", "--dense"], "1 model came: lora", "BASE FINETUNED --dense"),
     ],
 )
 def test_arguments_in_the_wrong_place(names: Path, capsys: Any, words: list[str], said: str, next_step: str) -> None:

@@ -456,7 +456,7 @@ def test_the_command_lists_the_recipes(capsys):
     assert "no FIELD=VALUE" in capsys.readouterr().err
 
 
-def test_the_command_finds_what_is_finished(copied, options, no_training, capsys):
+def test_the_command_finds_what_is_finished(copied, options, finished, no_training, capsys):
     words = [
         "--base",
         str(options["base"]),
@@ -472,8 +472,29 @@ def test_the_command_finds_what_is_finished(copied, options, no_training, capsys
         main(["reproduce", "lora", "--out", str(copied), *words])
     assert caught.value.code == 0
     printed = capsys.readouterr()
-    assert "| choices | none (base) | not known |" in printed.out
+    lines = printed.out.splitlines()
+    row = next(line for line in lines if line.startswith("choices") and "none (base)" in line)
+    assert "not known" in row
+    assert "not run" not in row
+    assert "|" not in printed.out
+    unrun = sum(row.ours is None for row in finished.table.rows)
+    assert unrun > 1
+    assert f"{unrun} rows of the paper's table were not run." in lines
     assert str(copied) in printed.err
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(options, tmp_path, no_training, capsys, copied):
+    words = ["reproduce", "lora", "--base", str(options["base"]), "--data", options["data"], "--steps", "2"]
+    words += ["--task", str(options["tasks"][0]), "--dry-run"]
+    words += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    for out, said in ((tmp_path / "new", "lora: 2 steps, "), (copied, "lora: trained already")):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, "--out", str(out)])
+        assert not caught.value.code
+        printed = capsys.readouterr().out
+        assert printed.startswith(said)
+        assert "leave --dry-run out" in printed
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError, closest
 from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.roles import ROLES
@@ -111,15 +112,23 @@ class CompressionReport:
         lines = ["Compressed to a LoRA; lost of the difference (relative Frobenius norm):"]
         for role, one in self.roles.items():
             ranks = f"rank {one.ranks[0]}" if one.ranks[0] == one.ranks[1] else f"ranks {one.ranks[0]}-{one.ranks[1]}"
-            kept = f"{one.modules} modules, {ranks}, lost {one.relative_error:.3f}" if one.modules else "no modules"
-            rest = f"; {one.left_out} tensors left out, lost with them {one.total_error:.3f}" if one.left_out else ""
+            kept = (
+                f"{amount(one.modules, 'module')}, {ranks}, lost {one.relative_error:.3f}"
+                if one.modules
+                else "no modules"
+            )
+            rest = (
+                f"; {amount(one.left_out, 'tensor')} left out, lost with them {one.total_error:.3f}"
+                if one.left_out
+                else ""
+            )
             lines.append(f"  {role}: {kept}{rest}")
         worst = [f"{one.path} {one.relative_error:.3f} (rank {one.rank})" for one in self.worst(3)]
         lines.append(f"  most lost: {', '.join(worst)}")
         reasons: dict[str, int] = {}
         for other in self.left_out:
             reasons[other.reason] = reasons.get(other.reason, 0) + 1
-        lines += [f"  left out: {count} tensors, {reason}" for reason, count in reasons.items()]
+        lines += [f"  left out: {amount(count, 'tensor')}, {reason}" for reason, count in reasons.items()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
