@@ -26,8 +26,21 @@ def space_create(
     space: Annotated[
         str | None, typer.Option(metavar="ID", help="Hub id of the Space; REPO-compare by default.", show_default=False)
     ] = None,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION|GIT|bundle",
+            help="How it gets taia-hub: a version, a git+https address, or the source beside its app; by default this "
+            "version where an index has it, else bundle.",
+            show_default=False,
+        ),
+    ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Hardware to ask for, such as zero-a10g; the Hub's default otherwise.")
+        str | None,
+        typer.Option(
+            help="Hardware to ask for; a new Space asks for zero-a10g where the model fits, an old one stays as it is.",
+            show_default=False,
+        ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the Space.", show_default=False)] = None,
     link: Annotated[bool, typer.Option("--link/--no-link", help="Link the model's card to the Space.")] = True,
@@ -41,8 +54,9 @@ def space_create(
     """Make a Space that compares the modes of a model, or bring it up to date.
 
     It is README, pinned requirements and an app, in one commit, and is linked on the model's card; a public one is
-    asked about. What you changed in the Space, and your own files there, stay. Variables of the Space are its limits,
-    as of `taia compare --ui`.
+    asked about. Free personal accounts may host two on ZeroGPU, which a new one asks for where the model fits. What you
+    changed in the Space, and your own files there, stay. Variables of the Space are its limits, as of
+    `taia compare --ui`.
 
     taia space create org/model-taia --dry-run
 
@@ -56,8 +70,8 @@ def space_create(
     if dry_run:
         out = out or Path((space or f"{repo}-compare").rpartition("/")[2])
     commit = hub.Commit(private=private, token=source["token"])
-    how = {"space_id": space, "revision": source["revision"], "hardware": hardware, "title": title, "out": out}
-    plan = space_making.plan_space(repo, commit, **how)
+    how = {"space_id": space, "revision": source["revision"], "package": package, "hardware": hardware}
+    plan = space_making.plan_space(repo, commit, **how, title=title, out=out)
     if plan.makes_public and not yes:
         _ask(plan.space_id, plan.model.closed)
     done = space_making.write_space(plan) if dry_run else space_making.publish_space(plan, link=link)

@@ -4,7 +4,7 @@ Names and folders come in; `Source` (files here), `Head` (what is there) and com
 nor transformers.
 """
 
-from taia_hub.hub._errors import check_space, disk_errors, hub_errors, no_folder
+from taia_hub.hub._errors import PaymentError, check_space, disk_errors, hub_errors, no_folder
 from taia_hub.hub._names import meant
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
 from taia_hub.hub.files import (
@@ -28,7 +28,7 @@ from taia_hub.hub.files import (
 )
 from taia_hub.hub.layout import MODEL_INDEX
 from taia_hub.hub.publish import CARD, RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
-from taia_hub.hub.spaces import SpaceSettings, set_space
+from taia_hub.hub.spaces import SpaceSettings, set_space, space_hardware
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -43,6 +43,7 @@ __all__ = [
     "Commit",
     "Head",
     "HubAccess",
+    "PaymentError",
     "Source",
     "SpaceSettings",
     "adapter_weights",
@@ -65,6 +66,7 @@ __all__ = [
     "same_bytes",
     "set_space",
     "sha256",
+    "space_hardware",
     "tensor_shapes",
     "update_weights",
     "verify_manifest",

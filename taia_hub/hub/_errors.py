@@ -29,8 +29,9 @@ from taia_hub.hub._names import DATA, TransportError, is_path, meant, revision_m
 
 _TOKEN = "Check the token (HF_TOKEN, or `hf auth login`) and what it may do."
 _PAID = (
-    "It asks for a subscription or credit: a Gradio Space needs PRO (or a Team organisation) on free hardware and on "
-    "ZeroGPU, and a payment method on any other."
+    "The Hub asks for a paid plan. Free personal accounts older than 30 days may host two Spaces on ZeroGPU "
+    "(--hardware zero-a10g); more of them, those of organisations and Gradio on free CPUs need PRO or a Team plan, any "
+    "other hardware a payment method."
 )
 _NEXT_STEP = {
     401: _TOKEN,
@@ -39,6 +40,10 @@ _NEXT_STEP = {
     404: "Check the name and its owner.",
     409: "Look at what is there, then try again.",
 }
+
+
+class PaymentError(RepositoryError):
+    """The Hub asks for a paid plan."""
 
 
 @contextlib.contextmanager
@@ -158,9 +163,8 @@ def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
             "Look at what changed there, then push again.",
         )
     step = _NEXT_STEP.get(status, "Try again later; the Hub has a problem of its own." if status >= 500 else "")
-    return RepositoryError(
-        f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {_hint(error)}".strip()
-    )
+    kind = PaymentError if status == 402 else RepositoryError
+    return kind(f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {_hint(error)}".strip())
 
 
 def check_space(folder: Path, needed: int, what: str, more: str = "") -> None:

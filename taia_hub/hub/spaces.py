@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -14,6 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from taia_hub.hub._errors import hub_errors
 from taia_hub.hub._names import TransportError
 from taia_hub.hub.access import api as hub_api
+
+if TYPE_CHECKING:
+    from taia_hub.hub.publish import Head
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,19 @@ def set_space(repo_id: str, settings: SpaceSettings, *, token: str | bool | None
     with hub_errors(repo_id, what="Space"), contextlib.ExitStack() as undo:
         change_space(hub_api(token), repo_id, settings, undo)
         undo.pop_all()
+
+
+def space_hardware(head: Head) -> str | None:
+    """Returns the hardware that a Space has, or has been asked for; None for one that is not there or has none.
+
+    Raises:
+        RepositoryError: If the request fails.
+    """
+    if head.sha is None:
+        return None
+    with hub_errors(head.repo_id, what="Space"):
+        runtime = hub_api(head.token).get_space_runtime(head.repo_id)
+    return runtime.requested_hardware or runtime.hardware
 
 
 def change_space(api: HfApi, repo_id: str, settings: SpaceSettings, undo: contextlib.ExitStack) -> None:

@@ -13,6 +13,7 @@ from taia_hub.page.devices import on_gpu
 from taia_hub.page.models import Models
 from taia_hub.page.questions import Question
 from taia_hub.page.settings import PageSettings
+from taia_hub.space.rendering import zero_size
 
 _PAUSE = 0.05  # seconds between states: a page shows no more, and each one is sent whole
 
@@ -29,7 +30,7 @@ def make_answer(models: Models, settings: PageSettings) -> Answer:
     def duration(name: str, revision: str | None, question: Question) -> float:
         return min(settings.max_seconds, expected_seconds(question))
 
-    @on_gpu(duration)
+    @on_gpu(duration, zero_size(models.bytes))
     def lent(name: str, revision: str | None, question: Question) -> Generator[Comparison | TAIAError, None, None]:
         end = time.monotonic() + settings.max_seconds
         try:

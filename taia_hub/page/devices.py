@@ -22,15 +22,15 @@ def zero_gpu() -> Any:
     return importlib.import_module("spaces") if spec is not None and spec.origin else None
 
 
-def on_gpu(duration: Callable[..., float]) -> Callable[[F], F]:
+def on_gpu(duration: Callable[..., float], size: str | None = None) -> Callable[[F], F]:
     """Decorates a function that needs the GPU: on ZeroGPU one is lent for the call, elsewhere nothing changes.
 
-    `duration` takes the call's arguments and returns the seconds that it may take.
+    `duration` takes the call's arguments and returns the seconds that it may take; the size `"xlarge"` is a whole card.
     """
     spaces = zero_gpu()
     if spaces is None:
         return lambda function: function
-    decorate: Callable[[F], F] = spaces.GPU(duration=duration)
+    decorate: Callable[[F], F] = spaces.GPU(duration=duration, size=size)
     return decorate
 
 

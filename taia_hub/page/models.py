@@ -47,6 +47,11 @@ class Models:
         self._lock = threading.Lock()
         self._latest: LoadedModel | None = None
 
+    @property
+    def bytes(self) -> int:
+        """What the latest model takes of its device's memory; 0 where none is loaded yet."""
+        return self._latest.model.get_memory_footprint() if self._latest else 0
+
     def get(self, name: str, revision: str | None = None) -> LoadedModel:
         """Returns a model, loaded if need be; others wait meanwhile, so that it is loaded once."""
         with self._lock:

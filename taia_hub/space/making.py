@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +21,20 @@ from taia_hub import cards, hub
 from taia_hub._version import __version__
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, closest
 from taia_hub.repository.card_updating import link_space
+from taia_hub.space.package import read_package
 from taia_hub.space.reading import installed_versions, read_model
-from taia_hub.space.rendering import CARD, STATE, MergedSpace, SpaceModel, merge_space, space_files, written_files
+from taia_hub.space.rendering import (
+    CARD,
+    STATE,
+    ZERO,
+    MergedSpace,
+    SpaceModel,
+    merge_space,
+    space_files,
+    suggested_hardware,
+    written_files,
+    zero_size,
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +70,16 @@ class SpacePlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the Space needs besides its files, a sentence each."""
-        if not self.model.closed:
-            return ()
-        names = " and ".join(f"'{name}'" for name in self.model.closed)
-        return (f"{names} cannot be read without a token: give the Space one as its secret HF_TOKEN",)
+        found, size = [], self.model.bytes
+        if self.model.closed:
+            names = " and ".join(f"'{name}'" for name in self.model.closed)
+            found.append(f"{names} cannot be read without a token: give the Space one as its secret HF_TOKEN")
+        weights, suggested = f"The weights take {size / 2**30:.0f} GiB", suggested_hardware(size)
+        if self.hardware == ZERO and suggested == ZERO and zero_size(size):
+            found.append(f"{weights}: each call asks for a whole card of ZeroGPU, at twice a visitor's quota")
+        elif suggested != ZERO and self.hardware in (None, ZERO):
+            found.append(f"{weights}, more than ZeroGPU lends: --hardware {suggested} fits them, and costs money")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,7 @@ def plan_space(
     *,
     space_id: str | None = None,
     revision: str | None = None,
+    package: str | None = None,
     hardware: str | None = None,
     title: str | None = None,
     out: Path | None = None,
@@ -104,7 +127,9 @@ def plan_space(
         commit: The token, and whether a new Space is private.
         space_id: Hub id of the Space; `NAME-compare` under the repository's owner, or the user, by default.
         revision: Branch, tag or commit of the repository; the Space is pinned to its commit.
-        hardware: Hardware to ask the Hub for; what costs money is only taken when it is named here.
+        package: How it gets taia-hub, as of `read_package`.
+        hardware: Hardware to ask the Hub for. A new Space asks for ZeroGPU where the model fits it, and one that is
+            there stays as it is; what costs money is only taken when it is named here.
         title: Title of the Space.
         out: Folder to write the Space to instead of publishing it.
 
@@ -121,13 +146,18 @@ def plan_space(
         raise ConfigError("A Space cannot be published without a token.", "Leave `token` out, or give `out`.")
     model = read_model(repo, revision, commit.token)
     name = _checked(space_id or _default_id(repo, commit.token, ask=out is None))
-    python, version = ".".join(platform.python_version_tuple()[:2]), __version__
-    files = space_files(model, installed_versions(), title=title, hardware=hardware, python=python)
+    comes, versions = read_package(package), installed_versions()
+    python = ".".join(platform.python_version_tuple()[:2])
     if out is not None:
-        changes = merge_space(files, _in_folder(out, files), version)
+        files = space_files(model, versions, comes, title=title, hardware=hardware, python=python)
+        changes = merge_space(files, _in_folder(out, files), __version__)
         return SpacePlan(hub.Head(name, kind="space"), model, changes, commit, folder=out)
     head = hub.look(name, token=commit.token, kind="space")
-    changes = merge_space(files, _there(head, files, commit.private), version)
+    if head.sha is None:
+        hardware = hardware or (ZERO if suggested_hardware(model.bytes) == ZERO else None)
+    runs_on = hardware or hub.space_hardware(head)
+    files = space_files(model, versions, comes, title=title, hardware=runs_on, python=python)
+    changes = merge_space(files, _there(head, files, commit.private), __version__)
     return SpacePlan(head, model, changes, commit, hardware=hardware)
 
 
@@ -143,6 +173,8 @@ def write_space(plan: SpacePlan) -> CreatedSpace:
         _write(plan.changes.files, scratch)
     for name in plan.changes.deleted:
         (plan.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that still holds something stays
+            os.removedirs((plan.folder / name).parent)
     return _done(plan, str(plan.folder), None)
 
 
@@ -150,19 +182,24 @@ def publish_space(plan: SpacePlan, *, link: bool = True) -> CreatedSpace:
     """Publishes a planned Space in one commit and, where `link`, links the model's card to it; failing that, it warns.
 
     Raises:
-        RepositoryError: If a request fails, or the Space changed since the plan was made; it is then as it was.
+        RepositoryError: If a request fails, the Hub asks for a paid plan, or the Space changed since the plan was made;
+            it is then as it was.
     """
     if plan.folder is not None:
         raise ConfigError("The plan is one to write to a folder.", "Leave `out` out of `plan_space`.")
     settings = hub.SpaceSettings(plan.model.variables, plan.hardware)
     commit = None
-    if plan.changes.files or plan.changes.deleted:
-        with tempfile.TemporaryDirectory() as scratch:
-            files = {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)}
-            how = dataclasses.replace(plan.commit, message=f"Compare the modes of {plan.model.repo_id}")
-            commit = hub.publish(files, plan.head, how, space=settings).oid
-    else:
-        hub.set_space(plan.space_id, settings, token=plan.commit.token)
+    try:
+        if plan.changes.files or plan.changes.deleted:
+            with tempfile.TemporaryDirectory() as scratch:
+                files = {**_write(plan.changes.files, Path(scratch)), **dict.fromkeys(plan.changes.deleted)}
+                how = dataclasses.replace(plan.commit, message=f"Compare the modes of {plan.model.repo_id}")
+                commit = hub.publish(files, plan.head, how, space=settings).oid
+        else:
+            hub.set_space(plan.space_id, settings, token=plan.commit.token)
+    except hub.PaymentError as error:
+        here = f"`taia compare {plan.model.repo_id} --ui` shows the same page here, at once."
+        raise hub.PaymentError(error.message, f"{here} {error.hint}") from error
     url = f"{hub.api().endpoint}/spaces/{plan.space_id}"
     return _done(plan, url, commit, *(_linked(plan) if link else (None, ())))
 
@@ -212,7 +249,7 @@ def _checked(space_id: str) -> str:
     return space_id
 
 
-def _there(head: hub.Head, new: Collection[str], private: bool | None) -> dict[str, bytes] | None:
+def _there(head: hub.Head, new: Mapping[str, bytes], private: bool | None) -> dict[str, bytes] | None:
     """Returns the files of a Space that matter here; None where there is no Space."""
     if head.sha is None:
         return None
@@ -230,10 +267,10 @@ def _there(head: hub.Head, new: Collection[str], private: bool | None) -> dict[s
             f"'{head.repo_id}' is a Space that was not made by taia-hub; nothing in it was touched.",
             "Choose another name with --space.",
         )
-    return _relevant(head.files, new, head.file)
+    return _relevant(head.files, new, head.file, _hub_hashes(head))
 
 
-def _in_folder(folder: Path, new: Collection[str]) -> dict[str, bytes] | None:
+def _in_folder(folder: Path, new: Mapping[str, bytes]) -> dict[str, bytes] | None:
     """Returns the files of a Space in a folder; None where there are none."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
@@ -246,12 +283,33 @@ def _in_folder(folder: Path, new: Collection[str]) -> dict[str, bytes] | None:
     return _relevant(names, new, folder.joinpath)
 
 
-def _relevant(names: Collection[str], new: Collection[str], at: Callable[[str], Path | None]) -> dict[str, bytes]:
-    """Reads the files of a Space that were written here, or would be; the rest is none of ours."""
+def _relevant(
+    names: Collection[str],
+    new: Mapping[str, bytes],
+    at: Callable[[str], Path | None],
+    hashes: Mapping[str, str] | None = None,
+) -> dict[str, bytes]:
+    """Reads the files of a Space that were written here, or would be; the rest is none of ours.
+
+    Those that are known by the hashes of git to be as they would be written are not fetched: a bundle has hundreds.
+    """
     state = at(STATE)
     ours = {STATE, CARD, *new, *written_files(state.read_bytes() if state else None)}
-    paths = {name: at(name) for name in sorted(ours.intersection(names))}
-    return {name: path.read_bytes() for name, path in paths.items() if path}
+    there = sorted(ours.intersection(names))
+    same = {name: new[name] for name in there if name in new and (hashes or {}).get(name) == _git_hash(new[name])}
+    with ThreadPoolExecutor(8) as pool:
+        paths = zip(there, pool.map(lambda name: None if name in same else at(name), there), strict=True)
+        return {**same, **{name: path.read_bytes() for name, path in paths if path}}
+
+
+def _hub_hashes(head: hub.Head) -> dict[str, str]:
+    with hub.hub_errors(head.repo_id, what="Space"):
+        info = hub.api(head.token).space_info(head.repo_id, revision=head.sha, files_metadata=True)
+    return {one.rfilename: one.blob_id or "" for one in info.siblings or ()}
+
+
+def _git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> dict[str, Path]:

@@ -9,11 +9,11 @@ from fnmatch import fnmatch
 from typing import Any
 
 from taia_hub import hub
-from taia_hub._version import __version__
 from taia_hub.common.installing import extra_command
 from taia_hub.errors import ConfigError, MissingDependencyError
 from taia_hub.repository.reading import check_publishable
 from taia_hub.repository.update_files import open_repository
+from taia_hub.space.package import NAME
 from taia_hub.space.rendering import CARD, SpaceModel, required_packages
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,9 @@ def installed_versions() -> dict[str, str]:
     Raises:
         MissingDependencyError: If Gradio is not installed, whose version every Space names.
     """
-    found = {"taia-hub": __version__}
+    found = {}
     for name in required_packages():
-        if name not in found:
+        if name != NAME:  # `space.package` says how that comes
             try:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from taia_hub import cards
 from taia_hub.common.shipped import shipped
 from taia_hub.errors import ConfigError
+from taia_hub.space.package import NAME, SpacePackage
 
 CARD = "README.md"
 REQUIREMENTS = "requirements.txt"
@@ -20,7 +23,9 @@ STATE = ".taia_space.json"
 
 ZERO = "zero-a10g"
 _ZERO_PYTHON = "3.12.12"  # ZeroGPU has Pythons of its own; transformers no longer runs on its older one, 3.10.13
-_HARDWARE = ((1.2, "cpu-basic"), (56, ZERO), (76, "rtx-pro-6000"), (260, "a100x4"))
+_ZERO_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0", "2.12.1", "2.13.0")  # hub-docs, spaces-zerogpu.md
+_HALF_CARD = 38  # GiB of weights: a call on ZeroGPU is lent half a card of 95 GiB, unless it asks for all of it
+_HARDWARE = ((76, ZERO), (260, "a100x4"))
 _LARGEST = "a100x8"
 _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?P<extras>\[[^\]]*\])?\s*")
 
@@ -83,6 +88,7 @@ class MergedSpace:
 def space_files(
     model: SpaceModel,
     versions: Mapping[str, str],
+    package: SpacePackage,
     *,
     title: str | None = None,
     hardware: str | None = None,
@@ -90,8 +96,8 @@ def space_files(
 ) -> dict[str, bytes]:
     """Renders the files of a Space: path to content.
 
-    `versions` (package to version) names at least Gradio. Without `hardware`, what is suggested to whoever copies the
-    Space goes by the model's size; ZeroGPU has a Python of its own.
+    `versions` (package to version) names at least Gradio; `package` is how taia-hub comes. Without `hardware`, what is
+    suggested to whoever copies the Space goes by the model's size; ZeroGPU has Python and torch of its own.
 
     Raises:
         ConfigError: If the title is empty.
@@ -101,6 +107,7 @@ def space_files(
     if not title.strip():
         raise ConfigError("The title of the Space is empty.", "Give some words, or leave it out.")
     hardware = hardware or suggested_hardware(model.bytes)
+    on_zero = hardware.startswith("zero-")
     readme = cards.render_card(
         cards.SpaceCardData(
             title=title,
@@ -109,7 +116,7 @@ def space_files(
             revisions=model.revisions,
             preload=model.preload,
             licenses=model.licenses,
-            python_version=_ZERO_PYTHON if hardware.startswith("zero-") else python,
+            python_version=_ZERO_PYTHON if on_zero else python,
             hardware=hardware,
             short_description="Base, TAIA, TAIF and vanilla answer side by side",
             license="apache-2.0",
@@ -117,33 +124,68 @@ def space_files(
         )
     )
     files = {path.relative_to(app_folder()).as_posix(): path.read_bytes() for path in _app_files()}
-    files[REQUIREMENTS] = pinned(files[REQUIREMENTS].decode(), versions).encode()
-    return {**files, CARD: readme.encode()}
+    if on_zero and "torch" in versions:
+        versions = {**versions, "torch": zero_torch(versions["torch"])}
+    files[REQUIREMENTS] = pinned(files[REQUIREMENTS].decode(), versions, package.requirements).encode()
+    return {**package.files, **files, CARD: readme.encode()}
 
 
 def suggested_hardware(size: int) -> str:
     """Suggests hardware for weights of `size` bytes at 16 bits, so that they take at most four fifths of the memory.
 
-    `cpu-basic` up to 1.2 GiB (0.6 billion parameters: more is too slow on two cores), ZeroGPU up to 56 GiB (70 GB),
-    `rtx-pro-6000` up to 76 GiB (96 GB), `a100x4` up to 260 GiB (320 GB), `a100x8` above.
+    ZeroGPU up to 76 GiB (a card of 95 GiB), `a100x4` up to 260 GiB (320 GB), `a100x8` above.
 
     Example:
-        >>> suggested_hardware(270 * 2**20), suggested_hardware(16 * 2**30)
-        ('cpu-basic', 'zero-a10g')
+        >>> suggested_hardware(16 * 2**30), suggested_hardware(140 * 2**30)
+        ('zero-a10g', 'a100x4')
     """
     return next((name for limit, name in _HARDWARE if size <= limit * 2**30), _LARGEST)
 
 
-def pinned(requirements: str, versions: Mapping[str, str]) -> str:
+def zero_size(size: int) -> str | None:
+    """Returns how much of ZeroGPU's card a call on weights of `size` bytes asks for: `"xlarge"` is all of it.
+
+    None leaves it at half the card. The whole one takes twice as much of a visitor's quota.
+
+    Example:
+        >>> zero_size(16 * 2**30), zero_size(60 * 2**30)
+        (None, 'xlarge')
+    """
+    return "xlarge" if size > _HALF_CARD * 2**30 else None
+
+
+def zero_torch(version: str) -> str:
+    """Returns the version of torch among those of ZeroGPU that is nearest to another one.
+
+    Example:
+        >>> zero_torch("2.13.0+cpu"), zero_torch("2.12.0"), zero_torch("2.14.1")
+        ('2.13.0', '2.12.1', '2.13.0')
+    """
+
+    def release(text: str) -> tuple[int, int]:
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
+
+    major, minor = release(version)
+    return min(_ZERO_TORCH, key=lambda one: (abs(release(one)[0] - major), abs(release(one)[1] - minor)))
+
+
+def pinned(requirements: str, versions: Mapping[str, str], package: Iterable[str] = ()) -> str:
     r"""Pins each requirement of a file of bare names to a version; what is not known stays without one.
+
+    The line of taia-hub becomes the lines `package` that bring it, without those whose names are in the file.
 
     Example:
         >>> pinned("torch\npeft[x]\nspaces", {"torch": "2.13.0+cpu", "peft": "0.21.2"}).split()
         ['torch==2.13.0', 'peft[x]==0.21.2', 'spaces']
     """
-    lines = []
-    for line in requirements.splitlines():
-        match = _REQUIREMENT.fullmatch(line)
+    matches = [(line, _REQUIREMENT.fullmatch(line)) for line in requirements.splitlines()]
+    named = {match["name"].lower() for _, match in matches if match} - {NAME}
+    lines: list[str] = []
+    for line, match in matches:
+        if match and match["name"] == NAME:
+            lines += [one for one in package if Requirement(one).name.lower() not in named]
+            continue
         version = versions.get(match["name"].lower()) if match else None
         # "+cpu" and the like name a build that only one index has
         lines.append(f"{line.strip()}=={version.partition('+')[0]}" if version else line)

@@ -395,7 +395,7 @@ def test_an_error_of_a_gpu_worker_arrives_whole(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(answering, "on_gpu", lambda duration: fork)
+    monkeypatch.setattr(answering, "on_gpu", lambda duration, size: fork)
     answer = answering.make_answer(Models(), SETTINGS)
     with pytest.raises(RepositoryError, match="nothing") as caught:
         list(answer("org/nothing", None, Question("a", ("none",))))

@@ -6,8 +6,10 @@ import io
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import huggingface_hub.utils._http as client
@@ -15,7 +17,9 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from packaging.requirements import Requirement
 
+import taia_hub
 from taia_hub import TAIAForCausalLM, cards
 from taia_hub.cli import spaces as cli_spaces
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
@@ -23,17 +27,20 @@ from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.card_updating import check_repository_card, make_card
 from taia_hub.repository.creating import create_repository
 from taia_hub.space import making as space_making
+from taia_hub.space import package as space_package
 from taia_hub.space import reading as space_reading
 from taia_hub.space import rendering as space_rendering
 from taia_hub.space.making import plan_space, publish_space, space_files
+from taia_hub.space.package import SpacePackage, dependencies, read_package, source_files
 from taia_hub.space.rendering import SpaceModel, merge_space, suggested_hardware
 from tests.card_samples import EVERYTHING
-from tests.space.helpers import create_space
+from tests.space.helpers import GIT, create_space
 
 ROOT = Path(__file__).parents[2]
 OURS = {"README.md", "app.py", "requirements.txt", ".taia_space.json"}
 NUMBERS = itertools.count()
-VERSIONS = {"taia-hub": "0.1.0", "gradio": "6.31.0", "torch": "2.13.0+cpu", "peft": "0.21.2"}
+VERSIONS = {"gradio": "6.31.0", "torch": "2.13.0+cpu", "peft": "0.21.2"}
+PACKAGE = SpacePackage((f"taia-hub[space] @ {GIT}",))
 MODEL = SpaceModel("org/model-taia", "a" * 40, "org/base", "b" * 40)
 
 
@@ -119,7 +126,7 @@ def test_the_front_matter_is_pinned_to_commits_that_hold_the_files(online, repo,
     assert (data["sdk"], data["app_file"], data["license"]) == ("gradio", "app.py", "apache-2.0")
     assert data["sdk_version"] == importlib.metadata.version("gradio")
     assert data["models"] == [repo, online.base]
-    assert data["suggested_hardware"] == "cpu-basic"
+    assert data["suggested_hardware"] == "zero-a10g"
     assert len(data["short_description"]) <= 60
     assert "taia" in data["tags"]
     pinned = {name: (files.split(","), sha) for name, files, sha in map(str.split, data["preload_from_hub"])}
@@ -176,12 +183,13 @@ def test_a_revision_is_pinned_as_its_commit(online, repo, space):
 
 def test_the_requirements_are_the_versions_in_use(online, repo, space):
     create_space(repo, space_id=space, link=False)
-    lines = [line for line in read(space, "requirements.txt").splitlines() if not line.startswith("#")]
+    comment, package, *lines = read(space, "requirements.txt").splitlines()
     found = dict(line.split("==") for line in lines)
+    assert (comment[0], package) == ("#", f"taia-hub[space] @ {GIT}")
     assert found["gradio"] == importlib.metadata.version("gradio")
     assert found["transformers"] == importlib.metadata.version("transformers")
     assert found["torch"] == importlib.metadata.version("torch").partition("+")[0]
-    assert {"taia-hub[space]", "gradio", "spaces", "torch", "transformers", "peft"} <= set(found)
+    assert {"gradio", "spaces", "torch", "transformers", "peft"} <= set(found)
 
 
 def test_the_name_is_made_of_the_models(online, repo):
@@ -294,20 +302,170 @@ def test_a_users_file_of_a_name_that_becomes_ours_stays():
 
 
 def test_a_readme_that_was_taken_over_stays_whole():
-    new = space_files(MODEL, VERSIONS)
+    new = space_files(MODEL, VERSIONS, PACKAGE)
     there = {**merge_space(new, None, "0").files, "README.md": b"---\ntitle: x\n---\nmine\n"}
     merged = merge_space(new, there, "0")
     assert "README.md" not in merged.files
     assert merged.kept == ("README.md stays as you wrote it, and with it the versions that it names",)
 
 
-def test_hardware_is_asked_for_only_when_it_is_named(online, repo, space):
+def requested(online, space):
+    return online.api.get_space_runtime(space).requested_hardware
+
+
+def test_a_new_space_asks_for_zerogpu_and_one_that_is_there_stays_as_it_is(online, repo, space):
     create_space(repo, space_id=space, link=False)
-    assert online.api.get_space_runtime(space).requested_hardware is None
+    assert requested(online, space) == "zero-a10g"
+    assert front(read(space, "README.md"))["python_version"].startswith("3.12")
     create_space(repo, space_id=space, hardware="cpu-upgrade", link=False)
-    assert online.api.get_space_runtime(space).requested_hardware == "cpu-upgrade"
+    assert requested(online, space) == "cpu-upgrade"
     create_space(repo, space_id=space, link=False)
-    assert online.api.get_space_runtime(space).requested_hardware == "cpu-upgrade"
+    assert requested(online, space) == "cpu-upgrade"
+    data = front(read(space, "README.md"))
+    assert data["suggested_hardware"] == "cpu-upgrade"
+    assert data["python_version"] == ".".join(platform.python_version_tuple()[:2])
+
+
+def test_a_model_too_large_for_zerogpu_asks_for_nothing_that_costs_money(online, repo, space, monkeypatch):
+    read_model = space_making.read_model
+
+    def sized(gibibytes):
+        large = dataclasses.replace(read_model(repo, None, None), bytes=gibibytes * 2**30)
+        monkeypatch.setattr(space_making, "read_model", lambda *values: large)
+
+    sized(140)
+    plan = plan_space(repo, space_id=space, package=GIT)
+    assert plan.hardware is None
+    assert "The weights take 140 GiB, more than ZeroGPU lends: --hardware a100x4" in plan.warnings[0]
+    assert plan_space(repo, space_id=space, package=GIT, hardware="zero-a10g").warnings == plan.warnings
+    assert plan_space(repo, space_id=space, package=GIT, hardware="a100x4").warnings == ()
+    sized(60)
+    plan = plan_space(repo, space_id=space, package=GIT)
+    assert plan.hardware == "zero-a10g"
+    assert "a whole card of ZeroGPU, at twice a visitor's quota" in plan.warnings[0]
+
+
+# How it gets taia-hub
+
+
+def test_a_bundle_is_one_commit_that_is_brought_up_to_date_without_fetching_it(online, repo, space, monkeypatch):
+    done = create_space(repo, space_id=space, package=None, link=False)
+    assert online.commits() == [f"/api/spaces/{space}/commit/main"]
+    ours = source_files()
+    assert set(done.files) == OURS | set(ours)
+    assert {"taia_hub/__init__.py", "taia_hub/page/style.css", "taia_hub/_templates/space.md.j2"} <= set(ours)
+    assert not [name for name in ours if re.search(r"pycache|_spaces|tests/|\.pyc", name)]
+    assert set(listing(online, space)[1]) == {*OURS, *ours, ".gitattributes"}
+    lines = read(space, "requirements.txt").splitlines()[1:]
+    names = [Requirement(line).name for line in lines]
+    assert "taia-hub" not in names
+    assert len(names) == len(set(names))
+    assert {"torch", "transformers", "peft", "jinja2", "matplotlib", "gradio", "spaces"} <= set(names)
+    assert all("==" in line for line in lines)
+
+    online.hub.requests.clear()
+    assert create_space(repo, space_id=space, package=None, link=False).commit is None
+    fetched = [path for method, path in online.hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(fetched) <= 2  # README and state: the rest is known by its hashes
+
+    commit(online, space, add("taia_hub/errors.py", "mine = 1\n"))
+    newer = {name: content for name, content in ours.items() if name != "taia_hub/py.typed"}
+    newer["taia_hub/_version.py"] += b"# newer\n"
+    monkeypatch.setattr(space_package, "source_files", lambda: newer)
+    online.hub.requests.clear()
+    done = create_space(repo, space_id=space, package=None, link=False)
+    assert (set(done.files), done.deleted) == ({"taia_hub/_version.py", ".taia_space.json"}, ("taia_hub/py.typed",))
+    assert done.kept == ("taia_hub/errors.py stays as you changed it; delete it to get the new one",)
+    assert read(space, "taia_hub/errors.py") == "mine = 1\n"
+    assert len(online.commits()) == 1
+
+    done = create_space(repo, space_id=space, link=False)  # from git from now on
+    assert done.kept == ("taia_hub/errors.py stays as you changed it, though it is no longer needed",)
+    assert set(listing(online, space)[1]) == {*OURS, "taia_hub/errors.py", ".gitattributes"}
+
+
+def test_a_bundle_in_a_folder_leaves_no_empty_folders(online, repo, tmp_path):
+    create_space(repo, out=tmp_path / "space", package="bundle")
+    assert (tmp_path / "space" / "taia_hub" / "page" / "style.css").is_file()
+    create_space(repo, out=tmp_path / "space")
+    assert {path.name for path in (tmp_path / "space").iterdir()} == OURS
+
+
+def test_the_running_version_is_taken_where_an_index_has_it(monkeypatch):
+    assert read_package().files  # a clone
+    monkeypatch.setattr(space_package.installing, "SOURCE", "index")
+    assert read_package().files
+    monkeypatch.setattr(space_package.taia_hub, "__file__", "/env/site-packages/taia_hub/__init__.py")
+    assert read_package() == SpacePackage((f"taia-hub[space]=={taia_hub.__version__}",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("newest", "'newest' is no version"),
+        ("", "'' is no version"),
+        ("99.9", r"pip finds no taia-hub 99\.9: .*"),
+        ("git+ssh://git@example.org/taia-hub", "another form"),
+        ("git+http://example.org/taia-hub", "another form"),
+        ("https://example.org/taia-hub.git", "another form"),
+        ("git+https://example.org/taia-hub#egg=x", "another form"),
+        ("git+https://example.org/taia-hub\ntorch", "another form"),
+        ("../taia-hub", "another form"),
+        ("git+https://me:secret@example.org/taia-hub", "holds a name or a token"),
+    ],
+)
+def test_another_package_is_refused_with_what_is_allowed(taia, online, repo, monkeypatch, asked, words):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    status, _, err = taia("space", "create", repo, "--package", asked, "--private")
+    assert status == 1
+    assert re.search(words, " ".join(err.split()))
+    assert "bundle" in err
+    assert "secret" not in err
+    assert not online.commits()
+
+
+def test_a_version_is_one_that_pip_finds(monkeypatch, tmp_path):
+    name = "taia_hub-9.9-py3-none-any.whl"
+    with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+        wheel.writestr("taia_hub-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: taia-hub\nVersion: 9.9\n")
+        wheel.writestr("taia_hub-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("taia_hub-9.9.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert read_package("9.9").requirements == ("taia-hub[space]==9.9",)
+
+
+def test_what_a_bundle_needs_is_what_the_extra_of_the_package_names(monkeypatch):
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    monkeypatch.setattr(
+        importlib.metadata,
+        "requires",
+        lambda name: [*project["dependencies"], *(f"{one}; extra == '{key}'" for key in extras for one in extras[key])],
+    )
+    found = {Requirement(line).name for line in dependencies()}
+    wanted = {Requirement(line).name for line in (*project["dependencies"], "gradio", "matplotlib")}
+    assert found == wanted
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["not-there>=1"])
+    with pytest.raises(MissingDependencyError, match="'not-there' is not installed here") as caught:
+        dependencies()
+    assert "--package" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.9.0+cu128", "2.12.0", "2.13.0+cpu", "2.13.1", "2.14.0", "3.0.0"])
+def test_torch_is_one_that_zerogpu_has_and_only_there(version):
+    def torch(hardware):
+        files = space_files(MODEL, {**VERSIONS, "torch": version}, PACKAGE, hardware=hardware)
+        return re.search(r"^torch==(.*)$", files["requirements.txt"].decode(), re.M)[1]
+
+    listed = {"2.8.0", "2.9.1", "2.10.0", "2.11.0", "2.12.1", "2.13.0"}
+    assert torch("cpu-upgrade") == version.partition("+")[0]
+    assert torch("zero-a10g") in listed
+    assert torch("zero-a10g")[:4] == version[:4] or version[:4] in ("2.14", "3.0.")
+    bound = next(line for line in importlib.metadata.requires("taia-hub") if Requirement(line).name == "torch")
+    assert Requirement(bound).specifier.contains(torch("zero-a10g"))
 
 
 # Whole or not at all
@@ -403,7 +561,7 @@ def test_a_new_space_goes_again_unless_somebody_committed_to_it(online, repo, sp
     ("status", "words"),
     [
         (401, "Check the token"),
-        (402, "a Gradio Space needs PRO"),
+        (402, "Free personal accounts older than 30 days may host two Spaces on ZeroGPU (--hardware zero-a10g)"),
         (403, "Check the token"),
         (404, "Check the name and its owner"),
         (409, "Look at what is there"),
@@ -414,7 +572,19 @@ def test_what_the_hub_refuses_is_said_with_the_next_step(online, repo, space, st
     with pytest.raises(RepositoryError, match=rf"refused a request for the Space '{space}' \({status}\)") as caught:
         create_space(repo, space_id=space)
     assert words in caught.value.hint
+    assert (f"`taia compare {repo} --ui` shows the same page here" in caught.value.hint) == (status == 402)
     assert not online.api.repo_exists(space, repo_type="space")
+
+
+def test_hardware_that_must_be_paid_leaves_a_space_as_it_is(online, repo, space):
+    create_space(repo, space_id=space, link=False)
+    before = listing(online, space)
+    online.hub.fail = lambda method, path: 402 if path.endswith("/hardware") else None
+    with pytest.raises(RepositoryError, match="402") as caught:
+        create_space(repo, space_id=space, hardware="a100x4", link=False)
+    online.hub.fail = None
+    assert "any other hardware a payment method" in caught.value.hint
+    assert (listing(online, space), requested(online, space)) == (before, "zero-a10g")
 
 
 # The link on the model's card
@@ -633,7 +803,7 @@ def test_a_dry_run_of_the_command(taia, online, repo, tmp_path, monkeypatch):
     assert status == 0
     assert "Warning" not in err
     assert f"Written to {folder.name}" in out
-    assert {path.name for path in folder.iterdir()} == OURS
+    assert {path.name for path in folder.iterdir()} == OURS | {"taia_hub"}
     status, _, err = taia("space", "create", repo, "--out", "x")
     assert status == 1
     assert "--dry-run" in err
@@ -758,8 +928,8 @@ def test_a_private_model_is_not_loaded_beforehand_and_needs_a_token(online, repo
     ],
 )
 def test_a_title_stays_text(title):
-    plain = space_files(MODEL, VERSIONS, title="Harmless")["README.md"].decode()
-    text = space_files(MODEL, VERSIONS, title=title)["README.md"].decode()
+    plain = space_files(MODEL, VERSIONS, PACKAGE, title="Harmless")["README.md"].decode()
+    text = space_files(MODEL, VERSIONS, PACKAGE, title=title)["README.md"].decode()
     assert front(text)["title"] == " ".join(title.split())
     assert {**front(text), "title": ""} == {**front(plain), "title": ""}
     heads = [line for line in text.split("\n---\n", 1)[1].splitlines() if line.startswith("#")]
@@ -770,25 +940,25 @@ def test_a_title_stays_text(title):
 @pytest.mark.parametrize("title", ["", " \n"])
 def test_an_empty_title_is_refused(title):
     with pytest.raises(ConfigError, match="title of the Space is empty"):
-        space_files(MODEL, VERSIONS, title=title)
+        space_files(MODEL, VERSIONS, PACKAGE, title=title)
 
 
 @pytest.mark.parametrize(
     ("gibibytes", "hardware"),
-    [(0.3, "cpu-basic"), (1.3, "zero-a10g"), (15, "zero-a10g"), (62, "rtx-pro-6000"), (140, "a100x4"), (700, "a100x8")],
+    [(0.3, "zero-a10g"), (15, "zero-a10g"), (62, "zero-a10g"), (77, "a100x4"), (140, "a100x4"), (700, "a100x8")],
 )
 def test_hardware_goes_by_the_models_size(gibibytes, hardware):
     size = int(gibibytes * 2**30)
     assert suggested_hardware(size) == hardware
-    text = space_files(dataclasses.replace(MODEL, bytes=size), VERSIONS)["README.md"].decode()
+    text = space_files(dataclasses.replace(MODEL, bytes=size), VERSIONS, PACKAGE)["README.md"].decode()
     assert front(text)["suggested_hardware"] == hardware
 
 
 def test_hardware_that_is_asked_for_is_suggested_and_zerogpu_has_its_own_python():
     def data(**options):
-        return front(space_files(MODEL, VERSIONS, python="3.11", **options)["README.md"].decode())
+        return front(space_files(MODEL, VERSIONS, PACKAGE, python="3.11", **options)["README.md"].decode())
 
-    assert data()["python_version"] == "3.11"
+    assert data(hardware="cpu-upgrade")["python_version"] == "3.11"
     assert data(hardware="zero-a10g")["suggested_hardware"] == "zero-a10g"
     assert data(hardware="zero-a10g")["python_version"].startswith("3.12")
 
@@ -805,7 +975,7 @@ def test_float32_weights_count_at_16_bits(online):
 
 def test_files_whose_names_the_hub_would_split_are_not_named():
     model = dataclasses.replace(MODEL, preload={"org/base": ("a b.json", "c,d.json", "e.json"), "org/x": ("f",)})
-    data = front(space_files(model, VERSIONS)["README.md"].decode())
+    data = front(space_files(model, VERSIONS, PACKAGE)["README.md"].decode())
     assert data["preload_from_hub"] == [f"org/base e.json {'b' * 40}"]
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import venv
 
 import gradio_client
 import pytest
@@ -17,8 +18,9 @@ from tests.space.helpers import create_space
 
 @pytest.fixture
 def downloaded(online, tmp_path):
-    """A published Space in an empty folder, with the variables that were set for it."""
-    made = create_space(online.taia, space_id="own/started", private=True, token=online.hub.token, link=False)
+    """A published Space with the package's source in an empty folder, with the variables that were set for it."""
+    how = {"private": True, "token": online.hub.token, "link": False, "package": "bundle"}
+    made = create_space(online.taia, space_id="own/started", **how)
     folder = tmp_path / "space"
     snapshot_download(made.space_id, repo_type="space", local_dir=folder, token=online.hub.token)
     variables = online.api.get_space_variables(made.space_id)
@@ -33,17 +35,29 @@ def test_the_requirements_are_the_versions_in_use(downloaded):
         assert wanted.specifier.contains(importlib.metadata.version(wanted.name).partition("+")[0]), line
 
 
+@pytest.fixture(params=["here", pytest.param("built", marks=[pytest.mark.network, pytest.mark.timeout(900)])])
+def python(request, downloaded, tmp_path):
+    """The Python that runs the Space: this one, or one that has nothing but the Space's requirements."""
+    if request.param == "here":
+        return sys.executable
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    words = ["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "-r", str(downloaded[0] / "requirements.txt")]
+    done = subprocess.run([python, *words], capture_output=True, text=True, env=_clean(os.environ))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return python
+
+
 @pytest.mark.slow
-def test_a_downloaded_space_answers(downloaded, online, tmp_path):
+def test_a_downloaded_space_answers(downloaded, python, online, tmp_path):
     folder, variables = downloaded
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     own = {"GRADIO_SERVER_PORT": port, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": online.hub.token}
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_HUB_CACHE")}
     log = (tmp_path / "log.txt").open("w+")
     app = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=folder, env={**environment, **own, **variables}, stdout=log, stderr=log
+        [python, "app.py"], cwd=folder, env={**_clean(os.environ), **own, **variables}, stdout=log, stderr=log
     )
     try:
         client = _client(app, f"http://127.0.0.1:{port}", log)
@@ -55,6 +69,10 @@ def test_a_downloaded_space_answers(downloaded, online, tmp_path):
         app.terminate()
         app.wait(30)
         log.close()
+
+
+def _clean(environment):
+    return {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "HF_HUB_CACHE")}
 
 
 def _client(app, url, log):
