@@ -257,10 +257,12 @@ def _format(name: str | None, as_json: bool, out: Path | None) -> str:
 
 
 def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
-    from taia_hub.page import launch_page
+    from taia_hub.page import PageSettings, launch_page
     from taia_hub.switch.settings import MODES
 
     other = [mode for mode in modes if mode not in MODES]
     if other:
         raise SettingError(f"The page cannot begin with the mode '{other[0]}'.", f"Choose {', '.join(MODES)}.")
-    launch_page(repo, modes=modes, **options)
+    settings = PageSettings.from_environment()
+    typer.echo(f"Votes are kept in {settings.votes_place} (TAIA_VOTES names another file).", err=True)
+    launch_page(repo, modes=modes, settings=settings, **options)

@@ -34,11 +34,16 @@ _SAVE = """(text) => {
   link.click();
   URL.revokeObjectURL(link.href);
 }"""
-_COPY_LINK = """(...values) => {
+_COPY_LINK = """async (...values) => {
   const link = new URL(window.location.href.split("?")[0]);
+  const asked = [...document.querySelectorAll("#taia-board .taia-prompt")].pop();
+  if (!values[0].trim() && asked) values[0] = asked.textContent;
   NAMES.forEach((name, index) => { if (values[index] !== "") link.searchParams.set(name, String(values[index])); });
-  if (navigator.clipboard) navigator.clipboard.writeText(link.toString());
   window.history.replaceState(null, "", link);
+  let said = "Copied the link.";
+  try { await navigator.clipboard.writeText(link.toString()); }
+  catch { said = "The browser did not let the link be copied: it stands in the address bar."; }
+  return `<p class="taia-status" role="status">${said}</p>`;
 }"""
 
 
@@ -128,6 +133,7 @@ class _Layout:
             lines=1,  # with more, Gradio sends at Shift and Enter
             max_lines=12,
             max_length=settings.max_prompt_characters,
+            autofocus=settings.model_id is not None,
             elem_id="taia-prompt",
         )
         with gr.Row():
@@ -138,7 +144,11 @@ class _Layout:
         with gr.Row(elem_id="taia-vote-row"):
             self.choice = gr.Radio([], label="Which answer is better?", elem_id="taia-choice", scale=3)
             self.vote = gr.Button("Vote", interactive=False, elem_id="taia-vote", scale=1)
-        gr.Markdown("A vote keeps the prompt and the answers.", elem_classes="taia-note")
+        place = html.escape(settings.votes_place)
+        gr.HTML(
+            f'<p class="taia-note">A vote keeps the prompt and the answers, in <code>{place}</code>.</p>',
+            apply_default_css=False,
+        )
         with gr.Accordion("Settings", open=False, elem_id="taia-settings"):
             with gr.Row():
                 self.blind = gr.Checkbox(
@@ -242,7 +252,7 @@ class _Layout:
                 shown(lambda turns, form=form: callbacks.download(turns, form)), self.turns, self.saved, **private
             ).success(None, self.saved, None, js=_SAVE.replace("FILE", name))
         linked = [self.prompt, self.modes, self.system, self.temperature, self.length, self.seed]
-        self.share.click(None, linked, None, js=_COPY_LINK.replace("NAMES", json.dumps(_LINKED)))
+        self.share.click(None, linked, self.status, js=_COPY_LINK.replace("NAMES", json.dumps(_LINKED)))
         self.why.expand(shown(callbacks.figure), self.model, [self.figure, self.figure_text], api_visibility="private")
 
         def from_link(request: Any) -> list[Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from taia_hub.common.imports import import_or_raise
+from taia_hub.common.ports import check_port
 from taia_hub.page.blocks import FEATURE, build_page
 from taia_hub.page.examples import card_examples
 from taia_hub.page.models import Models
@@ -53,7 +55,7 @@ def launch_page(
         The running `gradio.Blocks`; `local_url` says where, `close()` ends it.
 
     Raises:
-        TAIAError: As of `build_page`, or if the model cannot be loaded.
+        TAIAError: As of `build_page`, or if nothing can listen on the port, or the model cannot be loaded.
 
     Example:
         ```python
@@ -62,6 +64,9 @@ def launch_page(
         ```
     """
     gr = import_or_raise("gradio", "space", FEATURE)
+    if wanted := port or os.environ.get("GRADIO_SERVER_PORT"):  # said before a model is loaded
+        host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+        check_port(host, int(wanted), "GRADIO_SERVER_NAME")
     if page is None:
         settings = settings or PageSettings.from_environment()
         if repo is not None:

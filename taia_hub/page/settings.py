@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import constants
 
 from taia_hub.errors import ConfigError
 
@@ -25,7 +27,7 @@ class PageSettings:
         max_prompt_characters: Longest prompt, in characters.
         max_seconds: Longest time for one comparison, in seconds; what there is by then is shown.
         queue_size: Most requests that wait; more are told to come back.
-        votes: File that votes go to, a JSON object a line.
+        votes: File that votes go to, a JSON object a line; by default one in HF_HOME.
         votes_dataset: Data set on the Hub that votes are uploaded to as well; needs a token.
         dtype: dtype of the base model; None for bfloat16 on CUDA and what is faster on a CPU.
     """
@@ -36,9 +38,17 @@ class PageSettings:
     max_prompt_characters: int = 20_000
     max_seconds: float = 120.0
     queue_size: int = 32
-    votes: Path = Path("votes.jsonl")
+    votes: Path = field(default_factory=lambda: Path(constants.HF_HOME) / "taia-votes" / "votes.jsonl")
     votes_dataset: str | None = None
     dtype: str | None = None
+
+    @property
+    def votes_place(self) -> str:
+        """Where votes are kept, in words."""
+        if self.votes_dataset:
+            return f"the data set {self.votes_dataset} on the Hub"
+        path, home = self.votes.absolute(), Path.home()
+        return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> PageSettings:
@@ -53,13 +63,13 @@ class PageSettings:
         """
         environment = os.environ if environment is None else environment
         found: dict[str, Any] = {}
-        for field in fields(cls):
-            name = f"TAIA_{field.name.upper()}"
+        for one in fields(cls):
+            name = f"TAIA_{one.name.upper()}"
             text = environment.get(name, "").strip()
             if not text:
                 continue
             try:
-                found[field.name] = _READERS.get(str(field.type), str)(text)
+                found[one.name] = _READERS.get(str(one.type), str)(text)
             except ValueError as error:
-                raise ConfigError(f"{name}={text!r} is no {field.type}.", "Correct the variable.") from error
+                raise ConfigError(f"{name}={text!r} is no {one.type}.", "Correct the variable.") from error
         return cls(**found)

@@ -7,7 +7,7 @@ expect of each engine stands in `guide.md` beside this file: `taia serve --guide
 
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
-from taia_hub.serving.launching import check_installed, check_port, check_startable, choose_engine, run, start
+from taia_hub.serving.launching import check_installed, check_startable, choose_engine, run, start
 from taia_hub.serving.planning import ServingPlan, check_gguf, plan_serving
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "ServingPlan",
     "check_gguf",
     "check_installed",
-    "check_port",
     "check_startable",
     "choose_engine",
     "find_engine",

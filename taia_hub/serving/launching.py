@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from taia_hub.common.installing import extra_command
+from taia_hub.common.ports import check_port
 from taia_hub.engines import ENGINES, Command, Engine
 from taia_hub.errors import ConfigError, MissingDependencyError
 
@@ -64,31 +63,6 @@ def check_installed(engine: Engine) -> None:
 
 def _missing(engine: Engine) -> list[str]:
     return [name for name in engine.modules if not _is_importable(name)]
-
-
-def check_port(host: str, port: int) -> None:
-    """Checks that a server can listen.
-
-    Raises:
-        ConfigError: If the port is in use or not allowed, or the address is not of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except PermissionError as error:
-        raise ConfigError(f"Port {port} is not allowed to this user.", "Choose one above 1023 with --port.") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"Port {port} on {host} is in use.",
-                f"Choose another, as in --port {port % 65535 + 1}, or end what uses it.",
-            ) from error
-        raise ConfigError(
-            f"This machine cannot listen on '{host}': {error.strerror or error}.",
-            "Give one of its addresses with --host: 127.0.0.1 for itself, 0.0.0.0 for everyone.",
-        ) from error
 
 
 def start(command: Command) -> subprocess.Popen[bytes]:

@@ -28,7 +28,6 @@ from taia_hub.serving import (
     Order,
     ServedMode,
     check_installed,
-    check_port,
     choose_engine,
     plan_serving,
     run,
@@ -533,19 +532,6 @@ def test_the_engine_that_is_there_is_taken(monkeypatch):
         choose_engine(None)
     assert "[serve]" in caught.value.hint
     assert "--engine" in caught.value.hint
-
-
-def test_a_port_in_use_is_an_error():
-    with socket.socket() as used:
-        used.bind(("127.0.0.1", 0))
-        used.listen()
-        port = used.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use") as caught:
-            check_port("127.0.0.1", port)
-        assert "--port" in caught.value.hint
-    check_port("127.0.0.1", port)
-    with pytest.raises(ConfigError, match=r"cannot listen on '192\.0\.2\.1'"):
-        check_port("192.0.2.1", port)
 
 
 # --- Starting ------------------------------------------------------------------------------------------------------
