@@ -31,14 +31,15 @@ from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
 @options_of(ExportOptions)
 def export(
     repo: Repository,
-    mode: Annotated[list[str] | None, modes("attention", "repeat it for a sub-folder each")] = None,
+    mode: Annotated[list[str] | None, modes("attention", "repeat it for a sub-folder, or a repository, each")] = None,
     out: Annotated[Path | None, folder("New folder; by default NAME-MODE, or NAME-exports for several modes.")] = None,
     push: Annotated[
         str | None,
         typer.Option(
             metavar="REPO",
-            help="Hub id to publish to, in one commit, which replaces earlier exports there. What you wrote into their "
-            "cards stays and is named: look at what it says of the mode.",
+            help="Hub id to publish to, in one commit, which replaces earlier exports there; several modes go to "
+            "REPO-MODE each, and into a collection. What you wrote into their cards stays and is named: look at what "
+            "it says of the mode.",
             show_default=False,
         ),
     ] = None,
@@ -59,7 +60,7 @@ def export(
 
     taia export org/model-taia --mode attention --out attention-lora
 
-    taia export org/model-taia --mode attention --mode all --push org/model-loras
+    taia export org/model-taia --mode attention --mode ffn --push org/model
     """
     from taia_hub import hub
     from taia_hub.exporting import export_adapters
@@ -76,23 +77,26 @@ def export(
         options = ExportOptions(**filled(fields), progress=bars)
         if push is not None:
             how = hub.Commit(private=private, token=options.token)
-            commit, reports = push_adapters(source, push, settings, how, options, revision=revision)
-            where = commit.commit_url
+            pushed = push_adapters(source, push, settings, how, options, revision=revision)
+            reports = dict(pushed.reports)
+            commits = list(pushed.commits.values())
+            where = pushed.collection or commits[0].commit_url
+            said = [*map(published, commits), *([f"Published {where}"] if pushed.collection else [])]
         else:
             where = str(out or default_folder(repo, settings))
             reports = export_adapters(source, where, settings, options, revision=revision, overwrite=overwrite)
+            is_new = next(iter(reports.values())).is_new
+            said = [f"Written to {where}" if is_new else f"It is in {where} already, made from the same."]
     if as_json:
         echo_json({"where": where, "exports": {name or ".": one.to_dict() for name, one in reports.items()}})
         return
     for name, one in reports.items():
-        _print(name, one)
-    if not push and not next(iter(reports.values())).is_new:
-        typer.echo(f"It is in {where} already, made from the same.")
-        return
-    typer.echo(published(commit) if push else f"Written to {where}")
+        _print(name if push or not name else f"{name}/", one)
+    for line in said:
+        typer.echo(line)
 
 
 def _print(name: str, report: Any) -> None:
     if name:
-        typer.echo(f"{name}/")
+        typer.echo(name)
     typer.echo(textwrap.indent(report.to_text(), "  "))

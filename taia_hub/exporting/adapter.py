@@ -29,7 +29,7 @@ from taia_hub.exporting.assembly import (
     planned_tensors,
     stays_exact,
 )
-from taia_hub.exporting.card import Place, export_card, index_card
+from taia_hub.exporting.card import export_card, index_card
 from taia_hub.exporting.low_rank import EXACT, convert
 from taia_hub.exporting.options import ExportOptions
 from taia_hub.exporting.plan import (
@@ -118,7 +118,7 @@ def export_adapters(
     options: ExportOptions | None = None,
     *,
     revision: str | None = None,
-    repo_id: str | None = None,
+    repo_ids: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> dict[str, ExportReport]:
     """Writes several settings, each into a sub-folder: all of them or none; otherwise as `export_adapter`.
@@ -129,7 +129,7 @@ def export_adapters(
         settings: Name of a sub-folder to the setting that goes there; an empty name is `out` itself.
         options: How they are exported; the keywords of `export_adapter`.
         revision: Revision of the source.
-        repo_id: Hub id that the files are meant for, which the cards then show.
+        repo_ids: Name of each sub-folder to the Hub id that it is meant for; the cards then show them.
         overwrite: Whether another result of this package in `out` is replaced, when the new one is whole.
 
     Returns:
@@ -151,12 +151,12 @@ def export_adapters(
         Made(out, {}).check_free()
     update = open_update(source, revision=revision, lean=True, **asked.remote)
     update.files.check_outside(out)
-    made = Made(out, {"command": "export", "repo": repo_id, "from": _made_of(update, parsed, asked)})
+    made = Made(out, {"command": "export", "repo": repo_ids, "from": _made_of(update, parsed, asked)})
     if facts := made.facts():
         return {name: ExportReport.of(values, out / name) for name, values in facts["reports"].items()}
     made.check_free(overwrite=overwrite)
     licence = {}
-    if repo_id is not None:
+    if repo_ids is not None:
         check_publishable(update.config)
         licence = base_license(update.config, asked.token)
     acting = {name: acting_modules(update, setting) for name, setting in parsed.items()}
@@ -172,11 +172,12 @@ def export_adapters(
             _check_engines(report, asked.engines)
             if asked.verify:
                 report = _verified(report, update, setting, asked)
-            place = Place(repo_id, name) if repo_id else Place(f"{out.name}/{name}".rstrip("/"))
-            (folder / hub.CARD).write_text(export_card(report, update, place, licence), encoding="utf-8")
+            place = repo_ids[name] if repo_ids else f"{out.name}/{name}".rstrip("/")
+            others = {parsed[one].label: other for one, other in (repo_ids or {}).items() if one != name}
+            (folder / hub.CARD).write_text(export_card(report, update, place, licence, others), encoding="utf-8")
             reports[name] = replace(report, folder=out / name)
         if "" not in reports:
-            card = index_card(reports, update, Place(repo_id or out.name), licence)
+            card = index_card(reports, update, out.name)
             (scratch / hub.CARD).write_text(card, encoding="utf-8")
         facts["reports"] = {name: report.to_facts() for name, report in reports.items()}
     return reports

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -19,32 +18,31 @@ TAGS = ("taia", "export", "lora")
 """Tell the card of an export, and so a repository of our exports, from other cards."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an export is loaded from: a Hub id with a folder in the repository, or a folder on this disk."""
-
-    name: str
-    subfolder: str = ""
-
-
 def export_card(
-    report: ExportReport, update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]]
+    report: ExportReport,
+    update: OpenedUpdate,
+    place: str,
+    licence: Mapping[str, str | list[str]],
+    others: Mapping[str, str] | None = None,
 ) -> str:
-    """Renders the card of an export, with the marks that let a later push keep a person's edits."""
+    """Renders the card of an export, with the marks that let a later push keep a person's edits.
+
+    `place` is the Hub id, or the folder on this disk, that it is loaded from; `others` are modes of the same update to
+    the Hub ids that they have.
+    """
     flags = " ".join(note for note in report.verdicts["vllm"].notes if note.startswith("--"))
-    return _rendered("export.md.j2", update, place, licence, report=report, label=_label(report), flags=flags)
+    values = {"report": report, "label": _label(report), "flags": flags, "others": others or {}}
+    return _rendered("export.md.j2", update, place, licence, **values)
 
 
-def index_card(
-    reports: Mapping[str, ExportReport], update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]]
-) -> str:
-    """Renders the card above several exports, which lie in the sub-folders named."""
+def index_card(reports: Mapping[str, ExportReport], update: OpenedUpdate, place: str) -> str:
+    """Renders the card above several exports on this disk, which lie in the sub-folders named."""
     rows = [(folder, _label(report), report) for folder, report in reports.items()]
-    return _rendered("exports.md.j2", update, place, licence, rows=rows)
+    return _rendered("exports.md.j2", update, place, {}, rows=rows)
 
 
 def _rendered(
-    template: str, update: OpenedUpdate, place: Place, licence: Mapping[str, str | list[str]], **values: Any
+    template: str, update: OpenedUpdate, place: str, licence: Mapping[str, str | list[str]], **values: Any
 ) -> str:
     base, revision, features_only = base_name(update), update.base.revision, update.files.features_only
     metadata: dict[str, Any] = {"library_name": "peft", "tags": [*TAGS]}

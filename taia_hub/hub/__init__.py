@@ -7,6 +7,7 @@ nor transformers.
 from taia_hub.hub._errors import PaymentError, check_space, disk_errors, hub_errors, no_folder
 from taia_hub.hub._names import meant
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
+from taia_hub.hub.collections import collect
 from taia_hub.hub.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -49,6 +50,7 @@ __all__ = [
     "adapter_weights",
     "api",
     "check_space",
+    "collect",
     "convert_pickled_adapter",
     "disk_errors",
     "fetch",

@@ -4,6 +4,7 @@
 FOLDER/
   local_hub.json                        format and access token
   blobs/ab/abcd…                        contents, by sha256
+  collections/NAMESPACE/SLUG.json       what is shown together
   models/NAMESPACE/NAME/                and datasets/, spaces/
     repository.json                     visibility, a Space's settings
     commits/SHA.json                    what the repository held at that commit
@@ -203,7 +204,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.disk = Disk(folder)
         # One lock is enough: contents are on disk before it is taken, and what it guards takes milliseconds.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def close(self) -> None:
         """Frees the folder for other processes."""
@@ -211,7 +212,7 @@ class Store:
 
     def get(self, kind: RepoKind, repo_id: str) -> Repository:
         """Returns the repository of a name; refuses a name that none has."""
-        repository = Repository(self.disk, self._lock, kind, check_repo_id(repo_id))
+        repository = Repository(self.disk, self.lock, kind, check_repo_id(repo_id))
         if not (repository.folder / "references.json").exists():
             raise no_repository(kind, repo_id)
         return repository
@@ -229,8 +230,8 @@ class Store:
         content = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE_SUFFIXES).encode()
         file = File.regular(self.disk.put(content), content)
         first = Commit.make(None, {".gitattributes": file}, title="initial commit", author=author)
-        repository = Repository(self.disk, self._lock, kind, check_repo_id(repo_id))
-        with self._lock:
+        repository = Repository(self.disk, self.lock, kind, check_repo_id(repo_id))
+        with self.lock:
             self._refuse_if_taken(repository)
             made = self.disk.new_folder()
             (made / "commits").mkdir(parents=True)
@@ -242,13 +243,13 @@ class Store:
 
     def delete(self, repository: Repository) -> None:
         """Removes a repository; contents stay in `blobs/`, where others may share them."""
-        with self._lock:
+        with self.lock:
             self.disk.remove_folder(repository.folder)
 
     def move(self, repository: Repository, new_id: str) -> Repository:
         """Gives a repository another name; refuses one that is taken or not allowed."""
-        moved = Repository(self.disk, self._lock, repository.kind, check_repo_id(new_id))
-        with self._lock:
+        moved = Repository(self.disk, self.lock, repository.kind, check_repo_id(new_id))
+        with self.lock:
             self._refuse_if_taken(moved)
             self.disk.move_folder(repository.folder, moved.folder)
         return moved

@@ -9,6 +9,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -682,7 +683,11 @@ def test_ui_opens_the_page(taia, monkeypatch):
     calls = []
     monkeypatch.setattr("taia_hub.page.launch_page", lambda *args, **keywords: calls.append((args, keywords)))
     words = ["--revision", "v1", "--mode", "none", "--mode", "ffn", "--port", 7861, "--share", "--token", "secret"]
-    assert taia("org/model", "--ui", *words)[0] == 0
+    monkeypatch.setenv("TAIA_VOTES", "/srv/own/votes.jsonl")
+    status, _, err = taia("org/model", "--ui", *words)
+    assert status == 0
+    assert "Votes are kept in /srv/own/votes.jsonl" in err
+    assert str(calls[0][1].pop("settings").votes) == "/srv/own/votes.jsonl"
     options = {
         "port": 7861,
         "share": True,
@@ -692,6 +697,17 @@ def test_ui_opens_the_page(taia, monkeypatch):
         "trust_remote_code": False,
     }
     assert calls == [(("org/model",), {"modes": ["none", "ffn"], **options})]
+
+
+def test_a_busy_port_is_told_before_the_model_loads(taia):
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        status, _, err = taia("no/such-model", "--ui", "--port", port)
+    assert status == 1
+    assert f"Port {port} on 127.0.0.1 is in use" in err
+    assert "such-model" not in err
 
 
 # --- Bad input -----------------------------------------------------------------------------------------------------

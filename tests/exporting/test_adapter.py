@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import inspect
+import itertools
 import json
 import math
 from pathlib import Path
@@ -36,6 +37,7 @@ from taia_hub.weights import shards as dense_files
 from taia_hub.weights.skeleton import skeleton
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NUMBERS = itertools.count()
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
 
 
@@ -842,41 +844,110 @@ def test_a_push_is_one_commit_that_peft_loads(online, repo_id, tmp_path, pico):
     assert len(online.commits()) == 2
 
 
-def test_several_modes_are_one_commit_with_a_folder_each(online, repo_id, pico):
-    commit, reports = push_adapters(online.taia, repo_id, {"attention": "attention", "all": "all"})
-
-    assert len(online.commits()) == 1
-    assert sorted(reports) == ["all", "attention"]
-    model = PeftModel.from_pretrained(pico.plain("online-llama"), repo_id, subfolder="all").eval()
-    expected = logits(TAIAForCausalLM.from_pretrained(online.taia).eval(), pico.ids(), inference_modules="all")
-    assert torch.equal(logits(model, pico.ids()), expected)
-    assert "subfolder=" in ModelCard.load(repo_id).content
-    assert commit.oid == online.api.model_info(repo_id).sha
+BOTH = {"attention": "attention", "all": "all"}
 
 
-def test_a_push_replaces_all_exports_that_were_there(online, repo_id):
-    push_adapters(online.taia, repo_id, {"": "attention"})
-    push_adapters(online.taia, repo_id, {"attention": "attention", "all": "all"})
+def collections(online, repo_id):
+    return [online.api.get_collection(one.slug) for one in online.api.list_collections(owner=repo_id.split("/")[0])]
 
-    both = {f"{folder}/{name}" for folder in ("attention", "all") for name in (CONFIG, WEIGHTS, "README.md")}
-    assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", *both}
+
+@pytest.fixture
+def owned():
+    """A name of this test's own, whose owner has no collections yet."""
+    return f"owner-{next(NUMBERS)}/lora"
+
+
+def test_several_modes_are_a_repository_each_and_a_collection(online, owned, pico):
+    result = run(online.taia, "--push", owned, "--mode", "attention", "--mode", "ffn", "--private")
+
+    assert result.exit_code == 0, result.output
+    names = [f"{owned}-attention", f"{owned}-ffn"]
+    assert online.commits() == [f"/api/models/{name}/commit/main" for name in names]
+    for mode, name, other in zip(("attention", "ffn"), names, reversed(names), strict=True):
+        assert set(online.files(name)) - {"", ".gitattributes"} == {CONFIG, WEIGHTS, "README.md"}
+        assert online.api.model_info(name).private
+        model = PeftModel.from_pretrained(pico.plain("online-llama"), name).eval()
+        expected = logits(TAIAForCausalLM.from_pretrained(online.taia).eval(), pico.ids(), inference_modules=mode)
+        assert torch.equal(logits(model, pico.ids()), expected)
+        card = ModelCard.load(name)
+        assert card.data.library_name == "peft"
+        assert f"(https://huggingface.co/{other})" in card.content
+        assert f"(https://huggingface.co/{name})" not in card.content
+    (collection,) = collections(online, owned)
+    assert (collection.title, collection.private) == ("lora: modes", True)
+    assert [(one.item_id, one.item_type, one.note) for one in collection.items] == [
+        (names[0], "model", "The mode attention"),
+        (names[1], "model", "The mode ffn"),
+    ]
+    assert result.stdout.splitlines()[-1] == f"Published {collection.url}"
+    assert not online.api.repo_exists(owned)
+
+    before = [online.files(name) for name in names]
+    assert run(online.taia, "--push", owned, "--mode", "attention", "--mode", "ffn").exit_code == 0
+    assert [online.files(name) for name in names] == before
+    assert collections(online, owned) == [collection]
+    assert run(online.taia, "--push", owned, "--mode", "all", "--mode", "attention+other").exit_code == 0
+    (collection,) = collections(online, owned)
+    assert [one.item_id for one in collection.items] == [*names, f"{owned}-all", f"{owned}-attention-other"]
+
+
+@pytest.mark.parametrize("what", ["second repository", "collection", "item"])
+def test_what_fails_in_the_middle_is_completed_by_the_same_command(online, owned, what):
+    path = {"second repository": f"{owned}-all/commit", "collection": "/api/collections", "item": "/items"}[what]
+    online.hub.fail = lambda method, asked: 403 if method == "POST" and path in asked else None
+    with pytest.raises(RepositoryError) as caught:
+        push_adapters(online.taia, owned, BOTH)
+    online.hub.fail = None
+    if what == "second repository":
+        assert caught.value.message.startswith(f"{owned}-attention was published, {owned}-all not: ")
+    else:
+        assert f"{owned}-attention and {owned}-all were published, the collection not: " in caught.value.message
+    assert "Then give the same command again: it does what is left." in caught.value.hint
+    assert online.api.repo_exists(f"{owned}-all") == (what != "second repository")
+
+    online.hub.requests.clear()
+    done = push_adapters(online.taia, owned, BOTH)
+    assert len(online.commits()) == (what == "second repository")
+    (collection,) = collections(online, owned)
+    assert [one.item_id for one in collection.items] == [f"{owned}-attention", f"{owned}-all"]
+    assert done.collection == collection.url
+
+
+def test_what_can_be_known_is_known_before_the_first_is_published(online, owned, monkeypatch):
+    online.api.create_repo(f"{owned}-all")
+    online.api.upload_file(path_or_fileobj=b"mine", path_in_repo="mine.txt", repo_id=f"{owned}-all")
+    online.hub.requests.clear()
+    with pytest.raises(RepositoryError, match=f"'{owned}-all' holds something else than exports"):
+        push_adapters(online.taia, owned, BOTH)
+    with pytest.raises(SettingError, match="masks every update"):
+        push_adapters(online.taia, owned, {"attention": "attention", "none": "none"})
+    with pytest.raises(RepositoryError, match="neither a folder here nor a Hub id"):
+        push_adapters(online.taia, f"own/{'x' * 90}", BOTH)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RepositoryError, match=r"without a token|\(401\)"):
+        push_adapters(online.taia, owned, BOTH)
+    assert not online.commits()
+    assert not online.api.repo_exists(f"{owned}-attention")
+
+
+def test_a_push_replaces_all_exports_that_were_there(online, repo_id, tmp_path):
+    export_adapters(online.taia, tmp_path / "both", BOTH)  # as they lay in one repository once
+    online.api.create_repo(repo_id)
+    online.api.upload_folder(repo_id=repo_id, folder_path=tmp_path / "both")
     push_adapters(online.taia, repo_id, {"": "ffn"})
     assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", CONFIG, WEIGHTS}
-    assert len(online.commits()) == 3
 
 
 def test_a_push_keeps_what_a_person_wrote_into_the_cards(online, repo_id):
-    push_adapters(online.taia, repo_id, {"attention": "attention", "all": "all"})
-    for name, note in (("README.md", "MINE ABOVE"), ("all/README.md", "MINE BELOW")):
-        card = Path(hf_hub_download(repo_id, name)).read_bytes() + f"\n## Notes\n\n{note}\n".encode()
-        online.api.upload_file(path_or_fileobj=card, path_in_repo=name, repo_id=repo_id)
+    push_adapters(online.taia, repo_id, BOTH)
+    name = f"{repo_id}-all"
+    card = Path(hf_hub_download(name, "README.md")).read_bytes() + b"\n## Notes\n\nMINE BELOW\n"
+    online.api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=name)
 
     push_adapters(online.taia, repo_id, {"all": {"attention": 0.5}})
-    assert "MINE ABOVE" in Path(hf_hub_download(repo_id, "README.md")).read_text()
-    card = Path(hf_hub_download(repo_id, "all/README.md")).read_text()
+    card = Path(hf_hub_download(name, "README.md")).read_text()
     assert "MINE BELOW" in card
     assert "attention=0.5" in card
-    assert "attention/README.md" not in online.files(repo_id)
 
 
 def test_a_card_without_our_mark_stays_as_it_is(online, repo_id, caplog):
@@ -939,7 +1010,7 @@ def test_a_push_over_another_model_is_refused(online, pico, repo_id):
     with pytest.raises(RepositoryError, match="is a folder on this machine"):
         push_adapters(pico.adapter("llama"), repo_id, {"": "attention"})
     with pytest.raises(SettingError, match="masks every update"):
-        push_adapters(online.taia, repo_id, {"": "attention", "none": "none"})
+        push_adapters(online.taia, repo_id, {"": "none"})
 
     assert not online.commits()
     assert not online.api.repo_exists(repo_id)

@@ -888,6 +888,51 @@ def test_a_hub_starts_again(tmp_path):
         LocalHub(tmp_path / "hub", user="../x")
 
 
+def test_collections(api, anonymous):
+    for name, private in (("shelf/one", False), ("shelf/two", True)):
+        api.create_repo(name, private=private)
+    made = api.create_collection("My models: modes!", namespace="shelf", description="What they are")
+    assert made.slug.startswith("shelf/my-models-modes-")
+    api.add_collection_item(made.slug, "shelf/one", "model", note="the first")
+    found = api.add_collection_item(made.slug, "shelf/two", "model")
+    assert [(one.item_id, one.note) for one in found.items] == [("shelf/one", "the first"), ("shelf/two", None)]
+    assert api.get_collection(made.slug) == found
+    assert [one.item_id for one in anonymous.get_collection(made.slug).items] == ["shelf/one"]
+    assert [one.slug for one in api.list_collections(owner="shelf", item="models/shelf/two")] == [made.slug]
+    assert not list(anonymous.list_collections(owner="shelf", item="models/shelf/two"))
+    assert not list(api.list_collections(owner="nobody"))
+
+    assert api.create_collection("My models: modes!", namespace="shelf", exists_ok=True) == found
+    assert api.add_collection_item(made.slug, "shelf/one", "model", exists_ok=True) == found
+    for refused, status in (
+        (lambda: api.create_collection("My models: modes!", namespace="shelf"), 409),
+        (lambda: api.add_collection_item(made.slug, "shelf/one", "model"), 409),
+        (lambda: api.add_collection_item(made.slug, "shelf/none", "model"), 404),
+        (lambda: api.add_collection_item(made.slug, "shelf/one", "paper"), 400),
+        (lambda: api.create_collection("x", namespace="shelf", description="d" * 151), 400),
+        (lambda: api.create_collection("x", namespace="../shelf"), 400),
+        (lambda: anonymous.add_collection_item(made.slug, "shelf/one", "model"), 401),
+        (lambda: anonymous.create_collection("x", namespace="shelf"), 401),
+        (lambda: anonymous.delete_collection(made.slug), 401),
+        (lambda: api.get_collection("shelf/none-0123"), 404),
+    ):
+        with pytest.raises(HfHubHTTPError) as caught:
+            refused()
+        assert caught.value.response.status_code == status
+    hidden = api.create_collection("Hidden", namespace="shelf", private=True)
+    with pytest.raises(HfHubHTTPError):
+        anonymous.get_collection(hidden.slug)
+    assert [one.title for one in anonymous.list_collections(owner="shelf")] == ["My models: modes!"]
+
+    api.delete_collection_item(made.slug, found.items[0].item_object_id)
+    assert [one.item_id for one in api.get_collection(made.slug).items] == ["shelf/two"]
+    api.delete_repo("shelf/two")
+    assert api.get_collection(made.slug).items == []
+    api.delete_collection(made.slug)
+    with pytest.raises(HfHubHTTPError):
+        api.delete_collection(made.slug)
+
+
 def test_an_answer_does_not_wait_for_an_acknowledgement(api):
     taken = []
     for _ in range(10):

@@ -375,7 +375,7 @@ def test_a_bundle_is_one_commit_that_is_brought_up_to_date_without_fetching_it(o
     online.hub.requests.clear()
     done = create_space(repo, space_id=space, package=None, link=False)
     assert (set(done.files), done.deleted) == ({"taia_hub/_version.py", ".taia_space.json"}, ("taia_hub/py.typed",))
-    assert done.kept == ("taia_hub/errors.py stays as you changed it; delete it to get the new one",)
+    assert done.kept == ("taia_hub/errors.py stays as you changed it; rename it to get the new one",)
     assert read(space, "taia_hub/errors.py") == "mine = 1\n"
     assert len(online.commits()) == 1
 
