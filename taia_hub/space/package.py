@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-import taia_hub
 from taia_hub._version import __version__
 from taia_hub.common import installing
 from taia_hub.common.shipped import shipped
@@ -21,6 +20,7 @@ from taia_hub.errors import ConfigError, MissingDependencyError
 
 NAME = "taia-hub"
 BUNDLE = "bundle"
+PACKAGE = Path(__file__).parents[1]
 _GIT = re.compile(r"git\+https://(?P<host>[^\s/#?]+)/[^\s#?]+")
 _ALLOWED = f"Give a version that an index has, git+https://HOST/PATH[@REVISION], or {BUNDLE} for the source itself."
 
@@ -49,7 +49,7 @@ def read_package(asked: str | None = None) -> SpacePackage:
         ConfigError: If it is none of these, or pip finds no such version.
         MissingDependencyError: If a bundle is asked for and the package runs without being installed.
     """
-    is_clone = (Path(taia_hub.__file__).parents[1] / "pyproject.toml").is_file()
+    is_clone = (PACKAGE.parent / "pyproject.toml").is_file()
     if asked is None and installing.SOURCE == "index" and not is_clone:
         return SpacePackage((f"{NAME}[space]=={__version__}",))
     if asked is None or asked == BUNDLE:
@@ -61,8 +61,7 @@ def read_package(asked: str | None = None) -> SpacePackage:
 
 def source_files() -> dict[str, bytes]:
     """Returns the files of this package, as they lie in a folder from which it can be imported."""
-    package = Path(taia_hub.__file__).parent
-    roots = {package.name: package, f"{package.name}/_templates": shipped("templates")}
+    roots = {PACKAGE.name: PACKAGE, f"{PACKAGE.name}/_templates": shipped("templates")}
     found = {}
     for prefix, root in roots.items():
         for path in sorted(root.rglob("*")):

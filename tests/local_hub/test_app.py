@@ -553,7 +553,7 @@ def test_a_file_cannot_become_a_folder(api, repo):
 
 
 def test_calls_that_are_not_offered_say_so(hub, repo):
-    for path in ("/api/collections", f"/api/models/{repo}/lfs-files", "/"):
+    for path in ("/api/papers", f"/api/models/{repo}/lfs-files", "/"):
         status, headers, body = raw(hub, "GET", path)
         assert (status, headers.get("x-error-code")) == (404, None)
         assert f"does not answer GET {path}" in json.loads(body)["error"]

@@ -3,12 +3,15 @@
 import gc
 import json
 import pickle
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.compare import Comparison, compare
@@ -222,6 +225,43 @@ def test_an_answer_is_cut_when_its_time_is_up(page, unhurried):
     assert len(found["answers"][0]["tokens"]) < 20
     assert "Cut after 0.5 seconds" in found["notes"][-1]
     wait_until(lambda: not decoding())
+
+
+def test_votes_have_a_place_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    default = PageSettings()
+    assert default.votes == Path(constants.HF_HOME) / "taia-votes" / "votes.jsonl"
+    assert default.votes_place == str(default.votes)
+    assert PageSettings(votes=Path("own/v.jsonl")).votes_place == "~/own/v.jsonl"
+    assert PageSettings(votes_dataset="org/votes").votes_place == "the data set org/votes on the Hub"
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch):
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        port = used.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use"):
+            launch_page("no/model", port=port)
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
+        with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use"):
+            launch_page("no/model")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "192.0.2.1")
+    with pytest.raises(ConfigError, match=r"cannot listen on '192\.0\.2\.1'") as caught:
+        launch_page("no/model")
+    assert "GRADIO_SERVER_NAME" in caught.value.hint
+
+
+def test_a_large_model_asks_for_a_whole_card(monkeypatch):
+    import taia_hub.page.answering as answering
+
+    asked = []
+    monkeypatch.setattr(answering, "on_gpu", lambda duration, size: asked.append(size) or (lambda function: function))
+    for size in (0, 30 * 2**30, 60 * 2**30):
+        monkeypatch.setattr(Models, "bytes", size)
+        answering.make_answer(Models(), SETTINGS)
+    assert asked == [None, None, "xlarge"]
 
 
 def test_settings_come_from_the_environment():

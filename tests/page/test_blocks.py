@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -222,6 +223,7 @@ def test_differences_are_marked(visit):
 
 def test_vote_blind(visit, tmp_path):
     page = visit()
+    assert page.inner_text(".taia-note").endswith(f"in {tmp_path / 'votes.jsonl'}.")
     page.click("#taia-settings > button")
     page.check("#taia-blind input")
     ask(page, length=12)
@@ -243,7 +245,15 @@ def test_vote_blind(visit, tmp_path):
 
 
 def test_save_and_link(visit):
-    page = visit()
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    ask(page, "and\n the <b>", length=4)
+    page.click("#taia-share")
+    page.wait_for_function("document.querySelector('.taia-status').innerText.startsWith('Copied')")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.evaluate("window.location.href")
+    assert parse_qs(urlsplit(copied).query)["prompt"] == ["and\n the <b>"]  # the last one: the box is empty again
+    page.click("#taia-clear")
+    page.wait_for_function("document.querySelectorAll('.taia-turn').length === 0")
     ask(page, length=4)
     with page.expect_download() as saved:
         page.click("#taia-json")
@@ -299,10 +309,43 @@ def test_texts_can_be_read_in_light_and_dark(visit, scheme):
         assert contrast(page, selector) >= 4.5, selector
 
 
-def contrast(page, selector):
-    """The contrast of a text with what is behind it, after WCAG 2.2."""
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_keyboards_focus_can_be_seen_on_every_control(visit, scheme):
+    page = visit("?__theme=" + scheme, color_scheme=scheme)
+    assert page.evaluate("document.activeElement.closest('#taia-prompt') !== null")  # where a person begins
+    page.click("#taia-settings > button")
+    page.wait_for_selector("#taia-length input[type=number]", state="visible")
+    page.evaluate("document.activeElement.blur()")
+    seen = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        kind, width, style, drawn = page.evaluate(
+            """() => {
+              const one = document.activeElement, look = getComputedStyle(one);
+              document.querySelectorAll("[data-seen]").forEach(other => other.removeAttribute("data-seen"));
+              one.setAttribute("data-seen", "");
+              const box = one.getBoundingClientRect();
+              return [`${one.tagName} ${one.type || ""}`, parseFloat(look.outlineWidth), look.outlineStyle,
+                      box.width >= 8 && box.height >= 8 && look.opacity !== "0"];
+            }"""
+        )
+        if kind.startswith("BODY"):
+            break
+        seen.add(kind)
+        name = page.evaluate("document.activeElement.outerHTML.slice(0, 160)")
+        assert width >= 2, name
+        assert style == "solid", name
+        assert drawn, name
+        assert contrast(page, "[data-seen]", "outlineColor") >= 3, name
+    look(page, f"13-focus-{scheme}")
+    wanted = {"INPUT checkbox", "INPUT range", "INPUT number", "TEXTAREA textarea", "BUTTON submit"}
+    assert wanted <= seen
+
+
+def contrast(page, selector, colour="color"):
+    """The contrast of a text, or an outline, with what is behind it, after WCAG 2.2."""
     return page.evaluate(
-        """selector => {
+        """([selector, colour]) => {
           const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
           const read = colour => {
             canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
@@ -312,13 +355,13 @@ def contrast(page, selector):
             .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
           const element = document.querySelector(selector);
-          let behind = element, ground = [0, 0, 0, 0];
+          let behind = colour === "color" ? element : element.parentElement, ground = [0, 0, 0, 0];
           while (behind && ground[3] < 255) { ground = read(getComputedStyle(behind).backgroundColor);
                                               behind = behind.parentElement; }
-          const values = [light(read(getComputedStyle(element).color)), light(ground)].sort((a, b) => b - a);
+          const values = [light(read(getComputedStyle(element)[colour])), light(ground)].sort((a, b) => b - a);
           return (values[0] + 0.05) / (values[1] + 0.05);
         }""",
-        selector,
+        [selector, colour],
     )
 
 

@@ -395,7 +395,7 @@ def test_the_running_version_is_taken_where_an_index_has_it(monkeypatch):
     assert read_package().files  # a clone
     monkeypatch.setattr(space_package.installing, "SOURCE", "index")
     assert read_package().files
-    monkeypatch.setattr(space_package.taia_hub, "__file__", "/env/site-packages/taia_hub/__init__.py")
+    monkeypatch.setattr(space_package, "PACKAGE", Path("/env/site-packages/taia_hub"))
     assert read_package() == SpacePackage((f"taia-hub[space]=={taia_hub.__version__}",))
 
 
@@ -824,7 +824,7 @@ def test_what_is_no_taia_repository_is_refused_with_how_to_make_one(online, repo
         with pytest.raises(TAIAError, match=f"'{name}' is no TAIA repository") as caught:
             create_space(name, private=True)
         assert "taia create" in caught.value.hint
-    with pytest.raises(RepositoryError, match="'own/nobody' does not exist"):
+    with pytest.raises(RepositoryError, match="no TAIA repository 'own/nobody' on the Hub"):
         create_space("own/nobody", private=True)
 
 
