@@ -933,7 +933,7 @@ def test_what_can_be_known_is_known_before_the_first_is_published(online, owned,
 def test_a_push_replaces_all_exports_that_were_there(online, repo_id, tmp_path):
     export_adapters(online.taia, tmp_path / "both", BOTH)  # as they lay in one repository once
     online.api.create_repo(repo_id)
-    online.api.upload_folder(repo_id=repo_id, folder_path=tmp_path / "both")
+    online.api.upload_folder(repo_id=repo_id, folder_path=tmp_path / "both", ignore_patterns=".taia.json")
     push_adapters(online.taia, repo_id, {"": "ffn"})
     assert set(online.files(repo_id)) - {"", ".gitattributes"} == {"README.md", CONFIG, WEIGHTS}
 
