@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from taia_hub.hub._errors import hub_errors
 from taia_hub.hub.access import api as hub_api
 
-_LONGEST_TITLE, _LONGEST_DESCRIPTION = 60, 150
+_LONGEST_TITLE = 60
+_LONGEST_DESCRIPTION = 150
 
 
 def collect(

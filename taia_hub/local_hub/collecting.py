@@ -13,7 +13,8 @@ from taia_hub.local_hub.names import RepoKind, check_repo_id
 from taia_hub.local_hub.refusals import Reason, Refused
 from taia_hub.local_hub.service import Call, Routes, Service, text
 
-_LONGEST_DESCRIPTION, _LONGEST_NOTE = 150, 500
+_LONGEST_DESCRIPTION = 150
+_LONGEST_NOTE = 500
 
 
 def create(service: Service, call: Call) -> Any:
