@@ -45,6 +45,16 @@ def _sign(command: Callable[..., Any], parameters: list[inspect.Parameter]) -> N
 
 _KINDS = {bool: "", str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
+
+def offering(*words: str) -> Callable[[str], list[str]]:
+    """Makes what the shell completes an option's value with."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
 HUB = "Hub and output"
 """Panel of the options that every command ends with."""
 
@@ -87,6 +97,7 @@ def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
         min=field.metadata.get("least"),
         max=field.metadata.get("most"),
         callback=reading(field.metadata["read"]) if "read" in field.metadata else None,
+        autocompletion=offering(*field.metadata["choices"]) if "choices" in field.metadata else None,
         show_default=default not in (None, ""),
     )
     annotation = Annotated[kind, option]

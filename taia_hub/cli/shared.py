@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import HUB, filled, reading
+from taia_hub.cli.options import HUB, filled, offering, reading
 from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError, closest
+from taia_hub.switch.settings import MODES
 
 
 def check_dtype(text: str) -> str:
@@ -92,7 +93,9 @@ def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
         "selectors to weights"
     )
     text = f"{text}; {repeated}. By default {by_default}."
-    return typer.Option("--mode", help=text, show_default=False, callback=reading(parse_mode))
+    return typer.Option(
+        "--mode", help=text, show_default=False, callback=reading(parse_mode), autocompletion=offering(*MODES)
+    )
 
 
 def folder(text: str, panel: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
-from taia_hub.local_hub import collecting, reading, uploads, writing
+from taia_hub.local_hub import collecting, pages, reading, uploads, writing
 from taia_hub.local_hub.refusals import Reason, Refused
 from taia_hub.local_hub.service import API, CONVERTORS, Call, Handler, Service
 
@@ -87,7 +87,7 @@ def _routed(service: Service) -> App:
         Route("/lfs/{sha256}", partial(_receive_large_file, service), methods=["PUT"]),
         Route(API + "/commit/{revision}", partial(_receive_commit, service), methods=["POST"]),
     ]
-    for method, path, handler in (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES, *collecting.ROUTES):
+    for method, path, handler in (*reading.ROUTES, *writing.ROUTES, *uploads.ROUTES, *collecting.ROUTES, *pages.ROUTES):
         routes.append(Route(path, partial(_answer, service, handler), methods=[method]))
     failures: dict[type, Any] = {HTTPException: unknown, Refused: _refusal, OSError: broken, ClientDisconnect: gone}
     hub = Starlette(routes=routes, exception_handlers=failures)

@@ -100,6 +100,13 @@ def test_the_shell_completes_commands_and_options(start):
     _, heavy, out = start(COMP_WORDS="taia train --noise", COMP_CWORD="2", **asked)
     assert heavy == []
     assert "--noise-ratio" in out
+    for words, offered in (
+        ("taia compare org/x --mode a", {"attention", "all"}),
+        ("taia train --method ", {"lora", "molora", "full"}),
+        ("taia space c", {"create"}),
+    ):
+        _, heavy, out = start(COMP_WORDS=words, COMP_CWORD=str(len(words.split(" ")) - 1), **asked)
+        assert (heavy, set(out.split())) == ([], offered)
 
 
 @pytest.mark.parametrize(("asked", "bars"), [({}, "3"), ({"HF_HUB_DISABLE_PROGRESS_BARS": "0"}, None)])

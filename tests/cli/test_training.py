@@ -57,7 +57,7 @@ def test_help_comes_in_panels_without_loading_trl():
     told = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "100", "TERM": "dumb"}).output
 
     for panel in ("Data", "What is trained", "How it is trained", "Devices and memory", "Result"):
-        assert f" {panel} " in told
+        assert f"\n{panel}:\n" in told
 
 
 def test_flags_win_over_the_recipe(run, base, items, tmp_path):

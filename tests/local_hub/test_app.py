@@ -553,7 +553,7 @@ def test_a_file_cannot_become_a_folder(api, repo):
 
 
 def test_calls_that_are_not_offered_say_so(hub, repo):
-    for path in ("/api/papers", f"/api/models/{repo}/lfs-files", "/"):
+    for path in ("/api/papers", f"/api/models/{repo}/lfs-files", "/some/where/else"):
         status, headers, body = raw(hub, "GET", path)
         assert (status, headers.get("x-error-code")) == (404, None)
         assert f"does not answer GET {path}" in json.loads(body)["error"]
@@ -565,6 +565,34 @@ def test_calls_that_are_not_offered_say_so(hub, repo):
     for method, path in calls:
         status, _, body = raw(hub, method, path, body=b"{}")
         assert (status, f"does not answer {method} {path}" in json.loads(body)["error"]) == (404, True)
+
+
+def test_a_browser_is_told_what_this_is_and_what_it_holds(hub, api, repo):
+    evil = "<script>alert(1)</script>"
+    nobody = {"Authorization": None}  # a browser has no token
+    commit = put(api, repo, files={"README.md": f"# A card {evil}".encode(), "a<b>.txt": b"text"})
+    api.create_repo("user/hidden", private=True, exist_ok=True)
+    status, headers, body = raw(hub, "GET", "/", nobody)
+    page = body.decode()
+    assert status == 200
+    assert headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert hub.endpoint in page
+    assert f'<a href="/{repo}">' in page
+    assert "user/hidden" not in page
+    assert "not shown" in page
+    for path in (f"/{repo}", f"/{repo}/commit/{commit.oid}"):
+        status, _, body = raw(hub, "GET", path, nobody)
+        page = body.decode()
+        assert status == 200
+        assert commit.oid[:12] in page
+        assert "a&lt;b&gt;.txt" in page
+        assert "# A card &lt;script&gt;" in page
+        assert evil not in page
+    for path in ("/user/absent", "/user/hidden", f"/datasets/{repo}"):
+        status, _, body = raw(hub, "GET", path, nobody)
+        assert status in (401, 404)
+        assert "<" not in body.decode()
 
 
 def test_a_part_of_an_address_may_hold_an_escaped_slash(hub, api, repo):
