@@ -168,7 +168,7 @@ def _convert(
     def counted() -> Iterator[Row]:
         for count, row in enumerate(opened.rows()):
             if count % _EVERY == 0:
-                told(f"reading {label}", round(100 * row.done), 100)
+                told(f"reading {label}, percent", round(100 * row.done), 100)
             yield row
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -184,7 +184,7 @@ def _convert(
 
     fingerprint = fingerprint_of(opened.content, label)
     dataset = cached_dataset(datasets, rows, fingerprint)
-    told(f"reading {label}", 100, 100)
+    told(f"reading {label}, percent", 100, 100)
     hashes = dataset.with_format("numpy")
     return Source(label, dataset, opened.facts, hashes["question"][:], hashes["answer"][:], fingerprint)
 

@@ -551,7 +551,7 @@ def test_progress_is_told_to_the_end(tmp_path):
     recipe = TrainingRecipe(base="x", data=(write(tmp_path / "fresh.jsonl", map(alpaca, range(1030))),))
     prepare_data(recipe, progress=lambda *words: told.append(words))
     stages = list(dict.fromkeys(stage for stage, _, _ in told))
-    assert stages == ["reading fresh.jsonl"]
+    assert stages == ["reading fresh.jsonl, percent"]
     for stage in stages:
         steps = [done for name, done, total in told if name == stage]
         assert steps == sorted(steps)
