@@ -42,7 +42,17 @@ def python(request, downloaded, tmp_path):
         return sys.executable
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
-    words = ["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "-r", str(downloaded[0] / "requirements.txt")]
+    words = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--only-binary",
+        ":all:",
+        "-r",
+        str(downloaded[0] / "requirements.txt"),
+    ]
     done = subprocess.run([python, *words], capture_output=True, text=True, env=_clean(os.environ))
     assert done.returncode == 0, done.stderr[-3000:]
     return python
