@@ -50,7 +50,7 @@ def test_hf_runs_the_commands(hf):
 
 
 def test_hf_gets_the_exit_status_and_the_message(hf):
-    status, out, err = hf("taia", "info", "no such name")
+    status, out, err = hf("taia", "compare", "org/model-taia")
     assert (status, out) == (1, "")
-    assert err.startswith("Error: ")
+    assert err.startswith("Error: There is no prompt")
     assert "Traceback" not in err
