@@ -98,8 +98,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     if found.is_plain:
         loaded = _load(found, _new_config(found), options)
         logger.warning(
-            "'%s' is a plain PEFT adapter, not a TAIA repository: it was put on its base model '%s' with inference "
-            "modules '%s'. Publish it with `push_to_hub` or `taia create` to keep that.",
+            "'%s' is a plain PEFT adapter: on its base '%s' its '%s' updates act; `inference_modules` chooses others.",
             name,
             found.base.name,
             loaded.switch.default.label,
