@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,15 +216,18 @@ class Made:
         """
         Made(new, self.asked).mark(made_files(new), **facts)
         self.check_free(overwrite=overwrite)
-        old = self.folder.with_name(f".{self.folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if self.folder.is_dir():
-            os.rename(self.folder, old)
+        if not self.folder.is_dir():
+            os.rename(new, self.folder)
+            return
+        old = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}-old-"))
+        before = old / self.folder.name
         try:
+            os.rename(self.folder, before)
             os.rename(new, self.folder)
         except OSError:
-            if old.is_dir():
-                os.rename(old, self.folder)
+            if before.is_dir():
+                os.rename(before, self.folder)
+            old.rmdir()
             raise
         shutil.rmtree(old, ignore_errors=True)
 

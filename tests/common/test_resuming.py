@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import taia_hub
-from taia_hub.common.resuming import Mark, differences, digest, sole, whole_folder
+from taia_hub.common.resuming import Made, Mark, differences, digest, sole, whole_folder
 from taia_hub.errors import ConfigError, RepositoryError
 
 BUSY = RepositoryError("Somebody is in.")
@@ -106,3 +106,34 @@ def test_failed_work_leaves_the_finished_folder(tmp_path):
 
 def test_a_folder_without_a_mark_is_not_finished(tmp_path):
     assert not Mark(tmp_path / "mark.json", {}).fits()
+
+
+def filled(folder, text):
+    folder.mkdir(parents=True)
+    (folder / "model").write_text(text)
+    return folder
+
+
+def test_a_new_result_takes_its_place_and_touches_nothing_beside_it(tmp_path):
+    mine = filled(tmp_path / ".lora.old", "mine")
+    Made(tmp_path / "lora", {"seed": 0}).put(filled(tmp_path / "new", "first"))
+    Made(tmp_path / "lora", {"seed": 1}).put(filled(tmp_path / "new", "second"), overwrite=True)
+    assert (mine / "model").read_text() == "mine"
+    assert (tmp_path / "lora" / "model").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lora.old", "lora"]
+
+
+def test_what_was_there_is_back_where_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
+    Made(tmp_path / "lora", {"seed": 0}).put(filled(tmp_path / "new", "first"))
+    new, rename = filled(tmp_path / "new", "second"), os.rename
+
+    def refuse(source, target):
+        if source == new:
+            raise PermissionError
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(PermissionError):
+        Made(tmp_path / "lora", {"seed": 1}).put(new, overwrite=True)
+    assert (tmp_path / "lora" / "model").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "new"]
