@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -33,10 +34,28 @@ def import_or_raise(module: str, extra: str, feature: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise MissingDependencyError(
-            f"{feature} needs the module '{e.name}', which is not installed.",
-            hint=f"Install it with: {extra_command(extra)}",
-        ) from e
+        raise _missing(e.name, extra, feature) from e
+
+
+def check_importable(*modules: str, extra: str, feature: str) -> None:
+    """Raises what `import_or_raise` does for the first module that is not installed, and imports none.
+
+    Raises:
+        MissingDependencyError: When one is not installed.
+
+    Example:
+        >>> check_importable("json", "csv", extra="demo", feature="The demo")
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module, extra, feature)
+
+
+def _missing(module: str | None, extra: str, feature: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{feature} needs the module '{module}', which is not installed.",
+        hint=f"Install it with: {extra_command(extra)}",
+    )
 
 
 def later(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taia_hub import hub
 from taia_hub.common.atomic import scratch_file
 from taia_hub.common.resuming import Mark
+from taia_hub.common.text_tables import byte_size
 from taia_hub.demo.samples import DOMAINS, OUTSIDE, TRAINED_DOMAIN, TRAINING_SAMPLE, Item, load_items, sample_path
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results.statistics import FEWEST
@@ -31,6 +32,7 @@ _OWN_DOMAIN = "your items"
 _SHARE = 4  # one of so many items is held out at the most
 _BASE_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 _SMOLLM2_BYTES = 269_060_552
+_LARGE_FOLDERS = ("base", "hub", "model")
 _COPIES = 3.5  # of the weights: the base, the Hub's and its client's, and the rest
 
 
@@ -114,11 +116,13 @@ def find_inputs(
     if model is not None:
         found, weights = _checked_model(found, data, steps, seed)
     _refuse_another(folder, found)
-    training, held_out = _own_items(data, items, seed) if data else _shipped_items(steps, items)
     if data:
+        training, held_out, note = _own_items(data, steps, items, seed)
         found = dataclasses.replace(found, trained_domain=_OWN_DOMAIN)
-        notes.append(f"Of your {len(training) + len(held_out)} items {len(held_out)} are held out and only measured.")
-    check_space(folder, round(weights * _COPIES))
+        notes.append(note)
+    else:
+        training, held_out = _shipped_items(steps, items)
+    hub.check_space(folder, round(weights * _COPIES) - _taken(folder), "The demo", " --dir names it.")
     if model is not None:
         found = dataclasses.replace(found, base=str(_fetch(found)))
     outside = {domain: tuple(load_items(sample)[:items]) for domain, sample in OUTSIDE.items()}
@@ -164,16 +168,12 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuses a disk that has not so many bytes left, those counted that the folder has taken already."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    free = shutil.disk_usage(there).free + taken
-    if free < needed:
-        raise RepositoryError(
-            f"The demo takes about {needed / 1e9:.1f} GB, and the disk of '{folder}' has {free / 1e9:.1f} GB left.",
-            "Free space, or name a folder on another disk with --dir.",
-        )
+def _taken(folder: Path) -> int:
+    """Returns the bytes of what a demo has made in the folder already, and of nothing else that lies there."""
+    if not (folder / FOLDER_MARK).is_file():
+        return 0
+    files = (path for name in _LARGE_FOLDERS for path in (folder / name).rglob("*"))
+    return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
 
 
 def _refuse_another(folder: Path, inputs: Inputs) -> None:
@@ -191,8 +191,11 @@ def _shipped_items(steps: int, items: int) -> tuple[list[Item], list[Item]]:
     return load_items(TRAINING_SAMPLE)[: steps * BATCH_SIZE], load_items(DOMAINS[TRAINED_DOMAIN])[:items]
 
 
-def _own_items(data: Sequence[str], items: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """Reads the user's items and holds some out, at random: no question of theirs is trained on."""
+def _own_items(data: Sequence[str], steps: int, items: int, seed: int) -> tuple[list[Item], list[Item], str]:
+    """Reads the user's items, holds some out and draws what is trained on: at random, and no question is in both.
+
+    The third value says in a sentence what was drawn.
+    """
     import numpy as np
 
     from taia_hub.training.sources import read_sources
@@ -205,16 +208,23 @@ def _own_items(data: Sequence[str], items: int, seed: int) -> tuple[list[Item], 
             f"There are {len(questions)} items with questions of their own, too few to hold some out.",
             f"Bring at least {min(items, FEWEST) * _SHARE}.",
         )
-    chosen = [questions[index] for index in np.random.default_rng(seed).permutation(len(questions))[:count]]
-    named = [Item(str(number), tuple(messages)) for number, (_, messages) in enumerate(rows)]
-    first = {question: item for (question, _), item in reversed(list(zip(rows, named, strict=True)))}
-    training = [item for (question, _), item in zip(rows, named, strict=True) if question not in set(chosen)]
-    return training, [first[question] for question in chosen]
+    random = np.random.default_rng(seed)
+    chosen = dict.fromkeys(questions[index] for index in random.permutation(len(questions))[:count])
+    first = {question: number for number, (question, _) in reversed([*enumerate(rows)])}
+    rest = [number for number, (question, _) in enumerate(rows) if question not in chosen]
+    drawn = sorted(random.permutation(len(rest))[: steps * BATCH_SIZE])
+
+    def named(numbers: Iterable[int]) -> list[Item]:
+        return [Item(str(number), tuple(rows[number][1])) for number in numbers]
+
+    note = f"Of your {count + len(rest)} items {count} are held out and only measured"
+    if len(drawn) < len(rest):
+        note += f", and {len(drawn)} of the rest are drawn to train on"
+    return named(rest[index] for index in drawn), named(map(first.__getitem__, chosen)), f"{note}."
 
 
 def _checked_model(inputs: Inputs, data: Sequence[str], steps: int, seed: int) -> tuple[Inputs, int]:
     """Checks what `taia train` checks of the user's base model, and returns the bytes of its weights in float32."""
-    from taia_hub import hub
     from taia_hub.training import plan_training
 
     names = data or [str(sample_path(TRAINING_SAMPLE))]
@@ -224,15 +234,13 @@ def _checked_model(inputs: Inputs, data: Sequence[str], steps: int, seed: int) -
     notes = plan.notes
     if plan.memory.available and plan.memory.total > plan.memory.available:
         notes += (
-            f"The training takes about {plan.memory.total / 1e9:.1f} GB of memory, and "
-            f"{plan.memory.available / 1e9:.1f} GB are free: it may be ended by the system.",
+            f"The training takes about {byte_size(plan.memory.total)} of memory, and "
+            f"{byte_size(plan.memory.available)} are free: it may be ended by the system.",
         )
     return dataclasses.replace(inputs, revision=source.revision, notes=notes), 4 * plan.base_parameters
 
 
 def _fetch(inputs: Inputs) -> Path:
-    from taia_hub import hub
-
     found = hub.fetch(inputs.model, _BASE_FILES, revision=inputs.revision, what="base model")
     if not any(found.folder.glob("*.safetensors")):
         raise RepositoryError(

@@ -6,7 +6,6 @@ A child process gets its own, so that the user's Hub, token and cache are neithe
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,13 +16,13 @@ from typing import Any
 
 from taia_hub._version import __version__
 from taia_hub.common.atomic import write_atomically
-from taia_hub.common.installing import extra_command
+from taia_hub.common.imports import check_importable
 from taia_hub.common.progress import Progress, ProgressBars
-from taia_hub.common.resuming import Mark
+from taia_hub.common.resuming import Mark, digest
 from taia_hub.demo.base import gguf_path
 from taia_hub.demo.inputs import FOLDER_MARK, find_inputs
 from taia_hub.demo.report import DemoReport
-from taia_hub.errors import ConfigError, MissingDependencyError, TAIAError
+from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.local_hub import LocalHub
 
 DEFAULT_STEPS = 24
@@ -77,14 +76,17 @@ def run_demo(
             raise ConfigError(f"The number of {name} must be at least 1, not {value}.", "Leave it out for the default.")
     log = log or _ignore
     folder = Path(folder)
-    _check_installed(own_model=model is not None)
+    check_importable(*_NEEDED, extra="demo", feature="The demo")
+    if model is None:
+        gguf_path()
     inputs = find_inputs(folder, model=model, data=data, steps=steps, items=items, seed=seed)
     for note in inputs.notes:
         log(f"Note: {note}")
     task = {"folder": str(folder), "inputs": inputs.to_json(), "steps": steps, "seed": seed}
-    finished = Mark(folder / "report.json", {"made_from": {**task, "version": __version__}})
+    # A digest: the report is there to be shown, and the items may be private.
+    finished = Mark(folder / "report.json", {"made_from": digest({**task, "version": __version__})})
     if finished.fits() and (folder / "model").is_dir() and (folder / "report.html").is_file():
-        log(f"This very demo is finished already; delete {folder} to do it again.")
+        log("This very demo is finished already; name another folder with --dir to do it again.")
         return DemoReport.from_json(finished.read())
     log(f"Tuning {inputs.model} in {folder}. Ctrl-C stops it; the same command goes on from what is finished.")
     Mark(folder / FOLDER_MARK, inputs.identity()).write()
@@ -102,18 +104,6 @@ def run_demo(
             bars.close()
     write_atomically(finished.path, json.dumps({**values, **finished.asked}, indent=2) + "\n")
     return DemoReport.from_json(values)
-
-
-def _check_installed(*, own_model: bool) -> None:
-    """Refuses to start where something is missing; nothing large is imported for it."""
-    for module in _NEEDED:
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependencyError(
-                f"The demo needs the module '{module}', which is not installed.",
-                f"Install it with: {extra_command('demo')}",
-            )
-    if not own_model:
-        gguf_path()
 
 
 def _run_child(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from taia_hub.common.resuming import Mark
-from taia_hub.demo import inputs
 from taia_hub.demo.inputs import Inputs, find_inputs
 from taia_hub.demo.samples import DOMAINS, TRAINING_SAMPLE, load_items
 from taia_hub.errors import ConfigError, RepositoryError
@@ -49,7 +48,7 @@ def test_inputs_survive_json(tmp_path):
     ],
 )
 def test_own_items_of_every_form_are_held_out(tmp_path, form):
-    found = find_inputs(tmp_path, data=[_written(tmp_path / "x.jsonl", form=form)], **SETTINGS)
+    found = find_inputs(tmp_path, data=[_written(tmp_path / "x.jsonl", form=form)], **{**SETTINGS, "steps": 30})
     held_out = found.domains["your items"]
     assert (len(found.training), len(held_out)) == (50, 10)
     assert {item.question for item in held_out}.isdisjoint(item.question for item in found.training)
@@ -61,11 +60,24 @@ def test_own_items_of_every_form_are_held_out(tmp_path, form):
 
 def test_a_question_that_is_held_out_is_not_trained_on_in_another_row(tmp_path):
     one, two = _written(tmp_path / "a.jsonl"), _written(tmp_path / "b.jsonl")
-    found = find_inputs(tmp_path, data=[one, two], **SETTINGS)
+    found = find_inputs(tmp_path, data=[one, two], **{**SETTINGS, "steps": 30})
     held_out = {item.question for item in found.domains["your items"]}
     assert len(held_out) == 10
     assert len(found.training) == 100
     assert held_out.isdisjoint(item.question for item in found.training)
+
+
+def test_what_is_trained_on_is_drawn_and_no_more_is_kept(tmp_path):
+    data = [_written(tmp_path / "x.jsonl", 300)]
+    one, same, other = (find_inputs(tmp_path, data=data, **{**SETTINGS, "seed": seed}) for seed in (0, 0, 1))
+    assert len(one.training) == 12
+    assert one == same
+    numbers = [int(item.id) for item in one.training]
+    assert numbers == sorted(set(numbers)) != [int(item.id) for item in other.training]
+    assert max(numbers) > 100  # not the first ones
+    assert one.notes == (
+        "Of your 300 items 10 are held out and only measured, and 12 of the rest are drawn to train on.",
+    )
 
 
 def test_too_few_items_are_refused(tmp_path):
@@ -120,7 +132,7 @@ def test_a_model_without_a_chat_template_is_told(chat_base, tmp_path):
 def test_a_model_that_fills_the_memory_is_told(chat_base, tmp_path, monkeypatch):
     monkeypatch.setattr("taia_hub.training.planning._free_memory", lambda *_: 1000)
     notes = find_inputs(tmp_path / "demo", model=str(chat_base), **SETTINGS).notes
-    assert any("0.0 GB are free" in note for note in notes)
+    assert any("1,000 bytes are free" in note for note in notes)
 
 
 def test_the_folder_of_another_demo_is_refused(tmp_path):
@@ -147,11 +159,23 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path):
 def test_a_full_disk_is_refused_and_what_is_there_counts(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 0, 5 * 10**8))
-    with pytest.raises(RepositoryError, match=r"takes about 0\.9 GB, and the disk .* has 0\.5 GB left"):
+    refused = pytest.raises(RepositoryError, match=r"The demo needs 898\.1 MiB more at .*, where 476\.8 MiB are free")
+    with refused:
         find_inputs(tmp_path / "demo", **SETTINGS)
-    with (tmp_path / "weights").open("wb") as file:
-        file.truncate(5 * 10**8)
-    inputs.check_space(tmp_path, 9 * 10**8)
+    for name in ("hub/weights", "mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(5 * 10**8)
+    with refused:  # no demo was here: even the folder `hub` is somebody else's
+        find_inputs(tmp_path, **SETTINGS)
+    Mark(
+        tmp_path / "demo.json",
+        Inputs("SmolLM2-135M-Instruct", None, None, ("MedQuAD",), "medical", (), {}, ()).identity(),
+    ).write()
+    find_inputs(tmp_path, **SETTINGS)
+    (tmp_path / "hub" / "weights").unlink()
+    with refused:
+        find_inputs(tmp_path, **SETTINGS)
 
 
 def test_a_name_that_no_hub_takes_gets_another(tmp_path):

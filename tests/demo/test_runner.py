@@ -86,6 +86,16 @@ def test_childs_events_reach_the_caller(child):
     assert (said[1:], counts) == (["first"], [("training", 1, 2)])
 
 
+def test_the_report_holds_no_items(child, tmp_path):
+    items = tmp_path / "items.jsonl"
+    items.write_text("\n".join(json.dumps({"prompt": f"secret {n}", "completion": "whisper"}) for n in range(300)))
+    report = json.dumps(demo_report().to_json())
+    demo = child(f"print(json.dumps({{'report': json.loads({report!r})}}))")
+    run_demo(demo, data=[str(items)], steps=1)
+    assert [path for path in demo.rglob("*") if path.is_file() and b"secret" in path.read_bytes()] == []
+    assert (demo / "report.json").stat().st_size < 10_000
+
+
 def test_childs_error_is_the_demos(child):
     demo = child("print(json.dumps({'error': 'No room.', 'hint': 'Free some.'}))\nsys.exit(1)")
     with pytest.raises(TAIAError, match=r"The demo failed\. No room\.\nFree some\.") as caught:
@@ -114,7 +124,7 @@ def test_a_demo_that_is_finished_is_told_and_not_done_again(child, monkeypatch):
     said = []
     monkeypatch.setattr(runner.sys, "executable", "/no/such/program")
     assert run_demo(demo, log=said.append) == first
-    assert said == [f"This very demo is finished already; delete {demo} to do it again."]
+    assert said == ["This very demo is finished already; name another folder with --dir to do it again."]
     with pytest.raises(OSError, match="no/such/program"):
         run_demo(demo, seed=1)
 
