@@ -173,9 +173,6 @@ def load_model(
     loads = load_plain if plain else TAIAForCausalLM.from_pretrained
     model = loads(repo, dtype=dtype, device_map=place(device, device_map), **source)
     say_device(model)
-    config = model.taia_config
-    if not plain and not config._name_or_path:  # an adapter; its own tokenizer, where it has one, comes first
-        config._name_or_path, config._commit_hash = repo, source["revision"]
     return model, load_tokenizer(model, token=source["token"], trust_remote_code=source["trust_remote_code"])
 
 

@@ -96,7 +96,9 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     found = open_repository(name, options.access, revision=revision, config=config, what="TAIA repository")
     found = found.with_weights(options.access, verify=options.verify)
     if found.is_plain:
-        loaded = _load(found, _new_config(found), options)
+        config = _new_config(found)
+        config._name_or_path, config._commit_hash = found.name, found.revision  # its own tokenizer comes first
+        loaded = _load(found, config, options)
         logger.warning(
             "'%s' is a plain PEFT adapter: on its base '%s' its '%s' updates act; `inference_modules` chooses others.",
             name,

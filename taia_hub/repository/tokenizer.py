@@ -20,7 +20,7 @@ _FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
 
 
 def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a loaded model's TAIA repository, or the base model's where it has none.
+    """Loads the tokenizer of a loaded model's TAIA repository or PEFT adapter, or the base's where it has none.
 
     A damaged one is an error: the base's may not be its equal.
     """
