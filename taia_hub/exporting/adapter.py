@@ -185,10 +185,9 @@ def export_adapters(
 
 def _made_of(update: OpenedUpdate, settings: Mapping[str, Setting], options: ExportOptions) -> str:
     """Names all that exports depend on."""
-    base = update.base
     return digest(
         {
-            "base": (base.name, base.revision, hub.sha256(base.folder / hub.CONFIG)),
+            "base": hub.base_print(update.base),
             "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
             "settings": {name: setting.label for name, setting in settings.items()},
             "options": [options.rank, options.max_error, options.verify, options.engines],

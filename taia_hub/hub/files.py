@@ -223,6 +223,18 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def base_print(model: Source) -> list[Any]:
+    """Names the content of a whole model, as JSON values: by its commit, or in a folder by what lies there now.
+
+    The weights of a folder go by their sizes and times.
+    """
+    if model.revision:
+        return [model.name, model.revision]
+    paths = sorted(path for ending in ("*.safetensors", "*.bin") for path in model.folder.glob(ending))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return [model.name, sha256(model.folder / "config.json"), stats]
+
+
 def same_bytes(one: Path, other: Path) -> bool:
     """Tells whether two files hold the same bytes; False when one is missing."""
     return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)

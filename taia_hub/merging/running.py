@@ -186,14 +186,10 @@ def _there_already(target: Path, facts: Mapping[str, Any]) -> MergeReport:
 
 def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:
     """Names all that a merge depends on, before the base's weights are fetched."""
-    base: Any = update.base.revision
-    if base is None:
-        files = sorted(update.base.folder.glob("*.safetensors"))
-        base = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return digest(
         {
             "version": _VERSION,
-            "base": (update.base.name, base, hub.sha256(update.base.folder / hub.CONFIG)),
+            "base": hub.base_print(update.base),
             "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
             "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
             "setting": parse_setting(setting).label,

@@ -140,7 +140,7 @@ def create_from_finetuned(
         tempfile.TemporaryDirectory(dir=beside, prefix=".taia-dense-") as scratch,
     ):
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
-        asked = [_print_of(one), _print_of(other), compress, str(inference_modules)]
+        asked = [hub.base_print(one), hub.base_print(other), compress, str(inference_modules)]
         made = Made(out, {"command": "create", "from": digest(asked)}) if out else None
         if made and made.facts() is not None:
             there = load_repository(
@@ -189,12 +189,6 @@ def _asked_of(loaded: Loaded) -> dict[str, Any]:
     files = [hub.sha256(update.source / name) for name in (update.kind.config, update.kind.weights)]
     parts = [config.base_model_name_or_path, config.base_model_revision, config.update, str(config.inference_modules)]
     return {"command": "create", "from": digest([*parts, *files])}
-
-
-def _print_of(model: hub.Source) -> Any:
-    """Names the content of a whole model: by its commit, or in a folder by sizes and times."""
-    paths = sorted((*model.folder.glob("*.safetensors"), model.folder / hub.CONFIG))
-    return [model.name, model.revision or [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]]
 
 
 def _refuse_another(out: Path, overwrite: bool) -> None:

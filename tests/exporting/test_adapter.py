@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import peft
@@ -30,6 +31,7 @@ from taia_hub.exporting.low_rank import EXACT, product
 from taia_hub.exporting.plan import Factors, find_targets, share_scale
 from taia_hub.exporting.publishing import push_adapters
 from taia_hub.exporting.verification import check_loads
+from taia_hub.merging import merge
 from taia_hub.repository.side_files import card_tags
 from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molora
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
@@ -423,6 +425,19 @@ def test_a_folder_that_is_not_empty_is_refused(pico, tmp_path):
         export_adapter(pico.adapter("llama"), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("make", [export_adapter, merge])
+def test_what_was_made_of_a_base_that_changed_in_its_folder_is_not_the_same(pico, tmp_path, make):
+    base = shutil.copytree(pico.base("llama"), tmp_path / "base")
+    adapter = shutil.copytree(pico.adapter("llama"), tmp_path / "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    make(adapter, tmp_path / "out")
+    make(adapter, tmp_path / "out")  # known
+    save_file({name: -one for name, one in load_file(base / "model.safetensors").items()}, base / "model.safetensors")
+    with pytest.raises(RepositoryError, match="holds another result"):
+        make(adapter, tmp_path / "out")
 
 
 def test_the_same_export_again_is_known_and_another_one_wants_overwrite(pico, tmp_path, monkeypatch, taia):
