@@ -38,7 +38,8 @@ from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.skeleton import skeleton
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 NUMBERS = itertools.count()
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
 
