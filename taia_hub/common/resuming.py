@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ def sole(lock: Path, busy: TAIAError | None = None) -> Iterator[None]:
 def digest(value: Any) -> str:
     """Returns the sha256 of JSON values, whatever the order of their keys, as 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 of a file as 64 hex digits, reading it in pieces."""
+    found = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            found.update(buffer[:count])
+    return found.hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -157,11 +167,20 @@ MADE = ".taia.json"
 class Made:
     """A folder that a command makes whole of what is `asked`, and knows again: the same is not made twice.
 
-    What a person put into it, or changed there, is never replaced.
+    What a person put into it, or changed there, is never replaced. A card that a person edited makes no other result.
+
+    Attributes:
+        folder: Where it lies.
+        asked: All that it depends on, as JSON values.
+        cards: Paths of its cards.
+        keep_edits: Puts a person's edits of the first card, which is there, into the second one, which shall replace
+            it; False where that is not possible and the first one stays.
     """
 
     folder: Path
     asked: Mapping[str, Any]
+    cards: Collection[str] = ()
+    keep_edits: Callable[[Path, Path], bool] = lambda old, new: False
 
     def facts(self) -> dict[str, Any] | None:
         """Returns what was written down of this very result, where it lies here unchanged; else None."""
@@ -185,37 +204,49 @@ class Made:
                 raise RepositoryError(
                     f"The folder '{folder}' is not empty.", "Give a new folder; nothing is written over."
                 )
+            foreign = self._foreign(known)
+            named = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             if not overwrite:
+                which = "a changed" if Mark(folder / MADE, self.asked).fits() else "another"
+                also = f", with what taia-hub did not make: {named}" if foreign else ""
                 raise RepositoryError(
-                    f"The folder '{folder}' is not empty: it holds another result of taia-hub.",
-                    "Replace it with --overwrite (overwrite=True), or give a new folder.",
+                    f"The folder '{folder}' is not empty: it holds {which} result of taia-hub{also}.",
+                    f"{'Move that elsewhere, then r' if foreign else 'R'}eplace it with --overwrite (overwrite=True), "
+                    "or give a new folder.",
                 )
-            if foreign := self._foreign(known):
+            if foreign:
                 raise RepositoryError(
-                    f"'{folder}' holds what taia-hub did not make, and would lose it: {', '.join(foreign[:5])}.",
+                    f"'{folder}' holds what taia-hub did not make, and would lose it: {named}.",
                     "Move it elsewhere first, or give a new folder.",
                 )
         if folder.is_dir() and folder.resolve() == Path.cwd():  # which another would replace
             raise RepositoryError(f"'{folder}' is the working folder.", "Give a new folder in it.")
 
-    def mark(self, names: Iterable[str], **facts: Any) -> None:
+    def mark(self, names: Iterable[str], hashes: Mapping[str, str] | None = None, **facts: Any) -> None:
         """Writes down that these files, which lie in the folder, are what was asked for.
+
+        Files are read for their sha256 only where `hashes` has none.
 
         Raises:
             OSError: If it cannot be written.
         """
-        files = {name: _print_of(self.folder / name) for name in names}
+        files = {name: _print_of(self.folder / name, (hashes or {}).get(name)) for name in names}
         Mark(self.folder / MADE, self.asked).write(files=files, facts=facts)
 
-    def put(self, new: Path, *, overwrite: bool = False, **facts: Any) -> None:
+    def put(self, new: Path, *, overwrite: bool = False, hashes: Mapping[str, str] | None = None, **facts: Any) -> None:
         """Gives a folder this one's name, with its mark; what it replaces is gone when it is there, not before.
+
+        Edits of its cards stay. `hashes` is as of `mark`.
 
         Raises:
             RepositoryError: As of `check_free`.
             OSError: If it cannot be moved; what was there stays.
         """
-        Made(new, self.asked).mark(made_files(new), **facts)
+        Made(new, self.asked).mark(made_files(new), hashes, **facts)
         self.check_free(overwrite=overwrite)
+        for name in self._edited_cards():  # after the mark, so that the edits are known the next time, too
+            if not self.keep_edits(self.folder / name, new / name):
+                shutil.copy2(self.folder / name, new / name)
         if not self.folder.is_dir():
             os.rename(new, self.folder)
             return
@@ -232,14 +263,31 @@ class Made:
         shutil.rmtree(old, ignore_errors=True)
 
     def _foreign(self, known: Mapping[str, Any], *, also_new: bool = True) -> list[str]:
-        """Lists the files that are not as they were made: changed, gone, or, where `also_new`, there besides."""
-        there, made = made_files(self.folder), known.get("files") or {}
-        changed = [
-            name for name, (size, time, hashed) in made.items() if not _is_as(there.get(name), size, time, hashed)
-        ]
-        gone = [] if not also_new else [name for name in changed if name not in there]
-        new = [name for name in there if name not in made] if also_new else []
-        return sorted({*changed, *new} - {*gone})
+        """Lists what is not as it was made: changed, gone, or, where `also_new`, there besides; of cards, gone ones."""
+        there, made = _paths(self.folder), known.get("files") or {}
+        changed = [name for name, was in made.items() if not _is_as(there.get(name), *was)]
+        if not also_new:
+            return sorted(name for name in changed if name not in self.cards or name not in there)
+        new = [name for name in there if name not in made]
+        return sorted(name for name in {*changed, *new} if name in there and name not in self.cards)
+
+    def _edited_cards(self) -> list[str]:
+        made = Mark(self.folder / MADE, {}).read().get("files") or {}
+        there = {name: self.folder / name for name in self.cards if (self.folder / name).is_file()}
+        return [name for name, path in there.items() if name not in made or not _is_as(path, *made[name])]
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    """Lists what would be lost with a folder, by paths in it: all but folders, links to these, and empty folders."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_dir():
+            found[name] = path
+        elif not any(path.iterdir()):
+            found[f"{name}/"] = path
+    found.pop(MADE, None)
+    return found
 
 
 def made_files(folder: Path) -> dict[str, Path]:
@@ -248,17 +296,16 @@ def made_files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
-def _print_of(path: Path) -> tuple[int, int, str]:
+def _print_of(path: Path, known: str | None = None) -> tuple[int, int, str]:
     stat = path.stat()
-    with path.open("rb") as file:
-        return stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()
+    return stat.st_size, stat.st_mtime_ns, known or sha256(path)
 
 
 def _is_as(path: Path | None, size: int, time: int, hashed: str) -> bool:
     """Tells whether a file is as it was: by size and time, else by its hash."""
-    if path is None or path.stat().st_size != size:
+    if path is None or not path.is_file() or path.stat().st_size != size:
         return False
-    return path.stat().st_mtime_ns == time or _print_of(path)[2] == hashed
+    return path.stat().st_mtime_ns == time or sha256(path) == hashed
 
 
 def _as_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from taia_hub.exporting.writing import new_folder, write_tensors
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OpenedUpdate, open_update
 from taia_hub.repository.reading import base_license, check_publishable
+from taia_hub.repository.side_files import keep_edits
 from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 from taia_hub.updates.peft.plain_lora import LeanLora
@@ -151,7 +152,9 @@ def export_adapters(
         Made(out, {}).check_free()
     update = open_update(source, revision=revision, lean=True, **asked.remote)
     update.files.check_outside(out)
-    made = Made(out, {"command": "export", "repo": repo_ids, "from": _made_of(update, parsed, asked)})
+    cards = {hub.CARD, *(PurePosixPath(name, hub.CARD).as_posix() for name in parsed)}
+    wanted = {"command": "export", "repo": repo_ids, "from": _made_of(update, parsed, asked)}
+    made = Made(out, wanted, cards, keep_edits)
     if facts := made.facts():
         return {name: ExportReport.of(values, out / name) for name, values in facts["reports"].items()}
     made.check_free(overwrite=overwrite)

@@ -4,6 +4,7 @@ Names and folders come in; `Source` (files here), `Head` (what is there) and com
 nor transformers.
 """
 
+from taia_hub.common.resuming import sha256
 from taia_hub.hub._errors import PaymentError, check_space, disk_errors, hub_errors, no_folder
 from taia_hub.hub._names import meant
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
@@ -21,7 +22,6 @@ from taia_hub.hub.files import (
     index_shards,
     read_json,
     same_bytes,
-    sha256,
     tensor_shapes,
     update_weights,
     verify_manifest,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from taia_hub.common.resuming import sha256
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
 from taia_hub.hub.access import HubAccess, Source, fetch
@@ -211,16 +211,6 @@ def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -
         raise RepositoryError(f"'{name}' has {weights.stat().st_size} bytes; {MANIFEST} says {size}.", again)
     if (found := sha256(weights)) != digest:
         raise RepositoryError(f"'{name}' is damaged: its sha256 is {found}; {MANIFEST} says {digest}.", again)
-
-
-def sha256(path: Path) -> str:
-    """Returns the sha256 of a file as 64 hex digits, reading it in pieces."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def base_print(model: Source) -> list[Any]:

@@ -21,6 +21,7 @@ from taia_hub.merging.state import Scratch, check_target, locked
 from taia_hub.merging.texts import write_texts
 from taia_hub.merging.writing import write_plan
 from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not_quantised, open_update
+from taia_hub.repository.side_files import keep_edits
 from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
@@ -134,7 +135,7 @@ def merge(
     check_not_quantised(update.base)
     check_setting(update, inference_modules)
     asked = {"command": "merge", "name": repo_id or target.name}
-    made = Made(target, {**asked, "from": _made_of(update, inference_modules, wanted)})
+    made = Made(target, {**asked, "from": _made_of(update, inference_modules, wanted)}, {hub.CARD}, keep_edits)
     if facts := made.facts():
         return _there_already(target, facts)
     check_target(made, overwrite=overwrite)

@@ -82,7 +82,7 @@ class Scratch:
         """Moves the files under the final name, which holds all of them or none, and deletes the folder."""
         made = made or Made(self.out, {})
         check_target(made, overwrite=overwrite)
-        made.put(self.files, overwrite=overwrite, **facts)
+        made.put(self.files, overwrite=overwrite, hashes=self.finished, **facts)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _take_over(self) -> None:

@@ -207,7 +207,11 @@ def _mark(made: Made) -> None:
         hub.update_weights(made.folder / config.place.path, config.place.kind) if "repo" not in config.update else {}
     )
     names = [config.place.named(name) for name in (config.place.kind.config, *updates)] if updates else []
-    made.mark([hub.CONFIG, *names])
+    hashes = {}
+    if updates and config.place.kind.shards:  # its index knows them: many gigabytes are not read once more
+        found = hub.read_json(made.folder / config.place.weights)["metadata"]["sha256"]
+        hashes = {config.place.named(name): digest for name, digest in found.items()}
+    made.mark([hub.CONFIG, *names], hashes)
 
 
 def _check_targets(out: Path | None, push: str | None) -> None:

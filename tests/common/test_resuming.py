@@ -137,3 +137,47 @@ def test_what_was_there_is_back_where_the_new_one_cannot_be_moved(tmp_path, monk
         Made(tmp_path / "lora", {"seed": 1}).put(new, overwrite=True)
     assert (tmp_path / "lora" / "model").read_text() == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "new"]
+
+
+def test_links_and_empty_folders_are_a_persons_too(tmp_path):
+    made, other = (Made(tmp_path / "lora", {"seed": seed}) for seed in (0, 1))
+    made.put(filled(tmp_path / "new", "first"))
+    (made.folder / "data").symlink_to(filled(tmp_path / "data", "mine"))
+    (made.folder / "gone").symlink_to(tmp_path / "nowhere")
+    (made.folder / "plans" / "later").mkdir(parents=True)
+    named = "did not make: data, gone, plans/later/"
+    for overwrite, words in ((False, named), (True, "would lose it: data, gone, plans/later/")):
+        with pytest.raises(RepositoryError, match=words):
+            other.check_free(overwrite=overwrite)
+    assert made.facts() == {}
+    (made.folder / "model").unlink()
+    (made.folder / "model").symlink_to(tmp_path / "nowhere")
+    assert made.facts() is None
+    with pytest.raises(RepositoryError, match="holds a changed result"):
+        made.check_free()
+
+
+def test_only_cards_that_the_new_result_has_too_may_be_edited(tmp_path):
+    first = Made(tmp_path / "lora", {"seed": 0}, {"model", "more/card"}, lambda old, new: False)
+    new = filled(tmp_path / "new", "first")
+    (new / "more").mkdir()
+    (new / "more" / "card").write_text("card")
+    first.put(new)
+    (first.folder / "model").write_text("mine")
+    (first.folder / "more" / "card").write_text("mine")
+    assert first.facts() == {}
+    second = Made(first.folder, {"seed": 1}, {"model"})
+    with pytest.raises(RepositoryError, match="would lose it: more/card"):
+        second.check_free(overwrite=True)
+    (first.folder / "more" / "card").write_text("card")
+    for seed in (1, 2):  # what was kept is still known as a person's
+        Made(first.folder, {"seed": seed}, {"model"}).put(filled(tmp_path / "new", "new"), overwrite=True)
+        assert (first.folder / "model").read_text() == "mine"
+
+
+def test_a_hash_that_is_known_is_not_made_again(tmp_path):
+    made = Made(tmp_path / "lora", {"seed": 0})
+    made.put(filled(tmp_path / "new", "first"), hashes={"model": "0" * 64})
+    assert made.facts() == {}
+    os.utime(made.folder / "model", (0, 0))
+    assert made.facts() is None

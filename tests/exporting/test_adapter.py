@@ -441,7 +441,7 @@ def test_what_was_made_of_a_base_that_changed_in_its_folder_is_not_the_same(pico
         make(adapter, tmp_path / "out")
 
 
-def test_the_same_export_again_is_known_and_another_one_wants_overwrite(pico, tmp_path, monkeypatch, taia):
+def test_the_same_export_again_is_known_and_another_one_wants_overwrite(pico, tmp_path, monkeypatch, taia, caplog):
     monkeypatch.chdir(tmp_path)
     words = ["export", pico.adapter("llama"), "--out", "out"]
     first = taia(*words)
@@ -462,10 +462,16 @@ def test_the_same_export_again_is_known_and_another_one_wants_overwrite(pico, tm
     assert status == 1
     assert "would lose it: mine.txt" in err
     (tmp_path / "out" / "mine.txt").unlink()
-    (tmp_path / "out" / "README.md").write_text("my words")
-    status, _, err = taia(*words, "--mode", "ffn", "--overwrite")
-    assert "would lose it: README.md" in err
-    (tmp_path / "out" / "README.md").unlink()
+    card = tmp_path / "out" / "README.md"
+    card.write_text(f"{card.read_text()}\n## Mine\n\nmy words\n")
+    assert "It is in out already" in taia(*words)[1]  # an edited card makes no other result
+    for mode in ("all", "ffn"):  # edits stay, more than once
+        assert taia(*words, "--mode", mode, "--overwrite")[0] == 0
+        assert "## Mine\n\nmy words" in card.read_text()
+    card.write_text("my words")
+    status, _, _ = taia(*words, "--mode", "attention", "--overwrite")
+    assert (status, card.read_text()) == (0, "my words")
+    assert "The model card stays as it is" in caplog.text
     assert taia(*words, "--mode", "ffn", "--overwrite")[0] == 0
     assert config_of(tmp_path / "out")["target_modules"] == ["down_proj", "gate_proj", "up_proj"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import taia_hub
 from taia_hub import TAIAForCausalLM, hub
 from taia_hub.cli.merging import merge as merge_command
+from taia_hub.common import resuming
 from taia_hub.errors import (
     ConfigError,
     RepositoryError,
@@ -688,9 +689,24 @@ def test_the_same_merge_again_is_known_and_another_one_wants_overwrite(pico, tmp
     with pytest.raises(RepositoryError, match=r"would lose it: notes\.txt"):
         merge(adapter, out, "attention", overwrite=True)
     assert not merge(adapter, out, "all").is_new  # what lies beside it changes nothing
+    (out / "README.md").write_text("my words")
+    assert not merge(adapter, out, "all").is_new
     (out / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(RepositoryError, match="holds another result"):
+    with pytest.raises(RepositoryError, match=r"a changed result .* did not make: model\.safetensors, notes\.txt"):
         merge(adapter, out, "all")
+    (out / "notes.txt").unlink()
+    (out / "model.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "sha256", refuse_weights)
+        assert merge(adapter, out, "all", overwrite=True).is_new
+    assert (out / "README.md").read_text() == "my words"
+    os.utime(out / "model.safetensors", (0, 0))  # known by its hash, which the merge told
+    assert not merge(adapter, out, "all").is_new
+
+
+def refuse_weights(path):
+    assert path.suffix != ".safetensors", "a shard is hashed a second time"
+    return hub.sha256(path)
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -403,7 +404,14 @@ def test_the_same_repository_again_is_known_and_another_one_wants_overwrite(name
 
 @pytest.mark.parametrize("compress", [None, 4])
 def test_the_same_fine_tune_again_is_not_compared_again(names: Path, monkeypatch: Any, compress: Any) -> None:
-    first = create_from_finetuned("base", "tuned", out=Path("out"), compress=compress)
+    hashed: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("taia_hub.common.resuming.sha256", lambda path: hashed.append(path) or hub.sha256(path))
+        first = create_from_finetuned("base", "tuned", out=Path("out"), compress=compress)
+    assert not [path for path in hashed if path.match("dense-*.safetensors")]  # the index knows them
+    assert hashed
+    for path in Path("out").rglob("*.safetensors"):
+        os.utime(path, (0, 0))
     for name in ("write_dense", "compress_difference"):
         monkeypatch.setattr(f"taia_hub.repository.loading.{name}", None)
     again = create_from_finetuned("base", "tuned", out=Path("out"), compress=compress)
