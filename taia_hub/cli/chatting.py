@@ -156,8 +156,13 @@ class _Session:
     def ask(self, prompt: str) -> bool:
         from taia_hub.compare.chatting import Turn
 
-        self.make_room(prompt)
-        state, stopped = show_answers(self.talk.stream(prompt, **self.how()), 1)
+        left_out = self.left_out(prompt)
+        states = self.talk.stream(prompt, left_out=left_out, **self.how())  # refused here, nothing is forgotten
+        if dropped := left_out - self.talk.forgotten:
+            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
+            say(f"The context is full: the oldest {turns} no longer read. /clear begins anew.")
+        self.talk.forgotten = left_out
+        state, stopped = show_answers(states, 1)
         if state:
             (answer,) = state.answers
             self.talk.turns.append(Turn(prompt, answer.text, answer.mode, answer.finished == "stop"))
@@ -168,11 +173,9 @@ class _Session:
                 say(f"The answer was cut after {len(answer.tokens):,} tokens: /set max-new-tokens for more.")
         return stopped
 
-    def make_room(self, prompt: str) -> None:
-        """Says where the beginning of the talk must be forgotten."""
-        if dropped := self.talk.make_room(prompt, self.options["max_new_tokens"]):
-            turns = "turn is" if dropped == 1 else f"{dropped} turns are"
-            say(f"The context is full: the oldest {turns} no longer read. /clear begins anew.")
+    def left_out(self, prompt: str) -> int:
+        """Returns how many turns are not read for a prompt."""
+        return self.talk.left_out(prompt, self.options["max_new_tokens"])
 
     def how(self) -> dict[str, Any]:
         """Returns the keywords of the next answer."""
@@ -207,9 +210,8 @@ class _Session:
         wanted: dict[str, Any] = {mode: mode for mode in ("none", "attention", "ffn", "all")}
         if self.talk.label not in PAPER_NAMES:
             wanted[self.talk.label] = self.talk.setting
-        if text:
-            self.make_room(text)
-        states = self.talk.stream(prompt, list(wanted.values()), turns=turns, **self.how())
+        left_out = self.left_out(text) if text else None
+        states = self.talk.stream(prompt, list(wanted.values()), turns=turns, left_out=left_out, **self.how())
         state, stopped = show_answers(states, len(wanted))
         self.note(*(state.notes if state else ()))
         return stopped

@@ -62,29 +62,41 @@ class Conversation:
         self.model._taia_switch.resolve(setting.value)
         self.setting = setting
 
-    def make_room(self, prompt: str, max_new_tokens: int) -> int:
-        """Forgets the oldest turns until a prompt and its answer find room in the context; returns how many.
+    def left_out(self, prompt: str, max_new_tokens: int) -> int:
+        """Returns how many of the oldest turns a prompt and its answer leave no room for in the context.
 
         Raises:
             ConfigError: If the chat template refuses the messages.
         """
-        most, before = context_length(self.model), self.forgotten
-        while most is not None and self.forgotten < len(self.turns):
-            tokens = chat_tokens(self.tokenizer, self.messages(prompt), chat=self.chat)
+        most, count = context_length(self.model), self.forgotten
+        while most is not None and count < len(self.turns):
+            tokens = chat_tokens(self.tokenizer, self.messages(prompt, left_out=count), chat=self.chat)
             if len(tokens) + min(max_new_tokens, most // _SHARE_OF_ANSWER) <= most:
                 break
-            self.forgotten += 1
-        return self.forgotten - before
+            count += 1
+        return count
 
-    def messages(self, prompt: str, turns: int | None = None) -> tuple[Mapping[str, str], ...]:
-        """Returns what the model reads for a prompt: it comes after the first `turns` turns, by default after all."""
+    def messages(
+        self, prompt: str, turns: int | None = None, left_out: int | None = None
+    ) -> tuple[Mapping[str, str], ...]:
+        """Returns what the model reads for a prompt.
+
+        It comes after the first `turns` turns, by default after all, of which the first `left_out` are not read, by
+        default those that are forgotten.
+        """
         said: list[Mapping[str, str]] = []
-        for turn in self.turns[self.forgotten : turns]:
+        for turn in self.turns[self.forgotten if left_out is None else left_out : turns]:
             said += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.answer}]
         return read_messages([*said, {"role": "user", "content": prompt}], self.system)
 
     def stream(
-        self, prompt: str, modes: Sequence[Any] = (), *, turns: int | None = None, **options: Any
+        self,
+        prompt: str,
+        modes: Sequence[Any] = (),
+        *,
+        turns: int | None = None,
+        left_out: int | None = None,
+        **options: Any,
     ) -> Generator[Comparison, None, None]:
         """Answers a prompt, which becomes no turn of its own accord.
 
@@ -92,6 +104,7 @@ class Conversation:
             prompt: What the user says.
             modes: Settings that answer side by side; by default the conversation's alone.
             turns: As of `messages`.
+            left_out: As of `messages`.
             **options: Further keywords of `stream_compare`.
 
         Returns:
@@ -101,7 +114,7 @@ class Conversation:
             TAIAError: As of `stream_compare`.
         """
         wanted = list(modes) or [self.setting]
-        messages = self.messages(prompt, turns)
+        messages = self.messages(prompt, turns, left_out)
         return stream_compare(self.model, self.tokenizer, messages, wanted, chat=self.chat, measures=False, **options)
 
     def to_json(self) -> dict[str, Any]:

@@ -109,24 +109,27 @@ def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: st
     from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
-    client = httpx.AsyncClient(base_url=address, timeout=None, trust_env=False)
+    # else httpx would ask for compression itself, and names in what is compressed cannot be replaced
+    plain = {"accept-encoding": "identity"}
+    client = httpx.AsyncClient(base_url=address, headers=plain, timeout=None, trust_env=False)
 
     def refuse(status: int, message: str, code: str) -> Response:
         error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
         return JSONResponse({"error": error}, status)
 
     async def listed(request: Request) -> Response:
-        answer = await client.get(request.url.path, headers=_without(request.headers, "host"))
+        answer = await client.get("/v1/models", headers=_without(request.headers, "host", "accept-encoding"))
+        headers = _without(answer.headers, *_HOP, "content-encoding")
         if not answer.is_success:
-            return Response(answer.content, answer.status_code, _without(answer.headers, *_HOP))
+            return Response(answer.content, answer.status_code, headers)
         body = answer.json()
         for key in ("data", "models"):
             own = json.dumps(body[key][0])
             body[key] = [json.loads(own.replace(json.dumps(alias), json.dumps(name))) for name in models]
-        return JSONResponse(body, headers=_without(answer.headers, *_HOP))
+        return JSONResponse(body, headers=headers)
 
     async def passed_on(request: Request) -> Response:
-        path, body, name = request.url.path, await request.body(), alias
+        path, body, name = f"/{request.path_params['path']}", await request.body(), alias  # without a root path
         headers = _without(request.headers, "host", "content-length")
         if request.method == "POST" and path in GENERATING:
             asked = None

@@ -185,13 +185,36 @@ def test_the_oldest_turns_are_dropped_before_the_context_is_full(talk, reference
     assert out[-1] == answers(reference, ["the sea"]).strip()
 
 
+def test_what_becomes_no_turn_forgets_none(talk, monkeypatch):
+    """A prompt that is too long is refused for its own length; a text to compare may leave out turns, for itself."""
+    from taia_hub.compare.chatting import stream_compare as whole
+
+    read = []
+
+    def stream(model, tokenizer, messages, *more, **options):
+        states = whole(model, tokenizer, messages, *more, **options)
+        read.append([one["content"] for one in messages][::2])
+        return states
+
+    monkeypatch.setattr("taia_hub.compare.chatting.stream_compare", stream)
+    long, too_long = "x " * 55, "x " * 500
+    status, _, err = talk("the sea", "a b c", too_long, f"/compare {long}", f"/compare {too_long}", "d")
+    assert status == 0
+    assert "The context is full" not in err
+    assert err.count("Error: The prompt has 999 tokens") == 2
+    assert [len(texts) for texts in read] == [1, 2, 1, 3]
+    assert read[-1] == ["the sea", "a b c", "d"]
+
+
 def test_turns_that_are_dropped_are_no_longer_read(reference):
     model, tokenizer = reference
     conversation = Conversation(model, tokenizer, parse_setting("attention"), system="s")
     conversation.turns = [Turn("a b c d e " * 4, "one", "all"), Turn("x " * 20, "two", "all")]
-    assert conversation.make_room("the sea", 500) == 1
+    assert conversation.left_out("the sea", 500) == 1
+    assert conversation.forgotten == 0
+    conversation.forgotten = 1
     assert [one["content"] for one in conversation.messages("the sea")] == ["s", "x " * 20, "two", "the sea"]
-    assert conversation.make_room("the sea", 500) == 0
+    assert conversation.left_out("the sea", 500) == 1
     assert [one["content"] for one in conversation.to_json()["messages"]][1].startswith("a b c")
 
 

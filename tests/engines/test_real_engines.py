@@ -227,7 +227,7 @@ def test_llama_cpps_front_serves_no_mode_in_anothers_name(repository, base_gguf,
 
     pytest.importorskip("xllamacpp")
     port, key = free_port(), {"Authorization": "Bearer 123"}
-    extra = (*EXACT, "--n-ctx=256", "--api-keys", "123")
+    extra = (*EXACT, "--n-ctx=256", "--api-keys", "123", "--root-path=/behind")
     plan = plan_serving(
         repository, "llama.cpp", ["attention"], gguf=base_gguf, out=tmp_path, port=port, name="m", extra=extra
     )

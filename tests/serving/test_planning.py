@@ -528,6 +528,11 @@ def test_the_engine_that_is_there_is_taken(monkeypatch):
     there -= {"sglang"}
     assert choose_engine(None).name == "transformers"
     there.clear()
+    there |= set(ENGINES["llama.cpp"].modules)
+    with pytest.raises(ConfigError, match=r"only llama\.cpp is here, and it needs --gguf FILE") as caught:
+        choose_engine(None)
+    assert "convert_hf_to_gguf.py" in caught.value.hint
+    there.clear()
     with pytest.raises(MissingDependencyError, match="No engine is installed here") as caught:
         choose_engine(None)
     assert "[serve]" in caught.value.hint
