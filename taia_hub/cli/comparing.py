@@ -26,6 +26,7 @@ from taia_hub.cli.shared import (
     parse_mode,
     read_answering,
     read_prompt,
+    say_device,
 )
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
 
@@ -265,4 +266,4 @@ def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
         raise SettingError(f"The page cannot begin with the mode '{other[0]}'.", f"Choose {', '.join(MODES)}.")
     settings = PageSettings.from_environment()
     typer.echo(f"Votes are kept in {settings.votes_place} (TAIA_VOTES names another file).", err=True)
-    launch_page(repo, modes=modes, settings=settings, **options)
+    launch_page(repo, modes=modes, settings=settings, on_load=say_device, **options)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import re
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
-from taia_hub.errors import ConfigError, closest
+from taia_hub.errors import ConfigError, OutOfMemoryError, closest
 
 _KINDS = ("cpu", "cuda", "mps")
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # what accelerate spreads over all there is
+_FULL = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 _CPU = "Give --device cpu, or leave it out."
 
 
@@ -70,6 +75,35 @@ def placement(model: Any) -> str:
     """Says where a loaded model runs and in which dtype, as in `"on cuda:0, bfloat16"`."""
     devices = dict.fromkeys(str(parameter.device) for parameter in model.parameters())
     return f"on {' and '.join(devices) or model.device}, {str(model.dtype).removeprefix('torch.')}"
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Says of a model that is loaded and does not fit into the memory what would, once that is free again."""
+    full = False
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError, and what MPS and the CPU raise in its place
+        if not isinstance(error, MemoryError) and not _FULL.search(str(error)):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold what was allocated
+        full = True
+    if full:
+        free_memory()
+        raise OutOfMemoryError(
+            "The model does not fit into the memory of the device; what was allocated is free again.",
+            'Spread it over all devices with --device-map auto (device_map="auto"), load it on the CPU with --device '
+            "cpu, or in a smaller --dtype, such as bfloat16.",
+        )
+
+
+def free_memory() -> None:
+    """Gives back what was allocated and is no longer used."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _check(asked: str, more: tuple[str, ...] = ()) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.common.chat import Messages
+from taia_hub.common.devices import fitting, free_memory
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
-from taia_hub.compare.streaming import free_memory, stream_compare
+from taia_hub.compare.streaming import stream_compare
 from taia_hub.errors import ConfigError
 from taia_hub.hub.config import is_taia
 from taia_hub.hub.layout import KINDS
@@ -77,7 +78,7 @@ def load_plain(name: str, **keywords: Any) -> Any:
     from taia_hub.repository.loading import Loaded
     from taia_hub.switch.switch import Switch
 
-    with hub.hub_errors(name, what="model", revision=None):
+    with fitting(), hub.hub_errors(name, what="model", revision=None):
         model = AutoModelForCausalLM.from_pretrained(name, **keywords)
     config = TAIAConfig(base_model_name_or_path=name, inference_modules="none")
     loaded: Any = Loaded(model, config, None, Switch((), "none"))  # type: ignore[arg-type]

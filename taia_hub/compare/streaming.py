@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import time
 import traceback
 from collections import deque
@@ -15,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from taia_hub.common.chat import Messages
+from taia_hub.common.devices import free_memory
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.compare.decoding import NARROWING, decode
 from taia_hub.compare.measuring import measure
@@ -338,10 +338,3 @@ class _Row:
 def _ends(config: GenerationConfig) -> frozenset[int]:
     ends = config.eos_token_id
     return frozenset(ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,))
-
-
-def free_memory() -> None:
-    """Gives back what was allocated and is no longer used."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Models:
         dtype: Name of the base models' dtype, or None to choose by device.
         device: Where models go, or None to choose: on ZeroGPU the promised GPU.
         trust_remote_code: Whether a base model's own code may run.
+        on_load: Called with every model that was loaded.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Models:
         dtype: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        on_load: Callable[[Any], object] | None = None,
     ) -> None:
+        self.on_load = on_load
         self.token, self.dtype, self.device, self.trust_remote_code = token, dtype, device, trust_remote_code
         self._lock = threading.Lock()
         self._latest: LoadedModel | None = None
@@ -67,6 +71,8 @@ class Models:
                     token=self.token,
                     trust_remote_code=self.trust_remote_code,
                 ).eval()
+                if self.on_load:
+                    self.on_load(model)
                 tokenizer = load_tokenizer(model, token=self.token, trust_remote_code=self.trust_remote_code)
                 self._latest = LoadedModel(name, revision, model, tokenizer)
             return self._latest

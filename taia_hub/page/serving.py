@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def launch_page(
     share: bool = False,
     block: bool = True,
     page: Any = None,
+    on_load: Callable[[Any], object] | None = None,
     **options: Any,
 ) -> Any:
     """Starts the page on which one prompt is answered by several modes at once.
@@ -49,6 +50,7 @@ def launch_page(
         share: Whether Gradio makes a public link.
         block: Whether the call returns only when the page ends.
         page: A page of `build_page` to start instead of a new one.
+        on_load: Called with every model that was loaded.
         **options: More keywords of Gradio's `launch`.
 
     Returns:
@@ -76,6 +78,7 @@ def launch_page(
             dtype=settings.dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            on_load=on_load,
         )
         if settings.model_id:  # what is wrong with it is said before the page opens
             models.get(settings.model_id, settings.revision)

@@ -11,6 +11,7 @@ from typing import Any, cast
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from taia_hub import hub
+from taia_hub.common.devices import fitting
 from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt
@@ -223,6 +224,7 @@ def _new_config(found: Repository, **fields: Any) -> TAIAConfig:
     )
 
 
+@fitting()
 def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded:
     """Puts the update of an opened repository on its base model, under a switch."""
     setting: Any = options.inference_modules

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import taia_hub
 from taia_hub import cli
 from taia_hub.cli.comparing import split_words
+from taia_hub.cli.shared import say_device
 from taia_hub.compare import Comparison, compare, stream_compare
 from taia_hub.compare.comparison import ComparedAnswer
 from taia_hub.compare.models import find_candidates
@@ -688,6 +689,7 @@ def test_ui_opens_the_page(taia, monkeypatch):
     assert status == 0
     assert "Votes are kept in /srv/own/votes.jsonl" in err
     assert str(calls[0][1].pop("settings").votes) == "/srv/own/votes.jsonl"
+    assert calls[0][1].pop("on_load") is say_device
     options = {
         "port": 7861,
         "share": True,

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from taia_hub import cli
+from taia_hub import TAIAForCausalLM, cli
 from taia_hub.common.devices import choose_device, place, placement
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, OutOfMemoryError
 
 
 @pytest.fixture
@@ -141,3 +142,37 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_fetched(machine, 
         cli.main(words(command, online.taia, "--device", "cuda"))
     assert "built without CUDA" in capsys.readouterr().err
     assert online.hub.requests == []
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "plain"])
+def test_a_model_that_does_not_fit_says_what_would(words, online, taia, monkeypatch, command):
+    raised = []
+
+    def full(*_, **__):
+        raised.append(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        raise raised[-1]
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    plain = ["compare", online.base, online.adapter, "the"]
+    status, _, err = taia(*(plain if command == "plain" else words(command, online.taia, "--device", "cpu")))
+    assert (status, len(raised)) == (1, 1)
+    assert "The model does not fit into the memory" in err
+    for option in ("--device-map auto", "--device cpu", "--dtype"):
+        assert option in " ".join(err.partition("Hint: ")[2].split())
+
+
+def test_other_errors_of_loading_stay_what_they_are_and_other_ways_to_say_that_it_is_full_are_known(
+    online, monkeypatch
+):
+    def load(message):
+        def fail(*_, **__):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+        return TAIAForCausalLM.from_pretrained(online.adapter)
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load("size mismatch")
+    for message in ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory: you tried"):
+        with pytest.raises(OutOfMemoryError, match="does not fit"):
+            load(message)

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 
 from taia_hub import TAIAForCausalLM
+from taia_hub.common.devices import placement
 from taia_hub.compare import Comparison, compare
 from taia_hub.compare.comparison import ComparedAnswer
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError, SettingError
@@ -314,10 +315,12 @@ def test_a_model_is_loaded_once_for_all(online, monkeypatch):
     loads = []
     load = TAIAForCausalLM.from_pretrained
     monkeypatch.setattr(TAIAForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or load(*a, **k))
-    models = Models(dtype="float32")
+    said = []
+    models = Models(dtype="float32", on_load=lambda model: said.append(placement(model)))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: models.get(online.taia), range(4)))
     assert len(loads) == 1
+    assert said == ["on cpu, float32"]
     assert len({id(one.model) for one in found}) == 1
     assert not found[0].model.training
 
