@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from taia_hub.cli.options import filled, options_of, taken
 from taia_hub.cli.shared import Json, Loading, Update, echo_json, modes, progress, say_device
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.evaluation.options import EvaluationOptions
 
 
@@ -22,7 +23,7 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Results file; one that is there is completed. By default NAME.results.json, taia_results.json in DIR."
+            help="Results file, completed where it is there. By default OWNER--NAME.results.json, taia_results.json in DIR."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier results away.")] = False,
@@ -88,15 +89,16 @@ def evaluate(
 
 
 def _results_file(repo: str) -> Path:
-    """Names the file of a model's results: in its folder, or here after its name, or here as it was named before."""
+    """Names the file of a model's results: in its folder, or here after its Hub id, or here as it was named before."""
     from taia_hub.results import RESULTS_FILE, Results
 
     if Path(repo).is_dir():
         return Path(repo, RESULTS_FILE)
     general = Path(RESULTS_FILE)
-    if general.is_file() and Results.load(general).model.name == repo:
-        return general
-    return Path(f"{repo.rpartition('/')[2]}.results.json")
+    with contextlib.suppress(TAIAError):  # a damaged one may be anybody's
+        if general.is_file() and Results.load(general).model.name == repo:
+            return general
+    return Path(f"{repo.replace('/', '--')}.results.json")
 
 
 def _commands(

@@ -490,7 +490,7 @@ def test_the_command_writes_completes_and_prints(online, choices, tmp_path, monk
 
     run(["eval", online.taia, "--task", str(choices), "--mode", "none", "--limit", "3"])
     assert "choices" in capsys.readouterr().out
-    name = "model-taia.results.json"
+    name = "org--model-taia.results.json"
     assert list(Results.load(Path(name)).tasks["choices"].modes) == ["none"]
     assert not Path(RESULTS_FILE).exists()
     run(["eval", online.taia, "--task", str(choices), "--limit", "3", "--json"])

@@ -72,8 +72,8 @@ def test_somebody_with_an_adapter(names, step):
         '{"id": "1", "question": "the", "answer": "A", "answer_type": "choice", "choices": ["end", "he"]}\n'
     )
     step("eval", "trip/model-taia", "--task", "items.jsonl", "--mode", "none", "--mode", "attention", said="items")
-    assert Path("model-taia.results.json").is_file()
-    step("card", "trip/model-taia", "--results", "model-taia.results.json", "--push", "--yes", said="Published")
+    assert Path("trip--model-taia.results.json").is_file()
+    step("card", "trip/model-taia", "--results", "trip--model-taia.results.json", "--push", "--yes", said="Published")
     step("analyze", "trip/model-taia", said="By squared norm the update is")
     step("export", "trip/model-taia", "--mode", "attention", "--out", "lora-attention", said="takes it as it is")
     step("check", "lora-attention", said="peft")
