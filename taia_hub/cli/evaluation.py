@@ -23,7 +23,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Results file, completed where it is there. By default OWNER--NAME.results.json, taia_results.json in DIR."
+            help="Results file, completed if it is there. By default OWNER--NAME.results.json, or taia_results.json in "
+            "DIR."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Throw earlier results away.")] = False,
