@@ -40,9 +40,8 @@ def examine(
     """Examines a TAIA repository or a PEFT adapter, and says which model it was.
 
     Without `texts` the model is not loaded; `dtype` and `device_map` are those of its forward passes, and `on_load` is
-    called with it. `relative` reads
-    (and downloads) the base's weights for their norms; `base` is named where the adapter's own base model is not at
-    hand.
+    called with it. `relative` reads (and downloads) the base's weights for their norms; `base` is named where the
+    adapter's own base model is not at hand.
     """
     access = hub.HubAccess(token=token)
     files = find_adapter(name, revision=revision, base=base, access=access)

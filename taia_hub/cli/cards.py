@@ -9,14 +9,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from taia_hub.cli.options import filled, options_of, taken
-from taia_hub.cli.shared import Json, Message, Repository, Source, echo_json, published
+from taia_hub.cli.shared import Json, Message, Source, Update, echo_json, published
 from taia_hub.repository.card_request import CardRequest
 
 
 @options_of(Source)
 @options_of(CardRequest)
 def card(
-    repo: Repository,
+    repo: Update,
     write: Annotated[bool, typer.Option("--write", help="Write the card into the folder.")] = False,
     push: Annotated[bool, typer.Option("--push", help="Publish the card, and the files given, in one commit.")] = False,
     pr: Annotated[

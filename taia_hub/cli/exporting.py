@@ -14,8 +14,8 @@ from taia_hub.cli.shared import (
     OtherBase,
     Overwrite,
     Private,
-    Repository,
     Source,
+    Update,
     echo_json,
     files_on,
     folder,
@@ -30,7 +30,7 @@ from taia_hub.exporting.options import ExportOptions, by_folder, default_folder
 @options_of(Source)
 @options_of(ExportOptions)
 def export(
-    repo: Repository,
+    repo: Update,
     mode: Annotated[list[str] | None, modes("attention", "repeat it for a sub-folder, or a repository, each")] = None,
     out: Annotated[Path | None, folder("New folder; by default NAME-MODE, or NAME-exports for several modes.")] = None,
     push: Annotated[

@@ -16,6 +16,7 @@ from taia_hub.cli.shared import (
     Private,
     Push,
     Source,
+    Update,
     check_dtype,
     echo_json,
     files_on,
@@ -31,9 +32,7 @@ _SHOWN = ("setting", "modules", "written", "reused", "bytes", "dtype", "sha256",
 
 @options_of(Source)
 def merge(
-    repo: Annotated[
-        str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository or PEFT adapter.")
-    ],
+    repo: Update,
     out: Annotated[Path | None, folder("New folder for the merged model.")] = None,
     push: Push = None,
     mode: Annotated[list[str] | None, modes("attention", "one")] = None,

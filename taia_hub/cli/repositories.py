@@ -17,6 +17,7 @@ from taia_hub.cli.shared import (
     Private,
     Push,
     Source,
+    Update,
     echo_json,
     folder,
     next_step,
@@ -187,9 +188,7 @@ def push(
 
 @options_of(Source)
 def info(
-    repo: Annotated[
-        str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository or a PEFT adapter.")
-    ],
+    repo: Update,
     as_json: Json = False,
     **source: Any,
 ) -> None:

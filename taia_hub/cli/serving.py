@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
-from taia_hub.cli.shared import Repository, Source, folder, modes, progress
+from taia_hub.cli.shared import Source, Update, folder, modes, progress
 from taia_hub.engines import Order
 
 
@@ -22,7 +22,7 @@ def _print_guide(wanted: bool) -> None:
 @options_of(Source)
 @options_of(Order)
 def serve_model(
-    repo: Repository,
+    repo: Update,
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="-- ENGINE FLAGS", help="Further flags, passed on to the engine.")
     ] = None,

@@ -28,7 +28,6 @@ def check_dtype(text: str) -> str:
     return text
 
 
-Repository = Annotated[str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository.")]
 Update = Annotated[
     str, typer.Argument(metavar="REPO|DIR", help="Hub id or folder of a TAIA repository or a PEFT adapter.")
 ]
@@ -38,7 +37,11 @@ Private = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an earlier result in the folder; what you put there is kept.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an earlier result in the folder; what you added stays, or you are asked to move it first.",
+    ),
 ]
 Push = Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to publish it to.", show_default=False)]
 Message = Annotated[

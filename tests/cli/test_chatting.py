@@ -202,7 +202,7 @@ def test_what_becomes_no_turn_forgets_none(talk, monkeypatch):
     assert status == 0
     assert "The context is full" not in err
     assert err.count("Error: The prompt has 999 tokens") == 2
-    assert [len(texts) for texts in read] == [1, 2, 1, 3]
+    assert [len(texts) for texts in read] == [1, 2, 2, 3]
     assert read[-1] == ["the sea", "a b c", "d"]
 
 

@@ -63,6 +63,16 @@ def test_a_help_page_has_two_examples_and_words_for_values(help_of, command):
         assert not re.match(r"  --\S+ (True|False)\b", line)
 
 
+@pytest.mark.parametrize("command", ["analyze", "card", "chat", "export", "info", "merge", "serve"])
+def test_what_takes_a_plain_adapter_says_so(help_of, command):
+    assert "Hub id or folder of a TAIA repository or a PEFT adapter." in help_of(command)
+
+
+def test_overwriting_promises_what_every_command_keeps(help_of):
+    for command in ("create", "export", "merge"):
+        assert "what you added stays, or you are asked to move it first" in " ".join(help_of(command).split())
+
+
 def test_defaults_and_brackets_are_shown(help_of):
     assert "[default: 256" in help_of("compare")
     out = " ".join(help_of("eval").split())

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.cli.serving import serve_model
-from taia_hub.engines.llamacpp_front import make_params
+from taia_hub.engines.llamacpp_front import GENERATING, make_params
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
 from taia_hub.serving import (
     ENGINES,
@@ -757,6 +757,15 @@ def test_keys_and_values_of_a_token(pico):
         cache = model(ids, use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 5 * kv_bytes(model.config.to_dict(), itemsize=4)
+
+
+def test_the_guide_names_what_llama_cpp_answers_by_mode(taia_serve):
+    text = taia_serve("--guide").stdout
+    said = " ".join(text[text.index("- llama.cpp is its own server") :].split("\n- ")[0].split())
+    for path in GENERATING:
+        name = path.removeprefix("/v1/")
+        known = f"`{path}`" if path in ("/completion", "/infill") else name.replace("/", " ").strip()
+        assert known in said, path
 
 
 def test_the_guides_figures():
