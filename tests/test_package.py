@@ -154,11 +154,14 @@ def test_the_package_of_the_name_spaces_is_not_shadowed():
 
 def test_the_public_names_are_few_and_documented():
     assert set(taia_hub.__all__) == {
+        "InferenceModules",
+        "Mode",
         "TAIAConfig",
         "TAIAError",
         "TAIAForCausalLM",
         "TAIAModel",
         "TrainingRecipe",
+        "__version__",
         "evaluate",
         "register_roles",
         "sublayer_roles",

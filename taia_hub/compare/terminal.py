@@ -94,12 +94,13 @@ class LiveText:
     """Writes a text that grows: what stands before and after it, and what would act in a terminal, is left out.
 
     Example:
-        >>> import sys
-        >>> growing = LiveText(sys.stdout)
+        >>> import io
+        >>> growing = LiveText(io.StringIO())
         >>> for text in ("", " The", " The sea "):
         ...     growing.show(text)
         >>> growing.finish(" The sea ")
-        The sea
+        >>> growing.file.getvalue()
+        'The sea\n'
     """
 
     def __init__(self, file: TextIO) -> None:
