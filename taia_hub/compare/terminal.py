@@ -99,8 +99,8 @@ class LiveText:
         >>> for text in ("", " The", " The sea "):
         ...     growing.show(text)
         >>> growing.finish(" The sea ")
-        >>> growing.file.getvalue()
-        'The sea\n'
+        >>> growing.file.getvalue().strip()
+        'The sea'
     """
 
     def __init__(self, file: TextIO) -> None:

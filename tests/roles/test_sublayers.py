@@ -69,7 +69,9 @@ def test_the_table_has_these_models_and_every_override_has_one():
 
 def test_the_table_covers_the_whole_causal_mapping():
     labels = {label for label, _, _ in ROWS}
-    theirs = {name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not name.startswith("taia ")}  # else a loaded model's
+    theirs = {
+        name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not name.startswith("taia ")
+    }  # else a loaded model's
     assert theirs - labels == set(make_role_table.UNBUILT)
 
 
