@@ -10,6 +10,7 @@ from taia_hub.cards.escaping import code, text
 from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
+from taia_hub.switch.settings import PAPER_NAMES
 
 MEMBER = "\N{EN DASH} "
 
@@ -23,10 +24,13 @@ class ModeWords(NamedTuple):
 
 
 MODE_WORDS: Mapping[str, ModeWords] = {
-    "attention": ModeWords("TAIA", "attention", "TAIA"),
-    "ffn": ModeWords("TAIF", "feed-forward", "TAIF"),
-    "all": ModeWords("vanilla", "all", "the vanilla fine-tune"),
-    "none": ModeWords("base", "none", "the base model"),
+    mode: ModeWords(PAPER_NAMES[mode], acting, meaning.format(PAPER_NAMES[mode]))
+    for mode, acting, meaning in (
+        ("attention", "attention", "{}"),
+        ("ffn", "feed-forward", "{}"),
+        ("all", "all", "the {} fine-tune"),
+        ("none", "none", "the {} model"),
+    )
 }
 """Mode to its words, in the order of tables."""
 

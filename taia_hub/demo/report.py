@@ -10,8 +10,9 @@ from typing import Any
 
 from taia_hub.demo.losses import MODES, DomainLosses
 from taia_hub.results.statistics import Interval
+from taia_hub.switch.settings import PAPER_NAMES
 
-NAMES = {"none": "base model", "attention": "TAIA", "ffn": "TAIF", "all": "vanilla"}
+NAMES = {**PAPER_NAMES, "none": f"{PAPER_NAMES['none']} model"}
 _PLAIN = ("model_id", "base", "steps", "tokens", "trained_domain", "prompt", "answers", "seconds", "versions")
 _LONGEST, _OTHER_PROMPT = 120, "Why is the sky blue?"  # of a prompt that is to be typed
 _ROW = "{:<14}" + "{:<16}" * len(MODES)

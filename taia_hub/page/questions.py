@@ -10,13 +10,13 @@ from typing import Any
 from taia_hub.compare.prompting import LEAST_TEMPERATURE, Messages
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
-from taia_hub.switch.settings import parse_setting
+from taia_hub.switch.settings import PAPER_NAMES, parse_setting
 
 NAMES: Mapping[str, str] = {
-    "none": "Base model",
-    "attention": "TAIA: attention updates",
-    "ffn": "TAIF: feed-forward updates",
-    "all": "Vanilla: all updates",
+    "none": f"{PAPER_NAMES['none'].capitalize()} model",
+    "attention": f"{PAPER_NAMES['attention']}: attention updates",
+    "ffn": f"{PAPER_NAMES['ffn']}: feed-forward updates",
+    "all": f"{PAPER_NAMES['all'].capitalize()}: all updates",
 }
 """Mode to the name that columns show."""
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from taia_hub.cards.escaping import text
-from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.common.text_tables import aligned, amount, markdown_table
 from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing.measured import Cell, Measured
 from taia_hub.reproducing.recipe import PaperTable, Recipe
 from taia_hub.results import Interval, format_value
+from taia_hub.switch.settings import mode_title
 
 FORMAT = 1
 _TITLES = {**TITLES, "attack_success_rate": "Attack success"}
@@ -288,8 +288,7 @@ def _others(table: ReproductionTable) -> Iterator[str]:
 
 def _mode(mode: str, *, plain: bool = False) -> str:
     """Writes a mode with its name beside it, for Markdown unless it is to be `plain`."""
-    name = MODE_WORDS[mode].name if mode in MODE_WORDS else ""
-    return f"{mode} ({name})" if name and name != mode else mode if plain else text(mode)
+    return mode_title(mode) if plain else text(mode_title(mode))
 
 
 def _paper(numbers: Sequence[float | None], tables: Sequence[PaperTable], sign: str) -> list[str]:

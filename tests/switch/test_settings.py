@@ -1,13 +1,16 @@
 import json
 import math
 import random
+import re
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import taia_hub
 from taia_hub.errors import SettingError, TAIAError
 from taia_hub.roles import ROLES
 from taia_hub.switch.settings import MODES, Setting, mode_title, parse_published, parse_setting
@@ -381,3 +384,8 @@ def test_a_list_of_the_wrong_length(model, pico, way, rows):
 def test_a_bad_setting_in_a_list_is_named(model, pico):
     with pytest.raises(SettingError, match=r"'al'.*Did you mean 'all'"):
         model(pico.ids(), inference_modules=["none", "al"])
+
+
+def test_the_papers_names_of_modes_stand_in_one_table():
+    paths = Path(taia_hub.__file__).parent.rglob("*.py")
+    assert [path.name for path in paths if re.search('"TAIF[":]', path.read_text(encoding="utf-8"))] == ["settings.py"]
