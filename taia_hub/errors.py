@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 
 _CACHED = re.compile(
-    r"(?:(?<=')(?:[/~.]|[A-Za-z]:)[^'\n]*?|[^\s'\"]*)[\\/](?:models|datasets|spaces)--([\w.-]+)"
-    r"[\\/](?:snapshots[\\/][0-9a-f]+|blobs)"
+    r"(?:(?<=')(?:[/~.]|[A-Za-z]:)[^'\n]*?|(?<![^\s'\"])[^\s'\"]*)"  # once a word, which keeps long texts fast
+    r"[\\/](?:models|datasets|spaces)--([\w.-]+)[\\/](?:snapshots[\\/][0-9a-f]+|blobs)"
 )
 
 

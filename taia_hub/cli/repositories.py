@@ -128,10 +128,10 @@ def create(
         else:
             options |= {"adapter_revision": adapter_revision, "link": link, "convert_pickle": convert_pickle}
             created = create_repository(base, adapter, **options)
-    _echo_created(created, push, as_json)
+    _echo_created(created, as_json)
 
 
-def _echo_created(created: Any, repo: str | None, as_json: bool) -> None:
+def _echo_created(created: Any, as_json: bool) -> None:
     where = str(created.folder) if created.commit is None else created.commit.commit_url
     if as_json:
         report = dataclasses.asdict(created.report) if created.report else None
@@ -146,7 +146,7 @@ def _echo_created(created: Any, repo: str | None, as_json: bool) -> None:
         typer.echo(f"It is in {where} already, made from the same.")
     else:
         typer.echo(published(created.commit) if created.commit else f"Written to {where}")
-    next_step(repo or where)
+    next_step(created.commit.repo_url.repo_id if created.commit else where)
 
 
 @options_of(Source, "token", "trust_remote_code")
@@ -183,7 +183,7 @@ def push(
         return
     typer.echo(published(commit))
     if not create_pr:
-        next_step(repo)
+        next_step(commit.repo_url.repo_id)
 
 
 @options_of(Source)

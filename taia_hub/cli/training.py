@@ -88,7 +88,7 @@ def train(
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one tells
         _echo_trained(trained, as_json)
         if not as_json:
-            next_step(push or str(trained.folder))
+            next_step(trained.commit.repo_url.repo_id if trained.commit else str(trained.folder))
 
 
 def _recipe(name: str | None, given: dict[str, Any], mode: Any) -> TrainingRecipe:

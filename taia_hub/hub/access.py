@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from taia_hub.errors import RepositoryError
-from taia_hub.hub._errors import hub_errors, not_there
+from taia_hub.hub._errors import TransportError, hub_errors, not_there
 from taia_hub.hub._names import is_path, looks_like_path
 
 CONFIG = "config.json"
@@ -132,4 +133,12 @@ def _check_reach(name: str, what: str, access: HubAccess) -> None:
         raise not_there(name, what=what)
     cached = Path(access.cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
     if looks_like_path(name) and not access.local_files_only and not cached.is_dir():
-        api(access.token).model_info(name, timeout=5)
+        try:
+            api(access.token).model_info(name, timeout=5)
+        except RepositoryNotFoundError:
+            raise
+        except HfHubHTTPError:
+            pass  # a Hub that has a problem of its own: the download tries again, and says it
+        except TransportError as error:
+            if type(error).__name__ != "ReadTimeout":  # the Hub is there, and slow
+                raise

@@ -21,7 +21,14 @@ from taia_hub.errors import ConfigError, MissingDependencyError
 NAME = "taia-hub"
 BUNDLE = "bundle"
 PACKAGE = Path(__file__).parents[1]
-_GIT = re.compile(r"git\+https://(?P<host>[^\s/#?]+)/[^\s#?]+")
+_SUFFIXES = {".py", ".j2", ".yaml", ".css"}
+_OTHERS = {
+    *("py.typed", "serving/guide.md", "training/configs/deepspeed.json", "evaluation/tasks/_generation_yaml"),
+    *("demo/data/SOURCES.md", "demo/data/medical_train.jsonl", "demo/data/medical_heldout.jsonl"),
+    *("demo/data/instructions_heldout.jsonl", "demo/data/maths_heldout.jsonl", "_templates/huggingface_js.ts"),
+}
+"""With these suffixes, all that ships: a clone may hold notes, data or weights besides, and a Space is public."""
+_GIT = re.compile(r"git\+https://[^\s/#?@:]+(?::\d+)?/[^\s#?]+")
 _ALLOWED = f"Give a version that an index has, git+https://HOST/PATH[@REVISION], or {BUNDLE} for the source itself."
 
 
@@ -66,9 +73,13 @@ def source_files() -> dict[str, bytes]:
     for prefix, root in roots.items():
         for path in sorted(root.rglob("*")):
             name = PurePosixPath(prefix, path.relative_to(root).as_posix())
-            # compiled files, what an editor left, and the app itself, which lies at the top of the Space
+            # what an editor left, and the app itself, which lies at the top of the Space
             private = any(part.startswith((".", "__pycache__")) or part == "_spaces" for part in name.parts)
-            if path.is_file() and not private and path.suffix != ".pyc":
+            if (
+                path.is_file()
+                and not private
+                and (path.suffix in _SUFFIXES or name.relative_to(PACKAGE.name).as_posix() in _OTHERS)
+            ):
                 found[str(name)] = path.read_bytes()
     return found
 
@@ -105,15 +116,15 @@ def _needed(package: str, extra: str) -> set[str]:
 
 
 def _checked_address(asked: str) -> str:
-    match = _GIT.fullmatch(asked)
-    if match is None:
-        raise ConfigError(f"--package {asked!r} is an address of another form.", _ALLOWED)
-    if "@" in match["host"]:
+    if _GIT.fullmatch(asked):
+        return asked
+    if "@" in asked:  # not shown: what stands before it may be secret
         raise ConfigError(
-            "The address of --package holds a name or a token, and everybody reads a Space's requirements.",
-            "Give one that needs none, or bundle.",
+            "The address of --package is of another form, or holds a name or a token, and everybody reads a Space's "
+            "requirements.",
+            f"Give one that needs none. {_ALLOWED}",
         )
-    return asked
+    raise ConfigError(f"--package {asked!r} is an address of another form.", _ALLOWED)
 
 
 def _checked_version(asked: str) -> str:

@@ -37,6 +37,15 @@ def test_every_command_has_help(taia, command):
     assert "Usage" in out
 
 
+def test_what_was_published_without_an_owner_is_named_whole(taia, online, repo_id, tmp_path):
+    name = repo_id.rpartition("/")[2]
+    owner = online.api.whoami()["name"]
+    out = taia("create", online.base, online.adapter, "--push", name, "--link")[1]
+    assert f"Next: taia compare {owner}/{name} " in out
+    assert taia("create", online.base, online.adapter, "--out", tmp_path / "made")[0] == 0
+    assert f"Next: taia compare {owner}/{name}-2 " in taia("push", tmp_path / "made", f"{name}-2")[1]
+
+
 def test_version(taia):
     from taia_hub import __version__
 

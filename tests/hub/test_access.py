@@ -1,17 +1,22 @@
 """Repositories that are not there or cannot be fetched: which one it was, why, and what to do."""
 
 import errno
+import importlib
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig
 
 from taia_hub import TAIAForCausalLM, hub
 from taia_hub.errors import RepositoryError, TAIAError
 from taia_hub.hub import HubAccess
+from taia_hub.hub._names import TransportError
 from taia_hub.repository.update_files import open_repository
 from taia_hub.training.sources import read_sources
 from taia_hub.weights.checkpoint import open_checkpoint
@@ -318,3 +323,25 @@ def test_a_refusal_of_the_hub_says_what_to_do(online, tmp_path, monkeypatch, sta
 
 def test_a_token_is_not_shown():
     assert "secret" not in repr(HubAccess(token="secret"))
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_slow_hub_is_asked_again_where_a_folder_has_the_name_of_the_owner(online, tmp_path, monkeypatch, status):
+    (tmp_path / online.taia.partition("/")[0]).mkdir()
+    monkeypatch.chdir(tmp_path)
+    httpx = importlib.import_module(TransportError.__module__.partition(".")[0])  # or what the Hub's client took for it
+    request = httpx.Request("GET", "http://hub")
+    refused = HfHubHTTPError("no", response=httpx.Response(status or 500, request=request))
+
+    def hub_that_raises(error):
+        asked = Mock(side_effect=error)
+        monkeypatch.setattr("taia_hub.hub.access.api", lambda token: SimpleNamespace(model_info=asked))
+        return asked
+
+    asked = hub_that_raises(refused if status else httpx.ReadTimeout("slow"))
+    assert open_repository(online.taia, HubAccess(cache_dir=tmp_path / "cache")).name == online.taia
+    assert asked.called
+    hub_that_raises(httpx.ConnectTimeout("offline"))
+    monkeypatch.setattr("taia_hub.hub.access.snapshot_download", None)  # which would try for minutes
+    with pytest.raises(RepositoryError, match="the Hub cannot be reached"):
+        open_repository(online.taia, HubAccess(cache_dir=tmp_path / "other"))

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -384,6 +385,20 @@ def test_a_bundle_is_one_commit_that_is_brought_up_to_date_without_fetching_it(o
     assert set(listing(online, space)[1]) == {*OURS, "taia_hub/errors.py", ".gitattributes"}
 
 
+def test_what_lies_in_a_clone_and_does_not_ship_is_not_published(tmp_path, monkeypatch):
+    clone = tmp_path / "taia_hub"
+    shutil.copytree(space_package.PACKAGE, clone, ignore=shutil.ignore_patterns("__pycache__", "_*s"))
+    before = len(source_files())
+    for name in ("notes.md", "demo/data/patients.jsonl", "page/model.safetensors", "TODO", "keys.json", ".env"):
+        (clone / name).write_text("mine")
+    monkeypatch.setattr(space_package, "PACKAGE", clone)
+    assert len(source_files()) == before
+    tracked = subprocess.run(
+        ["git", "ls-files", "taia_hub"], cwd=Path(taia_hub.__file__).parents[1], text=True, capture_output=True
+    )
+    assert set(tracked.stdout.split()) <= set(source_files())
+
+
 def test_a_bundle_in_a_folder_leaves_no_empty_folders(online, repo, tmp_path):
     create_space(repo, out=tmp_path / "space", package="bundle")
     assert (tmp_path / "space" / "taia_hub" / "page" / "style.css").is_file()
@@ -405,13 +420,17 @@ def test_the_running_version_is_taken_where_an_index_has_it(monkeypatch):
         ("newest", "'newest' is no version"),
         ("", "'' is no version"),
         ("99.9", r"pip finds no taia-hub 99\.9: .*"),
-        ("git+ssh://git@example.org/taia-hub", "another form"),
+        ("git+ssh://git@example.org/taia-hub", "holds a name or a token"),
         ("git+http://example.org/taia-hub", "another form"),
         ("https://example.org/taia-hub.git", "another form"),
         ("git+https://example.org/taia-hub#egg=x", "another form"),
         ("git+https://example.org/taia-hub\ntorch", "another form"),
         ("../taia-hub", "another form"),
         ("git+https://me:secret@example.org/taia-hub", "holds a name or a token"),
+        ("https://me:secret@example.org/taia-hub", "holds a name or a token"),
+        ("git+http://secret@example.org/taia-hub", "holds a name or a token"),
+        ("git+https://me:se/secret@example.org/taia-hub", "holds a name or a token"),
+        ("me:secret@example.org/taia-hub", "holds a name or a token"),
     ],
 )
 def test_another_package_is_refused_with_what_is_allowed(taia, online, repo, monkeypatch, asked, words):
