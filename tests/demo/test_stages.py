@@ -1,6 +1,7 @@
 """Training and publishing of the demo, with a random base model."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 from taia_hub import TAIAForCausalLM
 from taia_hub.demo import stages
 from taia_hub.demo.evaluation import mode_table
-from taia_hub.demo.inputs import Inputs
+from taia_hub.demo.inputs import Inputs, find_inputs
+from taia_hub.demo.losses import MODES
+from taia_hub.demo.report import DemoReport
 from taia_hub.errors import RepositoryError
 from tests.demo.conftest import ITEMS
 
@@ -85,3 +88,24 @@ def test_publishing_twice_is_no_error(online, chat_base, tmp_path):
     model = TAIAForCausalLM.from_pretrained("demo/tiny-twice-taia")
     assert model.taia_config.base_model_name_or_path == "demo/tiny-twice"
     assert "taia_training.json" in stages.hub.api().list_repo_files("demo/tiny-twice-taia")
+
+
+@pytest.mark.slow
+def test_the_real_model_goes_through_all_stages(online, smollm2, tmp_path, monkeypatch):
+    """SmolLM2 as the demo has it, for two steps and two items a domain: up to the report and its pages."""
+    monkeypatch.setattr(stages, "ANSWER_TOKENS", 4)
+    folder, said = tmp_path / "demo", []
+    folder.mkdir()
+    (folder / "base").symlink_to(smollm2)
+    inputs = find_inputs(folder, steps=2, items=2, seed=0)
+    report = stages.run_stages(folder, inputs, steps=2, seed=0, log=said.append, progress=lambda *_: None)
+    assert "  It is there already and used again." in said
+    assert [(one.domain, one.items) for one in report.domains] == [("medical", 2), ("maths", 2), ("instructions", 2)]
+    assert set(report.answers) == set(MODES)
+    for one in report.domains:
+        losses = {mode: one.losses[mode].value for mode in MODES}
+        assert all(map(math.isfinite, losses.values())), losses
+        assert losses["all"] != losses["none"] != losses["attention"] != losses["all"]
+        assert losses["none"] < 5  # of a model that can read
+    assert all(path.stat().st_size > 1000 for path in report.pages.values())
+    assert DemoReport.from_json(report.to_json()) == report
