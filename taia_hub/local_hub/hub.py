@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taia_hub.common.imports import import_or_raise
+from taia_hub.common.ports import check_port
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.local_hub.app import build_app
 from taia_hub.local_hub.names import check_repo_id
@@ -120,7 +121,8 @@ class LocalHub:
 
         Raises:
             MissingDependencyError: When the extra `demo` is not installed.
-            RepositoryError: When the port is taken, or the folder is in use, not a local Hub's or cannot be written.
+            ConfigError: When the port is taken.
+            RepositoryError: When the folder is in use, not a local Hub's or cannot be written.
         """
         if self._thread is not None:
             return self
@@ -194,16 +196,11 @@ class LocalHub:
 
 
 def _listen(port: int) -> socket.socket:
+    check_port(_HOST, port)
     # asyncio sends at once only on sockets that say TCP; on others every answer waits 40 ms for an acknowledgement.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name == "posix":
         # Elsewhere this option would share the port with another server instead of only reusing a closed one.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((_HOST, port))
-    except OSError as e:
-        listener.close()
-        raise RepositoryError(
-            f"Port {port} of {_HOST} cannot be used: {e.strerror}.", hint="Choose another port, or 0 for a free one."
-        ) from e
+    listener.bind((_HOST, port))
     return listener

@@ -10,6 +10,7 @@ from typing import Any
 
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.ports import check_port
+from taia_hub.errors import ConfigError
 from taia_hub.page.blocks import FEATURE, build_page
 from taia_hub.page.examples import card_examples
 from taia_hub.page.models import Models
@@ -68,6 +69,8 @@ def launch_page(
     gr = import_or_raise("gradio", "space", FEATURE)
     if wanted := port or os.environ.get("GRADIO_SERVER_PORT"):  # said before a model is loaded
         host = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+        if not str(wanted).isdecimal() or int(wanted) > 65535:
+            raise ConfigError(f"{wanted!r} is no port.", "Give a number up to 65535, by GRADIO_SERVER_PORT or `port`.")
         check_port(host, int(wanted), "GRADIO_SERVER_NAME")
     if page is None:
         settings = settings or PageSettings.from_environment()

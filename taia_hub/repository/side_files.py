@@ -21,6 +21,7 @@ from taia_hub.results.analysis import ANALYSIS_FILE, load_analysis
 logger = logging.getLogger(__name__)
 
 TRAINING_FILE = "taia_training.json"
+RECIPE_FILE = "taia_recipe.yaml"
 FIGURES = "figures"
 SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, f"{FIGURES}/*", f"{cards.EVAL_RESULTS}/*")
 """What lies beside a model and goes on its card, or comes of it."""

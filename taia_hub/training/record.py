@@ -11,11 +11,10 @@ from typing import Any
 from taia_hub import cards
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.environment import hardware, installed_versions
-from taia_hub.repository.side_files import TRAINING_FILE
+from taia_hub.repository.side_files import RECIPE_FILE, TRAINING_FILE
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 
-RECIPE_FILE = "taia_recipe.yaml"
 LOSSES_FILE = "taia_losses.jsonl"
 
 _FIGURES = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")

@@ -18,6 +18,7 @@ from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.hub._names import is_path
 from taia_hub.training.checking import Problems, check_rows
 from taia_hub.training.rows import Row, read_rows
 
@@ -77,7 +78,7 @@ def parse_name(name: str) -> Path | HubName:
     if path.is_dir():
         raise RepositoryError(f"The data '{name}' is a folder.", "Name the files in it, or a data set on the Hub.")
     parts = _HUB.fullmatch(name)
-    if name.startswith((".", "/", "~", "\\")) or _FILE.search(name):
+    if is_path(name) or _FILE.search(name):
         raise RepositoryError(
             f"The data '{name}' is no file here.{hub.meant(name, what='data set')}", "Check the path."
         )

@@ -890,7 +890,7 @@ def test_a_newer_format_is_refused(tmp_path):
 
 def test_a_taken_port_is_named(hub, tmp_path):
     port = int(hub.endpoint.rsplit(":", 1)[1])
-    with pytest.raises(RepositoryError, match=f"Port {port} .* cannot be used"):
+    with pytest.raises(ConfigError, match=f"Port {port} .* in use"):
         LocalHub(tmp_path / "other", port=port).start()
     LocalHub(tmp_path / "other").start().stop()
 

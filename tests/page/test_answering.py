@@ -248,6 +248,11 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(monkeypatch):
         monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
         with pytest.raises(ConfigError, match=f"Port {port} on 127.0.0.1 is in use"):
             launch_page("no/model")
+    for wrong in ("eighty", "70000", "-1"):
+        monkeypatch.setenv("GRADIO_SERVER_PORT", wrong)
+        with pytest.raises(ConfigError, match=f"'{wrong}' is no port"):
+            launch_page("no/model")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
     monkeypatch.setenv("GRADIO_SERVER_NAME", "192.0.2.1")
     with pytest.raises(ConfigError, match=r"cannot listen on '192\.0\.2\.1'") as caught:
         launch_page("no/model")
