@@ -79,7 +79,8 @@ def merge(
         echo_json({"where": where, **{name: getattr(report, name) for name in _SHOWN}})
         return
     typer.echo(report.to_text())
-    typer.echo(f"Written to {where}" if out else published(done))
+    if report.is_new:
+        typer.echo(f"Written to {where}" if out else published(done))
 
 
 def _one(modes: list[Any]) -> Any:

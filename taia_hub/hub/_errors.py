@@ -103,6 +103,8 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
 
 def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
     """Says that there is no such repository, nor a folder where one may be meant, and what is near."""
+    if local and what != DATA and Path(name).is_file():
+        return _is_file(name)
     if is_path(name):
         hint = "Give an existing folder or a Hub id."
         if what == "base model":  # which another file may name
@@ -121,10 +123,18 @@ def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
 
 def no_folder(name: str | Path, hint: str) -> RepositoryError:
     """Says that what can only be a folder is not there, and what is near."""
+    if Path(name).is_file():
+        return _is_file(name)
     return RepositoryError(f"There is no folder '{name}' here.{meant(str(name))}", hint)
 
 
+def _is_file(name: str | Path) -> RepositoryError:
+    return RepositoryError(f"'{name}' is a file.", "Give the folder that it is in, or a Hub id.")
+
+
 def _out_of_reach(name: str, what: str, local: bool) -> RepositoryError:
+    if local and what != DATA and Path(name).is_file():
+        return _is_file(name)
     also = ", and there is no such folder here" if local and "/" in name else ""
     return RepositoryError(
         f"The {what} '{name}' is not in the cache and the Hub cannot be reached{also}."

@@ -45,7 +45,7 @@ def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = Tr
 
 def check_folder(folder: Path) -> RepositoryConfig:
     """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration."""
-    if not folder.exists():
+    if not folder.is_dir():
         raise hub.no_folder(folder, "Give the folder of a TAIA repository.")
     if not (folder / hub.CONFIG).is_file():
         raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")

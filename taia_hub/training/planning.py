@@ -207,7 +207,7 @@ def _few_steps(recipe: TrainingRecipe, items: int, steps: int, processes: int, f
 
     `filled` is `items`, not rounded up where they are packed.
     """
-    if steps >= _FEW or recipe.max_steps:
+    if steps >= min(_FEW, recipe.max_steps or _FEW):
         return ()
     noun = amount(items, "packed sequence" if recipe.packing else "item")
     smaller_batch = items // _FEW // processes * processes

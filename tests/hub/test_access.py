@@ -345,3 +345,16 @@ def test_a_slow_hub_is_asked_again_where_a_folder_has_the_name_of_the_owner(onli
     monkeypatch.setattr("taia_hub.hub.access.snapshot_download", None)  # which would try for minutes
     with pytest.raises(RepositoryError, match="the Hub cannot be reached"):
         open_repository(online.taia, HubAccess(cache_dir=tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    "words", [["info"], ["check"], ["create", "--out=x"], ["push", "org/x"], ["export", "--out=x"]]
+)
+def test_a_file_is_no_folder_and_is_called_one(online, tmp_path, monkeypatch, capsys, words):
+    from taia_hub.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("afile").touch()
+    with pytest.raises(SystemExit):
+        main([words[0], "afile", *words[1:]])
+    assert "'afile' is a file." in capsys.readouterr().err
