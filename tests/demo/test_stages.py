@@ -9,6 +9,7 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 
 from taia_hub import TAIAForCausalLM
+from taia_hub.demo import inputs as demo_inputs
 from taia_hub.demo import stages
 from taia_hub.demo.evaluation import mode_table
 from taia_hub.demo.inputs import Inputs, find_inputs
@@ -94,6 +95,8 @@ def test_publishing_twice_is_no_error(online, chat_base, tmp_path):
 def test_the_real_model_goes_through_all_stages(online, smollm2, tmp_path, monkeypatch):
     """SmolLM2 as the demo has it, for two steps and two items a domain: up to the report and its pages."""
     monkeypatch.setattr(stages, "ANSWER_TOKENS", 4)
+    for module in (stages, demo_inputs):
+        monkeypatch.setattr(module, "MAX_LENGTH", 64)
     folder, said = tmp_path / "demo", []
     folder.mkdir()
     (folder / "base").symlink_to(smollm2)
