@@ -105,6 +105,7 @@ def compare(
     if len(models) > 1:
         _check_models(models, prompt, file=file, ui=ui, revision=fields["revision"])
     _check_task(context, prompt=prompt, file=file, ui=ui)
+    question = read_prompt(prompt) if prompt is not None else ""
     from taia_hub.compare import DEFAULT_MODES, stream_compare
 
     source = taken(Source, fields)
@@ -117,7 +118,6 @@ def compare(
     how = read_answering(**taken(Answering, fields), **limits)
     load: Callable[..., tuple[Any, Any]] = partial(load_model, **fields, **source)
     if len(models) > 1:
-        question = read_prompt(prompt or "")
         candidates = _candidates(models, mode or (), source["token"])
         against = _find_column(against, candidates)
         start = partial(_stream_models, candidates, load, question, how)
@@ -126,7 +126,6 @@ def compare(
     against = _find(against, labels) if against is not None else None
     wanted = mode or DEFAULT_MODES
     if file is None:
-        question = read_prompt(prompt or "")
         compare_prompt(lambda: stream_compare(*load(repo), question, wanted, **how), Output(shown, out, against))
     elif shown not in ("text", "json"):
         raise ConfigError(f"--format {shown} has no meaning with --file: results are JSONL.", "Leave it out.")

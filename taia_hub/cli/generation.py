@@ -43,13 +43,13 @@ def generate(
 
     taia generate somebody/lora "Why is the sky blue?" --mode none --mode attention --temperature 0.7 --top-p 0.9
     """
-    from taia_hub.compare import stream_compare
-
     given = one_prompt(text, prompt)
     if given is None:
         raise ConfigError("There is no prompt.", 'Give it after the repository, in quotes: "Why is the sky blue?".')
     how = read_answering(**taken(Answering, fields), max_new_tokens=max_new_tokens, measures=False)
     given = read_prompt(given)
+    from taia_hub.compare import stream_compare
+
     model, tokenizer = load_model(repo, **fields)
     wanted = mode or [model.inference_modules]
     states = stream_compare(model, tokenizer, given, wanted, **how)

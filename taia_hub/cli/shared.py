@@ -127,16 +127,18 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
 
 
 def parse_mode(text: str) -> Any:
-    """Reads a mode from the command line: a name, or a JSON mapping of selectors to weights."""
-    if not text.lstrip().startswith("{"):
-        return text
+    """Reads a mode from the command line: a name, or a JSON mapping; what is none is said before anything is loaded."""
+    from taia_hub.switch.settings import parse_setting
+
     try:
-        return json.loads(text)
+        mode = json.loads(text) if text.lstrip().startswith("{") else text
     except ValueError as error:
         raise ConfigError(
             f"--mode {text!r} is no JSON: {error}.",
             """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
         ) from error
+    parse_setting(mode)
+    return mode
 
 
 def one_prompt(argument: str | None, option: str | None) -> str | None:

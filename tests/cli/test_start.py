@@ -92,6 +92,27 @@ def test_the_help_of_a_command_is_light(start, command):
     assert f"taia {command}" in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "org/x", "hi", "--mode", "atention"],
+        ["generate", "org/x", "hi", "--mode", '{"attention": 2}'],
+        ["chat", "org/x", "--mode", "atention"],
+        ["export", "org/x", "--mode", "attn", "--out", "d"],
+        ["merge", "org/x", "--mode", "attn", "--out", "d"],
+        ["eval", "org/x", "--task", "t", "--mode", "attn"],
+        ["serve", "org/x", "--engine", "vllm", "--mode", "attn"],
+        ["create", "org/x", "--mode", "attn", "--out", "d"],
+        ["compare", "org/x", " "],
+        ["generate", "org/x", " "],
+    ],
+)
+def test_what_the_words_alone_tell_is_said_before_anything_heavy_is_imported(start, words):
+    status, heavy, said = start(*words)
+    assert (status, heavy) == (1, [])
+    assert "Error: " in said
+
+
 def test_the_shell_completes_commands_and_options(start):
     asked = {"_TAIA_COMPLETE": "complete_bash"}
     _, heavy, out = start(COMP_WORDS="taia e", COMP_CWORD="1", **asked)
