@@ -1,5 +1,6 @@
 """The demo's process: what it is given, what it says, how it ends; once end to end."""
 
+import functools
 import json
 import os
 import shlex
@@ -167,7 +168,9 @@ def test_the_child_ends_with_its_parent_however_that_ends(tmp_path, number):
     script.write_text(SLEEPER.format(python=sys.executable, root=ROOT))
     script.chmod(0o755)
     words, env = [sys.executable, "-c", PARENT, str(script)], {**os.environ, "PYTHONPATH": ROOT}
-    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
+    with subprocess.Popen(words, env=env, preexec_fn=heard, **pipes) as parent:
         child = int(parent.stdout.readline())
         assert Path(f"/proc/{child}").exists()
         parent.send_signal(number)
