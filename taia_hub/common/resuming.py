@@ -59,6 +59,11 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
+def git_sha1(content: bytes) -> str:
+    """Returns the hash that Git, and so the Hub, gives a file of this content, as 40 hex digits."""
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns what differs: name to what was and what is, in the order of `now`; what is absent is None, at any depth.
 

@@ -24,6 +24,11 @@ class Turn:
     mode: str
     whole: bool = True
 
+    @property
+    def messages(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """The two messages of the chat template."""
+        return {"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}
+
 
 @dataclass
 class Conversation:
@@ -86,7 +91,7 @@ class Conversation:
         """
         said: list[Mapping[str, str]] = []
         for turn in self.turns[self.forgotten if left_out is None else left_out : turns]:
-            said += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.answer}]
+            said += turn.messages
         return read_messages([*said, {"role": "user", "content": prompt}], self.system)
 
     def stream(
@@ -121,5 +126,5 @@ class Conversation:
         """Returns the messages as JSON values, and the mode of each answer."""
         said: list[Mapping[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            said += [{"role": "user", "content": turn.prompt}, {"role": "assistant", "content": turn.answer}]
+            said += turn.messages
         return {"messages": said, "modes": [turn.mode for turn in self.turns]}

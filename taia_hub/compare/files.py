@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.compare.comparison import Comparison
 from taia_hub.compare.keeping import Comparisons, Run
 from taia_hub.compare.prompting import encode_prompt, read_messages
-from taia_hub.compare.streaming import DEFAULT_MODES, stream_compare
+from taia_hub.compare.streaming import DEFAULT_MODES, compare, stream_compare
 from taia_hub.errors import ConfigError
 from taia_hub.results import ModelIdentity
 from taia_hub.switch.settings import InferenceModules, parse_setting
@@ -107,10 +106,7 @@ def compare_file(
         for line, key in missing:
             if progress:
                 progress("comparing", done, len(prompts))
-            # closed here: an interrupt must not leave a thread that generates
-            with contextlib.closing(stream_compare(model, tokenizer, line.messages, modes, **options)) as states:
-                (comparison,) = deque(states, maxlen=1)
-            kept.append(key, line.id, comparison)
+            kept.append(key, line.id, compare(model, tokenizer, line.messages, modes, **options))
             done += 1
         if progress:
             progress("comparing", done, len(prompts))

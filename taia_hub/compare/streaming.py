@@ -59,6 +59,7 @@ def compare(
         ```
     """
     given: dict[str, Any] = {"system": system, "histories": histories, "chat": chat, "seed": seed, "measures": measures}
+    # closed here: an interrupt must not leave a thread that generates
     with contextlib.closing(stream_compare(model, tokenizer, prompt, modes, **given, **generation)) as states:
         (comparison,) = deque(states, maxlen=1)
     return comparison

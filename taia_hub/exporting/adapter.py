@@ -190,8 +190,7 @@ def _made_of(update: OpenedUpdate, settings: Mapping[str, Setting], options: Exp
     """Names all that exports depend on."""
     return digest(
         {
-            "base": hub.base_print(update.base),
-            "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
+            **update.print,
             "settings": {name: setting.label for name, setting in settings.items()},
             "options": [options.rank, options.max_error, options.verify, options.engines],
         }

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from taia_hub.common.resuming import sha256
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
-from taia_hub.hub.access import HubAccess, Source, fetch
+from taia_hub.hub.access import CONFIG, HubAccess, Source, fetch
 from taia_hub.hub.layout import MODEL_INDEX, PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
@@ -222,7 +222,7 @@ def base_print(model: Source) -> list[Any]:
         return [model.name, model.revision]
     paths = sorted(path for ending in ("*.safetensors", "*.bin") for path in model.folder.glob(ending))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return [model.name, sha256(model.folder / "config.json"), stats]
+    return [model.name, sha256(model.folder / CONFIG), stats]
 
 
 def same_bytes(one: Path, other: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from taia_hub.common.resuming import git_sha1
 from taia_hub.local_hub.disk import Blob
 from taia_hub.local_hub.names import check_path
 from taia_hub.local_hub.refusals import Reason, Refused
@@ -25,12 +26,12 @@ class File(Blob):
     @classmethod
     def regular(cls, blob: Blob, content: bytes) -> File:
         """Returns the file whose content git holds itself."""
-        return cls(blob.sha256, blob.size, _git_oid(content), lfs=False)
+        return cls(blob.sha256, blob.size, git_sha1(content), lfs=False)
 
     @classmethod
     def large(cls, blob: Blob) -> File:
         """Returns the file for which git holds only a pointer."""
-        return cls(blob.sha256, blob.size, _git_oid(pointer(blob)), lfs=True)
+        return cls(blob.sha256, blob.size, git_sha1(pointer(blob)), lfs=True)
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,3 @@ def pointer(blob: Blob) -> bytes:
 def now() -> str:
     """Returns the time as the Hub writes it."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _git_oid(content: bytes) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % len(content))
-    digest.update(content)
-    return digest.hexdigest()

@@ -190,8 +190,7 @@ def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> s
     return digest(
         {
             "version": _VERSION,
-            "base": hub.base_print(update.base),
-            "update": [hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)],
+            **update.print,
             "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
             "setting": parse_setting(setting).label,
             "dtype": str(dtype),

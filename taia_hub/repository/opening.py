@@ -76,6 +76,12 @@ class OpenedUpdate:
         """Whether the tensors stay in the file and are read one layer at a time, by `holding`."""
         return self.attached.streamed
 
+    @property
+    def print(self) -> dict[str, Any]:
+        """What tells update and base from others, as JSON values; the base's weights need not be here."""
+        files = [hub.sha256(self.folder / name) for name in (self.kind.config, self.kind.weights)]
+        return {"base": hub.base_print(self.base), "update": files}
+
     def weights(self, setting: Any) -> tuple[tuple[Entry, float], ...]:
         """Says how strongly each of `layers` acts under a setting, in [0, 1]; the setting is one for all rows.
 

@@ -238,7 +238,7 @@ def _text_lines(table: ReproductionTable) -> Iterator[str]:
                 [
                     *([row.run] if several else []),
                     row.title,
-                    _mode(row.mode, plain=True),
+                    mode_title(row.mode),
                     *_paper(row.paper, table.paper, ""),
                     _ours(row.ours, row.percent),
                     f"{row.ours.items:,}" if row.ours else "",
@@ -257,7 +257,7 @@ def _text_lines(table: ReproductionTable) -> Iterator[str]:
                 [
                     *([one.run] if several else []),
                     one.title,
-                    f"{_mode(one.mode, plain=True)} less {_mode(one.reference, plain=True)}",
+                    f"{mode_title(one.mode)} less {mode_title(one.reference)}",
                     *_paper(one.paper, table.paper, "+"),
                     _difference(one.ours, one.percent),
                 ]
@@ -286,9 +286,9 @@ def _others(table: ReproductionTable) -> Iterator[str]:
             )
 
 
-def _mode(mode: str, *, plain: bool = False) -> str:
-    """Writes a mode with its name beside it, for Markdown unless it is to be `plain`."""
-    return mode_title(mode) if plain else text(mode_title(mode))
+def _mode(mode: str) -> str:
+    """Writes a mode with its name beside it, for Markdown."""
+    return text(mode_title(mode))
 
 
 def _paper(numbers: Sequence[float | None], tables: Sequence[PaperTable], sign: str) -> list[str]:

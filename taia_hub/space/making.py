@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import platform
 import tempfile
@@ -19,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from taia_hub import cards, hub
 from taia_hub._version import __version__
+from taia_hub.common.resuming import git_sha1
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, closest
 from taia_hub.repository.card_updating import link_space
 from taia_hub.space.package import read_package
@@ -296,7 +296,7 @@ def _relevant(
     state = at(STATE)
     ours = {STATE, CARD, *new, *written_files(state.read_bytes() if state else None)}
     there = sorted(ours.intersection(names))
-    same = {name: new[name] for name in there if name in new and (hashes or {}).get(name) == _git_hash(new[name])}
+    same = {name: new[name] for name in there if name in new and (hashes or {}).get(name) == git_sha1(new[name])}
     with ThreadPoolExecutor(8) as pool:
         paths = zip(there, pool.map(lambda name: None if name in same else at(name), there), strict=True)
         return {**same, **{name: path.read_bytes() for name, path in paths if path}}
@@ -306,10 +306,6 @@ def _hub_hashes(head: hub.Head) -> dict[str, str]:
     with hub.hub_errors(head.repo_id, what="Space"):
         info = hub.api(head.token).space_info(head.repo_id, revision=head.sha, files_metadata=True)
     return {one.rfilename: one.blob_id or "" for one in info.siblings or ()}
-
-
-def _git_hash(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> dict[str, Path]:
