@@ -6,6 +6,7 @@ import tempfile
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO")  # else MKL rounds by where its operands lie, and two loads of one file differ
 _SCRATCH = tempfile.mkdtemp(prefix="taia-tests-")
 os.environ.update({"HF_HOME": f"{_SCRATCH}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
 for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
@@ -196,8 +197,8 @@ class Pico:
         return made_once(self.folder / name, make)
 
     def plain(self, name: str, **keywords: Any) -> Any:
-        """Loads the base model."""
-        return AutoModelForCausalLM.from_pretrained(self.base(name), **keywords).eval()
+        """Loads the base model, frozen as a TAIA model's: torch multiplies by weights to be trained in another way."""
+        return AutoModelForCausalLM.from_pretrained(self.base(name), **keywords).eval().requires_grad_(False)
 
     def adapter(self, name: str, config: PeftConfig | None = None, label: str = "lora", seed: int = 1) -> Path:
         """Returns the folder of an adapter whose every parameter is random; `label` names it for another time.

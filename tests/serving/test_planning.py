@@ -565,7 +565,7 @@ WAITS = (
     "path.with_suffix('.new').write_text(str(os.getpid()))\n"
     "path.with_suffix('.new').rename(path)\n"
     "signal.alarm(60)\n"
-    "while True: signal.pause()\n"
+    "while True: time.sleep(0.02)\n"
 )
 
 
