@@ -304,24 +304,30 @@ def test_a_changed_backbone_saves_its_change(pico, saved, tmp_path):
         assert torch.equal(again.model(input_ids=ids).last_hidden_state, changed)
 
 
-def test_a_base_without_a_head_takes_its_own_adapters(pico, tmp_path):
-    """An adapter of task type FEATURE_EXTRACTION was trained on the backbone and names its modules."""
+@pytest.mark.parametrize(
+    ("name", "targets", "task"),
+    [
+        ("llama", ["q_proj", "up_proj"], "FEATURE_EXTRACTION"),
+        ("llama", ["q_proj", "up_proj"], None),
+        ("gpt2", ["c_attn", "c_fc"], None),
+    ],
+)
+def test_a_base_without_a_head_takes_its_own_adapters(pico, name, targets, task, tmp_path):
+    """An adapter of a backbone names its modules, and says what it is by its task type or by its class."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    base = AutoModel.from_pretrained(pico.base("llama"))
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="FEATURE_EXTRACTION"
-    )
+    base = AutoModel.from_pretrained(pico.base(name))
+    config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False, task_type=task)
     get_peft_model(base, config).save_pretrained(tmp_path / "features")
-    reference = PeftModel.from_pretrained(AutoModel.from_pretrained(pico.base("llama")), str(tmp_path / "features"))
+    reference = PeftModel.from_pretrained(AutoModel.from_pretrained(pico.base(name)), str(tmp_path / "features"))
 
-    model = TAIAModel.from_adapter(pico.base("llama"), tmp_path / "features", inference_modules="all").eval()
+    model = TAIAModel.from_adapter(pico.base(name), tmp_path / "features", inference_modules="all").eval()
 
     with torch.no_grad():
         expected = reference.eval()(input_ids=pico.ids()).last_hidden_state
         assert torch.equal(model(input_ids=pico.ids()).last_hidden_state, expected)
-    with pytest.raises(TAIAError, match="without a head"):
-        TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "features")
+    with pytest.raises(TAIAError, match="without a language-modelling head"):
+        TAIAForCausalLM.from_adapter(pico.base(name), tmp_path / "features")
 
 
 # --- Copies and other processes ------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def adapter_config(
     update: OpenedUpdate, model: nn.Module, parts: Sequence[Factors], scale: Scale, targets: Targets
 ) -> dict[str, Any]:
     """Makes `adapter_config.json` of the keys that old PEFT knows too: it refuses others, and engines pin it."""
-    task = getattr(update.files.settings, "task_type", None)
+    task = "FEATURE_EXTRACTION" if update.files.features_only else getattr(update.files.settings, "task_type", None)
     linears = [model.get_submodule(part.path) for part in parts if not part.is_embedding]
     return {
         "alpha_pattern": {},

@@ -232,7 +232,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
         setting = "all" if options.is_trainable else config.setting
     if found.features_only and options.head:
         raise UnsupportedUpdateError(
-            "The adapter was trained on a model without a head (task type FEATURE_EXTRACTION).",
+            "The adapter was trained on a model without a language-modelling head.",
             "Load it with `TAIAModel` or `AutoModel`.",
         )
     model = _base_model(found, options)

@@ -78,7 +78,9 @@ class Repository:
     @property
     def features_only(self) -> bool:
         """Whether the update is of a model without its language-modelling head."""
-        return self.kind is PEFT and self.settings.task_type == "FEATURE_EXTRACTION"
+        from taia_hub.updates.peft.strict import is_of_backbone  # here, because it needs PEFT
+
+        return self.kind is PEFT and is_of_backbone(self.settings)
 
     def with_weights(self, access: hub.HubAccess, *, verify: bool = True) -> Repository:
         """Brings the update's weights to this disk, whole and, where `verify`, as the manifest says."""
@@ -155,8 +157,8 @@ def _plain(
     kind = find_kind(source.folder)
     recorded, fixed = base_of(read_update_config(source.folder, kind))
     if base is not None:
-        at = base_revision or (fixed if base == recorded or _has_revision(base, fixed, access) else None)
-        where = _given_base(name, base, at, recorded, access)
+        # A revision is one of the base that the adapter names; of another model the same name says something else.
+        where = _given_base(name, base, base_revision or (fixed if base == recorded else None), recorded, access)
     elif recorded:
         where = hub.resolve_base(recorded, base_revision or fixed, access)
     else:
@@ -180,14 +182,6 @@ def _recorded_base(name: str, config: Fields, access: hub.HubAccess) -> hub.Sour
             "Rename the folder, or work in another one.",
         )
     return hub.resolve_base(base, config.base_model_revision, access)
-
-
-def _has_revision(base: str | hub.Source, revision: str | None, access: hub.HubAccess) -> bool:
-    """Tells whether the revision that an adapter names is one of this base too, as of a copy under another name."""
-    if not revision or isinstance(base, hub.Source) or os.path.isdir(base) or access.local_files_only:
-        return False
-    with hub.hub_errors(base, what="base model"):
-        return bool(hub.api(access.token).revision_exists(base, revision))
 
 
 def _given_base(

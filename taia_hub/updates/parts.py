@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftType, TaskType
+from peft import PeftConfig, PeftType
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from taia_hub import hub
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site
-from taia_hub.updates.peft.strict import ADAPTER
+from taia_hub.updates.peft.strict import ADAPTER, is_of_backbone
 from taia_hub.updates.peft.update import attach_switch
 from taia_hub.updates.weightless import injected, listed
 from taia_hub.weights.skeleton import skeleton
@@ -39,7 +39,7 @@ def lora_parts(
     """
     if config.peft_type != PeftType.LORA:
         return None
-    model = skeleton(base, access, trust_remote_code, features_only=config.task_type == TaskType.FEATURE_EXTRACTION)
+    model = skeleton(base, access, trust_remote_code, features_only=is_of_backbone(config))
     roles = find_sublayers(model)
     update = injected(model, config, folder)
     if update is None:

@@ -294,14 +294,19 @@ def test_from_adapter_records_the_commit_of_the_revision_that_was_asked_for(onli
         assert model.taia_config.base_model_revision == recorded
 
 
-def test_the_revision_that_an_adapter_names_for_its_base_is_taken(online, repo_id, tmp_path):
+def test_the_revision_that_an_adapter_names_is_one_of_the_base_that_it_names(online, repo_id, tmp_path):
     base_id = f"{repo_id}-base"
-    sha = online.push_base(base_id)
-    online.api.upload_file(path_or_fileobj=b"news", path_in_repo="NEWS", repo_id=base_id)
+    old = online.push_base(base_id)
+    online.api.create_branch(base_id, branch="4bit")
+    new = online.api.upload_file(path_or_fileobj=b"news", path_in_repo="NEWS", repo_id=base_id).oid
     shutil.copytree(snapshot_download(online.adapter), tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "revision": sha}))
-    assert TAIAForCausalLM.from_adapter(base_id, tmp_path / "adapter").taia_config.base_model_revision == sha
+    config = json.loads(path.read_text())
+    cases = [(base_id, old, old), (base_id, "4bit", old), ("other/base-GPTQ", "4bit", new), ("other/base", "gone", new)]
+    for named, revision, expected in cases:
+        path.write_text(json.dumps({**config, "base_model_name_or_path": named, "revision": revision}))
+        model = TAIAForCausalLM.from_adapter(base_id, tmp_path / "adapter")
+        assert model.taia_config.base_model_revision == expected
 
 
 def test_an_adapter_revision_is_loaded(online, ids, expected, repo_id):

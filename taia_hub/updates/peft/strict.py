@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType, load_peft_weights
+from peft import PeftConfig, PeftType, TaskType, load_peft_weights
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.hub import tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
 
 ADAPTER = "default"
@@ -25,6 +28,7 @@ _REFUSED_TYPES: dict[Any, str] = {
     PeftType.POLY: "its layers need task ids in every call",
     PeftType.SHADOW: "its layers hand a second stream from one to the next, so that none can be masked alone",
 }
+_WAY_OUT = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -42,10 +46,41 @@ def read_config(folder: Path) -> PeftConfig:
         raise ConfigError(
             f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
         )
+    if getattr(config, "bias", "none") not in ("none", False, None) and (folder / WEIGHTS_NAME).is_file():
+        _settle_bias(config, folder)
     if reason := _refusal(config):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UnsupportedUpdateError(f"This {kind} adapter cannot be switched: {reason[0]}.", reason[1])
     return config
+
+
+def is_of_backbone(config: PeftConfig) -> bool:
+    """Tells an adapter of a model without its language-modelling head, by its task or the class that it names."""
+    if config.task_type is not None or not isinstance(config.auto_mapping, dict):
+        return config.task_type == TaskType.FEATURE_EXTRACTION
+    named = config.auto_mapping.get("base_model_class")
+    classes = MODEL_MAPPING_NAMES.values()
+    return any(named == one or (isinstance(one, (list, tuple)) and named in one) for one in classes)
+
+
+def _settle_bias(config: Any, folder: Path) -> None:
+    """Reads `bias` as "none" where the file holds no bias of the base model, as of bases that have none."""
+    method = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "lora_")
+    saved = tuple(getattr(config, "modules_to_save", None) or ())
+    biases = [
+        key
+        for key in tensor_shapes(folder / WEIGHTS_NAME)
+        if key.endswith(".bias")
+        and f".{method}" not in key
+        and not any(f".{name}." in key.removesuffix("bias") for name in saved)
+    ]
+    if biases:
+        raise UnsupportedUpdateError(
+            f"This {config.peft_type.value} adapter cannot be switched: with bias={config.bias!r} its file overwrites "
+            f"{len(biases)} of the base model's biases, {few(biases)}, which PEFT cannot switch back.",
+            _WAY_OUT,
+        )
+    config.bias = "none"
 
 
 def _refusal(config: PeftConfig) -> tuple[str, str] | None:
@@ -55,11 +90,8 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
             "prompt learning adds tokens to the input and updates no module, so there is no attention or FFN part",
             "Load it with `PeftModel.from_pretrained`; TAIA needs a method that updates modules, such as LoRA.",
         )
-    way_out = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
     if config.peft_type in _REFUSED_TYPES:
-        return _REFUSED_TYPES[config.peft_type], way_out
-    if (bias := getattr(config, "bias", "none")) not in ("none", False, None):
-        return f"bias={bias!r} overwrites the base model's biases, which PEFT cannot switch back", way_out
+        return _REFUSED_TYPES[config.peft_type], _WAY_OUT
     init = getattr(config, "init_lora_weights", True)
     if isinstance(init, str) and init.startswith(_REFUSED_INITS):
         return (
@@ -68,7 +100,7 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
         )
     for option in ("layer_replication", "alora_invocation_tokens", "arrow_config"):
         if getattr(config, option, None):
-            return f"{option} acts outside the adapted layers", way_out
+            return f"{option} acts outside the adapted layers", _WAY_OUT
     return None
 
 

@@ -258,8 +258,6 @@ def test_tied_embeddings_are_switched_together(pico, tmp_path):
 
 
 REFUSED_OPTIONS = {
-    "bias": ({"bias": "all"}, "biases"),
-    "lora_only_bias": ({"bias": "lora_only"}, "biases"),
     "pissa": ({"init_lora_weights": "pissa"}, "changes the base model's weights"),
     "pissa_niter": ({"init_lora_weights": "pissa_niter_4"}, "changes the base model's weights"),
     "olora": ({"init_lora_weights": "olora"}, "changes the base model's weights"),
@@ -278,6 +276,26 @@ def test_an_option_of_lora_is_refused_with_the_reason(pico, label, tmp_path):
 
     with pytest.raises(UnsupportedUpdateError, match=reason):
         TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"bias": "all"}, {"bias": "lora_only"}, {"bias": "all", "modules_to_save": ["lm_head"]}], ids=str
+)
+def test_an_option_for_biases_does_nothing_on_a_base_that_has_none(pico, options, tmp_path):
+    get_peft_model(pico.plain("llama"), lora(init_lora_weights=False, **options)).save_pretrained(tmp_path)
+
+    taia, ids = TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path).eval(), pico.ids()
+
+    assert torch.equal(logits(taia, ids, inference_modules="none"), logits(pico.plain("llama"), ids))
+    assert torch.equal(logits(taia, ids, inference_modules="all"), logits(pico.peft("llama", tmp_path), ids))
+
+
+def test_biases_of_the_base_in_the_file_are_refused_with_their_number(pico, tmp_path):
+    config = LoraConfig(r=4, target_modules=["c_attn"], bias="all", task_type="CAUSAL_LM", fan_in_fan_out=True)
+    get_peft_model(pico.plain("gpt2"), config).save_pretrained(tmp_path)
+
+    with pytest.raises(UnsupportedUpdateError, match=r"overwrites \d+ of the base model's biases"):
+        TAIAForCausalLM.from_adapter(pico.base("gpt2"), tmp_path)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
