@@ -53,6 +53,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
     # ^ what config.json publishes; `config` is the base model's own
     _taia_switch: Switch
     _taia_update: Any  # an Update: transformers evaluates the annotations of classes, and would have it imported
+    _taia_places: tuple[Any, ...]  # where its own tokenizer may lie
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -87,6 +88,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         model.taia_config = loaded.config
         model._taia_switch = loaded.switch
         model._taia_update = loaded.update
+        model._taia_places = loaded.places
         if isinstance(loaded.update, PeftUpdate):
             model.peft_config = loaded.update.peft_model.peft_config
             model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained

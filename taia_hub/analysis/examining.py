@@ -58,7 +58,7 @@ def examine(
             model = TAIAForCausalLM.from_pretrained(name, revision=files.revision, **options)
         if on_load:
             on_load(model)
-        tokenizer = load_tokenizer(model, token=token, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(model, places=files.places, token=token, trust_remote_code=trust_remote_code)
         hidden = examine_texts(model, tokenizer, texts, modes, max_tokens=max_tokens, progress=progress)
     sha256 = hub.sha256(files.folder / files.kind.weights)
     return Analysis(Subject(files.name, files.revision, files.base.name, files.base.revision, sha256), update, hidden)

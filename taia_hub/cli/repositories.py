@@ -214,6 +214,7 @@ def _said_of(found: Any) -> str:
     rows = [
         ["repository" if found.inference_modules is not None else "adapter", f"{found.name}{_at(found.revision)}"],
         ["base model", f"{found.base_model}{_at(found.base_revision)}, {found.base_parameters:,} parameters"],
+        ["tokenizer", found.tokenizer],
         ["update", ", ".join([f"{method_name(found.method)} in {found.location}", *numbers, size, dtypes])],
         *([name.replace("_", " "), _by_role(values)] for name, values in found.patterns.items()),
         *([["default", str(found.inference_modules)]] if found.inference_modules is not None else []),

@@ -25,6 +25,8 @@ MANIFEST = "taia_manifest.json"
 ADAPTER_CONFIG = PEFT.config
 ADAPTER_WEIGHTS = PEFT.weights
 PICKLED_WEIGHTS = "adapter_model.bin"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""Tells a tokenizer that transformers saved."""
 TOKENIZER_FILES = (
     "*token*",
     "*vocab*",

@@ -16,10 +16,10 @@ from taia_hub.merging.planning import MergePlan
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.repository.reading import base_license
 from taia_hub.repository.tokenizer import save_tokenizer
+from taia_hub.repository.update_files import own_tokenizer
 from taia_hub.weights.checkpoint import SINGLE, Checkpoint
 
 _GENERATION = "generation_config.json"
-_TOKENIZER = "tokenizer_config.json"
 
 
 def write_texts(
@@ -42,23 +42,19 @@ def write_texts(
             {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(placed.items()))},
         )
     files = update.files
-    found = files.root
-    if files.revision:
-        wanted = (_GENERATION, *hub.TOKENIZER_FILES)
-        found = hub.fetch(files.name, wanted, revision=files.revision, access=access, local=False).folder
-    for place in (files.root, found, checkpoint.folder):
+    for place in (files.root, checkpoint.folder):
         if (place / _GENERATION).is_file():
             shutil.copyfile(place / _GENERATION, folder / _GENERATION)
             break
     config = RepositoryConfig(update.base.name, update.base.revision)
-    own = found if _is_of(found, plan, update) else None
+    own = own_tokenizer(files.places) if _fits(plan, update) else None
     notes = []
     # transformers makes an empty tokenizer of some model types where there are no files
     if own is not None or any(next(checkpoint.folder.glob(pattern), None) for pattern in hub.TOKENIZER_FILES):
-        why = save_tokenizer(config, folder, access.token, source=own, trust_remote_code=trust_remote_code)
+        why = save_tokenizer(config, folder, access.token, own=own, trust_remote_code=trust_remote_code)
         if why is not None:
             notes.append(f"The tokenizer is left out, because it could not be loaded: {why}")
-    written = [folder / name for name in (hub.CONFIG, _TOKENIZER) if (folder / name).is_file()]
+    written = [folder / name for name in (hub.CONFIG, hub.TOKENIZER_CONFIG) if (folder / name).is_file()]
     if any("auto_map" in hub.read_json(path) for path in written):
         for path in checkpoint.folder.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
@@ -99,10 +95,8 @@ def _merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]
     return made
 
 
-def _is_of(own: Path, plan: MergePlan, update: OpenedUpdate) -> bool:
-    """Tells whether the tokenizer beside the update is that of the merged model, whose vocabulary may be the base's."""
-    if not (own / _TOKENIZER).is_file():
-        return False
+def _fits(plan: MergePlan, update: OpenedUpdate) -> bool:
+    """Tells whether the update's tokenizer is that of the merged model, whose vocabulary may be the base's."""
     resized = getattr(update.update, "config", None)
     return plan.vocabulary is not None or not (isinstance(resized, Mapping) and resized.get("resized"))
 

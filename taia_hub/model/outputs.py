@@ -208,4 +208,4 @@ class Writing:
 def _loaded(model: Any) -> Loaded:
     from taia_hub.repository.loading import Loaded
 
-    return Loaded(model, model.taia_config, model._taia_update, model._taia_switch)
+    return Loaded(model, model.taia_config, model._taia_update, model._taia_switch, model._taia_places)

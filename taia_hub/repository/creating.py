@@ -28,7 +28,8 @@ from taia_hub.repository.loading import (
     load_repository,
 )
 from taia_hub.repository.reading import base_license
-from taia_hub.repository.tokenizer import save_tokenizer
+from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
+from taia_hub.repository.update_files import own_tokenizer
 from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
@@ -94,12 +95,12 @@ def create_repository(
         if link:
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
         if out is None or extra_files is not None:
-            return _finish(loaded, out, push, commit, None, extra_files, keep)
+            return _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
         made = Made(out, _asked_of(loaded))
         if made.facts() is not None:
             return Created(out, None, loaded.switch.status(), is_new=False)
         _refuse_another(out, overwrite)
-        created = _finish(loaded, out, push, commit, None, extra_files, keep)
+        created = _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
         _mark(made)
         return created
 
@@ -151,7 +152,7 @@ def create_from_finetuned(
             _refuse_another(made.folder, overwrite)
         folder = Path(scratch) / "update"
         loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
-        created = _finish(loaded, out, push, commit, other.folder, extra_files, keep)
+        created = _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
         if made:
             _mark(made)
         return dataclasses.replace(created, report=report)
@@ -162,18 +163,19 @@ def _finish(
     out: Path | None,
     push: str | None,
     commit: hub.Commit,
-    tuned: Path | None,
     extra_files: Callable[[Path], None] | None,
     keep: Path | None,
+    trust_remote_code: bool,
 ) -> Created:
-    """Writes a repository with a tokenizer, or publishes it; of a fine-tune in `tuned` with its own tokenizer."""
+    """Writes a repository with its tokenizer, or publishes it."""
     config, token = loaded.config, commit.token
 
     def beside(folder: Path) -> None:
         if extra_files is not None:
             extra_files(folder)
-        if (push is None or tuned is not None) and not (folder / "tokenizer_config.json").is_file():
-            save_tokenizer(config, folder, token, source=tuned)
+        own = own_tokenizer(loaded.places)
+        if (push is None or own) and not (folder / hub.TOKENIZER_CONFIG).is_file():
+            save_tokenizer(config, folder, token, own=own, trust_remote_code=trust_remote_code)
 
     if out is None:
         done = publishing.push(loaded, str(push), commit, extra_files=beside, keep=keep)
@@ -276,7 +278,10 @@ def _converted(
 ) -> Path:
     """Writes pickled weights anew as safetensors: PEFT's, or a MoLoRA of the authors' code."""
     files = [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, hub.PICKLED_WEIGHTS, hub.CONFIG, AUTHORS_EXPERTS]
+    files += hub.TOKENIZER_FILES
     source = hub.fetch(adapter, files, revision=revision, access=access, what="adapter")
+    made = scratch / ("molora" if (source.folder / AUTHORS_EXPERTS).is_file() else "adapter")
+    copy_tokenizer(source, made)
     if (source.folder / AUTHORS_EXPERTS).is_file():
         if base is None:
             raise ConfigError(
@@ -284,15 +289,15 @@ def _converted(
                 f"Name it: `taia create BASE {adapter} --convert-pickle`.",
             )
         name, at = (base.name, base.revision) if isinstance(base, hub.Source) else (base, base_revision)
-        convert_authors(source.folder, scratch / "molora", name, base_revision=at, token=access.token)
-        return scratch / "molora"
+        convert_authors(source.folder, made, name, base_revision=at, token=access.token)
+        return made
     if not (source.folder / hub.PICKLED_WEIGHTS).is_file():
         raise RepositoryError(
             f"'{adapter}' has neither {hub.PICKLED_WEIGHTS} nor {AUTHORS_EXPERTS} to convert.",
             "Leave --convert-pickle out.",
         )
-    hub.convert_pickled_adapter(source.folder, scratch / "adapter")
-    return scratch / "adapter"
+    hub.convert_pickled_adapter(source.folder, made)
+    return made
 
 
 def _pointer(adapter: str, revision: str | None, converted: bool, access: hub.HubAccess) -> dict[str, Any]:

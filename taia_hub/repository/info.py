@@ -11,7 +11,7 @@ from torch import nn
 
 from taia_hub import hub
 from taia_hub.hub.layout import PREFIX
-from taia_hub.repository.update_files import Repository, open_repository
+from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
@@ -40,6 +40,7 @@ class RepositoryInfo:
         rank: The rank, or role to rank; None where the method has none. `alpha` likewise.
         patterns: What other ranks and alphas the configuration gives to some modules, by its name for them.
         location: Where the update lies: a path in the repository, or `repo@revision/path`.
+        tokenizer: Where its tokenizer is from: `"its own"`, `"its adapter's"` or `"the base model's"`.
         modes: Mode name to the number of the update's parameters that act.
         unplaced: Paths of base modules whose role could not be told; they count as `other`.
     """
@@ -57,6 +58,7 @@ class RepositoryInfo:
     location: str
     bytes: int
     dtypes: tuple[str, ...]
+    tokenizer: str
     roles: Mapping[str, RoleInfo]
     modes: Mapping[str, int]
     unplaced: tuple[str, ...]
@@ -103,10 +105,17 @@ def info_of(found: Repository, model: nn.Module, access: hub.HubAccess) -> Repos
         location=(path or ".") if is_here else elsewhere,
         bytes=sum(stored.size for stored in tensors.values()),
         dtypes=tuple(sorted({stored.kind for stored in tensors.values()})),
+        tokenizer=_tokenizer(found),
         roles=roles,
         modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
         unplaced=placed.unplaced,
     )
+
+
+def _tokenizer(found: Repository) -> str:
+    """Says whose tokenizer is used, of an opened repository."""
+    own = own_tokenizer(found.places)
+    return "the base model's" if own is None else "its own" if own.folder == found.root else "its adapter's"
 
 
 def _ranks(found: Repository) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 from peft.tuners.lora.layer import LoraLayer
 
 from taia_hub import hub
-from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.hub.config import config_values, is_taia
 from taia_hub.hub.layout import UpdatePlace
-from taia_hub.repository.update_files import Repository
+from taia_hub.repository.tokenizer import copy_tokenizer
+from taia_hub.repository.update_files import Repository, own_tokenizer
 from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.plain_lora import lora_scaling
 from taia_hub.updates.peft.strict import ADAPTER
@@ -39,8 +37,8 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[Repository]:
         if not update.is_unchanged():
             revision, folder = None, root / update.kind.folder
             update.save(folder)
-        if revision is None:
-            _copy_tokenizer(config, root, access)
+        if own := own_tokenizer(model._taia_places):
+            copy_tokenizer(own, root)
         yield Repository(
             name=config._name_or_path if revision else "a loaded model",
             revision=revision,
@@ -64,20 +62,3 @@ def _check_scaling(update: Update) -> None:
                 f"The scaling of '{path}' was changed to {scaling:g}, which no file of the update can say.",
                 f"Set it back to {expected:g}; to weaken an update, give the setting a weight: {{'attention': 0.5}}.",
             )
-
-
-def _copy_tokenizer(config: TAIAConfig, folder: Path, access: hub.HubAccess) -> None:
-    """Copies the tokenizer of the repository that a model was loaded from, where it is one that has its own."""
-    name, revision = config._name_or_path, getattr(config, "_commit_hash", None)
-    if revision:
-        place = hub.fetch(name, hub.TOKENIZER_FILES, revision=revision, access=access, local=False).folder
-    elif name and is_taia(config_values(Path(name))):
-        place = Path(name)
-    else:
-        return
-    for pattern in hub.TOKENIZER_FILES:
-        for path in place.glob(pattern):
-            target = folder / path.relative_to(place)
-            if path.is_file() and not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)

@@ -15,7 +15,8 @@ from taia_hub.common.devices import fitting
 from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt
-from taia_hub.repository.update_files import GENERATION, Repository, open_repository
+from taia_hub.repository.tokenizer import copy_tokenizer
+from taia_hub.repository.update_files import GENERATION, Repository, open_repository, own_tokenizer
 from taia_hub.roles import sublayers
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update, attach
@@ -35,12 +36,16 @@ _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model, with its head or without, still of the base's own class, with an update attached."""
+    """A base model, with its head or without, still of the base's own class, with an update attached.
+
+    `places` are where its own tokenizer may lie, as of `Repository.places`.
+    """
 
     model: PreTrainedModel
     config: TAIAConfig
     update: Update
     switch: Switch
+    places: tuple[hub.Source, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
     found = found.with_weights(options.access, verify=options.verify)
     if found.is_plain:
         config = _new_config(found)
-        config._name_or_path, config._commit_hash = found.name, found.revision  # its own tokenizer comes first
+        config._name_or_path, config._commit_hash = found.name, found.revision
         loaded = _load(found, config, options)
         logger.warning(
             "'%s' is a plain PEFT adapter: on its base '%s' its '%s' updates act; `inference_modules` chooses others.",
@@ -190,6 +195,8 @@ def load_finetuned(
         )
     if published is None:
         published = DEFAULT_SETTING if compress is None else "attention"
+    if own := own_tokenizer([finetuned]):
+        copy_tokenizer(own, scratch)
     found = open_repository(scratch, options.access, base=base).with_weights(options.access)
     loaded = _load(found, _new_config(found, inference_modules=published), options)
     if loaded.model.can_generate() and (finetuned.folder / GENERATION).is_file():
@@ -251,7 +258,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
     if not options.head and not found.features_only:
         path, model = _backbone(model)
         update.prefix = f"{path}."
-    return Loaded(model, config, update, switch)
+    return Loaded(model, config, update, switch, found.places)
 
 
 def _base_model(found: Repository, options: LoadOptions) -> PreTrainedModel:

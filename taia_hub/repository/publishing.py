@@ -28,8 +28,8 @@ from taia_hub.repository.loading import Loaded
 from taia_hub.repository.reading import base_license, check_folder, check_publishable
 from taia_hub.repository.rebasing import on_base
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
-from taia_hub.repository.tokenizer import save_tokenizer
-from taia_hub.repository.update_files import open_repository
+from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
+from taia_hub.repository.update_files import open_repository, own_tokenizer
 from taia_hub.updates.parts import parts_by_role
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ def save(
     _refuse_other_model(str(folder), names, config_values(folder))
     with written_over(folder) as scratch:
         config = _write_files(loaded, scratch, state_dict, extra_files)
+        own = own_tokenizer(loaded.places)
+        if own and not any((place / hub.TOKENIZER_CONFIG).is_file() for place in (scratch, folder)):
+            copy_tokenizer(own, scratch)
         data = _described(loaded, config, scratch, repo_id or folder.name, license_fields or {})
         beside = SideFiles.of(scratch).over(SideFiles.of(folder))
         full = with_side_files(data, config, beside, strict=False)
@@ -135,7 +138,7 @@ def push(
             config = _write_files(loaded, new, None, extra_files)
         head = head or hub.look(repo_id, revision=commit.revision, token=commit.token)
         data = _described(loaded, config, folder, head.repo_id, base_license(config, commit.token), tags)
-        return _publish(folder, config, data, head, commit)
+        return _publish(folder, config, data, head, commit, loaded.places)
 
 
 def push_folder(
@@ -147,7 +150,7 @@ def push_folder(
     tags: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> CommitInfo:
-    """Publishes a saved TAIA repository in one commit, with the base model's tokenizer where it has none.
+    """Publishes a saved TAIA repository in one commit, with its adapter's or base model's tokenizer where it has none.
 
     The base model's own code runs, where `trust_remote_code` says so, to learn its structure for the card. A base model
     in a local folder is refused, unless `base` names it on the Hub: the same weights are checked to lie there, and all
@@ -161,23 +164,30 @@ def push_folder(
             return push_folder(there, repo_id, commit, tags=tags, trust_remote_code=trust_remote_code)
     check_publishable(config)
     head = hub.look(repo_id, revision=commit.revision, token=commit.token)
-    found = open_repository(folder, access, config=config)
+    found = open_repository(folder, access, config=config).with_tokenizer(access)
     fields = base_license(config, commit.token)
     data = describe_files(
         found, access, repo_id=head.repo_id, license_fields=fields, trust_remote_code=trust_remote_code
     )
-    return _publish(folder, config, dataclasses.replace(data, tags=(*data.tags, *tags)), head, commit)
+    return _publish(folder, config, dataclasses.replace(data, tags=(*data.tags, *tags)), head, commit, found.places)
 
 
-def _publish(folder: Path, config: Fields, data: cards.CardData, head: hub.Head, commit: hub.Commit) -> CommitInfo:
-    """Publishes a folder, with the base model's tokenizer where there is none."""
+def _publish(
+    folder: Path,
+    config: Fields,
+    data: cards.CardData,
+    head: hub.Head,
+    commit: hub.Commit,
+    places: tuple[hub.Source, ...],
+) -> CommitInfo:
+    """Publishes a folder, with the model's tokenizer where there is none."""
     files: dict[str, Path | None] = dict(_model_files(folder, config))
     _refuse_other_model(str(folder), files, {"model_type": MODEL_TYPE})
     _refuse_other_model(head.repo_id, head.files, head.config)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) / "tokenizer"
-        if "tokenizer_config.json" not in files and not _has_tokenizer(head, config):
-            save_tokenizer(config, tokenizer, commit.token)
+        if hub.TOKENIZER_CONFIG not in files and not _has_tokenizer(head, config):
+            save_tokenizer(config, tokenizer, commit.token, own=own_tokenizer(places))
             files |= hub.published_files(tokenizer)
         files |= _card_over(head, folder, config, data, Path(scratch) / "card")
         if files.get(hub.CARD) is None:  # the one on the Hub stays
@@ -224,7 +234,7 @@ def _has_tokenizer(head: hub.Head, config: Fields) -> bool:
     """Tells whether a repository has a tokenizer already, which a person may have chosen, of the same base model."""
     names = ("base_model_name_or_path", "base_model_revision")
     same = all(head.config.get(name) == getattr(config, name) for name in names)
-    return "tokenizer_config.json" in head.files and (hub.CONFIG not in head.files or same)
+    return hub.TOKENIZER_CONFIG in head.files and (hub.CONFIG not in head.files or same)
 
 
 def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, Any]) -> None:

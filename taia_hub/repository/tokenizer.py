@@ -1,8 +1,10 @@
-"""The tokenizer of a model: loaded with it, and saved beside what is made of it."""
+"""Whose tokenizer a model has: the repository's own, else its adapter's, else the base model's; loaded and saved."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,41 +14,41 @@ from transformers import AutoTokenizer
 from taia_hub import hub
 from taia_hub.errors import RepositoryError
 from taia_hub.hub.config import Fields
+from taia_hub.repository.update_files import own_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_CONFIG = "tokenizer_config.json"
-_FILES = (_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
+_FILES = (hub.TOKENIZER_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
 
 
-def load_tokenizer(model: Any, *, token: str | bool | None = None, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of a loaded model's TAIA repository or PEFT adapter, or the base's where it has none.
+def load_tokenizer(
+    model: Any,
+    *,
+    places: Sequence[hub.Source] | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Loads the tokenizer of a loaded model's TAIA repository, or its adapter's, or the base's where they have none.
 
-    A damaged one is an error: the base's may not be its equal.
+    A damaged one is an error: the base's may not be its equal. `places` are where its own may lie, where the model was
+    loaded from a part of a repository.
     """
     config = model.taia_config
-    sources = {
-        config._name_or_path: getattr(config, "_commit_hash", None),
-        config.base_model_name_or_path: config.base_model_revision,
-    }
-    names = [name for name in sources if name]
-    for name in names:
-        access = hub.HubAccess(token=token)
-        source = hub.fetch(name, _FILES, revision=sources[name], access=access, what="tokenizer")
-        if not (source.folder / _CONFIG).is_file() and name != names[-1]:
-            continue  # every tokenizer that transformers saved has this file; older ones only bases have
-        try:
-            return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        except Exception as error:
-            if (source.folder / _CONFIG).is_file():
-                raise RepositoryError(
-                    f"The tokenizer of '{name}' cannot be read: {error}.",
-                    "Push it again with tokenizer.push_to_hub(...), or copy the files again.",
-                ) from error
-    raise RepositoryError(
-        f"There is no tokenizer in {' nor '.join(map(repr, names))}.",
-        "Push one to the repository: tokenizer.push_to_hub(...).",
-    )
+    places = model._taia_places if places is None else places
+    if own := own_tokenizer(places):
+        return _read(own, trust_remote_code)
+    base, access = config.base_model_name_or_path, hub.HubAccess(token=token)
+    source = hub.fetch(base, _FILES, revision=config.base_model_revision, access=access, what="tokenizer")
+    if (source.folder / hub.TOKENIZER_CONFIG).is_file():
+        return _read(source, trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers' readers fail in every way
+        names = dict.fromkeys([*(place.name for place in places), base])
+        raise RepositoryError(
+            f"There is no tokenizer in {' nor '.join(map(repr, names))}.",
+            "Push one to the repository: tokenizer.push_to_hub(...).",
+        ) from error
 
 
 def save_tokenizer(
@@ -54,19 +56,19 @@ def save_tokenizer(
     folder: Path,
     token: str | bool | None = None,
     *,
-    source: Path | None = None,
+    own: hub.Source | None = None,
     trust_remote_code: bool = False,
 ) -> str | None:
-    """Saves the base model's tokenizer as it is after transformers' repairs, which go by the base's model type.
+    """Saves the tokenizer `own` as it is, or the base model's after transformers' repairs, which go by its model type.
 
-    That of the checkpoint in the folder `source` is taken instead, where it has one. Returns why nothing was written,
-    or None; a base without a tokenizer is only warned of.
+    Returns why nothing was written, or None; a base without a tokenizer is only warned of, a damaged `own` is an error.
     """
+    if own is not None:
+        _read(own, trust_remote_code)
+        copy_tokenizer(own, folder)
+        return None
     name, revision = config.base_model_name_or_path or "", config.base_model_revision
-    if source is not None and (source / "tokenizer_config.json").is_file():
-        revision = None
-    else:
-        source = Path(name)
+    source = Path(name)
     if revision is not None:
         # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
         api = hub.api(token)
@@ -84,3 +86,23 @@ def save_tokenizer(
         return str(error)
     tokenizer.save_pretrained(folder)
     return None
+
+
+def copy_tokenizer(source: hub.Source, folder: Path) -> None:
+    """Copies the files of a tokenizer to a folder that has none."""
+    for pattern in hub.TOKENIZER_FILES:
+        for path in source.folder.glob(pattern):
+            target = folder / path.relative_to(source.folder)
+            if path.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+
+
+def _read(source: hub.Source, trust_remote_code: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers' readers fail in every way
+        raise RepositoryError(
+            f"The tokenizer of '{source.name}' cannot be read: {error}.",
+            "Push it again with tokenizer.push_to_hub(...), or copy the files again.",
+        ) from error

@@ -24,8 +24,9 @@ _PLACES = tuple(UpdatePlace(kind, folder) for kind in KINDS.values() for folder 
 
 
 def _described(place: UpdatePlace) -> tuple[str, ...]:
-    """Returns the paths of the small files that say what an update is."""
-    return (place.config, place.weights) if place.kind.shards else (place.config,)
+    """Returns the paths of the small files that say what an update is, and whether it has a tokenizer of its own."""
+    small = (place.config, place.named(hub.TOKENIZER_CONFIG))
+    return (*small, place.weights) if place.kind.shards else small
 
 
 _FIRST = (hub.CONFIG, hub.MANIFEST, GENERATION, *(name for place in _PLACES for name in _described(place)))
@@ -76,6 +77,12 @@ class Repository:
         return str(hub.read_json(self.folder / self.kind.config).get("peft_type"))
 
     @property
+    def places(self) -> tuple[hub.Source, ...]:
+        """Where its own tokenizer may lie, for `own_tokenizer`: the repository, then its adapter."""
+        own = hub.Source(self.name, self.root, self.revision)
+        return own, hub.Source(self.holder.name, self.folder, self.holder.revision)
+
+    @property
     def features_only(self) -> bool:
         """Whether the update is of a model without its language-modelling head."""
         from taia_hub.updates.peft.strict import is_of_backbone  # here, because it needs PEFT
@@ -89,7 +96,14 @@ class Repository:
             hub.update_weights(holder.folder / self.place.path, self.kind)
         else:
             verify_update(self.root, holder.folder / self.place.path, self.config, verify=verify)
-        return dataclasses.replace(self, holder=holder)
+        return dataclasses.replace(self, holder=holder).with_tokenizer(access)
+
+    def with_tokenizer(self, access: hub.HubAccess) -> Repository:
+        """Brings its own tokenizer or its adapter's to this disk, so that it is here as long as the weights are."""
+        own = own_tokenizer(self.places)
+        if own and own.revision:
+            hub.fetch(own.name, hub.TOKENIZER_FILES, revision=own.revision, access=access, local=False)
+        return self
 
     def check_outside(self, out: Path) -> None:
         """Refuses to write into a folder that is read from, which would be published with what is in it."""
@@ -101,6 +115,14 @@ class Repository:
                     f"'{out}' lies inside '{name}', from which it is made, and would be published with it.",
                     "Give a folder beside it.",
                 )
+
+
+def own_tokenizer(places: Iterable[hub.Source]) -> hub.Source | None:
+    """Finds the first place with a tokenizer, of `Repository.places`; None where it is the base model's.
+
+    Every tokenizer that transformers saved has the file that is asked for; older ones only bases have.
+    """
+    return next((place for place in places if (place.folder / hub.TOKENIZER_CONFIG).is_file()), None)
 
 
 def open_repository(

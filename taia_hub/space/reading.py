@@ -49,7 +49,7 @@ def read_model(repo: str, revision: str | None, token: str | bool | None) -> Spa
     }
     if adapter:
         infos[adapter] = _info(adapter, config.update["revision"], "adapter repository", token)
-        preload[adapter] = _matching(infos[adapter], update)
+        preload[adapter] = _matching(infos[adapter], (*update, *_TOKENIZER))
     closed = tuple(name for name, info in infos.items() if info.private or info.gated)
     whole = hub.read_json(base.folder / hub.CONFIG)
     halved = "float32" in (whole.get("dtype"), whole.get("torch_dtype"))

@@ -149,7 +149,7 @@ def test_info_of_a_folder(taia, online, tmp_path):
     assert f"{sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(online.base).parameters()):,} param" in out
     assert "KiB" in out
     rows = [line.split()[0] for line in out.splitlines() if line]
-    assert rows == ["repository", "base", "update", "default", "role", "attention", "ffn", "mode", *MODES]
+    assert rows == ["repository", "base", "tokenizer", "update", "default", "role", "attention", "ffn", "mode", *MODES]
 
 
 def test_info_of_a_plain_adapter(taia, online, pico, tmp_path):
