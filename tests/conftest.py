@@ -53,6 +53,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Leaves out what a file of tests imported as well, once that file is through."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what asks a package index where nobody said that it may."""
     if item.get_closest_marker("network") and os.environ.get("TAIA_TEST_NETWORK") != "1":
@@ -183,6 +190,16 @@ class Pico:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._loaded: dict[Any, Any] = {}
+
+    def _copy(self, load: Callable[..., Any], *folders: Path, **keywords: Any) -> Any:
+        """Returns a copy of what `load` gives, where it is loaded as most are: loading takes five times as long."""
+        if not keywords.keys() <= {"dtype", "inference_modules"}:
+            return load(*folders, **keywords)
+        key = (load, *folders, str(keywords))
+        if key not in self._loaded:
+            self._loaded[key] = load(*folders, **keywords)
+        return copy.deepcopy(self._loaded[key])
 
     def base(self, name: str) -> Path:
         """Returns the folder of a random base model of an architecture of `ARCHITECTURES`."""
@@ -197,8 +214,8 @@ class Pico:
         return made_once(self.folder / name, make)
 
     def plain(self, name: str, **keywords: Any) -> Any:
-        """Loads the base model, frozen as a TAIA model's: torch multiplies by weights to be trained in another way."""
-        return AutoModelForCausalLM.from_pretrained(self.base(name), **keywords).eval().requires_grad_(False)
+        """Loads the base model."""
+        return self._copy(AutoModelForCausalLM.from_pretrained, self.base(name), **keywords).eval()
 
     def adapter(self, name: str, config: PeftConfig | None = None, label: str = "lora", seed: int = 1) -> Path:
         """Returns the folder of an adapter whose every parameter is random; `label` names it for another time.
@@ -265,7 +282,8 @@ class Pico:
 
     def taia(self, name: str, label: str = "lora", **keywords: Any) -> Any:
         """Loads the base with an adapter as this package does."""
-        return TAIAForCausalLM.from_adapter(self.base(name), self.adapter(name, label=label), **keywords).eval()
+        folders = self.base(name), self.adapter(name, label=label)
+        return self._copy(TAIAForCausalLM.from_adapter, *folders, **keywords).eval()
 
     def ids(self, rows: int = 2, length: int = 7, seed: int = 0) -> torch.Tensor:
         """Makes (rows, length) token ids without special tokens."""

@@ -30,8 +30,8 @@ def assert_exact(pico, name, model, references, ids):
 
 def references(pico, name, label, **keywords):
     autocast = keywords.pop("autocast_adapter_dtype", True)
-    return {
-        "none": pico.plain(name, **keywords),
+    return {  # frozen as a TAIA model's base is: torch multiplies by weights to be trained in another way
+        "none": pico.plain(name, **keywords).requires_grad_(False),
         "all": pico.peft(name, pico.adapter(name, label=label), autocast, **keywords),
         "attention": pico.peft(name, pico.narrowed(name, "attention", label), autocast, **keywords),
         "ffn": pico.peft(name, pico.narrowed(name, "ffn", label), autocast, **keywords),

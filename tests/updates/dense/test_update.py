@@ -95,7 +95,7 @@ def test_every_mode_is_bit_for_bit(dense, pico, name):
     ids = pico.ids()
     found = {mode: logits(model, ids, switch, mode) for mode in (*MODES, "attention+other")}
     assert torch.equal(found["none"], logits(pico.plain(name), ids))
-    tuned = AutoModelForCausalLM.from_pretrained(dense.tuned(name)).eval().requires_grad_(False)
+    tuned = AutoModelForCausalLM.from_pretrained(dense.tuned(name)).eval()
     assert torch.equal(found["all"], logits(tuned, ids))
     for mode, roles in {**MODES, "attention+other": ("attention", "other")}.items():
         assert torch.equal(found[mode], logits(dense.reference(name, roles), ids)), mode
@@ -447,7 +447,7 @@ def test_a_wrong_base_is_refused(dense, pico):
 
 
 def test_an_attach_that_fails_changes_nothing(dense, pico):
-    model = pico.plain("llama").requires_grad_(True)
+    model = pico.plain("llama")
     with pytest.raises(SettingError):
         dense.attach("llama", model=model, inference_modules="atention")
     assert type(model.lm_head) is nn.Linear
