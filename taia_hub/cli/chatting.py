@@ -15,6 +15,7 @@ import typer
 from taia_hub.cli.compare_output import show_answers, write_result
 from taia_hub.cli.options import options_of, taken
 from taia_hub.cli.shared import Answering, Loading, Update, load_model, modes, read_answering
+from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, SettingError, TAIAError, closest
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ def _read_mode(text: str) -> Any:
     if not text.startswith("{"):
         return text
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise SettingError(f"{text} is no JSON: {error}.", 'As in {"attention": 1, "ffn": 0.5}.') from error
 

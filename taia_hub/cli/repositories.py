@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,7 @@ from taia_hub.cli.shared import (
     progress,
     published,
 )
+from taia_hub.common.parsing import parse_json
 from taia_hub.common.text_tables import aligned, amount, byte_size
 from taia_hub.errors import ConfigError
 
@@ -33,7 +33,7 @@ from taia_hub.errors import ConfigError
 def _parse_compress(text: str) -> Any:
     """Reads a rank, a share or a JSON object of either by role; what they may be is checked where they are used."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ConfigError(
             f"--compress {text!r} is no number and no JSON object.",

@@ -16,6 +16,7 @@ import typer
 
 from taia_hub.cli.options import HUB, filled, offering, reading
 from taia_hub.common.fields import asked
+from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, closest
 from taia_hub.switch.settings import MODES
 
@@ -131,7 +132,7 @@ def parse_mode(text: str) -> Any:
     from taia_hub.switch.settings import parse_setting
 
     try:
-        mode = json.loads(text) if text.lstrip().startswith("{") else text
+        mode = parse_json(text) if text.lstrip().startswith("{") else text
     except ValueError as error:
         raise ConfigError(
             f"--mode {text!r} is no JSON: {error}.",

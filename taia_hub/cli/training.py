@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from taia_hub.cli.options import options_of, reading, typed
 from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, next_step, parse_mode, progress, published
+from taia_hub.common.parsing import parse_json
 from taia_hub.common.text_tables import amount, byte_size
 from taia_hub.errors import ConfigError
 from taia_hub.training.recipe import TrainingRecipe
@@ -168,7 +168,7 @@ def _by_role(name: str, text: str) -> Any:
     hint = f"As in {name} 16, or {name} attention=4,ffn=64."
     try:
         if text.lstrip().startswith("{"):
-            return json.loads(text)
+            return parse_json(text)
         if "=" in text:
             return {role.strip(): int(number) for role, number in (pair.split("=") for pair in text.split(","))}
         return int(text)

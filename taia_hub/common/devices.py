@@ -84,7 +84,7 @@ def fitting() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError, and what MPS and the CPU raise in its place
-        if not isinstance(error, MemoryError) and not _FULL.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold what was allocated
         full = True
@@ -95,6 +95,11 @@ def fitting() -> Iterator[None]:
             'Spread it over all devices with --device-map auto (device_map="auto"), load it on the CPU with --device '
             "cpu, or in a smaller --dtype, such as bfloat16.",
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error says that the memory does not suffice."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_FULL.search(str(error))))
 
 
 def free_memory() -> None:

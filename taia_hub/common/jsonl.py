@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, RepositoryError
 
 _SHOWN = 5
@@ -82,8 +82,8 @@ def parse_object(text: str) -> dict[str, Any]:
         {'prompt': 'Hello'}
     """
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        value = parse_json(text)
+    except ValueError as e:
         raise LineError(f"no JSON: {e}") from e
     if not isinstance(value, dict):
         raise LineError(f"a JSON {type(value).__name__} instead of an object")

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
 
@@ -110,7 +111,7 @@ class Mark:
         if not self.path.is_file():
             return {}
         try:
-            value = json.loads(self.path.read_text(encoding="utf-8"))
+            value = parse_json(self.path.read_text(encoding="utf-8"))
         except ValueError:
             value = None
         if not isinstance(value, dict):

@@ -71,15 +71,15 @@ def find_candidates(
 
 def load_plain(name: str, **keywords: Any) -> Any:
     """Loads a model without an update, as a model whose switch has nothing to switch; keywords are transformers'."""
-    from transformers import AutoModelForCausalLM
-
     from taia_hub.configuration_taia import TAIAConfig
     from taia_hub.modeling_taia import TAIAForCausalLM
     from taia_hub.repository.loading import Loaded
     from taia_hub.switch.switch import Switch
+    from taia_hub.weights.base_model import load_base
 
-    with fitting(), hub.hub_errors(name, what="model", revision=None):
-        model = AutoModelForCausalLM.from_pretrained(name, **keywords)
+    base = hub.resolve_base(name, keywords.pop("revision", None), hub.HubAccess(token=keywords.get("token")))
+    with fitting():
+        model = load_base(base, what="model", **keywords)
     config = TAIAConfig(base_model_name_or_path=name, inference_modules="none")
     loaded: Any = Loaded(model, config, None, Switch((), "none"))  # type: ignore[arg-type]
     return TAIAForCausalLM.from_loaded(loaded)

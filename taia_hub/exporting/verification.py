@@ -13,7 +13,6 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
 
 from taia_hub import hub
 from taia_hub.errors import UpdateMismatchError
@@ -25,6 +24,7 @@ from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.plain_lora import is_state_space
 from taia_hub.updates.peft.strict import read_config
 from taia_hub.updates.weightless import injected
+from taia_hub.weights.base_model import load_base
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, by the largest logit, where the export is exact but its tensors are not the same."""
@@ -122,9 +122,7 @@ def _outputs(model: Any, ids: Tensor) -> Tensor:
 
 
 def _base(update: OpenedUpdate, access: hub.HubAccess, **options: Any) -> Any:
-    auto = AutoModel if update.files.features_only else AutoModelForCausalLM
-    with hub.hub_errors(update.base.name, what="base model", revision=update.base.revision):
-        return auto.from_pretrained(update.base.name, revision=update.base.revision, token=access.token, **options)
+    return load_base(update.base, features_only=update.files.features_only, token=access.token, **options)
 
 
 @contextmanager

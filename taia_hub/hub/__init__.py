@@ -5,8 +5,17 @@ nor transformers.
 """
 
 from taia_hub.common.resuming import sha256
-from taia_hub.hub._errors import PaymentError, check_space, disk_errors, hub_errors, no_folder
+from taia_hub.hub._errors import (
+    PaymentError,
+    check_space,
+    disk_errors,
+    foreign_errors,
+    hub_errors,
+    no_folder,
+    reason_of,
+)
 from taia_hub.hub._names import meant
+from taia_hub.hub._seen import seen_file, seen_folder, seen_in, seen_tensors
 from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
 from taia_hub.hub.collections import collect
 from taia_hub.hub.files import (
@@ -19,6 +28,7 @@ from taia_hub.hub.files import (
     adapter_weights,
     base_print,
     convert_pickled_adapter,
+    damaged,
     fetch_model,
     index_shards,
     read_json,
@@ -56,9 +66,11 @@ __all__ = [
     "check_space",
     "collect",
     "convert_pickled_adapter",
+    "damaged",
     "disk_errors",
     "fetch",
     "fetch_model",
+    "foreign_errors",
     "full_repo_id",
     "hub_errors",
     "index_shards",
@@ -68,8 +80,13 @@ __all__ = [
     "publish",
     "published_files",
     "read_json",
+    "reason_of",
     "resolve_base",
     "same_bytes",
+    "seen_file",
+    "seen_folder",
+    "seen_in",
+    "seen_tensors",
     "set_space",
     "sha256",
     "space_hardware",

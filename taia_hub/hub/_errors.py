@@ -23,10 +23,13 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from taia_hub.common.devices import is_out_of_memory
 from taia_hub.common.text_tables import byte_size
-from taia_hub.errors import RepositoryError
-from taia_hub.hub._names import DATA, TransportError, is_path, meant, revision_meant
+from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
+from taia_hub.hub._names import DATA, TransportError, files_there, is_path, meant, revision_meant
+from taia_hub.hub._seen import seen_file, seen_in
 
+_LONGEST = 300
 _TOKEN = "Check the token (HF_TOKEN, or `hf auth login`) and what it may do."
 _PAID = (
     "The Hub asks for a paid plan. Free personal accounts older than 30 days may host two Spaces on ZeroGPU "
@@ -61,9 +64,9 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
         near = meant(name, what=what)
         raise RepositoryError(f"'{name}' is neither a folder here nor a Hub id.{near}", str(error)) from error
     except LocalTokenNotFoundError as error:
-        raise RepositoryError(f"The {what} '{name}' cannot be reached without a token.", _hint(error)) from error
+        raise RepositoryError(f"The {what} '{name}' cannot be reached without a token.", reason_of(error)) from error
     except GatedRepoError as error:
-        raise RepositoryError(f"The {what} '{name}' is gated.", _hint(error)) from error
+        raise RepositoryError(f"The {what} '{name}' is gated.", reason_of(error)) from error
     except RepositoryNotFoundError as error:
         raise not_there(name, what=what, local=local) from error
     except RevisionNotFoundError as error:
@@ -73,7 +76,10 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
             "Name a branch, tag or commit that it has; only its owner can restore one that is gone.",
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise RepositoryError(f"The {what} '{name}' lacks a file that is needed.", _hint(error)) from error
+        if seen := seen_in(files_there(name)):
+            said = f"The {what} '{name}' lacks a file that is needed: it is {seen[0]}."
+            raise RepositoryError(said, seen[1]) from error
+        raise RepositoryError(f"The {what} '{name}' lacks a file that is needed.", reason_of(error)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
             raise _refused(error.__cause__, name, what) from error
@@ -84,7 +90,8 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
         if local:
             raise _out_of_reach(name, what, local) from error
         raise RepositoryError(
-            f"The Hub cannot be reached for the {what} '{name}'.", f"Check the network and HF_ENDPOINT. {_hint(error)}"
+            f"The Hub cannot be reached for the {what} '{name}'.",
+            f"Check the network and HF_ENDPOINT. {reason_of(error)}",
         ) from error
     except RepositoryError:
         raise
@@ -97,8 +104,48 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
         if _is_full(error):
             hint = "Free space, or give the cache another disk with HF_HOME or `cache_dir`."
             raise RepositoryError(f"There is no space left for the {what} '{name}'.", hint) from error
-        hint = f"Check that it is a whole model of transformers, and the network. {_hint(error)}"
+        hint = f"Check that it is a whole model of transformers, and the network. {reason_of(error)}"
         raise RepositoryError(f"The {what} '{name}' could not be loaded.", hint) from error
+
+
+@contextlib.contextmanager
+def foreign_errors(name: str, *, what: str, revision: str | None = None, hint: str = "") -> Iterator[None]:
+    """Says in our words why a library cannot read or build what others wrote, with its reason in one line.
+
+    Only calls of that library stand in the block: what this package gets wrong is nobody else's fault. `hint` says what
+    to do instead of the usual.
+
+    Raises:
+        RepositoryError: As of `hub_errors`.
+        MissingDependencyError: If what is read needs a package that is not installed.
+        ConfigError: If the library refuses it, in whatever way.
+    """
+    try:
+        with hub_errors(name, what=what, revision=revision):
+            yield
+    except TAIAError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"The {what} '{name}' needs what is not installed: {reason_of(error)}", hint or "Install it."
+        ) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"The {what} '{name}' is no language model that transformers can build: {reason_of(error)}",
+            hint or "Check its config.json and its weights; download or save it again.",
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns a library's reason in one line of bounded length."""
+    said = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in said:
+        return "its weights have other shapes than its config.json says."
+    if not said or not isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
+        said = f"{type(error).__name__}: {said}"
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
 
 
 def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
@@ -110,6 +157,9 @@ def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
         if what == "base model":  # which another file may name
             hint = "Give the base's Hub id, or load with `TAIAForCausalLM.from_adapter(base, adapter)`."
         return RepositoryError(f"The {what} '{name}' is no folder here.{meant(name)}", hint)
+    for other in () if what in (DATA, "Space") else (DATA, "Space"):
+        if files_there(name, other):
+            return RepositoryError(f"'{name}' is a {other} on the Hub, and no {what}.", "Check the name.")
     near = meant(name, what=what, local=local, online=True)
     if local:
         own = "file" if what == DATA else "folder"
@@ -129,6 +179,8 @@ def no_folder(name: str | Path, hint: str) -> RepositoryError:
 
 
 def _is_file(name: str | Path) -> RepositoryError:
+    if (seen := seen_file(Path(name))) and seen[0] != "empty":
+        return RepositoryError(f"'{name}' is {seen[0]}.", seen[1])
     return RepositoryError(f"'{name}' is a file.", "Give the folder that it is in, or a Hub id.")
 
 
@@ -174,7 +226,7 @@ def _refused(error: HfHubHTTPError, name: str, what: str) -> RepositoryError:
         )
     step = _NEXT_STEP.get(status, "Try again later; the Hub has a problem of its own." if status >= 500 else "")
     kind = PaymentError if status == 402 else RepositoryError
-    return kind(f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {_hint(error)}".strip())
+    return kind(f"The Hub refused a request for the {what} '{name}' ({status}).", f"{step} {reason_of(error)}".strip())
 
 
 def check_space(folder: Path, needed: int, what: str, more: str = "") -> None:
@@ -213,7 +265,3 @@ def _reason(error: Exception) -> tuple[str, str]:
 
 def _is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-
-
-def _hint(error: BaseException) -> str:
-    return " ".join(str(error).split())

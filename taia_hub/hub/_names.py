@@ -56,6 +56,12 @@ def revision_meant(name: str, revision: str, *, what: str = "") -> str:
     return f" It has {', '.join(found[:5])}." if found else ""
 
 
+def files_there(name: str, what: str = "") -> list[str]:
+    """Returns the paths of a repository's files on the Hub; none where it does not say."""
+    found = _asked(f"{_KINDS.get(what, 'models')}/{name}", {})
+    return [str(one.get("rfilename")) for one in (found or {}).get("siblings") or ()]
+
+
 def _path(name: str, *, files: bool) -> str | None:
     """Finds the path here that is nearest to one that is not, part by part."""
     path = Path(name).expanduser()

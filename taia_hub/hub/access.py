@@ -14,6 +14,7 @@ from huggingface_hub.file_download import repo_folder_name
 from taia_hub.errors import RepositoryError
 from taia_hub.hub._errors import TransportError, hub_errors, not_there
 from taia_hub.hub._names import is_path, looks_like_path
+from taia_hub.hub._seen import seen_file, seen_folder
 
 CONFIG = "config.json"
 _LIBRARY = "taia-hub"
@@ -111,7 +112,9 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, CONFIG)):
-            raise RepositoryError(f"The base model folder '{name}' has no {CONFIG}.", "Give the folder of a model.")
+            seen = seen_file(Path(name, CONFIG)) or seen_folder(Path(name))
+            said, hint = seen or ("", "Give the folder of a model.")
+            raise RepositoryError(f"The base model folder '{name}' has no {CONFIG}{said and f': it is {said}'}.", hint)
         return Source(name, Path(name), None)
     with hub_errors(name, revision=revision, what="base model", local=True):
         _check_reach(name, "base model", access)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import filecmp
 import glob
 import json
@@ -15,9 +16,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from taia_hub.common.parsing import parse_json
 from taia_hub.common.resuming import sha256
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
+from taia_hub.hub._seen import seen_file, seen_folder
 from taia_hub.hub.access import CONFIG, HubAccess, Source, fetch
 from taia_hub.hub.layout import MODEL_INDEX, PEFT, UpdateKind
 
@@ -38,6 +41,7 @@ TOKENIZER_FILES = (
     "bpe.codes",
 )
 """Globs on the files that a tokenizer may have."""
+_LARGEST_JSON = 1 << 28
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -94,8 +98,17 @@ def adapter_weights(folder: Path) -> Path:
                 "only safetensors are read.",
                 "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
             )
+        said, hint = seen_file(weights) or seen_folder(folder) or ("", "")
+        if weights.exists() or "adapter of" in said:
+            raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}: it is {said}.", hint)
         raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}.", "Download or save the adapter again.")
-    tensor_shapes(weights)
+    if empty := [name for name, shape in tensor_shapes(weights).items() if 0 in shape]:
+        raise RepositoryError(
+            f"'{weights}' holds {len(empty)} empty tensors, first '{empty[0]}': DeepSpeed ZeRO-3 or FSDP saves such a "
+            "file where the parameters were not gathered.",
+            "Save the adapter again with the parameters gathered (stage3_gather_16bit_weights_on_model_save), or make "
+            "it of the checkpoint with DeepSpeed's zero_to_fp32.py.",
+        )
     return weights
 
 
@@ -151,10 +164,16 @@ def tensor_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(weights, framework="np") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise RepositoryError(
-            f"'{weights}' is truncated or no safetensors file: {error}.", "Download or save it again."
-        ) from error
+    except (SafetensorError, OSError) as error:
+        raise damaged(weights, error) from error
+
+
+def damaged(weights: Path, error: Exception) -> RepositoryError:
+    """Says that a weights file cannot be read, and what it is where that can be told; raise it from `error`."""
+    said, hint = seen_file(weights) or ("", "Download or save it again.")
+    return RepositoryError(
+        f"'{weights}' is missing, truncated or no safetensors file: {f'it is {said}' if said else error}.", hint
+    )
 
 
 def convert_pickled_adapter(folder: Path, out: Path) -> None:
@@ -205,7 +224,7 @@ def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -
             raise RepositoryError(f"'{folder}' has no {MANIFEST}, so its weights cannot be checked.", again)
         return
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))["files"][name]
+        entry = read_json(path)["files"][name]
         size, digest = int(entry["size"]), str(entry["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{MANIFEST} in '{folder}' says nothing usable of '{name}': {error!r}.", again) from error
@@ -277,11 +296,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: If it is no JSON object.
+        RepositoryError: If it is missing, or cannot be read.
     """
+    again = "Download or write it again."
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():  # a device has no end, and a pipe waits
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise ConfigError(f"'{path}' has {size} bytes; JSON up to {_LARGEST_JSON} is read.", again)
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        seen = seen_file(path)
+        said = f"is {seen[0]}; a JSON file is expected" if seen else f"cannot be read: {error.strerror or error}"
+        raise RepositoryError(f"'{path}' {said}.", seen[1] if seen else again) from error
     except ValueError as error:
-        raise ConfigError(f"'{path}' is no JSON: {error}.", "Download or write it again.") from error
+        if seen := seen_file(path):
+            raise ConfigError(f"'{path}' is no JSON: it is {seen[0]}.", seen[1]) from error
+        raise ConfigError(f"'{path}' is no JSON: {error}.", again) from error
     if not isinstance(value, dict):
         raise ConfigError(f"'{path}' holds {type(value).__name__}; a JSON object is expected.", "Write it again.")
     return value

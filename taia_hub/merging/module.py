@@ -14,6 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from taia_hub import hub
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.repository.opening import OpenedUpdate
@@ -23,7 +24,7 @@ from taia_hub.updates.peft.plain_lora import LoraPair
 from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.peft.twin import mergeable_twin
 from taia_hub.updates.weightless import Entry
-from taia_hub.weights.checkpoint import DTYPES, damaged
+from taia_hub.weights.checkpoint import DTYPES
 
 _BLOCK = 1 << 20  # elements
 _OF_BASE = ("base_layer.", "original_module.", "token_adapter.base_layer.")
@@ -63,7 +64,7 @@ def holding(update: OpenedUpdate, entry: Entry) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         if isinstance(error, RepositoryError):
             raise
-        raise damaged(weights, error) from error
+        raise hub.damaged(weights, error) from error
     finally:
         for owner, attribute, parameter in put:
             owner._parameters[attribute] = parameter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.common.devices import fitting
@@ -25,6 +25,7 @@ from taia_hub.updates.dense.compressing import compress as compress_difference
 from taia_hub.updates.dense.difference import DenseReport, write_dense
 from taia_hub.updates.dense.update import DEFAULT_SETTING
 from taia_hub.updates.options import AttachOptions
+from taia_hub.weights.base_model import load_base
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
             options.base_keywords.setdefault(key, value)
     loaded = _load(found, config, options)
     if loaded.model.can_generate() and generation.is_file():
-        loaded.model.generation_config = GenerationConfig.from_pretrained(str(found.root))
+        with hub.foreign_errors(found.name, what="TAIA repository", hint=f"Write its {GENERATION} again."):
+            loaded.model.generation_config = GenerationConfig.from_pretrained(str(found.root))
     return loaded
 
 
@@ -200,7 +202,8 @@ def load_finetuned(
     found = open_repository(scratch, options.access, base=base).with_weights(options.access)
     loaded = _load(found, _new_config(found, inference_modules=published), options)
     if loaded.model.can_generate() and (finetuned.folder / GENERATION).is_file():
-        loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
+        with hub.foreign_errors(finetuned.name, what="fine-tune", hint=f"Write its {GENERATION} again."):
+            loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
     return loaded, report
 
 
@@ -266,22 +269,16 @@ def _base_model(found: Repository, options: LoadOptions) -> PreTrainedModel:
     base = found.base
     hub_keywords = {"revision": base.revision, **{key: getattr(options.access, key) for key in _HUB_KEYWORDS}}
     keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
-    with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        if options.skeleton:
-            model: PreTrainedModel = (
-                skeleton(base, options.access, keywords.get("trust_remote_code", False))
-                if options.skeleton is True
-                else options.skeleton
-            )
-            with contextlib.suppress(OSError):  # a base without generation_config.json keeps transformers' defaults
-                model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
-        else:
-            auto = AutoModel if found.features_only else AutoModelForCausalLM
-            model = auto.from_pretrained(base.name, **keywords)
-    if hasattr(model, "taia_config"):
-        raise UnsupportedUpdateError(
-            f"The base model '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
-        )
+    if not options.skeleton:
+        return load_base(base, features_only=found.features_only, **keywords)
+    model: PreTrainedModel = (
+        skeleton(base, options.access, keywords.get("trust_remote_code", False))
+        if options.skeleton is True
+        else options.skeleton
+    )
+    with hub.foreign_errors(base.name, what="base model", revision=base.revision), contextlib.suppress(OSError):
+        # a base without generation_config.json keeps transformers' defaults
+        model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
     return model
 
 

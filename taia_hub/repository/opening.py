@@ -20,6 +20,7 @@ from taia_hub.updates.attaching import Update
 from taia_hub.updates.peft.plain_lora import LeanLora
 from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import Attached, Entry, attach_weightless
+from taia_hub.weights.base_model import quantised
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 from taia_hub.weights.skeleton import skeleton
 
@@ -150,14 +151,11 @@ def base_checkpoint(update: OpenedUpdate, access: hub.HubAccess, *, trust_remote
 
 def check_not_quantised(base: hub.Source) -> None:
     """Refuses a base model whose weights are quantised, before they are downloaded."""
-    values = hub.read_json(base.folder / hub.CONFIG)
-    settings = values.get("quantization_config") or (values.get("text_config") or {}).get("quantization_config")
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method := quantised(hub.read_json(base.folder / hub.CONFIG)):
         raise UnsupportedUpdateError(
-            f"The weights of the base model '{base.name}' are quantised ({method or 'by an unnamed method'}), so that "
-            "an update cannot be added to them exactly.",
-            "Merge into the unquantised model that it was made from: name that one as `base_model_name_or_path` in "
-            "the update's configuration. Where there is none, load the base with `dequantize=True` in its quantisation "
-            "config, `save_pretrained` it, and name that folder; quantise the merged model afterwards.",
+            f"The weights of the base model '{base.name}' are quantised ({method}), so that an update cannot be added "
+            "to them exactly.",
+            "Merge into the unquantised model that it was made from: name that one with --base. Where there is none, "
+            "load the base with `dequantize=True` in its quantisation config, `save_pretrained` it, and name that "
+            "folder; quantise the merged model afterwards.",
         )

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from taia_hub import hub
+from taia_hub.common.parsing import parse_json, parse_yaml
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub.config import Fields
 from taia_hub.repository.reading import base_name
@@ -192,8 +193,8 @@ def _rename_base(
     """Writes a file anew that names another base model and its commit; one that is of neither stays as it is."""
     text, is_yaml = source.read_text(encoding="utf-8"), source.suffix == ".yaml"
     try:
-        values = yaml.safe_load(text) if is_yaml else json.loads(text)
-    except (ValueError, yaml.YAMLError) as error:
+        values = parse_yaml(text) if is_yaml else parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"'{source}' cannot be read: {error}.", "Write it again.") from error
     *above, name = keys[0]
     inside: Any = values

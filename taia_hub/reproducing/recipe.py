@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from taia_hub.common.parsing import parse_yaml
 from taia_hub.errors import ConfigError, RepositoryError, closest
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training.recipe import RECIPES, recipe_names
@@ -134,10 +133,10 @@ def load_recipe(name: str | Path) -> Recipe:
 
 def _yaml(path: Path, where: str) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), where)
+        return _mapping(parse_yaml(path.read_text(encoding="utf-8")), where)
     except (OSError, UnicodeError) as error:
         raise RepositoryError(f"The recipe '{path}' cannot be read: {error}.", "Check the path.") from error
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise ConfigError(f"{where} is no YAML: {' '.join(str(error).split())}.", "Mend the file.") from error
 
 

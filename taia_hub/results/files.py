@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from taia_hub.common.atomic import write_atomically
+from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, RepositoryError
 
 FORMAT = 1
@@ -38,7 +39,7 @@ class SideFile:
     def read(self, path: Path) -> Any:
         """Returns the JSON values of a file."""
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise RepositoryError(f"'{path}' cannot be read: {error}.", f"Make it with `{self.command}`.") from error
         except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from taia_hub import hub
 from taia_hub.errors import UnsupportedUpdateError
@@ -20,6 +20,7 @@ from taia_hub.training.job import Fitted, Job
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import check_trainable, freeze_others, lora_arguments
+from taia_hub.weights.base_model import load_base
 from taia_hub.weights.checkpoint import DTYPES, read_header
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -34,15 +35,13 @@ def build_model(job: Job, plan: Plan, *, uniform_dtype: bool = False) -> Any:
     base, recipe, selection = job.base, job.recipe, job.selection
     set_seed(recipe.seed)
     dtype = torch.float32 if recipe.method == "full" else _DTYPES[plan.dtype]
-    with hub.hub_errors(base.name, what="base model", revision=base.revision):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base.name,
-            config=copy.deepcopy(job.config),
-            revision=base.revision,
-            dtype=dtype,
-            token=job.token,
-            trust_remote_code=recipe.trust_remote_code,
-        )
+    model: Any = load_base(
+        base,
+        config=copy.deepcopy(job.config),
+        dtype=dtype,
+        token=job.token,
+        trust_remote_code=recipe.trust_remote_code,
+    )
     if recipe.method == "full":
         freeze_others(model, selection)
     elif recipe.method == "molora":

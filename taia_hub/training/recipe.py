@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from taia_hub.common.fields import asked, documented
+from taia_hub.common.parsing import parse_yaml
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
 from taia_hub.switch.settings import Setting, parse_setting
 from taia_hub.training.fields import ByRole, checked, parse_modules
@@ -236,10 +237,10 @@ class TrainingRecipe:
     def from_yaml(cls, path: str | Path) -> TrainingRecipe:
         """Reads a YAML file; RepositoryError if it is missing, ConfigError if it is no mapping or a value is wrong."""
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RepositoryError(f"The recipe '{path}' cannot be read: {error}.", "Give a YAML file.") from error
-        except yaml.YAMLError as error:
+        except ValueError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"The recipe '{path}' is no YAML: {reason}.", "Correct that line.") from error
         if not isinstance(values, Mapping):

@@ -65,7 +65,7 @@ class StoredTensor:
             with safe_open(self.file, framework="pt") as file:
                 tensor: Tensor = file.get_tensor(self.name)
         except (SafetensorError, OSError) as error:
-            raise damaged(self.file, error) from error
+            raise hub.damaged(self.file, error) from error
         return tensor
 
 
@@ -203,7 +203,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, framework="pt"):  # checks header and size
             pass
     except (SafetensorError, OSError) as error:
-        raise damaged(path, error) from error
+        raise hub.damaged(path, error) from error
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -261,13 +261,6 @@ def group_tensors(
             ) from error
         groups.append(Group(tuple(sources), {key: tuple(tensor.shape) for key, tensor in made.items()}, converter))
     return tuple(groups), tuple(unused)
-
-
-def damaged(path: Path, error: Exception) -> RepositoryError:
-    """Says that a weights file cannot be read; raise it from `error`."""
-    return RepositoryError(
-        f"'{path}' is missing, truncated or no safetensors file: {error}.", "Download or save it again."
-    )
 
 
 def by_number(name: str) -> tuple[tuple[int, str], ...]:

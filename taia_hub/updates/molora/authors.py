@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.hub.layout import PREFIX
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.updates.molora.config import MoLoraDescription, MoLoraSettings
@@ -95,12 +94,7 @@ def _read_run(folder: Path) -> _Run:
     if not (folder / CONFIG_NAME).is_file():
         raise RepositoryError(f"'{folder}' has no {CONFIG_NAME}.", _FILES)
     lora: Any = read_config(folder)
-    model: dict[str, Any] = {}
-    if (path := folder / "config.json").is_file():
-        try:
-            model = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"'{path}' is no JSON: {error}.", _FILES) from error
+    model = hub.read_json(path) if (path := folder / hub.CONFIG).is_file() else {}
     reason = None
     if getattr(lora, "rank_pattern", None) or getattr(lora, "alpha_pattern", None):
         reason = "its attention has several ranks or alphas"
@@ -137,7 +131,7 @@ def _tensors(folder: Path, *names: str) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except SafetensorError as error:
-        raise RepositoryError(f"'{path}' is truncated or no safetensors file: {error}.", _FILES) from error
+        raise hub.damaged(path, error) from error
     except Exception as error:  # torch's reader fails in every way on a file made to harm
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RepositoryError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from taia_hub import hub
 from taia_hub.errors import ConfigError, RepositoryError, closest
 from taia_hub.hub.layout import MOLORA
 
@@ -105,11 +105,8 @@ def read_molora_config(folder: Path) -> MoLoraDescription:
     path = folder / MOLORA_CONFIG
     if not path.is_file():
         raise RepositoryError(f"'{folder}' has no {MOLORA_CONFIG}.", "Give a folder that `save_molora` wrote.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"'{path}' is no JSON: {error}.", _AGAIN) from error
-    if not isinstance(values, dict) or values.get("method") != "molora":
+    values = hub.read_json(path)
+    if values.get("method") != "molora":
         raise ConfigError(f'\'{path}\' describes no MoLoRA update ("method": "molora").', _AGAIN)
     if values.get("version") != _VERSION:
         raise ConfigError(

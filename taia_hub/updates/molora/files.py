@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from taia_hub import hub
 from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 from taia_hub.updates.molora.config import MOLORA_CONFIG, MOLORA_WEIGHTS, MoLoraDescription
@@ -31,10 +32,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise RepositoryError(f"'{folder}' has no {MOLORA_WEIGHTS}.", "Download or save the update again.")
     try:
         return dict(load_file(path))
-    except SafetensorError as error:
-        raise RepositoryError(
-            f"'{path}' is truncated or no safetensors file: {error}.", "Download or save the update again."
-        ) from error
+    except (SafetensorError, OSError) as error:
+        raise hub.damaged(path, error) from error
 
 
 def check_tensors(expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,0 +1,39 @@
+"""JSON and YAML of others as values, whose every refusal is a ValueError."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse_json(text: str) -> Any:
+    """Reads JSON; also what Python cannot hold or print is a ValueError: too many levels, half of a letter.
+
+    Example:
+        >>> parse_json('{"r": 8}')
+        {'r': 8}
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a letter may be escaped there, of which no text can be made
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """Reads YAML of plain values; an error in it is a ValueError too.
+
+    Example:
+        >>> parse_yaml("r: 8")
+        {'r': 8}
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
