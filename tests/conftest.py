@@ -44,20 +44,23 @@ import taia_hub  # noqa: E402
 from taia_hub import TAIAForCausalLM, cli  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
+_imported = 0  # modules that garbage collection leaves out
+
 collect_ignore = ["benchmarks"]  # scripts with arguments of their own, not tests
 
 
 def pytest_collection_finish() -> None:
     """Leaves modules and tests out of garbage collection: transformers collects often, a second each time with them."""
-    gc.collect()
-    gc.freeze()
+    pytest_runtest_teardown()
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Leaves out what a file of tests imported as well, once that file is through."""
-    if nextitem is None or nextitem.path != item.path:
+def pytest_runtest_teardown() -> None:
+    """Leaves out what a test imported as well."""
+    global _imported
+    if len(sys.modules) > _imported + 100:
         gc.collect()
         gc.freeze()
+        _imported = len(sys.modules)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -32,6 +32,7 @@ def promised(entry):
     return re.search(r"`(.*)`", entry[0], re.DOTALL)[1].replace("${model.id}", "org/model-taia")
 
 
+@pytest.mark.slow
 def test_the_promised_snippet_runs_as_it_is_and_counts_once(online, clean_process, entry, promised):
     (path,) = re.findall(r'countDownloads: `path:"([^"]+)"`', entry[1])
     online.hub.requests.clear()

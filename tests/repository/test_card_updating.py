@@ -374,6 +374,7 @@ def results_of(name, base, base_sha):
     return dataclasses.replace(RESULTS, model=model)
 
 
+@pytest.mark.slow
 def test_a_plain_adapters_card_gets_a_section_and_stays(online, lora, capsys, clean_process):
     assert taia("card", lora) == 0
     said = capsys.readouterr().out

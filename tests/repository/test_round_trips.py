@@ -229,6 +229,7 @@ for trust in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_without_the_package_the_message_says_how_to_install_it(online, clean_process):
     result = clean_process(HIDDEN.format(repo=online.taia))
     untrusted, trusted = result.stdout.splitlines()

@@ -108,6 +108,7 @@ def test_the_keyword_works_on_a_compiled_model(pico):
     assert graphs.frame_count == compiled_frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["bfloat16", "bias_and_dropout"])
 def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
     options = {} if variant == "bfloat16" else {"lora_bias": True, "lora_dropout": 0.3}  # dropout rests in eval mode
@@ -136,6 +137,7 @@ def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
     assert graphs.frame_count == 1
 
 
+@pytest.mark.slow
 def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
     model, ids = pico.taia(SMALL, is_trainable=True), pico.ids(3)
     compiled, _ = fullgraph(model)
@@ -153,6 +155,7 @@ def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
         torch.testing.assert_close(ours[key], gradient, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
     """The backward pass goes by the weights that the forward had, whatever is in force by then."""
     model, ids = pico.taia(SMALL, is_trainable=True), pico.ids()
@@ -168,6 +171,7 @@ def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
     torch.testing.assert_close(gradient(compiled, "none"), gradient(model, "all"), **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [True, False])
 def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, autocast):
     options = {"dtype": torch.bfloat16, "autocast_adapter_dtype": autocast}
@@ -180,6 +184,7 @@ def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, autocast):
                 assert torch.equal(forward(compiled, ids), forward(model, ids))
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
     model, ids = pico.taia(SMALL), pico.ids()
     compiled, _ = fullgraph(model)
@@ -242,6 +247,7 @@ def test_static_cache_on_a_gpu_follows_the_mode_between_calls(pico, dtype):
     assert len({tuple(tokens.flatten().tolist()) for tokens in expected.values()}) > 1
 
 
+@pytest.mark.slow
 def test_fusing_compiles_once_and_is_left_again(pico, fullgraph):
     """A graph from before must not add the update a second time, and one of a fused model none too few."""
     model, ids = pico.taia(SMALL), pico.ids()
