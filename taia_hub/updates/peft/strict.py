@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 from peft import PeftConfig, PeftType, TaskType, load_peft_weights
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.hub import tensor_shapes
+from taia_hub.hub import read_json, tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
 
 ADAPTER = "default"
@@ -42,6 +43,8 @@ def read_config(folder: Path) -> PeftConfig:
             f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.",
             "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
         ) from error
+    # PEFT puts its own version where the file has none, which means one before 0.18.
+    config.peft_version = read_json(folder / CONFIG_NAME).get("peft_version")
     if config.peft_type is None:
         raise ConfigError(
             f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
@@ -52,6 +55,14 @@ def read_config(folder: Path) -> PeftConfig:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UnsupportedUpdateError(f"This {kind} adapter cannot be switched: {reason[0]}.", reason[1])
     return config
+
+
+def written_by(config: PeftConfig) -> Version:
+    """Returns the version of PEFT that wrote a configuration; 0 before 0.18, which was the first to say so."""
+    try:
+        return Version(str(config.peft_version or "0").partition("@")[0])
+    except InvalidVersion:
+        return Version("0")
 
 
 def is_of_backbone(config: PeftConfig) -> bool:
@@ -97,6 +108,11 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
         return (
             f"init_lora_weights={init!r} changes the base model's weights when it is loaded",
             "Convert it to a plain LoRA with PEFT's `save_pretrained(path_initial_model_for_weight_conversion=...)`.",
+        )
+    if getattr(config, "use_cayley_neumann", False) and written_by(config) < Version("0.18.0"):
+        return (
+            "use_cayley_neumann means another rotation since PEFT 0.18 than before, when it was trained",
+            "Merge it into its base with PEFT 0.17, and make a repository of the two models with --dense.",
         )
     for option in ("layer_replication", "alora_invocation_tokens", "arrow_config"):
         if getattr(config, option, None):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import peft
 import torch
 from peft import (
     PeftConfig,
@@ -29,6 +30,7 @@ from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.options import AttachOptions
+from taia_hub.updates.peft.fitting import Fitted, fitted
 from taia_hub.updates.peft.layers import describe, refusal, same_rows, switched_class, whole_only
 from taia_hub.updates.peft.strict import (
     ADAPTER,
@@ -51,13 +53,17 @@ ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is
 
 @dataclass
 class PeftUpdate:
-    """A PEFT adapter that is attached to a loaded model; attributes as of `Update`."""
+    """A PEFT adapter that is attached to a loaded model; attributes as of `Update`.
+
+    `fit` says by which names its file was read; None where it has the base's.
+    """
 
     kind: ClassVar[UpdateKind] = PEFT
 
     peft_model: PeftModel
     source: Path
     prefix: str = ""
+    fit: Fitted | None = None
 
     @property
     def method(self) -> str:
@@ -101,6 +107,7 @@ class PeftUpdate:
 
     def _write(self, folder: Path, named: Mapping[str, torch.Tensor] | None) -> None:
         """Writes changed tensors, those of the model or `named` by the names in PEFT's wrapper."""
+        self.config.peft_version = peft.__version__  # whose layout is written, whatever was read
         self.peft_model.save_pretrained(
             str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
         )
@@ -128,10 +135,18 @@ class PeftUpdate:
         now = self.parameters()
         if any(tensor.is_meta for tensor in now.values()):
             return True  # a skeleton never had the weights, so it cannot have changed them
+        fit = self.fit
+        if fit is not None and fit.turned:
+            there = fit.tensors(self.source)
+            return now.keys() <= there.keys() and all(
+                torch.equal(there[key].to(tensor.dtype), tensor.cpu()) for key, tensor in now.items()
+            )
         with safe_open(self.source / self.kind.weights, framework="pt") as file:
-            if not now.keys() <= set(file.keys()):
-                return False
-            return all(torch.equal(file.get_tensor(key).to(tensor.dtype), tensor.cpu()) for key, tensor in now.items())
+            names = {key: key if fit is None else fit.names.get(key, key) for key in file.keys()}  # noqa: SIM118
+            held = {new: key for key, new in names.items()}
+            return now.keys() <= held.keys() and all(
+                torch.equal(file.get_tensor(held[key]).to(tensor.dtype), tensor.cpu()) for key, tensor in now.items()
+            )
 
 
 def attach_update(
@@ -145,9 +160,23 @@ def attach_update(
         UpdateMismatchError: If the adapter does not fit the base: modules, tensors or shapes.
         UnsupportedUpdateError: If the update changes the base's own parameters.
     """
+    shapes = {key: stored.shape for key, stored in read_header(folder / WEIGHTS_NAME).items()}
     config = read_config(folder)
+    try:
+        fit = fitted(config, shapes, base, options.is_trainable)
+    except (TypeError, AttributeError, re.error) as error:
+        raise _unusable(folder, error) from error
+    with fit.folder(folder) as source:
+        return _attach(base, folder, source, fit, options)
+
+
+def _attach(
+    base: nn.Module, folder: Path, source: Path, fit: Fitted, options: AttachOptions
+) -> tuple[PeftUpdate, Switch]:
+    """Does what `attach_update` says, with the file of `folder` by the base's names in `source`."""
+    config = fit.config
     placement = _placement(base)
-    keys = set(read_header(folder / WEIGHTS_NAME))
+    keys = set(fit.names.values())
     before = {
         name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
     }
@@ -160,10 +189,12 @@ def attach_update(
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
             # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+            # what it adds for experts that it fuses, which are parameters and no modules
+            warnings.filterwarnings("ignore", message=r".*_pattern keys did not match", category=RuntimeWarning)
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             peft_model = PeftModel.from_pretrained(
                 base,
-                str(folder),
+                str(source),
                 config=config,
                 is_trainable=options.is_trainable,
                 autocast_adapter_dtype=options.autocast_adapter_dtype,
@@ -171,17 +202,21 @@ def attach_update(
                 **placement,
             )
     except (TypeError, AttributeError, re.error) as error:
-        raise ConfigError(
-            f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {error}.",
-            "Save the adapter again with `model.save_pretrained(...)`, or correct the value.",
-        ) from error
+        raise _unusable(folder, error) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise mismatch(error, config, base) from error
-    update = PeftUpdate(peft_model, folder)
-    copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, folder, keys, originals)
+    update = PeftUpdate(peft_model, folder, fit=fit)
+    copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, source, keys, originals)
     copies = {id(named[name]) for name in copied}  # one tensor, tied names
     check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
     return update, attach_switch(update.head_model, options.roles, options.inference_modules, options.unplaced)
+
+
+def _unusable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {error}.",
+        "Save the adapter again with `model.save_pretrained(...)`, or correct the value.",
+    )
 
 
 def attach_switch(

@@ -298,6 +298,20 @@ def test_biases_of_the_base_in_the_file_are_refused_with_their_number(pico, tmp_
         TAIAForCausalLM.from_adapter(pico.base("gpt2"), tmp_path)
 
 
+@pytest.mark.parametrize(("version", "loads"), [(None, False), ("0.17.1", False), ("0.18.0", True)])
+def test_a_rotation_that_means_something_else_since_it_was_trained_is_refused(pico, version, loads, tmp_path):
+    """PEFT only warns, and gives other numbers."""
+    config = peft.OFTConfig(r=0, oft_block_size=4, use_cayley_neumann=True, target_modules=TARGETS)
+    get_peft_model(pico.plain("llama"), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_version": version}))
+    if loads:
+        TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path)
+        return
+    with pytest.raises(TAIAError, match="another rotation"):
+        TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path)
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_converted_adapter_of_such_an_option_loads(pico, init, tmp_path):
     """The way out that the message names: PEFT turns it into a plain LoRA of twice the rank."""
