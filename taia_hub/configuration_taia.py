@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from taia_hub.errors import ConfigError, TAIAError
+from taia_hub import hub
+from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub.config import MODEL_TYPE, REPAIR, Fields, check_key, default_update, published_form
 
 AUTO_MAP = {
@@ -15,9 +17,19 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_taia.TAIAForCausalLM",
 }
 
+_OF_THE_BASE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
+# ^ what memory estimates, servers and harnesses ask any model's configuration for
+
 
 class TAIAConfig(Fields, PreTrainedConfig):
     """Configuration of a TAIA repository: a base model, an update of all its modules, and which part acts.
+
+    Sizes and token ids (`vocab_size`, `hidden_size`, `num_hidden_layers`, `eos_token_id` and the like) are answered
+    from the base model's text configuration at the recorded commit, which is fetched when one is first asked for.
 
     Args:
         base_model_name_or_path: Hub id or folder of the base model.
@@ -56,6 +68,26 @@ class TAIAConfig(Fields, PreTrainedConfig):
         check_key(key)
         super().__setattr__(key, published_form(value) if key == "inference_modules" else value)
 
+    def __getattr__(self, name: str) -> Any:
+        """Answers sizes and token ids of the base model; nothing of it is stored here or written to config.json."""
+        if name not in _OF_THE_BASE:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'", name=name, obj=self)
+        values = self.__dict__
+        base, revision = values.get("base_model_name_or_path"), values.get("base_model_revision")
+        try:
+            if base is None or (revision is None and values.get("_commit_hash")):
+                raise RepositoryError("The configuration names no base model on the Hub.")
+            return getattr(_text_config(base, revision), name)
+        except (TAIAError, OSError, ValueError) as error:
+            raise AttributeError(
+                f"'{name}' stands in the configuration of the base model '{base}', which cannot be read: {error}",
+                name=name,
+                obj=self,
+            ) from error
+
+    def validate_token_ids(self) -> None:
+        """Does nothing: there are no tokens here, and the base must not be asked for each configuration."""
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Builds the configuration; a loading keyword `inference_modules` is passed on, not published.
@@ -89,3 +121,16 @@ class TAIAConfig(Fields, PreTrainedConfig):
         Args:
             auto_class: The Auto class, as transformers passes it after a load with `trust_remote_code=True`.
         """
+
+
+@functools.lru_cache(maxsize=8)
+def _text_config(name: str, revision: str | None) -> PreTrainedConfig:
+    """Reads the text part of a base model's configuration; its own code is not run."""
+    from transformers import AutoConfig
+
+    found = hub.resolve_base(name, revision, hub.HubAccess())
+    config = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=False)
+    if isinstance(config, TAIAConfig):
+        raise RepositoryError(f"The base model '{name}' is itself a TAIA repository.")
+    text: PreTrainedConfig = config.get_text_config()
+    return text

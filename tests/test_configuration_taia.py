@@ -1,11 +1,13 @@
+import copy
 import json
+import pickle
 import random
 
 import pytest
 from transformers import AutoConfig
 from transformers import logging as transformers_logging
 
-from taia_hub import TAIAConfig
+from taia_hub import TAIAConfig, configuration_taia
 from taia_hub.errors import ConfigError, SettingError, TAIAError
 from tests.switch.test_settings import random_setting
 
@@ -178,3 +180,65 @@ def test_the_published_setting_keeps_its_order_however_it_is_set(pico, tmp_path)
 def test_a_base_model_is_fixed_by_a_sha():
     with pytest.raises(ConfigError, match="commit sha"):
         TAIAConfig(base_model_name_or_path="org/base", base_model_revision="main")
+
+
+# What the base answers
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 128, "eos_token_id": 2}
+
+
+def test_sizes_and_token_ids_are_those_of_the_base_at_its_commit(online):
+    loaded = AutoConfig.from_pretrained(online.taia)
+    asked = len(online.hub.requests)
+    assert loaded.model_type == "taia"
+
+    assert {name: getattr(loaded, name) for name in SIZES} == SIZES
+    assert len(online.hub.requests) - asked <= 2  # the base's configuration, once
+    assert loaded.num_key_value_heads == 1
+    assert loaded.get_text_config() is loaded
+    assert not SIZES.keys() & loaded.to_dict().keys()
+    assert not any(name in loaded.to_json_string() for name in SIZES)
+    for other in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert other.vocab_size == 64
+    with pytest.raises(AttributeError, match="no attribute 'layer_types'"):
+        loaded.layer_types  # noqa: B018
+
+
+def test_a_base_in_a_folder_answers_too(pico, tmp_path):
+    pico.taia("gpt2").save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+
+    assert (loaded.hidden_size, loaded.num_hidden_layers) == (16, 2)  # by the names that every configuration has
+    assert not hasattr(loaded, "sliding_window")
+
+
+def test_a_base_that_cannot_be_read_leaves_the_attribute_out(tmp_path):
+    written(tmp_path, base_model_name_or_path="nobody/there")
+    loaded = AutoConfig.from_pretrained(tmp_path, local_files_only=True)
+
+    assert not hasattr(loaded, "vocab_size")
+    assert getattr(loaded, "hidden_size", None) is None
+    with pytest.raises(AttributeError, match="'eos_token_id' stands in the configuration of the base model 'nobody"):
+        loaded.eos_token_id  # noqa: B018
+    with pytest.raises(AttributeError, match="no base model"):
+        TAIAConfig().vocab_size  # noqa: B018
+
+
+def test_a_configuration_of_the_hub_reads_no_folder_of_this_machine(pico, tmp_path):
+    written(tmp_path, base_model_name_or_path=str(pico.base("llama")), base_model_revision=None)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.vocab_size == 64
+
+    loaded._commit_hash = SHA
+
+    assert not hasattr(loaded, "vocab_size")
+
+
+def test_making_a_configuration_asks_no_base(monkeypatch):
+    def ask(*args, **kwargs):
+        raise AssertionError("the base was asked")
+
+    monkeypatch.setattr(configuration_taia, "_text_config", ask)
+
+    assert config(inference_modules="all").to_diff_dict()["inference_modules"] == "all"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer
 
 from taia_hub import hub
@@ -56,7 +57,10 @@ def _check_scaling(update: Update) -> None:
         if not isinstance(layer, LoraLayer) or ADAPTER not in layer.scaling:
             continue
         rank, alpha, scaling = layer.r[ADAPTER], layer.lora_alpha[ADAPTER], float(layer.scaling[ADAPTER])
-        expected = lora_scaling(alpha, rank, update.settings.get("use_rslora", False))
+        if isinstance(layer, AdaLoraLayer):  # it divides by the rank that is left, in each forward
+            expected = float(alpha if alpha > 0 else rank)
+        else:
+            expected = lora_scaling(alpha, rank, update.settings.get("use_rslora", False))
         if scaling != expected:
             raise UnsupportedUpdateError(
                 f"The scaling of '{path}' was changed to {scaling:g}, which no file of the update can say.",

@@ -39,7 +39,9 @@ _INTERNAL_KEYWORDS = ("adapter_kwargs", "_from_auto", "_from_pipeline", "_commit
 class Loaded:
     """A base model, with its head or without, still of the base's own class, with an update attached.
 
-    `places` are where its own tokenizer may lie, as of `Repository.places`.
+    Attributes:
+        places: Where its own tokenizer may lie, as of `Repository.places`.
+        info: What transformers says of loading the base, where `output_loading_info` asked for it.
     """
 
     model: PreTrainedModel
@@ -47,6 +49,7 @@ class Loaded:
     update: Update
     switch: Switch
     places: tuple[hub.Source, ...] = ()
+    info: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
             "The adapter was trained on a model without a language-modelling head.",
             "Load it with `TAIAModel` or `AutoModel`.",
         )
-    model = _base_model(found, options)
+    model, info = _base_model(found, options)
     placed = sublayers.find_sublayers(model)
     update, switch = attach(
         model,
@@ -261,16 +264,20 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
     if not options.head and not found.features_only:
         path, model = _backbone(model)
         update.prefix = f"{path}."
-    return Loaded(model, config, update, switch, found.places)
+    return Loaded(model, config, update, switch, found.places, info)
 
 
-def _base_model(found: Repository, options: LoadOptions) -> PreTrainedModel:
-    """Loads the base model, or builds it without its weights; no TAIA model is one."""
+def _base_model(found: Repository, options: LoadOptions) -> tuple[PreTrainedModel, dict[str, Any] | None]:
+    """Loads the base model, or builds it without its weights; no TAIA model is one.
+
+    Returns what transformers says of loading it, too, where it was asked to.
+    """
     base = found.base
     hub_keywords = {"revision": base.revision, **{key: getattr(options.access, key) for key in _HUB_KEYWORDS}}
     keywords = {key: value for key, value in {**hub_keywords, **options.base_keywords}.items() if value is not None}
     if not options.skeleton:
-        return load_base(base, features_only=found.features_only, **keywords)
+        loaded: Any = load_base(base, features_only=found.features_only, **keywords)
+        return loaded if isinstance(loaded, tuple) else (loaded, None)
     model: PreTrainedModel = (
         skeleton(base, options.access, keywords.get("trust_remote_code", False))
         if options.skeleton is True
@@ -279,7 +286,7 @@ def _base_model(found: Repository, options: LoadOptions) -> PreTrainedModel:
     with hub.foreign_errors(base.name, what="base model", revision=base.revision), contextlib.suppress(OSError):
         # a base without generation_config.json keeps transformers' defaults
         model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
-    return model
+    return model, None
 
 
 def _backbone(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:

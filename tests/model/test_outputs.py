@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAForCausalLM
-from taia_hub.errors import RepositoryError, SettingError
+from taia_hub.errors import RepositoryError, SettingError, UnsupportedUpdateError
 
 
 @pytest.fixture
@@ -55,6 +55,25 @@ def test_a_merge_is_what_the_model_computes(pico, trained, tmp_path, changed):
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
     assert set(report.modules) == {"attention", "ffn"}
     assert merged.generation_config.max_new_tokens == 7
+
+
+def test_an_unchanged_adalora_exports_and_merges(pico, tmp_path):
+    """Its scaling is alpha alone: it divides by the rank that is left in each forward."""
+    config = AdaLoraConfig(target_modules=["q_proj", "up_proj"], total_step=10, init_r=4, lora_alpha=6)
+    pico.adapter("llama", config, "adalora-scaled")
+    model, ids = pico.taia("llama", "adalora-scaled"), pico.ids()
+
+    model.export_adapter(tmp_path / "lora")
+    model.merge(tmp_path / "merged")
+
+    expected = model(ids).logits
+    exported = PeftModel.from_pretrained(pico.plain("llama"), tmp_path / "lora").eval()
+    torch.testing.assert_close(exported(ids).logits, expected, rtol=1e-3, atol=1e-4)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    model.model.layers[0].self_attn.q_proj.scaling["default"] = 1.0
+    with pytest.raises(UnsupportedUpdateError, match="was changed to 1"):
+        model.merge(tmp_path / "again")
 
 
 def test_a_model_of_the_hub_is_named_on_what_it_turns_into(online, repo_id, tmp_path):
