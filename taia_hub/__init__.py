@@ -34,6 +34,7 @@ in and what goes out; what is public stands in the README or in a room's `__all_
     _version            the version
 """
 
+import functools
 from typing import TYPE_CHECKING
 
 from taia_hub._version import __version__ as __version__
@@ -92,15 +93,32 @@ def _register_config() -> None:
 
 
 def _register_models() -> None:
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
 
     from taia_hub.configuration_taia import TAIAConfig
-    from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
+    from taia_hub.modeling_taia import OtherHead, TAIAForCausalLM, TAIAModel
 
-    AutoModel.register(TAIAConfig, TAIAModel)
-    AutoModelForCausalLM.register(TAIAConfig, TAIAForCausalLM)
+    modeling_auto.AutoModel.register(TAIAConfig, TAIAModel)
+    modeling_auto.AutoModelForCausalLM.register(TAIAConfig, TAIAForCausalLM)
+    for head in ("MaskedLM", "QuestionAnswering", "SequenceClassification", "TokenClassification"):
+        getattr(modeling_auto, f"AutoModelFor{head}").register(TAIAConfig, OtherHead)
+
+
+def _tell_trainers() -> None:
+    from taia_hub.model.trainers import tell_transformers
+
+    tell_transformers()
+
+
+def _tell_trl(module: str) -> None:
+    from taia_hub.model.trainers import tell_trl
+
+    tell_trl(module)
 
 
 # The Auto classes know TAIA from the moment that there are any; nobody who does not use them waits for them.
 when_imported("transformers.models.auto.configuration_auto", _register_config)
 when_imported("transformers.models.auto.modeling_auto", _register_models)
+when_imported("transformers.trainer", _tell_trainers)
+for _name in ("dpo", "grpo", "kto", "rloo"):  # trainers that load a reference model by name
+    when_imported(f"trl.trainer.{_name}_trainer", functools.partial(_tell_trl, f"trl.trainer.{_name}_trainer"))

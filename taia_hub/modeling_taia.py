@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
@@ -18,10 +18,12 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.configuration_taia import TAIAConfig
-from taia_hub.errors import ConfigError, UpdateMismatchError, misspelt
+from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError, misspelt
 from taia_hub.hub.layout import PREFIX
 from taia_hub.model.constructors import Loading
+from taia_hub.model.habits import Habits
 from taia_hub.model.outputs import Writing
+from taia_hub.switch.blocks import Block
 from taia_hub.switch.keyword import with_setting
 from taia_hub.switch.switch import KeepSetting, Switch, SwitchStatus
 
@@ -44,7 +46,7 @@ _SETTABLE = ("inference_modules", "taia_config")
 _CALLED = ("fuse", "fused", "status", "unfuse", "using")
 
 
-class TAIAMixin(Loading, Writing, Rebuildable):
+class TAIAMixin(Habits, Loading, Writing, Rebuildable):
     """What a loaded TAIA model adds to its base model's class."""
 
     config_class: type[PreTrainedConfig] = TAIAConfig
@@ -80,7 +82,11 @@ class TAIAMixin(Loading, Writing, Rebuildable):
 
     @classmethod
     def from_loaded(cls, loaded: Loaded) -> Any:
-        """Gives a base model with an attached update its generated class; the model object stays the same."""
+        """Gives a base model with an attached update its generated class; the model object stays the same.
+
+        With it comes what transformers says of loading the base, where that was asked for.
+        """
+        from taia_hub.updates.peft.alone import OneAdapter
         from taia_hub.updates.peft.update import PeftUpdate
 
         model: Any = loaded.model
@@ -89,11 +95,13 @@ class TAIAMixin(Loading, Writing, Rebuildable):
         model._taia_switch = loaded.switch
         model._taia_update = loaded.update
         model._taia_places = loaded.places
+        model.peft_config = OneAdapter()
         if isinstance(loaded.update, PeftUpdate):
-            model.peft_config = loaded.update.peft_model.peft_config
+            tuner: Any = loaded.update.peft_model.base_model
+            tuner.peft_config = model.peft_config = OneAdapter(tuner.peft_config)
             model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained
         model.__class__ = subclass(mixin, type(model))
-        return model
+        return model if loaded.info is None else (model, loaded.info)
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -125,18 +133,18 @@ class TAIAMixin(Loading, Writing, Rebuildable):
     def inference_modules(self, value: InferenceModules) -> None:
         self._taia_switch.default = value
 
-    @contextlib.contextmanager
-    def using(self, inference_modules: InferenceModules) -> Iterator[Self]:
+    def using(self, inference_modules: InferenceModules) -> Block[Self]:
         """Puts a setting in force for a block, in this thread or task only.
 
         A thread that is started inside the block (as for a `TextIteratorStreamer`) begins with the model's own setting:
-        pass the keyword `inference_modules` to the call that runs there.
+        pass the keyword `inference_modules` to the call that runs there. A block that a generator holds over a `yield`
+        is in force in that generator alone, whoever steps it.
 
         Args:
             inference_modules: The setting.
 
-        Yields:
-            The model.
+        Returns:
+            The block, for a `with` statement, which gives the model.
 
         Raises:
             SettingError: If the setting is not understood or cannot act on this update.
@@ -147,8 +155,7 @@ class TAIAMixin(Loading, Writing, Rebuildable):
                 base_logits = model(input_ids).logits
             ```
         """
-        with self._taia_switch.hold(self._taia_switch.resolve(inference_modules)):
-            yield self
+        return Block(self._taia_switch, self._taia_switch.resolve(inference_modules), self)
 
     def fuse(self, inference_modules: InferenceModules) -> FuseReport:
         """Folds the updates that act under a setting into the live weights: the model runs at its base's speed.
@@ -294,3 +301,31 @@ class TAIAForCausalLM(TAIAMixin, _Head):  # type: ignore[misc] # what it overrid
         model.inference_modules = "all"  # the vanilla fine-tune
         ```
     """
+
+
+class OtherHead:
+    """What the Auto classes of other heads find for a TAIA repository: a sentence, not the list of all models."""
+
+    config_class = TAIAConfig
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses to load.
+
+        Args:
+            name: Folder or Hub id.
+            *args: Not asked.
+            **kwargs: Not asked.
+
+        Raises:
+            UnsupportedUpdateError: Always.
+        """
+        raise UnsupportedUpdateError(
+            f"'{name}' is a TAIA repository: an update of a language model, which has no other head.",
+            "Load it with `AutoModelForCausalLM`; for hidden states under a head of your own, with `AutoModel`; for "
+            "another class of transformers write a plain model first: `taia merge REPO --mode ...`.",
+        )
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> NoReturn:
+        cls.from_pretrained(config.base_model_name_or_path)

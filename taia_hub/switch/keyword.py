@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from taia_hub.errors import SettingError, misspelt
+from taia_hub.errors import ConfigError, SettingError, misspelt
 from taia_hub.switch.switch import Acting, Switch, check
 
 _KEYWORD = ("inference_modules",)
@@ -18,13 +18,25 @@ _BATCH_NAMES = ("input_ids", "inputs_embeds", "inputs", "decoder_input_ids", "de
 
 def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the keyword `inference_modules` to `forward` or `generate` of the base model's class, before `**kwargs`."""
+    trains = method.__name__ == "forward"
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, inference_modules: Any = None, **kwargs: Any) -> Any:
-        if kwargs and not torch.compiler.is_compiling():
-            for name in kwargs:
-                if misspelt(name, _KEYWORD):
-                    raise TypeError(f"The keyword '{name}' is not known. Did you mean 'inference_modules'?")
+        if torch.compiler.is_compiling():
+            return run(self, inference_modules, args, kwargs)
+        for name in kwargs:
+            if misspelt(name, _KEYWORD):
+                raise TypeError(f"The keyword '{name}' is not known. Did you mean 'inference_modules'?")
+        if trains and self.training and torch.is_grad_enabled():
+            check_training(self, (*args, *kwargs.values()))
+        calls = self._taia_switch.calls
+        call = calls.begin()
+        try:
+            return run(self, inference_modules, args, kwargs)
+        finally:
+            calls.end(call)
+
+    def run(self: Any, inference_modules: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if inference_modules is not None:
             return _run_under(self, inference_modules, method, args, kwargs)
         if self._taia_switch.fused is not None:
@@ -35,13 +47,37 @@ def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def check_training(model: Any, values: Iterable[Any] = ()) -> None:
+    """Refuses to train what gets no gradients; `values` are the arguments of a call, which may want some.
+
+    Raises:
+        SettingError: If the model is fused.
+        ConfigError: If no parameter takes gradients.
+    """
+    if model._taia_switch.fused is not None:
+        raise _fused_training()
+    if not any(parameter.requires_grad for parameter in model.parameters()) and not any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in values
+    ):
+        raise ConfigError(
+            "The model came to be trained, but none of its parameters takes gradients.",
+            "Load it with `from_pretrained(..., is_trainable=True)` and give the trainer that model, not its name; "
+            "PEFT's `prepare_model_for_kbit_training` freezes an update too: call it before, on the base, or not at "
+            "all. For answers, call `model.eval()` or use `torch.no_grad()`.",
+        )
+
+
+def _fused_training() -> SettingError:
+    return SettingError(
+        "A fused model came to be trained, but gradients would pass its update by.",
+        "Call `model.unfuse()` first; to run it without gradients, `model.eval()` or `torch.no_grad()`.",
+    )
+
+
 def _checked(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Checks a call of a fused model; in a graph, an operator on its first tensor does so whenever the graph runs."""
     if model.training and torch.is_grad_enabled():
-        raise SettingError(
-            "A fused model came to be trained, but gradients would pass its update by.",
-            "Call `model.unfuse()` first; to run it without gradients, `model.eval()` or `torch.no_grad()`.",
-        )
+        raise _fused_training()
     if not torch.compiler.is_compiling():
         model._taia_switch.check()
         return args, kwargs

@@ -1,8 +1,8 @@
 """The switch: which updates act in this call, this row, this thread.
 
 A `Switch` belongs to one loaded model and knows its adapted modules as plain values. Every adapted layer holds its
-switch and its own index, and asks `Switch.acting()` when it runs. A setting for one call lives in one context
-variable that maps switches to settings: threads and tasks each see their own, and a second model sees none of it.
+switch and its own index, and asks `Switch.acting()` when it runs. A setting for one call or block lives in one context
+variable that maps switches to blocks: threads and tasks each see their own, and a second model sees none of it.
 Switching therefore touches no weight and no module, whatever the depth.
 """
 
@@ -12,9 +12,9 @@ import contextlib
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from taia_hub.common.shown import Shown
 from taia_hub.common.text_tables import aligned
 from taia_hub.errors import SettingError
 from taia_hub.roles import ROLES
+from taia_hub.switch.blocks import ACTIVE, Block, block_in_force
+from taia_hub.switch.calls import Calls
 from taia_hub.switch.settings import Setting, parse_setting
 
 _CACHED_SETTINGS = 256
@@ -155,7 +157,6 @@ class SwitchStatus(Shown):
         return "\n".join(lines)
 
 
-_ACTIVE: ContextVar[Mapping[Switch, Acting]] = ContextVar("taia_hub_settings", default={})  # noqa: B039 - never mutated
 _SWITCHES: weakref.WeakValueDictionary[int, Switch] = weakref.WeakValueDictionary()
 # ^ lets a compiled graph, which can hold integers only, find the switch at run time
 _NUMBERS = itertools.count()
@@ -177,11 +178,14 @@ class Switch:
 
     def _enlist(self) -> None:
         self._cache: dict[Any, Acting] = {}
+        self.held: dict[FrameType, tuple[Block[Any], ...]] = {}
+        # ^ the open blocks of generators, by frame
+        self.calls = Calls()
         self.number = next(_NUMBERS)
         _SWITCHES[self.number] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "number")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "calls", "held", "number")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -194,7 +198,7 @@ class Switch:
 
     @default.setter
     def default(self, value: Any) -> None:
-        self._default = self._allowed(self.resolve(value))
+        self._default = self.allowed(self.resolve(value))
 
     @property
     def fused(self) -> Acting | None:
@@ -209,18 +213,31 @@ class Switch:
 
     def acting(self) -> Acting:
         """Returns what the layers obey now, in this thread or task: nothing while the weights hold the updates."""
-        return self._silent or _ACTIVE.get().get(self) or self._default
+        if self._silent is not None:
+            return self._silent
+        block: Block[Any] | None = ACTIVE.get().get(self)
+        if block is None and not self.held:  # the usual way is short, because every layer asks
+            return self._default
+        return self._in_force() or self._default
 
     def asked(self) -> Acting:
         """Returns the setting in force now, in this thread or task."""
-        return self._fused or _ACTIVE.get().get(self) or self._default
+        return self._fused or self._in_force() or self._default
+
+    def _in_force(self) -> Acting | None:
+        """Returns what the block in force here says."""
+        block: Block[Any] | None = ACTIVE.get().get(self)
+        if self.held or (block is not None and not block.open):
+            block = block_in_force(self)
+        return None if block is None else block.acting
 
     def check(self) -> None:
         """Refuses to run a fused model in a thread or task that is inside a block of another setting."""
-        if self._fused is not None and (active := _ACTIVE.get().get(self)) is not None:
-            self._allowed(active)
+        if self._fused is not None and (active := self._in_force()) is not None:
+            self.allowed(active)
 
-    def _allowed(self, acting: Acting) -> Acting:
+    def allowed(self, acting: Acting) -> Acting:
+        """Returns what may be put in force; while the model is fused, that is the fused setting alone."""
         if self._fused is not None and acting.weights != self._fused.weights:
             came = ", ".join(repr(value) for value in dict.fromkeys(str(one.value) for one in acting.settings))
             raise SettingError(
@@ -290,18 +307,9 @@ class Switch:
         self._cache[key] = acting
         return acting
 
-    @contextlib.contextmanager
-    def hold(self, acting: Acting) -> Iterator[None]:
-        """Puts `acting` in force for the block, in this thread or task only, and restores what was before.
-
-        Raises:
-            SettingError: If the model is fused with another setting.
-        """
-        token = _ACTIVE.set({**_ACTIVE.get(), self: self._allowed(acting)})
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
+    def hold(self, acting: Acting) -> Block[None]:
+        """Makes a block in which `acting` is in force, as of `taia_hub.switch.blocks`."""
+        return Block(self, acting, None)
 
     def status(self) -> SwitchStatus:
         """Returns what is in force now, by role."""
@@ -353,14 +361,13 @@ class KeepSetting:
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls `checkpoint` with `function` bound to the setting in force now."""
-        active = {**_ACTIVE.get(), self.switch: self.switch.asked()}
+        active = {switch: switch.asked() for switch in (*ACTIVE.get(), self.switch)}
 
         def run(*inner_args: Any, **inner_kwargs: Any) -> Any:
-            token = _ACTIVE.set(active)
-            try:
+            with contextlib.ExitStack() as blocks:
+                for switch, acting in active.items():
+                    blocks.enter_context(switch.hold(acting))
                 return function(*inner_args, **inner_kwargs)
-            finally:
-                _ACTIVE.reset(token)
 
         return self.checkpoint(run, *args, **kwargs)
 

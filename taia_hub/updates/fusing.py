@@ -8,9 +8,8 @@ own forward after all (a hook of accelerate's, a graph that was compiled before)
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -23,13 +22,13 @@ from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.common.shown import Shown
 from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
+from taia_hub.switch.calls import CHANGING
 from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import Acting, Switch
 from taia_hub.updates.dense.layers import SwitchedTensors, TunedTensor, mixin_for
 from taia_hub.updates.peft.layers import FusedLayer, SwitchedLayer, describe, peft_class, switched_class
 from taia_hub.updates.peft.twin import mergeable_twin
 
-_FUSING = threading.RLock()  # one for all, because locks are neither copied nor pickled
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _UNFUSED = "Leave the model unfused: every setting acts as it is."
 
@@ -95,6 +94,8 @@ class _Fused:
 
     report: FuseReport
     handle: RemovableHandle
+    blocks: list[object] = field(default_factory=list)
+    # ^ the open blocks that need it
 
 
 def fuse(model: Any, inference_modules: Any) -> FuseReport:
@@ -105,7 +106,7 @@ def fuse(model: Any, inference_modules: Any) -> FuseReport:
     """
     switch: Switch = model._taia_switch
     acting = switch.resolve(inference_modules)
-    with _FUSING, torch.no_grad(), torch.inference_mode(False):
+    with CHANGING, torch.no_grad(), torch.inference_mode(False):
         if switch.fused is not None:
             if switch.fused.weights != acting.weights:
                 raise SettingError(
@@ -114,55 +115,73 @@ def fuse(model: Any, inference_modules: Any) -> FuseReport:
                     "Call `model.unfuse()` first, or leave the `with model.fused(...)` block.",
                 )
             return cast(_Fused, model._taia_fused).report
-        layers = list(_layers(model))
-        folds = _folds(layers, acting)
-        report = _report(acting, folds)
-        try:
-            handle = model.register_load_state_dict_pre_hook(_refuse_loading)
-            object.__setattr__(model, "_taia_fused", _Fused(report, handle))
-            switch.fused = acting
-            for layer in layers:
-                is_dense = isinstance(layer, SwitchedTensors)
-                layer.__class__ = _plain_class(layer) if is_dense else subclass(FusedLayer, peft_class(layer))
-            for fold in folds:
-                _show(fold)
-        except BaseException:  # also an interrupt: half a model would be wrong without a word
-            unfuse(model)
-            raise
+        with switch.calls.between("fused"):
+            layers = list(_layers(model))
+            folds = _folds(layers, acting)
+            report = _report(acting, folds)
+            try:
+                handle = model.register_load_state_dict_pre_hook(_refuse_loading)
+                object.__setattr__(model, "_taia_fused", _Fused(report, handle))
+                switch.fused = acting
+                for layer in layers:
+                    is_dense = isinstance(layer, SwitchedTensors)
+                    layer.__class__ = _plain_class(layer) if is_dense else subclass(FusedLayer, peft_class(layer))
+                for fold in folds:
+                    _show(fold)
+            except BaseException:  # also an interrupt: half a model would be wrong without a word
+                _restore(model)
+                raise
     return report
 
 
 def unfuse(model: Any) -> None:
     """Puts the original tensors back: the same objects, bit for bit. A model that is not fused stays as it is."""
-    with _FUSING:
-        modules: list[Any] = list(model._taia_update.head_model.modules())
-        for module in modules:
-            if isinstance(module, FoldedModule):
-                own = module.__dict__.pop("_taia_own", {})
-                for name, tensor in own.items():
-                    _tensors(cast(Any, module), name)[name] = tensor
-                module.__class__ = _plain_class(module)
-            if isinstance(module, FusedLayer):
-                module.__class__ = switched_class(cast(Any, module), module._taia_adapter)
-            elif "_taia_tuned" in module.__dict__ and not isinstance(module, SwitchedTensors):
-                module.__class__ = subclass(mixin_for(module), type(module))
-        model._taia_switch.fused = None
-        if (fused := model.__dict__.pop("_taia_fused", None)) is not None:
-            fused.handle.remove()
+    switch: Switch = model._taia_switch
+    with CHANGING:
+        if switch.fused is not None:
+            with switch.calls.between("unfused"):
+                _restore(model)
+
+
+def _restore(model: Any) -> None:
+    """Puts the original tensors back, also those of a model that is fused in part."""
+    modules: list[Any] = list(model._taia_update.head_model.modules())
+    for module in modules:
+        if isinstance(module, FoldedModule):
+            own = module.__dict__.pop("_taia_own", {})
+            for name, tensor in own.items():
+                _tensors(cast(Any, module), name)[name] = tensor
+            module.__class__ = _plain_class(module)
+        if isinstance(module, FusedLayer):
+            module.__class__ = switched_class(cast(Any, module), module._taia_adapter)
+        elif "_taia_tuned" in module.__dict__ and not isinstance(module, SwitchedTensors):
+            module.__class__ = subclass(mixin_for(module), type(module))
+    model._taia_switch.fused = None
+    if (fused := model.__dict__.pop("_taia_fused", None)) is not None:
+        fused.handle.remove()
 
 
 @contextlib.contextmanager
 def fused(model: Any, inference_modules: Any) -> Iterator[FuseReport]:
-    """Fuses a setting for a block, errors as in `fuse`. Where it is fused already, the block leaves it so."""
-    switch: Switch = model._taia_switch
-    before = switch.fused
-    report = fuse(model, inference_modules)
-    ours = switch.fused
+    """Fuses a setting for a block, errors as in `fuse`, until the last block that needs it ends.
+
+    Where it was fused already, by `fuse`, the block leaves it so.
+    """
+    switch, block = model._taia_switch, object()
+    with CHANGING:
+        before = switch.fused
+        report = fuse(model, inference_modules)
+        state: _Fused = model._taia_fused
+        if before is None or state.blocks:
+            state.blocks.append(block)
     try:
         yield report
     finally:
-        if before is None and switch.fused is ours:
-            unfuse(model)
+        with CHANGING:
+            if block in state.blocks:
+                state.blocks.remove(block)
+                if not state.blocks and model.__dict__.get("_taia_fused") is state:
+                    unfuse(model)
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -239,9 +258,9 @@ def _merged(layer: Any, weight: Any, found: dict[tuple[int, str], _Fold]) -> Ite
     twin = mergeable_twin(layer, name, own, weight)
     try:
         twin.merge(safe_merge=False, adapter_names=[name])
-    except TAIAError:
+    except (TAIAError, torch.OutOfMemoryError):
         raise
-    except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise UnsupportedUpdateError(
             f"PEFT cannot merge the {describe(layer)} at '{path}': {str(error).rstrip('.') or type(error).__name__}.",
             _UNFUSED,

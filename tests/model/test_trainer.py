@@ -1,12 +1,16 @@
 """Trainer trains the update, finds its files again when it resumes, and leaves the base alone."""
 
+import copy
 import inspect
 
+import datasets
 import pytest
 import torch
+import trl
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from taia_hub import TAIAForCausalLM
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 from taia_hub.hub import ADAPTER_WEIGHTS
 
 MODES = ["none", "attention", "ffn", "all"]
@@ -212,3 +216,93 @@ def test_experts_are_trained(pico, tmp_path):
     assert all(not torch.equal(value, before[name]) for name, value in after.items())
     saved = TAIAForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-6", inference_modules="all")
     assert torch.equal(logits(saved, pico.ids()), logits(model, pico.ids()))
+
+
+# --- Pushing -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def published(online, tmp_path):
+    """A trainable model whose base is on the Hub."""
+    return load(online.taia)
+
+
+@pytest.mark.parametrize("push_to_hub", [False, True])
+def test_trainer_pushes_a_repository_that_loads(pico, online, published, tmp_path, repo_id, caplog, push_to_hub):
+    options = {"push_to_hub": True, "hub_model_id": repo_id} if push_to_hub else {"hub_model_id": repo_id}
+    one = trainer(pico, published, tmp_path / "run", max_steps=2, save_steps=1, **options)
+    assert ("pushes the model at the end" in caplog.text) is push_to_hub
+    one.train()
+    assert not push_to_hub or not online.commits()  # no half a repository meanwhile
+
+    one.push_to_hub()
+
+    loaded = TAIAForCausalLM.from_pretrained(repo_id, inference_modules="all")
+    assert torch.equal(logits(loaded, pico.ids()), logits(published, pico.ids()))
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "base_model: org/base" in card
+    assert "library_name: taia-hub" in card
+    assert not [name for name in online.files(repo_id) if "optimizer" in name]
+
+
+def test_what_trainer_could_not_push_is_refused_when_it_is_made(pico, repository, published, tmp_path, online, repo_id):
+    options = {"push_to_hub": True, "hub_model_id": repo_id}
+    with pytest.raises(ConfigError, match="hub_strategy='checkpoint'"):
+        trainer(pico, published, tmp_path / "run", hub_strategy="checkpoint", **options)
+    with pytest.raises(RepositoryError, match="is a folder on this machine"):
+        trainer(pico, load(repository), tmp_path / "run", **options)
+    with pytest.raises(RepositoryError, match="is a folder on this machine"):
+        trainer(pico, load(repository), tmp_path / "run", hub_model_id=repo_id).push_to_hub()
+    trainer(pico, pico.plain("llama"), tmp_path / "plain", **options)  # others' models are not concerned
+
+    assert set(online.files(repo_id)) <= {"", ".gitattributes"}
+
+
+# --- TRL -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["DPO", "KTO", "GRPO", "RLOO"])
+def test_a_reference_that_is_not_the_start_is_refused(pico, repository, tmp_path, name):
+    options = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "bf16": False}
+    if name in ("GRPO", "RLOO"):
+        options["beta"] = 0.1
+    arguments = getattr(trl, f"{name}Config")(**options)
+    rewards = {"reward_funcs": len} if name in ("GRPO", "RLOO") else {}
+
+    with pytest.raises(ConfigError, match="plain base model as the reference") as error:
+        getattr(trl, f"{name}Trainer")(model=load(repository), args=arguments, **rewards)
+
+    assert "beta=0.0" in error.value.hint if rewards else "ref_model=copy.deepcopy(model)" in error.value.hint
+
+
+@pytest.mark.parametrize("way", ["a copy", "computed before"])
+def test_the_reference_is_the_start_of_the_update(pico, repository, tokenizer, tmp_path, way):
+    model, copied = load(repository), way == "a copy"
+    arguments = trl.DPOConfig(
+        **{"output_dir": str(tmp_path / "run"), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1},
+        **{"logging_steps": 1, "save_strategy": "no", "gradient_checkpointing": False, "disable_tqdm": True},
+        precompute_ref_log_probs=not copied,
+    )
+    rows = [{"prompt": "the ", "chosen": "other one", "rejected": "thing"}] * 4
+    one = trl.DPOTrainer(
+        model=model,
+        ref_model=copy.deepcopy(model) if copied else None,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=datasets.Dataset.from_list(rows),
+    )
+
+    one.train()
+
+    assert one.state.log_history[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_sft_refuses_a_second_adapter_and_a_model_that_is_not_trainable(pico, repository, tokenizer, tmp_path):
+    arguments = trl.SFTConfig(
+        **{"output_dir": str(tmp_path / "run"), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1},
+        **{"disable_tqdm": True, "save_strategy": "no"},
+    )
+    rest = {"processing_class": tokenizer, "train_dataset": datasets.Dataset.from_list([{"text": "the other"}] * 8)}
+
+    with pytest.raises(UnsupportedUpdateError, match="outside the switch"):
+        trl.SFTTrainer(model=load(repository), args=arguments, peft_config=pico.lora("llama"), **rest)
+    for model in (str(repository), AutoModelForCausalLM.from_pretrained(repository)):
+        with pytest.raises(ConfigError, match="none of its parameters takes gradients"):
+            trl.SFTTrainer(model=model, args=arguments, **rest).train()

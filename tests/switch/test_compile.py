@@ -1,5 +1,6 @@
 """Compiled models: one graph serves every mode and every row, with gradients and without."""
 
+import contextvars
 import copy
 import os
 import shutil
@@ -9,7 +10,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from taia_hub.errors import SettingError
-from taia_hub.switch.switch import _ACTIVE
 
 MODES = ["none", "attention", "ffn", "all"]
 SETTINGS = [*MODES, {"attention": 0.5, "*.mlp.*": 0.25}]
@@ -272,14 +272,12 @@ def test_a_graph_of_a_fused_model_refuses_another_setting(pico, fullgraph):
     compiled, graphs = fullgraph(model)
     with torch.no_grad(), model.using("all"), model.fused("attention"), pytest.raises(SettingError, match="is fused"):
         forward(compiled, ids)
+    before = contextvars.copy_context()
+    before.run(model.using("all").__enter__)
     with torch.no_grad(), model.fused("attention"):
         forward(compiled, ids)
         frames = graphs.frame_count
-        token = _ACTIVE.set({model._taia_switch: model._taia_switch.resolve("all")})  # a block from before the fuse
-        try:
-            with pytest.raises(SettingError, match="is fused"):
-                forward(compiled, ids)
-        finally:
-            _ACTIVE.reset(token)
+        with pytest.raises(SettingError, match="is fused"):
+            before.run(forward, compiled, ids)
 
     assert graphs.frame_count == frames

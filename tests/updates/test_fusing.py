@@ -157,6 +157,11 @@ def test_tied_embeddings_fuse(pico, tmp_path, tied):
         model = TAIAForCausalLM.from_adapter(tmp_path / "base", tmp_path / label).eval()
         for mode in MODES:
             assert_fuses(model, pico.ids(), mode)
+        with model.fused("all"):
+            expected = logits(model, pico.ids())
+        model.inference_modules = "all"
+        model.merge_and_unload().save_pretrained(tmp_path / f"{label}-merged")
+        assert torch.equal(logits(load(tmp_path / f"{label}-merged").eval(), pico.ids()), expected)
 
 
 def test_tying_weights_while_fused_changes_nothing(pico, tmp_path):
@@ -183,7 +188,7 @@ def test_tying_weights_while_fused_changes_nothing(pico, tmp_path):
 def finetuned(pico, tmp_path_factory):
     """A full fine-tune of the small Llama, whose every parameter was changed."""
     folder = tmp_path_factory.mktemp("tuned")
-    randomised(pico.plain("llama")).save_pretrained(folder)
+    randomised(pico.plain("llama").requires_grad_(True)).save_pretrained(folder)
     return folder
 
 
@@ -223,6 +228,18 @@ def test_a_quantised_layer_is_refused_with_the_way_out(pico):
     assert "export_adapter" in error.value.hint
     weight.data = values
     assert model.fuse("ffn").modules == 6
+
+
+def test_a_bias_that_the_base_has_no_place_for_is_refused(pico, tmp_path):
+    adapted = randomised(get_peft_model(pico.plain("llama"), lora(target_modules=TARGETS, lora_bias=True)))
+    adapted.save_pretrained(tmp_path)
+    model = TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path).eval()
+
+    for way in (model.fuse, lambda mode: model.merge_adapter()):
+        with pytest.raises(UnsupportedUpdateError, match="PEFT cannot merge"):
+            way("attention")
+
+    assert model.status().fused is None
 
 
 def test_offloaded_weights_are_refused(pico):
@@ -359,6 +376,83 @@ def test_a_thread_that_is_inside_another_setting_raises_at_its_next_call(pico):
     for name in ("forward", "generate"):
         assert "'all' came, but the model is fused" in came["all", name]
         assert came["attention", name] is None
+
+
+@pytest.mark.parametrize("changing", ["fuse", "unfuse", "merge_and_unload", "end of a block"])
+def test_weights_do_not_change_while_a_call_runs(pico, changing):
+    """A streamer stands for a thread that generates: it is called between two tokens."""
+    model, ids, came = pico.taia("llama"), pico.ids(1), []
+    block = model.fused("attention")
+    change = {"fuse": lambda: model.fuse("attention"), "end of a block": lambda: block.__exit__(None, None, None)}
+    if changing == "end of a block":
+        block.__enter__()
+    if changing == "unfuse":
+        model.fuse("attention")
+
+    class Changing:
+        def put(self, value):
+            try:
+                change.get(changing, lambda: getattr(model, changing)())()
+            except SettingError as error:
+                came.append(error.message)
+
+        def end(self):
+            """Nothing."""
+
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    thread_free = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, streamer=Changing(), **options), thread_free)
+
+    assert len(came) == (1 if changing == "end of a block" else 4)
+    assert all("2 of its calls are" in one or "1 of its calls is" in one for one in came)
+    assert (model.status().fused == "attention") is (changing in ("unfuse", "end of a block"))
+    model.unfuse()
+    model.fuse("attention")  # between calls it is free again
+
+
+def test_a_call_waits_until_the_weights_have_changed(pico, monkeypatch):
+    model, ids, order = pico.taia("llama"), pico.ids(), []
+    expected = logits(model, ids)
+    folds, go = fusing._folds, threading.Event()
+
+    def slowly(*args):
+        thread.start()
+        assert not go.wait(0.05)  # the call is not let in
+        order.append("folded")
+        return folds(*args)
+
+    def call():
+        found.append(logits(model, ids))
+        order.append("called")
+        go.set()
+
+    found, thread = [], threading.Thread(target=call)
+    monkeypatch.setattr(fusing, "_folds", slowly)
+    model.fuse("attention")
+    thread.join(30)
+
+    assert order == ["folded", "called"]
+    assert torch.allclose(found[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_fused_block_lasts_as_long_as_another_needs_it(pico, first):
+    """Two generators that hold one: whichever ends first leaves the other as it was."""
+    model = pico.taia("llama", inference_modules="all")
+
+    def holding():
+        with model.fused("attention"):
+            while True:
+                yield model.status().inference_modules
+
+    both = [holding(), holding()]
+    assert [next(one) for one in both] == ["attention"] * 2
+    both[first].close()
+    assert next(both[1 - first]) == "attention"
+    both[1 - first].close()
+
+    assert model.status().fused is None
+    assert model.status().inference_modules == "all"
 
 
 def test_another_model_is_not_concerned(pico):

@@ -176,10 +176,15 @@ class SwitchedExperts(SwitchedLayer):
 class FusedLayer(ShortBase, SwitchedLayer):
     """A tuner layer of a fused model: the module inside holds the update, or does without it."""
 
+    @property
+    def inside(self) -> nn.Module:
+        """The module inside."""
+        layer: Any = self
+        return next(layer._modules[name] for name in _INSIDE if name in layer._modules)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module inside."""
-        layer: Any = self
-        return next(layer._modules[name] for name in _INSIDE if name in layer._modules)(*args, **kwargs)
+        return self.inside(*args, **kwargs)
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         """Refuses to add the update a second time."""

@@ -1,0 +1,104 @@
+"""What the trainers of transformers and TRL are told of a TAIA model when they are made."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import logging
+from typing import Any
+
+from transformers import TrainerCallback
+
+from taia_hub.errors import ConfigError
+from taia_hub.switch.keyword import check_training
+
+logger = logging.getLogger(__name__)
+
+
+class Checks(TrainerCallback):
+    """Refuses what would train nothing, or publish what nobody could load."""
+
+    def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Refuses what could not be pushed, before anything is trained.
+
+        Trainer pushes checkpoints file by file, by names that a TAIA repository lacks; at the end it pushes all.
+        """
+        from transformers.trainer_utils import HubStrategy
+
+        if not args.push_to_hub or not hasattr(model, "taia_config"):
+            return
+        self.on_push_begin(args, state, control, model=model)
+        if args.hub_strategy == HubStrategy.EVERY_SAVE:
+            logger.warning("Trainer cannot push the checkpoints of a TAIA model; it pushes the model at the end.")
+            args.hub_strategy = HubStrategy.END
+        elif args.hub_strategy != HubStrategy.END:
+            raise ConfigError(
+                f"hub_strategy={args.hub_strategy.value!r} came; Trainer cannot push the checkpoints of a TAIA model.",
+                "Use hub_strategy='end', or push a checkpoint as it is, a repository: `taia push DIR REPO`.",
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Refuses a model that takes no gradients: with checkpointing it would be trained in vain, without a word."""
+        if hasattr(model, "taia_config"):
+            check_training(model)
+
+    def on_push_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Refuses a model that nobody else could load."""
+        from taia_hub.repository.reading import check_publishable
+
+        if hasattr(model, "taia_config"):
+            check_publishable(model.taia_config)
+
+
+def tell_transformers() -> None:
+    """Gives each Trainer of a TAIA model these checks, and leaves the card to the model, which wrote it when saved."""
+    from transformers import trainer
+
+    callbacks: Any = trainer.DEFAULT_CALLBACKS
+    callbacks.append(Checks)
+    usual: Any = trainer.Trainer
+    made = usual.create_model_card
+
+    @functools.wraps(made)
+    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not hasattr(self.model, "taia_config"):
+            made(self, *args, **kwargs)
+
+    usual.create_model_card = create_model_card
+
+
+def tell_trl(module: str) -> None:
+    """Makes the trainer of a module of TRL refuse a TAIA model whose reference would be the plain base.
+
+    TRL gives a PeftModel its own start as the reference, and knows it by its class.
+    """
+    name = module.rpartition(".")[2].removesuffix("_trainer").upper() + "Trainer"
+    trainer: Any = getattr(importlib.import_module(module), name)
+    made, signature = trainer.__init__, inspect.signature(trainer.__init__)
+
+    @functools.wraps(made)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _check_reference(trainer.__name__, signature.bind_partial(self, *args, **kwargs).arguments, signature)
+        made(self, *args, **kwargs)
+
+    trainer.__init__ = __init__
+
+
+def _check_reference(trainer: str, given: dict[str, Any], signature: inspect.Signature) -> None:
+    if not hasattr(given.get("model"), "taia_config") or given.get("ref_model") is not None:
+        return
+    args = given.get("args")
+    if "ref_model" in signature.parameters:
+        if getattr(args, "precompute_ref_log_probs", False):
+            return
+        way = "Pass `ref_model=copy.deepcopy(model)`, or `precompute_ref_log_probs=True` in its arguments."
+    else:
+        if args is not None and not args.beta:
+            return
+        way = "Pass `beta=0.0` in its arguments, or train a PeftModel and make a TAIA repository of what it saves."
+    raise ConfigError(
+        f"{trainer} would take the plain base model as the reference of a TAIA model, not the update as it is before "
+        "training.",
+        way,
+    )
