@@ -32,6 +32,8 @@ _ENTERS = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
 # ^ functions that open a block for whoever called them
 _DRIVERS = ("contextlib", "_pytest.fixtures")
 # ^ modules that run a generator for its `yield` in the middle: the block is for whoever uses it
+_WORKERS = ("anyio", "asgiref", "asyncio", "concurrent", "threading")
+# ^ packages that call what they are given in another context, which nobody goes on in
 
 
 class Block(contextlib.ContextDecorator, Generic[T]):
@@ -56,12 +58,20 @@ class Block(contextlib.ContextDecorator, Generic[T]):
         """Puts the setting in force.
 
         Raises:
-            SettingError: If the model is fused with another setting, or the block was entered before.
+            SettingError: If the model is fused with another setting, the block was entered before, or it is entered in
+                a context that nobody goes on in.
         """
         if self.number >= 0:
             raise SettingError("A block of a setting was entered twice.", "Make one for each: `model.using(mode)`.")
         self.switch.allowed(self.acting)
-        frame = self.frame = _owner(sys._getframe(1))
+        frame = _owner(sys._getframe(1))
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _WORKERS:
+            raise SettingError(
+                "A block of a setting was entered for itself in a worker thread or a task, as servers do for "
+                "dependencies that yield: no call would be in it.",
+                "Pass the keyword `inference_modules` to the calls, or open the block where they are.",
+            )
+        self.frame = frame
         self.number, self.open = next(_NUMBERS), True
         if _is_generator(frame):
             self.switch.held[frame] = (*self.switch.held.get(frame, ()), self)

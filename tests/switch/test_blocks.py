@@ -6,10 +6,11 @@ import contextvars
 import copy
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from starlette.concurrency import iterate_in_threadpool
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from taia_hub.errors import SettingError
 from taia_hub.switch.blocks import ACTIVE
@@ -224,6 +225,24 @@ def test_a_context_manager_made_of_a_generator_is_for_whoever_enters_it(model):
     stream = steps()
     assert [next(stream), mode(model), next(stream)] == ["ffn", "attention", "ffn"]
     stream.close()
+    assert_clean(model)
+
+
+def test_a_block_that_a_server_enters_in_a_thread_of_its_own_is_refused(model):
+    """As for a dependency that yields: the calls that follow are in other contexts, where it would not be in force."""
+
+    @contextlib.contextmanager
+    def dependency():
+        with model.using("none"):
+            yield model
+
+    for enter in (dependency().__enter__, model.using("none").__enter__):
+        with pytest.raises(SettingError, match="no call would be in it"):
+            asyncio.run(run_in_threadpool(enter))
+        with ThreadPoolExecutor() as pool, pytest.raises(SettingError, match="no call would be in it"):
+            pool.submit(dependency().__enter__).result()
+    assert asyncio.run(run_in_threadpool(lambda: next(holding(model, "none")))) == "none"
+    gc.collect()
     assert_clean(model)
 
 
