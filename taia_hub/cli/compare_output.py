@@ -131,7 +131,7 @@ def say_notes(*states: Comparison | None) -> None:
 
 def compare_prompts(
     load: Callable[[], tuple[Any, Any]],
-    known: Callable[[], Any],
+    known: Callable[[], tuple[Any, Any]],
     file: Path,
     out: Path | None,
     modes: Sequence[Any],
@@ -144,8 +144,8 @@ def compare_prompts(
     """Compares the answers to the prompts of a file, and shows a table of them.
 
     The comparisons go to a file beside the prompts, unless `out` names another one; `how` are keywords of
-    `compare_file`, and `reference` is the mode that the others part from. `known` says which model it is without
-    loading it, so that a file that is complete needs none.
+    `compare_file`, and `reference` is the mode that the others part from. `known` says which model it is, and
+    what its answers depend on besides, without loading it, so that a file that is complete needs none.
     """
     from taia_hub.common.progress import ProgressBars
     from taia_hub.compare.files import compare_file, complete_file, read_prompts
@@ -160,7 +160,8 @@ def compare_prompts(
     found = None
     if out.exists() and not overwrite:
         with contextlib.suppress(TAIAError):  # said again, by the model itself
-            found = complete_file(file, out, known(), modes, **how)
+            identity, inputs = known()
+            found = complete_file(file, out, identity, inputs, modes, **how)
     bars = ProgressBars()
 
     def progress(stage: str, at: int, of: int) -> None:

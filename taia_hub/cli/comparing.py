@@ -130,7 +130,7 @@ def compare(
     elif shown not in ("text", "json"):
         raise ConfigError(f"--format {shown} has no meaning with --file: results are JSONL.", "Leave it out.")
     else:
-        known = partial(_identity, repo, fields["dtype"], source)
+        known = partial(_known, repo, fields["dtype"], source)
         rest: dict[str, Any] = {"overwrite": overwrite, "reference": against or labels[0], "as_json": shown == "json"}
         compare_prompts(partial(load, repo), known, file, out, wanted, how, **rest)
 
@@ -206,10 +206,13 @@ def _find_column(against: str | None, candidates: Any) -> str | None:
     )
 
 
-def _identity(repo: str, dtype: str, source: dict[str, Any]) -> Any:
-    from taia_hub.evaluation.environment import identify_files
+def _known(repo: str, dtype: str, source: dict[str, Any]) -> tuple[Any, Any]:
+    """Says which model it is, and what its answers depend on besides, without loading it."""
+    from taia_hub.evaluation.environment import identify_files, known_inputs
 
-    return identify_files(repo, dtype=dtype, revision=source["revision"], token=source["token"])
+    place = {"revision": source["revision"], "token": source["token"]}
+    inputs = known_inputs(repo, **place, trust_remote_code=source["trust_remote_code"])
+    return identify_files(repo, dtype=dtype, **place), inputs
 
 
 def _check_task(context: typer.Context, **tasks: Any) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from filelock import FileLock, Timeout
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
+
+_LARGE = 1 << 20
+"""Files below this many bytes are read as quickly as looked up."""
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which a file's next change has another time, whatever the disk."""
 
 
 @contextlib.contextmanager
@@ -60,6 +66,32 @@ def sha256(path: Path) -> str:
     return found.hexdigest()
 
 
+def known_sha256(path: Path, store: Path) -> str:
+    """Returns the sha256 of a file, which is read again only where its size, its times or its inode changed.
+
+    What is known lies in the folder `store`; of a file that was written just now nothing is, since its time may stay
+    the same at the next change.
+    """
+    path, stat = path.resolve(), path.stat()
+    if stat.st_size < _LARGE:
+        return sha256(path)
+    facts = {
+        "path": str(path),
+        "size": stat.st_size,
+        "times": [stat.st_mtime_ns, stat.st_ctime_ns],
+        "inode": stat.st_ino,
+    }
+    mark = Mark(store / f"{digest(str(path))[:32]}.json", facts)
+    if mark.fits() and isinstance(known := mark.read().get("sha256"), str):
+        return known
+    found = sha256(path)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED:
+        with contextlib.suppress(OSError):  # then it is read again the next time
+            store.mkdir(parents=True, exist_ok=True)
+            mark.write(sha256=found)
+    return found
+
+
 def git_sha1(content: bytes) -> str:
     """Returns the hash that Git, and so the Hub, gives a file of this content, as 40 hex digits."""
     return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
@@ -75,6 +107,19 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     names = dict.fromkeys([*now, *before])
     pairs = {name: (before.get(name), now.get(name)) for name in names}
     return {name: (was, given) for name, (was, given) in pairs.items() if _differ(was, given)}
+
+
+def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Says which inputs are others than they were, named in the singular or in -s; empty where none is.
+
+    Inputs that an earlier version did not write down are not compared.
+
+    Example:
+        >>> changed_inputs({"tokenizer": "a", "chat template": "b"}, {"tokenizer": "a", "chat template": "c"})
+        'the chat template is another'
+    """
+    names = [name for name in now if name in before and _differ(before[name], now[name])]
+    return " and ".join(f"the {name} {'are others' if name.endswith('s') else 'is another'}" for name in names)
 
 
 def _differ(one: Any, other: Any) -> bool:

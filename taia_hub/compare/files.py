@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.fingerprints import model_inputs, prompt_inputs
 from taia_hub.common.jsonl import LineError, get_text, parse_object, read_lines, refuse
 from taia_hub.common.progress import Progress
 from taia_hub.compare.comparison import Comparison
@@ -98,7 +99,8 @@ def compare_file(
     _check_lengths(path, prompts, model, tokenizer, chat)
     options = {"chat": chat, "seed": seed, "measures": measures, **generation}
     stream_compare(model, tokenizer, prompts[0].messages, modes, **options)  # checks modes and keywords, runs nothing
-    run = _run(identity, modes, options)
+    inputs = {**prompt_inputs(tokenizer, chat=chat), **model_inputs(model), "device": model.device.type}
+    run = _run(identity, modes, options, inputs)
     with Comparisons(out, run, overwrite=overwrite) as kept:
         keys = _keys(prompts, run)
         missing = [(line, key) for line, key in zip(prompts, keys, strict=True) if key not in kept.found]
@@ -117,6 +119,7 @@ def complete_file(
     path: Path,
     out: Path,
     identity: ModelIdentity | None,
+    inputs: Mapping[str, str] | None,
     modes: Sequence[InferenceModules] = DEFAULT_MODES,
     *,
     system: str | None = None,
@@ -124,20 +127,26 @@ def complete_file(
 ) -> tuple[ComparedPrompt, ...] | None:
     """Reads what `compare_file` would return where nothing is missing in `out`; else, or if it is not sure, None.
 
-    Arguments and errors are those of `compare_file`; no model is needed.
+    Arguments and errors are those of `compare_file`, `inputs` what is known of what answers depend on beside the model;
+    no model is needed.
     """
-    if identity is None:
+    if identity is None or inputs is None:
         return None
-    prompts, run = read_prompts(path, system), _run(identity, modes, options)
+    prompts, run = read_prompts(path, system), _run(identity, modes, options, inputs)
     found, keys = Comparisons(out, run).found, _keys(prompts, run)
     if any(key not in found for key in keys):
         return None
     return tuple(ComparedPrompt(line, found[key]) for line, key in zip(prompts, keys, strict=True))
 
 
-def _run(identity: ModelIdentity, modes: Sequence[InferenceModules], options: Mapping[str, Any]) -> Run:
+def _run(
+    identity: ModelIdentity,
+    modes: Sequence[InferenceModules],
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> Run:
     whole = {"chat": True, "seed": 0, "measures": True, **options}
-    return Run(identity, tuple(parse_setting(mode).published for mode in modes), whole)
+    return Run(identity, tuple(parse_setting(mode).published for mode in modes), whole, inputs)
 
 
 def _parse(text: str, system: str | None) -> tuple[str | None, tuple[Mapping[str, str], ...]]:

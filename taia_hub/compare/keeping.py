@@ -7,11 +7,11 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.resuming import differences, sole
+from taia_hub.common.resuming import changed_inputs, differences, sole
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import ModelIdentity
@@ -24,11 +24,15 @@ _WAY_OUT = "Choose another file with --out, or throw the earlier comparisons awa
 
 @dataclass(frozen=True)
 class Run:
-    """What all comparisons of a file share: the model, the settings as in `config.json`, and how is generated."""
+    """What all comparisons of a file share: the model, the settings as in `config.json`, and how is generated.
+
+    `inputs` are further things that answers depend on, each by a hash.
+    """
 
     model: ModelIdentity
     modes: tuple[Any, ...]
     options: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the run as JSON values."""
@@ -41,6 +45,8 @@ class Run:
             return f"of another model: {other}"
         if value["modes"] != list(self.modes):
             return f"with the modes {_said(value['modes'])}, not {_said(self.modes)}"
+        if changed := changed_inputs(value.get("inputs", {}), self.inputs):
+            return f"from before: {changed} now"
         found = differences(value["options"], self.options)
         return next((f"with {name}={found[name][0]!r}, not {found[name][1]!r}" for name in sorted(found)), None)
 

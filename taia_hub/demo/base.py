@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from taia_hub import hub
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.resuming import Mark, whole_folder
 from taia_hub.errors import MissingDependencyError, RepositoryError
@@ -18,6 +19,7 @@ UPSTREAM_MODEL = "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct"
 
 MARKER = "demo.json"
 """Says what base or adapter were made from."""
+_OF_A_BASE = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 
 _FEATURE = "The demo's base model"
 
@@ -58,10 +60,8 @@ def smollm2_base(folder: Path) -> Path:
 
 def copied_base(folder: Path, source: Path, made_from: Mapping[str, Any]) -> Path:
     """Copies the files of a model into the subfolder `base`; a finished copy of these very files is used again."""
-    from taia_hub.training.workspace import base_files
-
-    files = {name: size_and_time for name, size_and_time in base_files(source).items() if name != MARKER}
-    mark = Mark(folder / "base" / MARKER, {**made_from, "files": files})
+    files = [path.name for path in sorted(source.glob("*")) if path.suffix in _OF_A_BASE and path.name != MARKER]
+    mark = Mark(folder / "base" / MARKER, {**made_from, "files": hub.folder_print(source)})
     if not mark.fits():
         with whole_folder(mark) as (partial, _):
             for name in (*files, *(path.name for path in source.glob("README.md"))):

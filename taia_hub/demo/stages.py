@@ -27,7 +27,6 @@ from taia_hub.demo.samples import write_items
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.side_files import TRAINING_FILE
 from taia_hub.training import Trained, train
-from taia_hub.training.workspace import base_files
 
 ANSWER_TOKENS = 64
 
@@ -110,7 +109,7 @@ def train_model(
     data, model = folder / "items.jsonl", folder / "model"
     write_items(data, inputs.training)
     recipe = demo_recipe(str(base.absolute()), [str(data)], items=len(inputs.training), steps=steps, seed=seed)
-    made_from = {"base": base_files(base), "data": hub.sha256(data), "recipe": recipe.to_mapping()}
+    made_from = {"base": hub.folder_print(base), "data": hub.sha256(data), "recipe": recipe.to_mapping()}
     mark = Mark(folder / "training.json", made_from)
     if not mark.fits() and (mark.path.is_file() or not model.exists()):  # else it is not ours, which `train` refuses
         shutil.rmtree(model, ignore_errors=True)
@@ -124,12 +123,12 @@ def publish_base(folder: Path, base_id: str) -> None:
     Example:
         >>> publish_base(smollm2_base(Path("taia-demo")), "demo/SmolLM2-135M-Instruct")  # doctest: +SKIP
     """
-    api = hub.api()
-    api.create_repo(base_id, exist_ok=True)
-    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MARKER}
-    siblings = api.model_info(base_id, files_metadata=True).siblings or []
-    if not files.items() <= {sibling.rfilename: sibling.size for sibling in siblings}.items():
-        api.upload_folder(repo_id=base_id, folder_path=folder, ignore_patterns=[MARKER])
+    files = {path.name: path for path in folder.iterdir() if path.name != MARKER}
+    head = hub.look(base_id)
+    siblings = hub.info(base_id, revision=head.sha).siblings or () if head.sha else ()
+    sizes = {one.rfilename: one.size for one in siblings}
+    if any(sizes.get(name) != path.stat().st_size for name, path in files.items()):
+        hub.publish(files, head)
 
 
 def publish_model(folder: Path, base_id: str, model_id: str) -> None:

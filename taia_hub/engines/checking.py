@@ -153,9 +153,7 @@ def _base_tensors(name: str, commit: str | None, access: hub.HubAccess) -> tuple
     elif (source.folder / _SINGLE).is_file():
         tensors = set(hub.tensor_shapes(source.folder / _SINGLE))
     elif source.revision is not None:
-        with hub.hub_errors(name, what="base model", revision=commit):
-            api = hub.api(access.token)
-            tensors = set(api.parse_safetensors_file_metadata(name, _SINGLE, revision=source.revision).tensors)
+        tensors = set(hub.safetensors_header(source, _SINGLE, access, what="base model").tensors)
     else:
         tensors = set()
     told = hub.read_json(source.folder / hub.CONFIG).get("tie_word_embeddings")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from taia_hub import hub
 from taia_hub.common.environment import hardware, installed_versions
+from taia_hub.common.fingerprints import generation_inputs, prompt_inputs
+from taia_hub.hub.config import Fields
 from taia_hub.results import ModelIdentity, config_sha256
 
 
@@ -35,6 +39,7 @@ def identify(model: Any) -> ModelIdentity:
         adapter_sha256=sha256,
         dtype=str(model.dtype).removeprefix("torch."),
         adapter_config_sha256=config_sha256(adapter_config),
+        base_files=_base_files(config),
     )
 
 
@@ -61,7 +66,34 @@ def identify_files(
         adapter_sha256=hub.sha256(files.folder / files.kind.weights),
         dtype=held,
         adapter_config_sha256=config_sha256(hub.read_json(files.folder / files.kind.config)),
+        base_files=_base_files(files.config),
     )
+
+
+def known_inputs(
+    name: str, *, revision: str | None = None, token: str | bool | None = None, trust_remote_code: bool = False
+) -> Mapping[str, str] | None:
+    """Names what answers depend on beside a model that is not loaded; None where files do not tell all of it."""
+    from transformers import GenerationConfig
+
+    from taia_hub.repository.tokenizer import load_tokenizer
+    from taia_hub.repository.update_files import open_repository
+
+    access = hub.HubAccess(token=token)
+    found = open_repository(name, access, revision=revision).with_tokenizer(access)
+    folders = [folder for folder in (found.root, found.base.folder) if (folder / hub.GENERATION).is_file()]
+    if not folders:
+        return None
+    stand_in = SimpleNamespace(taia_config=found.config)
+    tokenizer = load_tokenizer(stand_in, places=found.places, token=token, trust_remote_code=trust_remote_code)
+    return {**prompt_inputs(tokenizer), **generation_inputs(GenerationConfig.from_pretrained(str(folders[0])))}
+
+
+def _base_files(config: Fields) -> Mapping[str, str] | None:
+    """Names the content of a base model in a folder, without what prompts are made of."""
+    if config.base_model_revision is not None:
+        return None
+    return hub.folder_print(Path(config.base_model_name_or_path or ""), hub.MODEL_PARTS) or None
 
 
 def describe(model: Any, processes: int) -> Mapping[str, Any]:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from taia_hub.common.fingerprints import model_inputs, prompt_inputs
 from taia_hub.common.progress import Progress
-from taia_hub.common.resuming import differences
+from taia_hub.common.resuming import changed_inputs, differences
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, identify_files, renewed
@@ -21,6 +22,7 @@ from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
 from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
 from taia_hub.switch.settings import InferenceModules, Setting
 
+_INPUTS = "inputs"
 _CHANGED = {
     "dataset": "its data set changed",
     "items": "its items changed",
@@ -150,7 +152,9 @@ def evaluate(
     training = model.training  # lm-eval ends it
     try:
         session = _session(model, tokenizer, options)
-        results = Results(identify(model), describe(model, session.lm.world_size), dataclasses.asdict(session.settings))
+        inputs = {**prompt_inputs(tokenizer, chat=session.settings.chat_template), **model_inputs(model)}
+        settings = {**dataclasses.asdict(session.settings), _INPUTS: inputs}
+        results = Results(identify(model), describe(model, session.lm.world_size), settings)
         if before:
             results = _earlier(path, before, results, work, options.settings)
         results = dataclasses.replace(results, groups={**results.groups, **groups})
@@ -231,7 +235,13 @@ def _earlier(path: Path | None, before: Results, now: Results, work: Sequence[Un
         "--overwrite."
     )
     _check_model(path, before, now.model)
-    for name, (was, given) in sorted(differences(before.settings, now.settings).items()):
+    if inputs := changed_inputs(before.settings.get(_INPUTS, {}), now.settings.get(_INPUTS, {})):
+        raise ConfigError(
+            f"'{path}' holds results from before: {inputs} now.",
+            "Choose another file with --out, or throw the earlier results away with --overwrite.",
+        )
+    settings = [{key: value for key, value in one.settings.items() if key != _INPUTS} for one in (before, now)]
+    for name, (was, given) in sorted(differences(*settings).items()):
         raise ConfigError(f"'{path}' holds results with {name}={was!r}; now it is {given!r}.", hint)
     for unit in work:
         old, new = before.tasks.get(unit.blank.key), unit.blank

@@ -70,8 +70,7 @@ def push_adapters(
             request fails; the message then names what was published by then.
     """
     commit = commit or hub.Commit()
-    with hub.hub_errors(repo_id, what="repository"):
-        hub.api(commit.token).whoami()  # without a token that may write, nothing is converted
+    hub.user(commit.token, repo_id)  # without a token that may write, nothing is converted
     whole = hub.full_repo_id(repo_id, commit.token)
     heads = {name: _look(_named(whole, name), commit.token) for name in settings}
     repo_ids = {name: head.repo_id for name, head in heads.items()}

@@ -6,6 +6,7 @@ nor transformers.
 
 from taia_hub.common.resuming import sha256
 from taia_hub.hub._errors import (
+    OutOfReachError,
     PaymentError,
     check_space,
     disk_errors,
@@ -16,12 +17,14 @@ from taia_hub.hub._errors import (
 )
 from taia_hub.hub._names import meant
 from taia_hub.hub._seen import seen_file, seen_folder, seen_in, seen_tensors
-from taia_hub.hub.access import CONFIG, HubAccess, Source, api, fetch, resolve_base
+from taia_hub.hub.access import CARD, CONFIG, GENERATION, HubAccess, Source, fetch, resolve_base
 from taia_hub.hub.collections import collect
 from taia_hub.hub.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    ANSWER_PARTS,
     MANIFEST,
+    MODEL_PARTS,
     PICKLED_WEIGHTS,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
@@ -30,6 +33,7 @@ from taia_hub.hub.files import (
     convert_pickled_adapter,
     damaged,
     fetch_model,
+    folder_print,
     index_shards,
     read_json,
     same_bytes,
@@ -40,16 +44,30 @@ from taia_hub.hub.files import (
     written_whole,
 )
 from taia_hub.hub.layout import MODEL_INDEX
-from taia_hub.hub.publish import CARD, RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
+from taia_hub.hub.publish import RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
+from taia_hub.hub.reading import (
+    bring,
+    count_commits,
+    has_file,
+    info,
+    may_lack,
+    names_at,
+    safetensors_header,
+    sha256_at,
+    user,
+)
 from taia_hub.hub.spaces import SpaceSettings, set_space, space_hardware
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "ANSWER_PARTS",
     "CARD",
     "CONFIG",
+    "GENERATION",
     "MANIFEST",
     "MODEL_INDEX",
+    "MODEL_PARTS",
     "PICKLED_WEIGHTS",
     "RESUME_INDEX",
     "TOKENIZER_CONFIG",
@@ -57,31 +75,39 @@ __all__ = [
     "Commit",
     "Head",
     "HubAccess",
+    "OutOfReachError",
     "PaymentError",
     "Source",
     "SpaceSettings",
     "adapter_weights",
-    "api",
     "base_print",
+    "bring",
     "check_space",
     "collect",
     "convert_pickled_adapter",
+    "count_commits",
     "damaged",
     "disk_errors",
     "fetch",
     "fetch_model",
+    "folder_print",
     "foreign_errors",
     "full_repo_id",
+    "has_file",
     "hub_errors",
     "index_shards",
+    "info",
     "look",
+    "may_lack",
     "meant",
+    "names_at",
     "no_folder",
     "publish",
     "published_files",
     "read_json",
     "reason_of",
     "resolve_base",
+    "safetensors_header",
     "same_bytes",
     "seen_file",
     "seen_folder",
@@ -89,9 +115,11 @@ __all__ = [
     "seen_tensors",
     "set_space",
     "sha256",
+    "sha256_at",
     "space_hardware",
     "tensor_shapes",
     "update_weights",
+    "user",
     "verify_manifest",
     "write_manifest",
     "written_whole",

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from taia_hub.common.devices import is_out_of_memory
 from taia_hub.common.text_tables import byte_size
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
+from taia_hub.hub._cache import cached_commits
 from taia_hub.hub._names import DATA, TransportError, files_there, is_path, meant, revision_meant
 from taia_hub.hub._seen import seen_file, seen_in
 
@@ -47,6 +48,10 @@ _NEXT_STEP = {
 
 class PaymentError(RepositoryError):
     """The Hub asks for a paid plan."""
+
+
+class OutOfReachError(RepositoryError):
+    """The Hub cannot be reached, and the cache does not suffice."""
 
 
 @contextlib.contextmanager
@@ -83,13 +88,13 @@ def hub_errors(name: str, *, what: str, revision: str | None = None, local: bool
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
             raise _refused(error.__cause__, name, what) from error
-        raise _out_of_reach(name, what, local) from error
+        raise _out_of_reach(name, what, local, revision) from error
     except HfHubHTTPError as error:
         raise _refused(error, name, what) from error
     except TransportError as error:
         if local:
-            raise _out_of_reach(name, what, local) from error
-        raise RepositoryError(
+            raise _out_of_reach(name, what, local, revision) from error
+        raise OutOfReachError(
             f"The Hub cannot be reached for the {what} '{name}'.",
             f"Check the network and HF_ENDPOINT. {reason_of(error)}",
         ) from error
@@ -184,11 +189,18 @@ def _is_file(name: str | Path) -> RepositoryError:
     return RepositoryError(f"'{name}' is a file.", "Give the folder that it is in, or a Hub id.")
 
 
-def _out_of_reach(name: str, what: str, local: bool) -> RepositoryError:
+def _out_of_reach(name: str, what: str, local: bool, revision: str | None) -> RepositoryError:
     if local and what != DATA and Path(name).is_file():
         return _is_file(name)
+    if known := cached_commits(name, kind="dataset" if what == DATA else "model") if "/" in name else ():
+        return OutOfReachError(
+            f"Of the {what} '{name}' the cache does not hold the revision '{revision or 'main'}', and the Hub cannot "
+            "be reached.",
+            f"The cache holds {', '.join(known[:3])}: name it as the revision, or check the network, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE.",
+        )
     also = ", and there is no such folder here" if local and "/" in name else ""
-    return RepositoryError(
+    return OutOfReachError(
         f"The {what} '{name}' is not in the cache and the Hub cannot be reached{also}."
         f"{meant(name, what=what, local=local)}",
         "Check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE.",

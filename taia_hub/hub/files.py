@@ -10,18 +10,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
 from taia_hub.common.parsing import parse_json
-from taia_hub.common.resuming import sha256
+from taia_hub.common.resuming import digest, known_sha256, sha256
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
 from taia_hub.hub._seen import seen_file, seen_folder
-from taia_hub.hub.access import CONFIG, HubAccess, Source, fetch
+from taia_hub.hub.access import CONFIG, GENERATION, HubAccess, Source, fetch
 from taia_hub.hub.layout import MODEL_INDEX, PEFT, UpdateKind
 
 MANIFEST = "taia_manifest.json"
@@ -48,9 +50,23 @@ MODEL_FILES = (
     "model.safetensors",
     "model-*-of-*.safetensors",
     MODEL_INDEX,
-    "pytorch_model.bin.index.json",  # names the reason where there are no safetensors
 )
 """Globs on the files of a whole model that are read."""
+
+
+_PARTS = {
+    "weights": ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"),
+    "configuration": (CONFIG,),
+    "generation settings": (GENERATION,),
+    "chat template": ("chat_template*", "additional_chat_templates/*"),
+    "tokenizer": tuple(pattern for pattern in TOKENIZER_FILES if "chat_template" not in pattern),
+    "code": ("*.py",),
+}
+"""What a model in a folder is made of: globs on the files of each part, of which the first that fits counts."""
+MODEL_PARTS = ("weights", "configuration", "code")
+"""What its numbers depend on."""
+ANSWER_PARTS = ("tokenizer", "chat template", "generation settings")
+"""What its answers depend on besides, and what goes along where another model is made of it."""
 
 
 def fetch_model(
@@ -72,6 +88,9 @@ def fetch_model(
     """
     found = fetch(name, (*MODEL_FILES, *patterns), revision=revision, access=access, what=what, local=local)
     index = found.folder / MODEL_INDEX
+    if found.revision and not index.is_file() and not (found.folder / "model.safetensors").is_file():
+        # what names the reason where there are no safetensors
+        fetch(name, ["pytorch_model.bin.index.json"], revision=found.revision, access=access, what=what, local=False)
     if found.revision is None or not index.is_file() or (found.folder / "model.safetensors").is_file():
         return found
     if odd := [shard for shard in index_shards(index) if not (found.folder / shard).is_file()]:
@@ -235,15 +254,23 @@ def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -
 
 
 def base_print(model: Source) -> list[Any]:
-    """Names the content of a whole model, as JSON values: by its commit, or in a folder by what lies there now.
+    """Names the content of a whole model, as JSON values: by its commit, or in a folder by what lies there now."""
+    return [model.name, model.revision or folder_print(model.folder)]
 
-    The weights of a folder go by their sizes and times.
+
+def folder_print(folder: Path, parts: Collection[str] = (*MODEL_PARTS, *ANSWER_PARTS)) -> dict[str, str]:
+    """Names the content of a model in a folder, part by part: a sha256 of each of these parts that is there.
+
+    Files count whole; those that are large are read again only where they changed. What no model is made of (cards,
+    results) does not count. Of what is no folder nothing is there.
     """
-    if model.revision:
-        return [model.name, model.revision]
-    paths = sorted(path for ending in ("*.safetensors", "*.bin") for path in model.folder.glob(ending))
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return [model.name, sha256(model.folder / CONFIG), stats]
+    store, found = Path(constants.HF_HOME) / "taia-digests", dict[str, list[list[str]]]()
+    for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
+        name = path.relative_to(folder).as_posix()
+        part = next((part for part, patterns in _PARTS.items() if any(fnmatch(name, one) for one in patterns)), None)
+        if part in parts and path.is_file():
+            found.setdefault(str(part), []).append([name, known_sha256(path, store)])
+    return {part: digest(found[part]) for part in _PARTS if part in found}
 
 
 def same_bytes(one: Path, other: Path) -> bool:

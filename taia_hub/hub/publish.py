@@ -24,7 +24,6 @@ from taia_hub.hub.spaces import SpaceSettings, change_space
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
 RESUME_INDEX = MODEL_INDEX
 """What Trainer looks for in a checkpoint; written for trainable models, never published."""
 
@@ -109,7 +108,7 @@ def look(repo_id: str, *, revision: str | None = None, token: str | bool | None 
 
 
 def publish(
-    files: Mapping[str, Path | None], head: Head, commit: Commit, *, space: SpaceSettings | None = None
+    files: Mapping[str, Path | None], head: Head, commit: Commit | None = None, *, space: SpaceSettings | None = None
 ) -> CommitInfo:
     """Publishes files in one commit: all of them, or nothing.
 
@@ -126,6 +125,7 @@ def publish(
     Raises:
         RepositoryError: If any request fails; the repository is as it was before.
     """
+    commit = commit or Commit()
     api, repo_id, kind, revision = hub_api(commit.token), head.repo_id, head.kind, commit.revision
     with hub_errors(repo_id, what=_noun(kind), revision=revision), contextlib.ExitStack() as undo:
         if head.sha is None:  # what somebody makes meanwhile refuses ours: nobody looked at what is in it

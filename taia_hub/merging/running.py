@@ -24,7 +24,7 @@ from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not
 from taia_hub.repository.side_files import keep_edits
 from taia_hub.repository.update_files import Repository
 from taia_hub.switch.settings import InferenceModules, parse_setting
-from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
+from taia_hub.weights.checkpoint import open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def merge(
     plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
     with locked(target):
         check_target(made, overwrite=overwrite)  # another merge may have finished meanwhile
-        scratch = Scratch(target, _fingerprint(update, checkpoint, inference_modules, wanted))
+        scratch = Scratch(target, _shards_from(update, inference_modules, wanted))
         notes = list(plan.notes)
         if scratch.reused:
             notes.insert(0, f"Continued: {len(scratch.reused)} of {len(plan.shards)} shards were finished before.")
@@ -187,34 +187,21 @@ def _there_already(target: Path, facts: Mapping[str, Any]) -> MergeReport:
 
 def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:
     """Names all that a merge depends on, before the base's weights are fetched."""
+    files = update.files
+    beside = hub.folder_print(files.root, hub.ANSWER_PARTS) if files.revision is None else {}  # what comes along
+    return digest([_shards_from(update, setting, dtype), parse_setting(setting).label, beside])
+
+
+def _shards_from(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:
+    """Names all that the shards depend on."""
     return digest(
         {
             "version": _VERSION,
             **update.print,
             "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
-            "setting": parse_setting(setting).label,
             "dtype": str(dtype),
         }
     )
-
-
-def _fingerprint(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any, dtype: torch.dtype | None) -> str:
-    """Names all that the shards depend on; a base in a folder goes by its files' sizes and times."""
-    held = {stored.file for group in checkpoint.groups.values() for stored, _ in group.sources}
-    base: Any = update.base.revision
-    if base is None:
-        stats = {path: path.stat() for path in sorted(held)}
-        base = [(str(path.resolve()), one.st_size, one.st_mtime_ns) for path, one in stats.items()]
-    parts = {
-        "version": _VERSION,
-        "base": (update.base.name, base, hub.sha256(checkpoint.folder / hub.CONFIG)),
-        "update": [
-            hub.sha256(update.folder / name) for name in (update.kind.config, update.kind.weights)
-        ],  # the index of sharded weights holds the shards' hashes
-        "weights": [(site.path, weight) for (_, site, _), weight in update.weights(setting)],
-        "dtype": str(dtype),
-    }
-    return digest(parts)
 
 
 def _check_space(plan: MergePlan, scratch: Scratch) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.hf_api import RepoFile
-
 from taia_hub import cards, hub
 from taia_hub._version import __version__
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
@@ -168,7 +166,7 @@ def describe_files(
     if found.is_plain:
         data = dataclasses.replace(data, adapter_path=found.place.path, adapter_sha256=_sha256(found, access))
     elif data.adapter_repo:  # the manifest is here, the weights are elsewhere
-        sha256 = _sha256_on_the_hub(data.adapter_repo, found.place.weights, data.adapter_revision, access)
+        sha256 = hub.sha256_at(found.holder, found.place.weights, access, what="adapter repository")
         data = dataclasses.replace(data, adapter_sha256=sha256)
     elif found.revision:
         _check_there(found, access)
@@ -177,10 +175,8 @@ def describe_files(
 
 def _check_there(found: Repository, access: hub.HubAccess) -> None:
     """Refuses a repository on the Hub without the weights that its card shall describe."""
-    weights = found.place.weights
-    with hub.hub_errors(found.name, what="TAIA repository", revision=found.revision):
-        there = hub.api(access.token).file_exists(found.name, weights, revision=found.revision)
-    if not there:
+    weights, source = found.place.weights, hub.Source(found.name, found.root, found.revision)
+    if not hub.has_file(source, weights, access, what="TAIA repository"):
         raise RepositoryError(f"'{found.name}' has no {weights}.", f"Publish the {found.kind.noun} again.")
 
 
@@ -226,18 +222,7 @@ def _sha256(found: Repository, access: hub.HubAccess) -> str | None:
     if found.revision is None:
         return hub.sha256(found.folder / found.kind.weights)
     _check_there(found, access)
-    return _sha256_on_the_hub(found.name, found.place.weights, found.revision, access)
-
-
-def _sha256_on_the_hub(repo_id: str, path: str, revision: str | None, access: hub.HubAccess) -> str | None:
-    """Asks the Hub for the hash of a large file; one that it does not keep as such is downloaded and hashed."""
-    with hub.hub_errors(repo_id, what="adapter repository", revision=revision):
-        found = hub.api(access.token).get_paths_info(repo_id, path, revision=revision)
-        large = [one.lfs.sha256 for one in found if isinstance(one, RepoFile) and one.lfs]
-    if large:
-        return str(large[0])
-    file = hub.fetch(repo_id, [path], revision=revision, access=access, what="adapter repository", local=False)
-    return hub.sha256(file.folder / path)
+    return hub.sha256_at(found.holder, found.place.weights, access, what="adapter repository")
 
 
 def render_over(

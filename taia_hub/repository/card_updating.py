@@ -207,11 +207,10 @@ def check_repository_card(
     if source.revision is None:
         files = [path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()]
     else:
-        with hub.hub_errors(name, what="repository", revision=revision):
-            files = hub.api(access.token).list_repo_files(name, revision=source.revision)
-            if not data.adapter_repo:  # its weights, to hash them
-                wanted = [*_FETCHED, data.weights_path]
-                source = hub.fetch(name, wanted, revision=source.revision, access=access)
+        files = sorted(hub.names_at(source, access))
+        if not data.adapter_repo:  # its weights, to hash them
+            wanted = [*_FETCHED, data.weights_path]
+            source = hub.fetch(name, wanted, revision=source.revision, access=access)
     facts = card_facts(data, source, files, problems, template=request.template, template_dir=request.template_dir)
     return cards.check_card(before, facts)
 

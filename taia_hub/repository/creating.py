@@ -190,6 +190,10 @@ def _asked_of(loaded: Loaded) -> dict[str, Any]:
     config, update = loaded.config, loaded.update
     files = [hub.sha256(update.source / name) for name in (update.kind.config, update.kind.weights)]
     parts = [config.base_model_name_or_path, config.base_model_revision, config.update, str(config.inference_modules)]
+    if config.base_model_revision is None:  # its tokenizer and settings of generation come along
+        parts.append(hub.folder_print(Path(config.base_model_name_or_path or ""), hub.ANSWER_PARTS))
+    if own := own_tokenizer(loaded.places):  # it comes along, too
+        parts.append(hub.folder_print(own.folder, hub.ANSWER_PARTS))
     return {"command": "create", "from": digest([*parts, *files])}
 
 

@@ -15,7 +15,7 @@ from taia_hub.repository.update_files import Repository, open_repository, own_to
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
-from taia_hub.weights.base_weights import header_on_hub
+from taia_hub.weights.base_weights import header_at
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
@@ -136,10 +136,8 @@ def _tensors(found: Repository, access: hub.HubAccess) -> dict[str, StoredTensor
             tensors |= read_header(path) if path.suffix == ".safetensors" else {}
         return tensors
     names = hub.index_shards(found.folder / kind.weights) if kind.shards else (kind.weights,)
-    with hub.hub_errors(holder.name, what="adapter repository", revision=holder.revision):
-        parse = hub.api(access.token).parse_safetensors_file_metadata
-        for name in names:
-            tensors |= header_on_hub(name, parse(holder.name, place.named(name), revision=holder.revision))
+    for name in names:
+        tensors |= header_at(holder, place.named(name), access, what="adapter repository")
     return tensors
 
 

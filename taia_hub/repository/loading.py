@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt
 from taia_hub.repository.tokenizer import copy_tokenizer
-from taia_hub.repository.update_files import GENERATION, Repository, open_repository, own_tokenizer
+from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import sublayers
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update, attach
@@ -118,7 +117,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         return loaded
     if config is None:
         config = TAIAConfig.from_dict(hub.read_json(found.root / hub.CONFIG))
-    generation = found.root / GENERATION
+    generation = found.root / hub.GENERATION
     if generation.is_file():
         hub.read_json(generation)
     config._name_or_path, config._commit_hash = found.name, found.revision
@@ -129,7 +128,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
             options.base_keywords.setdefault(key, value)
     loaded = _load(found, config, options)
     if loaded.model.can_generate() and generation.is_file():
-        with hub.foreign_errors(found.name, what="TAIA repository", hint=f"Write its {GENERATION} again."):
+        with hub.foreign_errors(found.name, what="TAIA repository", hint=f"Write its {hub.GENERATION} again."):
             loaded.model.generation_config = GenerationConfig.from_pretrained(str(found.root))
     return loaded
 
@@ -204,8 +203,8 @@ def load_finetuned(
         copy_tokenizer(own, scratch)
     found = open_repository(scratch, options.access, base=base).with_weights(options.access)
     loaded = _load(found, _new_config(found, inference_modules=published), options)
-    if loaded.model.can_generate() and (finetuned.folder / GENERATION).is_file():
-        with hub.foreign_errors(finetuned.name, what="fine-tune", hint=f"Write its {GENERATION} again."):
+    if loaded.model.can_generate() and (finetuned.folder / hub.GENERATION).is_file():
+        with hub.foreign_errors(finetuned.name, what="fine-tune", hint=f"Write its {hub.GENERATION} again."):
             loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
     return loaded, report
 
@@ -283,9 +282,9 @@ def _base_model(found: Repository, options: LoadOptions) -> tuple[PreTrainedMode
         if options.skeleton is True
         else options.skeleton
     )
-    with hub.foreign_errors(base.name, what="base model", revision=base.revision), contextlib.suppress(OSError):
-        # a base without generation_config.json keeps transformers' defaults
-        model.generation_config = GenerationConfig.from_pretrained(base.name, **keywords)
+    if (base.folder / hub.GENERATION).is_file():
+        with hub.foreign_errors(base.name, what="base model", revision=base.revision):
+            model.generation_config = GenerationConfig.from_pretrained(str(base.folder))
     return model, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import yaml
 from huggingface_hub import metadata_load
 
 from taia_hub import hub
@@ -75,17 +76,22 @@ def check_publishable(config: Fields) -> None:
 
 
 def base_license(config: Fields, token: str | bool | None) -> dict[str, str | list[str]]:
-    """Reads `license`, `license_name` and `license_link` of the base model's card, as far as it gives them."""
+    """Reads `license`, `license_name` and `license_link` of the base model's card, as far as it gives them.
+
+    They only decorate: where the card cannot be read or reached, a warning says that they are left out.
+    """
     base, revision = config.base_model_name_or_path or "", config.base_model_revision
-    if revision is not None or not Path(base).is_dir():
-        with hub.hub_errors(base, what="base model", revision=revision):
-            card = hub.api(token).model_info(base, revision=revision).card_data
-        values = card.to_dict() if card else {}
-    else:
-        try:
-            path = Path(base) / hub.CARD
-            values = (metadata_load(path) if path.is_file() else None) or {}
-        except ValueError as error:
-            logger.warning("The licence of '%s' is left out: its card cannot be read (%s).", base, error)
-            values = {}
+    access, why, values = hub.HubAccess(token=token), "", {}
+    try:
+        found = hub.fetch(base, [hub.CARD], revision=revision, access=access, what="base model", local=revision is None)
+        if (found.folder / hub.CARD).is_file():
+            values = metadata_load(found.folder / hub.CARD) or {}
+        elif hub.may_lack(found, hub.CARD, access):
+            why = "its card is not in the cache, and the Hub cannot be reached"
+    except hub.OutOfReachError:
+        why = "its card is not in the cache, and the Hub cannot be reached"
+    except (ValueError, yaml.YAMLError) as error:
+        why = f"its card cannot be read ({' '.join(str(error).split())[:200]})"
+    if why:
+        logger.warning("The licence of '%s' is left out: %s.", base, why)
     return {name: values[name] for name in ("license", "license_name", "license_link") if values.get(name)}

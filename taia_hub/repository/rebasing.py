@@ -125,8 +125,7 @@ def _hashes(source: hub.Source, access: hub.HubAccess) -> list[set[str]]:
     files = sorted({stored.file for stored in headers_of(source, access).values()})
     if source.revision is None:
         return [_hashes_of(path) for path in files]
-    with hub.hub_errors(source.name, what="base model", revision=source.revision):
-        info = hub.api(access.token).model_info(source.name, revision=source.revision, files_metadata=True)
+    info = hub.info(source.name, revision=source.revision, token=access.token, what="base model")
     names = {path.name for path in files}
     found = [one for one in info.siblings or () if one.rfilename in names]
     return [{str(one.lfs.sha256 if one.lfs else one.blob_id)} for one in found]
@@ -155,10 +154,7 @@ def _brought(source: hub.Source, stored: StoredTensor, access: hub.HubAccess) ->
     """Brings the file of a tensor to this disk; returns where the tensor lies in it."""
     if source.revision is None:
         return stored
-    found = hub.fetch(
-        source.name, [stored.file.name], revision=source.revision, access=access, what="base model", local=False
-    )
-    path = found.folder / stored.file.name
+    path = hub.bring(source, stored.file.name, access, what="base model")
     return dataclasses.replace(read_header(path)[stored.name], file=path)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from taia_hub.repository.update_files import own_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_FILES = (hub.TOKENIZER_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES, "*.py")
+_FILES = (hub.TOKENIZER_CONFIG, hub.CONFIG, *hub.TOKENIZER_FILES)
 
 
 def load_tokenizer(
@@ -38,7 +37,11 @@ def load_tokenizer(
     if own := own_tokenizer(places):
         return _read(own, trust_remote_code)
     base, access = config.base_model_name_or_path, hub.HubAccess(token=token)
-    source = hub.fetch(base, _FILES, revision=config.base_model_revision, access=access, what="tokenizer")
+    for place in places[:1]:
+        if hub.may_lack(place, hub.TOKENIZER_CONFIG, access):  # the base's would be taken in its place
+            raise _not_cached(f"own tokenizer of '{place.name}', if it has one,", place.name, place.revision)
+    files = (*_FILES, "*.py") if trust_remote_code else _FILES
+    source = hub.fetch(base, files, revision=config.base_model_revision, access=access, what="tokenizer")
     if (source.folder / hub.TOKENIZER_CONFIG).is_file():
         return _read(source, trust_remote_code)
     try:
@@ -69,23 +72,29 @@ def save_tokenizer(
         return None
     name, revision = config.base_model_name_or_path or "", config.base_model_revision
     source = Path(name)
+    access, code = hub.HubAccess(token=token), ("*.py",) if trust_remote_code else ()
+    fetched = None
     if revision is not None:
-        # Each file is asked for by name: AutoTokenizer takes a Hub that does not answer for a base without a tokenizer.
-        api = hub.api(token)
-        with hub.hub_errors(name, what="base model", revision=revision):
-            files = api.list_repo_files(name, revision=revision)
-            wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub.TOKENIZER_FILES)]
-            code = [file for file in files if trust_remote_code and file.endswith(".py")]
-            for file in [*wanted, *code, hub.CONFIG]:
-                downloaded = Path(api.hf_hub_download(name, file, revision=revision))
-        source = downloaded.parent
+        # Not by AutoTokenizer, which takes a Hub that does not answer for a base without a tokenizer.
+        wanted = (hub.CONFIG, *hub.TOKENIZER_FILES, *code)
+        fetched = hub.fetch(name, wanted, revision=revision, access=access, what="base model", local=False)
+        source = fetched.folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if fetched is not None and hub.may_lack(fetched, hub.TOKENIZER_CONFIG, access):
+            raise _not_cached(f"tokenizer of the base model '{name}'", name, revision) from error
         logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
         return str(error)
     tokenizer.save_pretrained(folder)
     return None
+
+
+def _not_cached(what: str, name: str, revision: str | None) -> hub.OutOfReachError:
+    return hub.OutOfReachError(
+        f"The {what} is not in the cache, and the Hub cannot be reached.",
+        f"Bring it here with a network: `hf download {name} --revision {revision}`.",
+    )
 
 
 def copy_tokenizer(source: hub.Source, folder: Path) -> None:

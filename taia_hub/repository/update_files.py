@@ -19,7 +19,6 @@ from taia_hub.repository.reading import base_name, read_repository_config, verif
 
 logger = logging.getLogger(__name__)
 
-GENERATION = "generation_config.json"
 _PLACES = tuple(UpdatePlace(kind, folder) for kind in KINDS.values() for folder in ("", kind.folder))
 
 
@@ -29,7 +28,7 @@ def _described(place: UpdatePlace) -> tuple[str, ...]:
     return (*small, place.weights) if place.kind.shards else small
 
 
-_FIRST = (hub.CONFIG, hub.MANIFEST, GENERATION, *(name for place in _PLACES for name in _described(place)))
+_FIRST = (hub.CONFIG, hub.MANIFEST, hub.GENERATION, *(name for place in _PLACES for name in _described(place)))
 
 
 @dataclass(frozen=True)
@@ -238,11 +237,8 @@ def _nothing_there(name: str, source: hub.Source, plain: bool, access: hub.HubAc
     if source.revision is None:
         found = (path for depth in ("*", "*/*") for path in source.folder.glob(f"{depth}/*_config.json"))
         files = [path.relative_to(source.folder).as_posix() for path in found]
-    elif access.local_files_only:
-        files = []
     else:
-        with hub.hub_errors(name, what="repository", revision=source.revision):
-            files = hub.api(access.token).list_repo_files(name, revision=source.revision)
+        files = sorted(hub.names_at(source, access))
     inside = _updates_inside(files)
     if inside and plain:
         first = f"{name}/{inside[-1]}"
@@ -283,14 +279,17 @@ def _brought(holder: hub.Source, place: UpdatePlace, names: tuple[str, ...], acc
         return holder
     what = "adapter repository"
     found = hub.fetch(holder.name, names, revision=holder.revision, access=access, what=what, local=False)
-    is_missing = place.weights in names and not (found.folder / place.weights).is_file()
-    if is_missing and not access.local_files_only:
+    if place.weights in names and not (found.folder / place.weights).is_file():
         pickled = place.named(hub.PICKLED_WEIGHTS)
-        with hub.hub_errors(holder.name, what=what, revision=holder.revision):
-            if hub.api(access.token).file_exists(holder.name, pickled, revision=holder.revision):
-                raise RepositoryError(
-                    f"'{holder.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
-                    "only safetensors are read.",
-                    "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
-                )
+        if hub.has_file(found, pickled, access, what=what):
+            raise RepositoryError(
+                f"'{holder.name}' holds pickled weights ({pickled}), which can run code when they are loaded; "
+                "only safetensors are read.",
+                "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
+            )
+        if hub.may_lack(found, place.weights, access):
+            raise hub.OutOfReachError(
+                f"'{place.weights}' of '{holder.name}' is not in the cache, and the Hub cannot be reached.",
+                f"Bring it here with a network: `hf download {holder.name} --revision {holder.revision}`.",
+            )
     return found

@@ -14,7 +14,6 @@ from taia_hub.common.resuming import Mark, differences, digest
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import RESULTS_FILE
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.workspace import base_files
 
 STATE = "run.json"
 MODEL = "model"
@@ -30,7 +29,7 @@ class RunFolder:
     """The folder of one run: its state, and under `model` the TAIA repository with its results.
 
     `identity` is what the weights depend on: fields of the training recipe, with hashes in place of files of data, and
-    size and time of each file of a base model in a folder.
+    the content of a base model in a folder.
     """
 
     path: Path
@@ -41,7 +40,7 @@ class RunFolder:
         """Describes the run of a recipe in a folder, which need not be there; files of data are read and hashed."""
         fields = {name: value for name, value in recipe.to_mapping().items() if name not in _IDLE}
         fields |= {name: [_content(source) for source in getattr(recipe, name)] for name in _DATA}
-        return cls(path, {**fields, _BASE_FILES: base_files(Path(recipe.base))})
+        return cls(path, {**fields, _BASE_FILES: hub.folder_print(Path(recipe.base))})
 
     @property
     def model(self) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taia_hub.common.resuming import changed_inputs
+
 _IDLE = {
     *("auto_mapping", "base_model_name_or_path", "base_model_revision"),
     *("inference_mode", "peft_version", "revision", "task_type"),
@@ -28,6 +30,8 @@ class ModelIdentity:
         dtype: dtype of the base model's weights, as in `"bfloat16"`.
         adapter_config_sha256: Hash of what the update's configuration says about how the weights act
             (`config_sha256`), or None where it is not known.
+        base_files: What makes up a base model in a folder to its hash (`hub.folder_print`); None for one of the Hub, or
+            where it is not known.
     """
 
     name: str
@@ -37,6 +41,7 @@ class ModelIdentity:
     adapter_sha256: str | None
     dtype: str
     adapter_config_sha256: str | None = None
+    base_files: Mapping[str, str] | None = None
 
     def difference(self, other: ModelIdentity) -> str | None:
         """Says in what another model differs, or None where its results may stand beside those of this one.
@@ -54,7 +59,10 @@ class ModelIdentity:
         configs = self.adapter_config_sha256, other.adapter_config_sha256
         if None not in configs and configs[0] != configs[1]:
             return "its adapter_config.json says something else, such as another lora_alpha"
-        if self.base_model != other.base_model and None in (self.base_revision, other.base_revision):
+        if self.base_files is not None and other.base_files is not None:  # what lies in a folder counts, not where
+            if changed := changed_inputs(self.base_files, other.base_files):
+                return f"of its base model '{other.base_model}' {changed}"
+        elif self.base_model != other.base_model and None in (self.base_revision, other.base_revision):
             return f"its base model is '{other.base_model}', not '{self.base_model}'"
         if self.base_revision != other.base_revision:
             return f"its base model has the revision {_short(other.base_revision)}, not {_short(self.base_revision)}"

@@ -136,10 +136,12 @@ def _link_base(preparing: Preparing) -> Path:
 
 
 def _made_from(preparing: Preparing) -> dict[str, Any]:
-    made: dict[str, Any] = {"layout": 1, **_identity(preparing.files)}
-    base = preparing.files.base
-    if preparing.engine.needs == "merged" and base.revision is None:
-        made["base_files"] = {path.name: _stamp(path) for path in sorted(base.folder.glob("*.safetensors"))}
+    files = preparing.files
+    made: dict[str, Any] = {"layout": 1, **_identity(files)}
+    if files.base.revision is None:
+        made["base_files"] = hub.folder_print(files.base.folder)
+    if files.revision is None:  # its own tokenizer, chat template and settings of generation
+        made["beside"] = hub.folder_print(files.root, hub.ANSWER_PARTS)
     if preparing.gguf is not None:
         made["gguf"] = [str(preparing.gguf.absolute()), *_stamp(preparing.gguf)]
     return made

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import SpaceHardware
+from huggingface_hub import SpaceHardware, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -200,7 +200,7 @@ def publish_space(plan: SpacePlan, *, link: bool = True) -> CreatedSpace:
     except hub.PaymentError as error:
         here = f"`taia compare {plan.model.repo_id} --ui` shows the same page here, at once."
         raise hub.PaymentError(error.message, f"{here} {error.hint}") from error
-    url = f"{hub.api().endpoint}/spaces/{plan.space_id}"
+    url = f"{constants.ENDPOINT}/spaces/{plan.space_id}"
     return _done(plan, url, commit, *(_linked(plan) if link else (None, ())))
 
 
@@ -234,8 +234,7 @@ def _default_id(repo: str, token: str | bool | None, *, ask: bool) -> str:
     """Names the Space after the model, under its owner where the user may write there."""
     owner, _, name = repo.rpartition("/")
     if ask:
-        with hub.hub_errors(f"{repo}-compare", what="Space"):
-            me = hub.api(token).whoami()
+        me = hub.user(token, f"{repo}-compare", what="Space")
         organisations = {one["name"] for one in me.get("orgs") or () if one.get("roleInOrg") != "read"}
         owner = owner if owner in {me["name"], *organisations} else me["name"]
     return f"{owner}/{name}-compare"
@@ -259,9 +258,8 @@ def _there(head: hub.Head, new: Mapping[str, bytes], private: bool | None) -> di
             "Change that in its settings on the Hub, or leave --private and --public out.",
         )
     if STATE not in head.files:
-        with hub.hub_errors(head.repo_id, what="Space"):
-            commits = hub.api(head.token).list_repo_commits(head.repo_id, repo_type="space")
-        if head.files <= {CARD} and len(commits) <= 1:
+        commits = hub.count_commits(head.repo_id, token=head.token, what="Space", kind="space")
+        if head.files <= {CARD} and commits <= 1:
             return {}  # as the Hub makes it
         raise RepositoryError(
             f"'{head.repo_id}' is a Space that was not made by taia-hub; nothing in it was touched.",
@@ -303,8 +301,7 @@ def _relevant(
 
 
 def _hub_hashes(head: hub.Head) -> dict[str, str]:
-    with hub.hub_errors(head.repo_id, what="Space"):
-        info = hub.api(head.token).space_info(head.repo_id, revision=head.sha, files_metadata=True)
+    info = hub.info(head.repo_id, revision=head.sha, token=head.token, what="Space", kind="space")
     return {one.rfilename: one.blob_id or "" for one in info.siblings or ()}
 
 

@@ -89,8 +89,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def _info(name: str, revision: str | None, what: str, token: str | bool | None) -> Any:
-    with hub.hub_errors(name, what=what, revision=revision):
-        return hub.api(token).model_info(name, revision=revision, files_metadata=True)
+    return hub.info(name, revision=revision, token=token, what=what)
 
 
 def _matching(info: Any, patterns: tuple[str, ...]) -> tuple[str, ...]:

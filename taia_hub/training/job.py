@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from taia_hub.training.planning import Plan, make_plan, process_rank
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import Selection, select, trained_parameters
 from taia_hub.training.trainer import check_trackers
-from taia_hub.training.workspace import fingerprint
+from taia_hub.training.workspace import fingerprint, training_inputs
 from taia_hub.weights.skeleton import skeleton
 
 
@@ -26,7 +27,8 @@ class Job:
     """A recipe with everything that was found out before weights are loaded.
 
     `data` is a `PreparedData`; `skeleton`, the base model on the meta device, is what the repository is made with at
-    the end; `parameters` counts those of the base, and `fingerprint` is a hash of what the weights depend on.
+    the end; `parameters` counts those of the base, `inputs` name what the weights depend on beside the recipe, and
+    `fingerprint` is a hash of both.
     """
 
     recipe: TrainingRecipe
@@ -36,6 +38,7 @@ class Job:
     skeleton: Any = field(repr=False)
     selection: Selection
     parameters: int
+    inputs: Mapping[str, Any]
     fingerprint: str
     token: str | bool | None = field(repr=False)
 
@@ -132,6 +135,7 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
     data = prepare_data(recipe, token=token, progress=progress if process_rank() == 0 else None)
     model = skeleton(base, hub.HubAccess(token=token), recipe.trust_remote_code)
     tokenizer = load_tokenizer(base, recipe, model.config, token)
+    inputs = training_inputs(base, data.datasets)
     return Job(
         recipe=recipe,
         base=base,
@@ -140,7 +144,8 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
         skeleton=model,
         selection=select(model, recipe),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        fingerprint=fingerprint(recipe, base, data.datasets),
+        inputs=inputs,
+        fingerprint=fingerprint(recipe, inputs),
         token=token,
     )
 

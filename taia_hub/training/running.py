@@ -111,8 +111,9 @@ def train(
     check_target(recipe, out, push)
     job = prepare_job(recipe, token, progress, push)
     if push:
-        push = hub.full_repo_id(push, token)
-    work = Workspace(out.resolve() if out else _hidden(job.fingerprint, str(push)), job.fingerprint)
+        push = hub.look(push, token=token).repo_id  # a Hub that is out of reach is known now, and not after hours
+    folder = out.resolve() if out else _hidden(job.fingerprint, str(push))
+    work = Workspace(folder, job.fingerprint, job.inputs)
     with sole_run(work.out) if process_rank() == 0 else contextlib.nullcontext():
         return _train(job, work, out, push, private, resume, progress, on_plan)
 
@@ -157,6 +158,11 @@ def _train(
         )
         micro = work.micro_batch_size(recipe) if resume else None
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
+        if resume and (begun := work.state().get("dtype", plan.dtype)) != plan.dtype:
+            raise ConfigError(
+                f"The run in '{work.out}' was begun in {begun}, and would go on in {plan.dtype} on this machine.",
+                "Go on where it was begun, or give --restart.",
+            )
         record.check_readable(Fitted(job, plan, None, None, [], 0.0).record(None))
         if on_plan and is_main:
             on_plan(plan)
@@ -238,7 +244,7 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         arguments = trainer_arguments(job.recipe, plan, work.folder)
         with arguments.main_process_first(local=False):  # the others look when what is stale is gone
             if is_main:
-                work.begin(job.recipe, micro=plan.micro_batch_size, processes=plan.processes)
+                work.begin(job.recipe, micro=plan.micro_batch_size, processes=plan.processes, dtype=plan.dtype)
                 work.drop_halves()
             checkpoint = work.latest()
         sharded = modelling.needs_uniform_dtype(arguments)

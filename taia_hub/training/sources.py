@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from huggingface_hub import metadata_load
 
 from taia_hub import hub
 from taia_hub.cards.data import DatasetFacts
@@ -18,7 +20,7 @@ from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub._names import is_path
+from taia_hub.hub._names import DATA, is_path
 from taia_hub.training.checking import Problems, check_rows
 from taia_hub.training.rows import Row, read_rows
 
@@ -203,9 +205,12 @@ def _open_file(path: Path, label: str) -> _Opened:
 
 
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:
-    with hub.hub_errors(place.id, revision=place.revision, what="data set", local=True):
-        info = hub.api().dataset_info(place.id, revision=place.revision, token=token)
-        sha = str(info.sha)
+    access = hub.HubAccess(token=token)
+    found = hub.fetch(
+        place.id, [hub.CARD], revision=place.revision, access=access, what=DATA, local=True, kind="dataset"
+    )
+    sha = str(found.revision)
+    with hub.hub_errors(place.id, revision=place.revision, what=DATA, local=True):
         try:
             with _quiet(datasets):
                 dataset = datasets.load_dataset(place.id, place.config, revision=sha, split=place.split, token=token)
@@ -221,7 +226,7 @@ def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None
         for number, item in enumerate(dataset, 1):
             yield Row(f", row {number}", item, number / total)
 
-    license = info.card_data.get("license") if info.card_data else None
+    license = _license(found.folder / hub.CARD)
     part = "" if (place.config, place.split) == (None, "train") else f":{place.config or ''}/{place.split}"
     facts = DatasetFacts(
         name=place.id + part.replace(":/", ":"),
@@ -232,6 +237,14 @@ def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None
     )
     content = f"{place.id}@{sha}:{place.config}/{place.split}"
     return _Opened(facts, content, rows)
+
+
+def _license(card: Path) -> Any:
+    """Reads the licence of a data set from its card, which decorates ours."""
+    try:
+        return (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, yaml.YAMLError):
+        return None
 
 
 def _labels(names: Sequence[str], places: Sequence[Path | HubName]) -> list[str]:

@@ -8,14 +8,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
 from taia_hub import hub
-from taia_hub.common.resuming import Mark, differences, digest, sole
+from taia_hub.common.resuming import Mark, changed_inputs, differences, digest, sole
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub.config import config_values, is_taia
 from taia_hub.repository.side_files import TRAINING_FILE
@@ -27,8 +27,6 @@ TOKENS = "tokens"
 MARK = "taia_checkpoint.json"
 """Written into a checkpoint last, so that half of one is never taken for a whole."""
 
-_OF_A_BASE = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
-"""Endings of what a training reads of a base model: weights, configurations, tokenizer, chat template, code."""
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _FREE = (
     *("report_to", "save_steps", "micro_batch_size", "gradient_checkpointing"),
@@ -37,34 +35,24 @@ _FREE = (
 """Fields that may change between two parts of a run: the weights do not depend on them, but for rounding."""
 
 
-def base_files(folder: Path) -> dict[str, list[int]]:
-    """Returns size in bytes and time of change in ns of a base model's files by name, to notice when it changes.
+def training_inputs(base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+    """Names what the trained weights depend on beside the recipe, as JSON values: the parts of the base, and the data.
 
-    Nothing is read, and what is not there is empty.
-
-    Example:
-        >>> base_files(Path("nowhere"))
-        {}
+    A base in a folder counts by the content of its files, the data by their own hashes.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
-    stats = {path.name: path.stat() for path in files if path.suffix in _OF_A_BASE}
-    return {name: [one.st_size, one.st_mtime_ns] for name, one in stats.items()}
-
-
-def fingerprint(recipe: TrainingRecipe, base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> str:
-    """Returns a hash of everything that the trained weights depend on, as 64 hex digits.
-
-    A base in a folder counts by the sizes and times of its files, the data by their own hashes.
-    """
-    fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
-    contents = {
-        "version": 1,
-        "recipe": {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)},
-        "base": base.revision or base_files(base.folder),
+    parts = {f"base model's {part}": hashed for part, hashed in hub.folder_print(base.folder).items()}
+    return {
+        **({"commit of the base model": base.revision} if base.revision else parts),
         # data sets of the Hub have no hash: a commit, which fixes them
         "data": [[one.get("sha256") or [one["name"], one.get("revision")], one.get("items")] for one in datasets],
     }
-    return digest(contents)
+
+
+def fingerprint(recipe: TrainingRecipe, inputs: Mapping[str, Any]) -> str:
+    """Returns a hash of everything that the trained weights depend on, as 64 hex digits; `inputs` are those beside."""
+    fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
+    recorded = {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)}
+    return digest({"version": 2, "recipe": recorded, "inputs": inputs})
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the run of this fingerprint keeps what it needs to go on; `out` is the folder of the repository."""
+    """Where the run of this fingerprint keeps what it needs to go on; `out` is the folder of the repository.
+
+    `inputs`, of `training_inputs`, tell in what another run differs.
+    """
 
     out: Path
     fingerprint: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -110,8 +102,10 @@ class Workspace:
                 return
             found = differences(state.get("recipe", {}), recipe.to_mapping()).items()
             what = ", ".join(f"{name} {was!r} instead of {now!r}" for name, (was, now) in found if name not in _FREE)
+            changed = "" if what else changed_inputs(state.get("inputs", {}), self.inputs)
+            how = f"before: {changed} now" if changed else f"with {what or 'other data or another base model'}"
             raise ConfigError(
-                f"'{self.out}' holds a training that was begun with {what or 'other data or another base model'}.",
+                f"'{self.out}' holds a training that was begun {how}.",
                 "Give that recipe to go on, --restart to begin anew, or another folder.",
             )
         if (self.out / hub.CONFIG).is_file():
@@ -126,7 +120,7 @@ class Workspace:
 
     def begin(self, recipe: TrainingRecipe, **facts: Any) -> None:
         """Writes down what the run is, with more facts as JSON values."""
-        self._mark.write(recipe=recipe.to_mapping(), **facts)
+        self._mark.write(recipe=recipe.to_mapping(), inputs=dict(self.inputs), **facts)
 
     def latest(self) -> Checkpoint | None:
         """Returns the newest whole checkpoint, or None."""

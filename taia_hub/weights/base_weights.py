@@ -7,14 +7,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-from huggingface_hub.utils import SafetensorsFileMetadata
+from huggingface_hub.errors import SafetensorsParsingError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UpdateMismatchError
-from taia_hub.weights.checkpoint import DTYPES, Group, StoredTensor, group_tensors, read_headers, tie
+from taia_hub.weights.checkpoint import (
+    DTYPES,
+    SINGLE,
+    Group,
+    StoredTensor,
+    group_tensors,
+    read_header,
+    read_headers,
+    tie,
+)
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,8 @@ class BaseWeights:
                 f"The base model '{self.base.name}' holds '{stored.name}' as {stored.kind}: its weights are quantised.",
                 "Norms relative to the base need an unquantised one: leave out --relative, or name it with --base.",
             )
-        if self.base.revision is None:
-            return stored.read()
-        with hub.hub_errors(self.base.name, what="base model", revision=self.base.revision):
-            path = hub.api(self.access.token).hf_hub_download(
-                self.base.name, stored.file.as_posix(), revision=self.base.revision, cache_dir=self.access.cache_dir
-            )
-        return dataclasses.replace(stored, file=Path(path)).read()
+        path = hub.bring(self.base, stored.file.as_posix(), self.access, what="base model")
+        return dataclasses.replace(stored, file=path).read()
 
 
 def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -> BaseWeights:
@@ -69,26 +72,39 @@ def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -
 
 def headers_of(base: hub.Source, access: hub.HubAccess) -> dict[str, StoredTensor]:
     """Returns name to place of each tensor that a base model's files hold; on the Hub they are not fetched."""
-    return read_headers(base.folder, "base model") if base.revision is None else _headers_on_hub(base, access)
-
-
-def header_on_hub(file: str, metadata: SafetensorsFileMetadata) -> dict[str, StoredTensor]:
-    """Returns name to place of each tensor in a file of the Hub that is not on this disk."""
-    return {
-        name: StoredTensor(name, Path(file), one.dtype, tuple(one.shape), begin, end - begin)
-        for name, one in metadata.tensors.items()
-        for begin, end in (one.data_offsets,)
-    }
-
-
-def _headers_on_hub(base: hub.Source, access: hub.HubAccess) -> dict[str, StoredTensor]:
-    try:
-        with hub.hub_errors(base.name, what="base model", revision=base.revision):
-            found = hub.api(access.token).get_safetensors_metadata(base.name, revision=base.revision)
-    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+    if base.revision is None:
+        return read_headers(base.folder, "base model")
+    names = hub.names_at(base, access, what="base model")
+    if SINGLE in names:
+        return header_at(base, SINGLE, access, what="base model")
+    if hub.MODEL_INDEX not in names:
         raise RepositoryError(
             f"The base model '{base.name}' has no safetensors at its root.",
             "Only safetensors are read: leave out --relative, or name a converted base with --base.",
+        )
+    index = hub.bring(base, hub.MODEL_INDEX, access, what="base model")
+    held = hub.read_json(index).get("weight_map") or {}
+    headers = {file: header_at(base, file, access, what="base model") for file in hub.index_shards(index)}
+    return {key: headers[file][key] for key, file in held.items() if key in headers[file]}
+
+
+def header_at(source: hub.Source, file: str, access: hub.HubAccess, *, what: str) -> dict[str, StoredTensor]:
+    """Returns name to place of each tensor in a file of the Hub, which is not brought here for it.
+
+    Raises:
+        RepositoryError: If it is not there, out of reach or no safetensors file.
+    """
+    if (source.folder / file).is_file():
+        here = read_header(source.folder / file)
+        return {name: dataclasses.replace(one, file=Path(file)) for name, one in here.items()}
+    try:
+        found = hub.safetensors_header(source, file, access, what=what)
+    except SafetensorsParsingError as error:
+        raise RepositoryError(
+            f"'{file}' of '{source.name}' is no whole safetensors file: {error}", "Publish it again."
         ) from error
-    headers = {name: header_on_hub(name, metadata) for name, metadata in found.files_metadata.items()}
-    return {key: headers[file][key] for key, file in found.weight_map.items() if key in headers[file]}
+    return {
+        name: StoredTensor(name, Path(file), one.dtype, tuple(one.shape), begin, end - begin)
+        for name, one in found.tensors.items()
+        for begin, end in (one.data_offsets,)
+    }

@@ -1,5 +1,6 @@
 """Locks that a dead process leaves free, marks that tell one work from another, folders that are whole or absent."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import taia_hub
-from taia_hub.common.resuming import Made, Mark, differences, digest, sole, whole_folder
+from taia_hub.common import resuming
+from taia_hub.common.resuming import Made, Mark, changed_inputs, differences, digest, sole, whole_folder
 from taia_hub.errors import ConfigError, RepositoryError
 
 BUSY = RepositoryError("Somebody is in.")
@@ -44,6 +46,33 @@ def test_a_killed_process_leaves_its_lock_free(tmp_path):
     child.communicate()
     with sole(tmp_path / "lock", BUSY):
         pass
+
+
+def test_a_large_file_is_read_again_where_it_changed_and_only_there(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(resuming, "_LARGE", 4)
+    monkeypatch.setattr(resuming, "sha256", lambda path, real=resuming.sha256: read.append(path) or real(path))
+    path, store = tmp_path / "weights", tmp_path / "store"
+    path.write_bytes(b"before")
+    one = resuming.known_sha256(path, store)
+    assert resuming.known_sha256(path, store) == one
+    assert len(read) == 2  # written just now: its next change may have the same time
+    monkeypatch.setattr(resuming, "_SETTLED", -1)
+    for _ in range(3):
+        assert resuming.known_sha256(path, store) == one
+    assert len(read) == 3
+    stat = path.stat()
+    path.write_bytes(b"after!")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert resuming.known_sha256(path, store) == hashlib.sha256(b"after!").hexdigest()
+
+
+def test_only_inputs_that_are_known_on_both_sides_are_compared():
+    before = {"weights": "a", "tokenizer": "b", "older": "c"}
+    assert changed_inputs(before, {"weights": "a", "newer": "d"}) == ""
+    assert changed_inputs(before, {"weights": "x", "tokenizer": "y"}) == (
+        "the weights are others and the tokenizer is another"
+    )
 
 
 def test_a_mark_knows_its_own_work(tmp_path):

@@ -88,7 +88,7 @@ def test_publishing_twice_is_no_error(online, chat_base, tmp_path):
         stages.publish_model(tmp_path / "demo" / "model", "demo/tiny-twice", "demo/tiny-twice-taia")
     model = TAIAForCausalLM.from_pretrained("demo/tiny-twice-taia")
     assert model.taia_config.base_model_name_or_path == "demo/tiny-twice"
-    assert "taia_training.json" in stages.hub.api().list_repo_files("demo/tiny-twice-taia")
+    assert "taia_training.json" in online.api.list_repo_files("demo/tiny-twice-taia")
 
 
 @pytest.mark.slow

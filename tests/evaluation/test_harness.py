@@ -1,5 +1,6 @@
 """Evaluation on one loaded model: exact, resumable, distributed, and clear about what is wrong."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
 
 import taia_hub
 from taia_hub import TAIAForCausalLM, evaluate
@@ -139,7 +141,9 @@ def test_results_say_what_was_run(pico, tokenizer, choices, texts, tmp_path):
     assert all(
         len(task.modes["none"].values[task.metric]) == 5 == len(set(task.items)) for task in found.tasks.values()
     )
-    assert found.settings == {
+    settings = dict(found.settings)
+    assert settings.pop("inputs").keys() == {"tokenizer", "generation settings", "quantisation"}
+    assert settings == {
         "limit": 5,
         "seed": 1234,
         "chat_template": False,
@@ -283,6 +287,66 @@ def test_the_environment_of_every_run_is_kept(pico, tokenizer, choices, tmp_path
     found = evaluate(pico.taia("llama"), choices, ["none", "all"], tokenizer=tokenizer, out=out)
     assert found.environment["versions"]["torch"] == "99"
     assert found.environment["earlier"] == [same.environment]
+
+
+def _template(model, tokenizer, base):
+    tokenizer.chat_template = tokenizer.chat_template.replace("?", "!")
+
+
+def _token(model, tokenizer, base):
+    tokenizer.add_tokens(["sea"])
+
+
+def _generation(model, tokenizer, base):
+    model.generation_config.repetition_penalty = 1.5
+
+
+def _weights(model, tokenizer, base):
+    path = base / "model.safetensors"
+    stat = path.stat()
+    save_file({name: one + 1 for name, one in load_file(path).items()}, path, {"format": "pt"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _configuration(model, tokenizer, base):
+    values = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**values, "rope_theta": 9.0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_template, "the chat template is another now"),
+        (_token, "the tokenizer is another now"),
+        (_generation, "the generation settings are others now"),
+        (_weights, "the weights are others"),
+        (_configuration, "the configuration is another"),
+    ],
+)
+def test_what_answers_depend_on_is_known_again(pico, tokenizer, choices, tmp_path, change, message):
+    """Two chat templates or bases under one table would be compared item by item."""
+    base, tokenizer = shutil.copytree(pico.base("llama"), tmp_path / "base"), copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for one in messages %}{{ one['content'] }} ? {% endfor %}"
+    out, adapter = tmp_path / "r.json", pico.adapter("llama")
+    model = TAIAForCausalLM.from_adapter(base, adapter)
+    keywords = {"tokenizer": tokenizer, "out": out, "limit": 2}
+    evaluate(model, choices, ["none"], **keywords)
+    evaluate(TAIAForCausalLM.from_adapter(base, adapter), choices, ["none", "all"], **keywords)
+    before = out.read_bytes()
+    change(model, tokenizer, base)
+    with pytest.raises(ConfigError, match=message):
+        evaluate(model, choices, ["ffn"], **keywords)
+    assert out.read_bytes() == before
+
+
+def test_results_of_an_earlier_version_are_completed(pico, tokenizer, choices, tmp_path):
+    out = tmp_path / "r.json"
+    evaluate(pico.taia("llama"), choices, ["none"], tokenizer=tokenizer, out=out, limit=2)
+    values = json.loads(out.read_text())
+    del values["settings"]["inputs"], values["model"]["base_files"]
+    out.write_text(json.dumps(values))
+    found = evaluate(pico.taia("llama"), choices, ["none", "all"], tokenizer=tokenizer, out=out, limit=2)
+    assert found.modes == ("none", "all")
 
 
 @pytest.mark.parametrize(

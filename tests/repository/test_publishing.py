@@ -194,7 +194,7 @@ def test_a_failure_at_any_request_changes_nothing(online, push, answer, no_waiti
         online.hub.fail = None
         assert state() == before, f"request {number} failed"
         number += 1
-    assert len(errors) >= 7
+    assert len(errors) >= 6
     assert all(error.hint for error in errors)
 
 

@@ -364,12 +364,15 @@ def test_a_changed_base_model_is_refused(options, base, tmp_path, no_training):
     RunFolder.of(tmp_path / "run", run).begin()
     (other / "README.md").write_text("new")
     RunFolder.of(tmp_path / "run", run).check()
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        before = (other / name).stat()
-        os.utime(other / name, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
-        with pytest.raises(ConfigError, match=f"other files of the base model: {name}"):
-            RunFolder.of(tmp_path / "run", run).check()
+    names = {"model.safetensors": "weights", "config.json": "configuration", "tokenizer.json": "tokenizer"}
+    for name, part in names.items():
+        content, before = (other / name).read_bytes(), (other / name).stat()
+        (other / name).write_bytes(content[:-1] + b" ")
         os.utime(other / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(ConfigError, match=f"other files of the base model: {part}"):
+            RunFolder.of(tmp_path / "run", run).check()
+        (other / name).write_bytes(content)
+    RunFolder.of(tmp_path / "run", run).check()
 
 
 def test_several_processes_are_refused(options, tmp_path, no_training, monkeypatch):

@@ -352,6 +352,27 @@ def test_another_update_replaces_what_was_prepared(repository, pico, tmp_path):
     assert not all(torch.equal(after[name], before[name]) for name in after)
 
 
+@pytest.mark.parametrize("part", ["weights", "template"])
+def test_what_a_merged_mode_is_made_of_replaces_it(pico, tmp_path, part):
+    """Neither size nor time of the file tells it."""
+    base = shutil.copytree(pico.base("llama"), tmp_path / "base")
+    TAIAForCausalLM.from_adapter(base, pico.adapter("llama")).save_pretrained(tmp_path / "repository")
+    template = tmp_path / "repository" / "chat_template.jinja"
+    template.write_text("before")
+
+    def stamp():
+        plan_serving(tmp_path / "repository", "transformers", ["attention"], out=tmp_path / "out", name="m")
+        return (tmp_path / "out" / "merged" / "m:attention" / "model.safetensors").stat().st_mtime_ns
+
+    made = stamp()
+    assert stamp() == made
+    changed = base / "model.safetensors" if part == "weights" else template
+    before = changed.stat()
+    changed.write_bytes(changed.read_bytes()[:-6] + b"after!")
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert stamp() != made
+
+
 def test_other_peoples_files_are_left_alone(repository, tmp_path):
     mine = tmp_path / "adapters" / "attention" / "notes.txt"
     mine.parent.mkdir(parents=True)

@@ -41,7 +41,7 @@ from taia_hub.training.job import prepare_job
 from taia_hub.training.modelling import check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
 from taia_hub.training.trainer import check_trackers
-from taia_hub.training.workspace import MARK, WORK, fingerprint, sole_run
+from taia_hub.training.workspace import MARK, WORK, Workspace, fingerprint, sole_run, training_inputs
 
 CONFIGS = Path(taia_hub.__file__).parent / "training" / "configs"
 CHATML = (
@@ -174,9 +174,58 @@ def test_a_dry_run_checks_the_target(recipe, tmp_path):
 def test_data_sets_of_the_hub_are_told_apart_by_their_commits(tmp_path):
     base = hub.Source("org/base", tmp_path, "f" * 40)
     recipe = TrainingRecipe(base="org/base", data=("org/one",), total=8)
+
+    def fingerprint_of(facts):
+        return fingerprint(recipe, training_inputs(base, (facts,)))
+
     one = {"name": "org/one", "revision": "a" * 40, "items": 100}
     others = [{**one, "name": "org/two"}, {**one, "revision": "b" * 40}, {**one, "sha256": "c" * 64}]
-    assert len({fingerprint(recipe, base, (facts,)) for facts in (one, *others)}) == 4
+    assert len({fingerprint_of(facts) for facts in (one, *others)}) == 4
+
+
+def test_a_begun_training_names_what_of_its_base_or_data_changed(tmp_path):
+    """Not by sizes and times, which a copy keeps."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"):
+        (folder / name).write_text("before")
+    recipe = TrainingRecipe(base=str(folder), data=("items.jsonl",))
+    facts = {"name": "items.jsonl", "sha256": "a" * 64, "items": 9}
+
+    def work(facts=facts):
+        inputs = training_inputs(hub.Source(str(folder), folder, None), (facts,))
+        return Workspace(tmp_path / "out", fingerprint(recipe, inputs), inputs)
+
+    work().begin(recipe)
+    (folder / "README.md").write_text("after!")
+    work().refuse_another(recipe)
+    for name, said in [
+        ("model.safetensors", "the base model's weights are others now"),
+        ("tokenizer.json", "the base model's tokenizer is another now"),
+        ("chat_template.jinja", "the base model's chat template is another now"),
+    ]:
+        stat = (folder / name).stat()
+        (folder / name).write_text("after!")
+        os.utime(folder / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        with pytest.raises(ConfigError, match=f"was begun before: {said}"):
+            work().refuse_another(recipe)
+        (folder / name).write_text("before")
+    with pytest.raises(ConfigError, match="the data is another now"):
+        work({**facts, "sha256": "b" * 64}).refuse_another(recipe)
+
+
+def test_a_training_does_not_go_on_in_another_dtype(recipe, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taia_hub.training.running.make_trainer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe.replace(dtype="auto"), out=tmp_path / "out")
+    begun = hub.read_json(tmp_path / "out" / ".training" / "run.json")["dtype"]
+    other = "float32" if begun == "bfloat16" else "bfloat16"
+    monkeypatch.setattr("taia_hub.training.planning.find_dtype", lambda asked, device: other)
+    with pytest.raises(ConfigError, match=f"was begun in {begun}, and would go on in {other}"):
+        train(recipe.replace(dtype="auto"), out=tmp_path / "out")
 
 
 def test_the_mixture_is_recorded_and_drawn(recipe, items, tmp_path):

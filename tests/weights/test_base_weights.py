@@ -1,7 +1,6 @@
 """Single weights of a base that is on the Hub."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors.torch import save_file
@@ -12,16 +11,17 @@ from taia_hub.weights.checkpoint import Group, StoredTensor
 
 
 def test_a_shard_in_a_folder_is_fetched_by_its_whole_name(tmp_path, monkeypatch):
-    save_file({"w": torch.ones(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "cache" / "parts").mkdir(parents=True)
+    save_file({"w": torch.ones(1)}, tmp_path / "cache" / "parts" / "a.safetensors")
     asked = []
 
-    def download(repo_id, name, **_):
-        asked.append((repo_id, name))
-        return str(tmp_path / "a.safetensors")
+    def fetch(name, patterns, **_):
+        asked.append((name, *patterns))
+        return hub.Source(name, tmp_path / "cache", "a" * 40)
 
-    monkeypatch.setattr(hub, "api", lambda token: SimpleNamespace(hf_hub_download=download))
+    monkeypatch.setattr("taia_hub.hub.reading.fetch", fetch)
     stored = StoredTensor("w", Path("parts/a.safetensors"), "F32", (1,), 0, 4)
     groups = {"w": Group(((stored, ""),), {"w": (1,)})}
-    base = BaseWeights(hub.Source("org/base", tmp_path, "a" * 40), hub.HubAccess(), None, groups)
+    base = BaseWeights(hub.Source("org/base", tmp_path / "here", "a" * 40), hub.HubAccess(), None, groups)
     assert base.read("w") == 1
     assert asked == [("org/base", "parts/a.safetensors")]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taia_hub import hub
 from taia_hub.errors import RepositoryError
 from taia_hub.evaluation import scoring
 
@@ -56,9 +57,10 @@ def mmedbench(language: str, **_: Any) -> Any:
     They have a question, options (texts), letters, and answer_idx (a letter).
     """
     from datasets import Dataset, DatasetDict
-    from huggingface_hub import hf_hub_download
 
-    archive = zipfile.ZipFile(hf_hub_download(MMEDBENCH, f"{MMEDBENCH.partition('/')[2]}.zip", repo_type="dataset"))
+    name = f"{MMEDBENCH.partition('/')[2]}.zip"
+    found = hub.fetch(MMEDBENCH, [name], what="data set", local=False, kind="dataset")
+    archive = zipfile.ZipFile(found.folder / name)
     wanted = f"test/{language}.jsonl".lower()
     member = next((name for name in archive.namelist() if name.lower().endswith(wanted)), None)
     if member is None:
