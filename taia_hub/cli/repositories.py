@@ -63,6 +63,10 @@ def create(
     ] = None,
     base_revision: Annotated[str | None, typer.Option(help="Revision of the base model.")] = None,
     adapter_revision: Annotated[str | None, typer.Option(help="Revision of the adapter.")] = None,
+    subfolder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder of the adapter in its repository; NAME@FOLDER says the same."),
+    ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Point to the adapter on the Hub instead of copying it.")
     ] = False,
@@ -111,9 +115,11 @@ def create(
             "Type `taia create BASE FINETUNED --dense`." if dense else "Type `taia create [BASE] ADAPTER`.",
         )
     base = given[0] if given else None
-    if dense and (link or convert_pickle):
+    adapter = f"{adapter}@{subfolder}" if subfolder else adapter
+    if dense and (link or convert_pickle or subfolder):
+        option = "--link" if link else "--convert-pickle" if convert_pickle else "--subfolder"
         raise ConfigError(
-            f"{'--link' if link else '--convert-pickle'} is for adapters, and has no meaning with --dense.",
+            f"{option} is for adapters, and has no meaning with --dense.",
             "Leave one of the two out.",
         )
     if compress is not None and not dense:

@@ -94,7 +94,8 @@ class Loading:
 
         Args:
             base: Folder or Hub id of the base model.
-            adapter: Folder or Hub id of the adapter, trained by PEFT or saved by it.
+            adapter: Folder or Hub id of the adapter, trained by PEFT or saved by it; `"org/lora@name"` or `subfolder=`
+                where it lies in a folder of its repository.
             base_revision: Revision of the base; by default the one that the adapter names, else the main branch. The
                 commit that it points to goes into `config.json`.
             adapter_revision: Revision of the adapter.

@@ -29,7 +29,7 @@ from taia_hub.repository.loading import (
 )
 from taia_hub.repository.reading import base_license
 from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
-from taia_hub.repository.update_files import own_tokenizer
+from taia_hub.repository.update_files import own_tokenizer, parted
 from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.switch.switch import SwitchStatus
 from taia_hub.updates.dense.compressing import Compress, CompressionReport
@@ -283,7 +283,10 @@ def _converted(
     """Writes pickled weights anew as safetensors: PEFT's, or a MoLoRA of the authors' code."""
     files = [hub.ADAPTER_CONFIG, hub.ADAPTER_WEIGHTS, hub.PICKLED_WEIGHTS, hub.CONFIG, AUTHORS_EXPERTS]
     files += hub.TOKENIZER_FILES
-    source = hub.fetch(adapter, files, revision=revision, access=access, what="adapter")
+    name, inside = parted(adapter)
+    files = [f"{inside}/{file}".lstrip("/") for file in files]
+    source = hub.fetch(name, files, revision=revision, access=access, what="adapter")
+    source = hub.Source(adapter, source.folder / inside, source.revision)
     made = scratch / ("molora" if (source.folder / AUTHORS_EXPERTS).is_file() else "adapter")
     copy_tokenizer(source, made)
     if (source.folder / AUTHORS_EXPERTS).is_file():
@@ -305,11 +308,12 @@ def _converted(
 
 
 def _pointer(adapter: str, revision: str | None, converted: bool, access: hub.HubAccess) -> dict[str, Any]:
-    source = hub.fetch(adapter, [hub.ADAPTER_CONFIG], revision=revision, access=access, what="adapter")
+    name, inside = parted(adapter)
+    source = hub.fetch(name, [f"{inside}/{hub.ADAPTER_CONFIG}".lstrip("/")], revision=revision, access=access)
     if source.revision is None or converted:
         raise ConfigError(
             f"A link needs an adapter on the Hub in safetensors; '{adapter}' is "
             f"{'converted from a pickle' if converted else 'a folder'}.",
             "Leave --link out to publish a copy.",
         )
-    return {"kind": "peft", "path": "", "repo": adapter, "revision": source.revision}
+    return {"kind": "peft", "path": inside, "repo": name, "revision": source.revision}

@@ -61,6 +61,7 @@ class LoadOptions:
         autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
         skeleton: Whether the base is built on the meta device, without weights: enough to check an update. Or the
             base that was built so already, which the update is put on.
+        subfolder: Folder of the update in its repository, as PEFT's keyword of this name.
     """
 
     access: hub.HubAccess
@@ -71,6 +72,7 @@ class LoadOptions:
     is_trainable: bool = False
     autocast_adapter_dtype: bool = True
     skeleton: bool | PreTrainedModel = False
+    subfolder: str = ""
 
     @classmethod
     def split(cls, keywords: dict[str, Any], **options: Any) -> LoadOptions:
@@ -81,11 +83,12 @@ class LoadOptions:
                 raise ConfigError(f"The keyword '{key}' is not known. Did you mean '{meant}'?", f"Write {meant}=.")
         for key in _INTERNAL_KEYWORDS:  # what transformers' Auto classes pass along for their own loading
             keywords.pop(key, None)
-        if keywords.pop("subfolder", None):
-            raise ConfigError(
-                "Repositories and adapters in a subfolder are not read.", "Download the folder, and name it instead."
-            )
+        options["subfolder"] = keywords.pop("subfolder", None) or ""
         return cls(access=hub.HubAccess(**hub_keywords), base_keywords=keywords, **options)
+
+    def named(self, name: str) -> str:
+        """Returns a name with the folder in it that was asked for, as `open_repository` takes it."""
+        return f"{name}@{self.subfolder}" if self.subfolder else name
 
 
 def load_repository(name: str, revision: str | None, config: TAIAConfig | None, options: LoadOptions) -> Loaded:
@@ -102,6 +105,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
             f"A {type(config).__name__} came as `config`; a TAIA repository has a TAIAConfig.",
             "Leave `config` out: the base model's comes from its own repository.",
         )
+    name = options.named(name)
     found = open_repository(name, options.access, revision=revision, config=config, what="TAIA repository")
     found = found.with_weights(options.access, verify=options.verify)
     if found.is_plain:
@@ -150,6 +154,7 @@ def load_adapter(
         UpdateMismatchError: If the update does not fit the base.
         UnsupportedUpdateError: If the update cannot be switched.
     """
+    adapter = options.named(adapter)
     found = open_repository(
         adapter, options.access, revision=adapter_revision, base=base, base_revision=base_revision, what="adapter"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,7 +79,7 @@ class Repository:
     @property
     def places(self) -> tuple[hub.Source, ...]:
         """Where its own tokenizer may lie, for `own_tokenizer`: the repository, then its adapter."""
-        own = hub.Source(self.name, self.root, self.revision)
+        own = hub.Source(self.holder.name if self.is_plain else self.name, self.root, self.revision)
         return own, hub.Source(self.holder.name, self.folder, self.holder.revision)
 
     @property
@@ -141,14 +142,20 @@ def open_repository(
 
     `base` is given where it is not the one that is named there, or as it was resolved. `base_revision` is by default
     the one that an adapter names, or a repository for a base of that name. `plain` says whether a plain update is taken
-    too, `what` how messages call it.
+    too, `what` how messages call it. `NAME@FOLDER` is the update in a folder of a repository, where PEFT keeps an
+    adapter that has a name of its own.
     """
-    name = os.fspath(name)
+    name, inside = parted(name)
+    if inside:
+        if not plain or config is not None:
+            raise ConfigError(f"'{name}@{inside}' names a part of a repository.", f"Name the repository: '{name}'.")
+        source = hub.fetch(name, in_folder(inside), revision=revision, access=access, what=what)
+        return _plain(f"{name}@{inside}", source, base, base_revision, access, inside)
     source = hub.fetch(name, _FIRST, revision=revision, access=access, what=what if plain else "TAIA repository")
     is_plain = (source.folder / find_kind(source.folder).config).is_file() and not is_taia(config_values(source.folder))
-    if plain and config is None and not is_plain and (inside := _only_inside(source)):
-        logger.warning("'%s' holds no adapter itself: the one in '%s' is taken.", name, inside.name)
-        name, source, is_plain = inside.name, inside, True
+    if plain and config is None and not is_plain and (only := _only_inside(source)):
+        logger.warning("'%s' holds no adapter itself: the one in '%s' is taken.", name, only.name)
+        name, source, is_plain = only.name, only, True
     if config is None and plain and is_plain:
         return _plain(name, source, base, base_revision, access)
     if config is None:
@@ -169,14 +176,47 @@ def open_repository(
     return opened
 
 
+def parted(name: str | os.PathLike[str]) -> tuple[str, str]:
+    """Parts `NAME@FOLDER` into the repository and the folder in it, which is empty where a whole one is named.
+
+    Raises:
+        ConfigError: If the folder leads out of the repository.
+    """
+    name = os.fspath(name)
+    repository, at, inside = name.rpartition("@")
+    if not at or os.path.isdir(name):
+        return name, ""
+    inside = inside.strip("/")
+    if not repository or not inside or {"", ".", ".."} & set(inside.split("/")) or re.search(r"[\\*?\[\]:]", inside):
+        raise ConfigError(f"'{name}' names no folder of a repository.", "Write it as in 'org/lora@checkpoint-500'.")
+    return repository, inside
+
+
+def in_folder(inside: str) -> list[str]:
+    """Returns globs on what describes an update in a folder of a repository, and on its tokenizer."""
+    names = [name for kind in KINDS.values() for name in _described(UpdatePlace(kind, ""))]
+    return [f"{inside}/{name}" for name in (*names, *hub.TOKENIZER_FILES)]
+
+
 def _plain(
-    name: str, source: hub.Source, base: str | hub.Source | None, base_revision: str | None, access: hub.HubAccess
+    name: str,
+    source: hub.Source,
+    base: str | hub.Source | None,
+    base_revision: str | None,
+    access: hub.HubAccess,
+    inside: str = "",
 ) -> Repository:
-    """Opens an update that lies in a folder of its own, and says what `config.json` of a repository of it would."""
+    """Opens an update that lies in a folder of its own, and says what `config.json` of a repository of it would.
+
+    `inside` is its folder in `source`.
+    """
     from taia_hub.updates.attaching import base_of, read_update_config  # here, because they need PEFT
 
-    kind = find_kind(source.folder)
-    recorded, fixed = base_of(read_update_config(source.folder, kind))
+    folder = source.folder / inside
+    kind = find_kind(folder)
+    if not (folder / kind.config).is_file():
+        raise _nothing_there(source.name, source, True, access)
+    recorded, fixed = base_of(read_update_config(folder, kind))
     if base is not None:
         # A revision is one of the base that the adapter names; of another model the same name says something else.
         where = _given_base(name, base, base_revision or (fixed if base == recorded else None), recorded, access)
@@ -190,7 +230,7 @@ def _plain(
         )
     at = where.name if where.revision else str(where.folder.resolve())
     config = RepositoryConfig(at, where.revision, "attention", {"kind": kind.name, "path": kind.folder})
-    return Repository(name, source.revision, config, source.folder, source, UpdatePlace(kind, ""), where, is_plain=True)
+    return Repository(name, source.revision, config, folder, source, UpdatePlace(kind, inside), where, is_plain=True)
 
 
 def _recorded_base(name: str, config: Fields, access: hub.HubAccess) -> hub.Source:
@@ -241,13 +281,10 @@ def _nothing_there(name: str, source: hub.Source, plain: bool, access: hub.HubAc
         files = sorted(hub.names_at(source, access))
     inside = _updates_inside(files)
     if inside and plain:
-        first = f"{name}/{inside[-1]}"
+        is_local = source.revision is None
         return RepositoryError(
             f"'{name}' holds no adapter itself, but has some in {', '.join(map(repr, inside[:5]))}.",
-            f"Name one of them: '{first}'."
-            if source.revision is None
-            else f"Download one and name its folder: `hf download {name} --include '{inside[-1]}/*' --local-dir DIR`, "
-            f"then 'DIR/{inside[-1]}'.",
+            f"Name one of them: '{name}{'/' if is_local else '@'}{inside[-1]}'.",
         )
     if plain:
         return RepositoryError(

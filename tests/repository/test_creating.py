@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import taia_hub.cli
 from taia_hub import TAIAForCausalLM, cards, hub
-from taia_hub.errors import RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
+from taia_hub.errors import ConfigError, RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.evaluation.environment import identify
 from taia_hub.repository.creating import create_from_finetuned, create_repository
 from taia_hub.repository.info import repository_info
@@ -435,7 +435,50 @@ def test_an_adapter_in_a_folder_of_a_repository_is_said(online: Any, pico: Any, 
     )
     with pytest.raises(RepositoryError, match="has some in 'last'") as caught:
         create_repository(None, repo_id, out=tmp_path / "out")
-    assert f"hf download {repo_id} --include 'last/*'" in caught.value.hint
+    assert f"'{repo_id}@last'" in caught.value.hint
+
+
+def test_an_adapter_in_a_folder_of_a_repository_is_taken(online, pico, repo_id, taia, tmp_path, monkeypatch):
+    online.api.create_repo(repo_id)
+    folder = pico.adapter("llama")
+    for inside in ("reward", "runs/checkpoint-5"):
+        online.api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo=inside, allow_patterns="a*")
+    ids = pico.ids()
+    expected = pico.taia("llama", inference_modules="all")(ids).logits
+    for name, keywords in ((f"{repo_id}@reward", {}), (repo_id, {"subfolder": "runs/checkpoint-5"})):
+        model = TAIAForCausalLM.from_adapter(online.base, name, inference_modules="all", **keywords)
+        assert torch.equal(model(ids).logits, expected)
+    monkeypatch.chdir(tmp_path)
+    assert taia("create", online.base, repo_id, "--subfolder", "reward", "--out", "copied")[0] == 0
+    assert taia("create", online.base, f"{repo_id}@runs/checkpoint-5", "--link", "--out", "linked")[0] == 0
+    assert json.loads(Path("linked/config.json").read_text())["update"]["path"] == "runs/checkpoint-5"
+    for made in ("copied", "linked"):
+        model = TAIAForCausalLM.from_pretrained(made, inference_modules="all")
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_an_adapter_in_a_folder_of_a_folder_goes_by_its_name_too(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "run" / "default")
+    shutil.copytree(pico.adapter("llama"), tmp_path / "run" / "other@home")
+    for name in ("run@default", "run/default", "run@other@home"):
+        if name == "run@other@home":
+            with pytest.raises(TAIAError):
+                TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / name)
+        else:
+            TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / name)
+    TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "run" / "other@home")
+
+
+@pytest.mark.parametrize("inside", ["..", "a/../../b", ".", "a//b", "a\\b", "*", "C:"])
+def test_a_folder_that_leads_out_of_its_repository_is_refused(pico, inside, tmp_path):
+    with pytest.raises(ConfigError, match="names no folder"):
+        TAIAForCausalLM.from_adapter(pico.base("llama"), f"{pico.adapter('llama')}@{inside}")
+
+
+def test_a_folder_that_is_not_there_is_said_with_those_that_are(pico, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "run" / "last")
+    with pytest.raises(RepositoryError, match="has some in 'last'"):
+        TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "run", subfolder="first")
 
 
 def test_a_fine_tune_of_another_model(online: Any, pico: Any, tmp_path: Path) -> None:

@@ -342,11 +342,6 @@ def test_a_setting_that_this_update_cannot_act_on_at_load(online):
         AutoModelForCausalLM.from_pretrained(online.taia, inference_modules={"ffn@5": 1})
 
 
-def test_a_subfolder_has_no_meaning(online):
-    with pytest.raises(ConfigError, match="subfolder"):
-        TAIAForCausalLM.from_pretrained(online.taia, subfolder="adapter")
-
-
 def test_an_adapter_that_was_published_by_hand_with_a_broken_manifest(online, repo_id):
     files = {path.name: path for path in Path(snapshot_download(online.taia)).iterdir() if path.is_file()}
     folder = Path(snapshot_download(online.taia)) / "adapter"

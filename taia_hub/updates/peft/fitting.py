@@ -29,8 +29,8 @@ from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.hub.layout import PREFIX
 from taia_hub.updates.peft.strict import WEIGHTS_NAME, few, written_by
 
-_SHELLS = ("model", "language_model", "text_model")
-# ^ what the classes of a model put around the layers of its text part, outermost first
+_SHELLS = ("model", "language_model", "text_model", "_orig_mod", "module")
+# ^ what the classes of a model, and what compiles or distributes it, put around the layers of its text part
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _TURNED_UNTIL = Version("0.19.1")
 # ^ up to here PEFT took the two sides of a stack of experts the other way round
@@ -177,7 +177,7 @@ def _narrow(config: Any, adapted: Mapping[str, str]) -> None:
     """Makes a configuration name the very modules that the file has tensors for, each with its own rank and alpha."""
     for name in ("rank_pattern", "alpha_pattern"):
         if isinstance(pattern := getattr(config, name, None), dict) and pattern:
-            found = {new: get_pattern_key(pattern.keys(), old) for old, new in adapted.items()}
+            found = {new: get_pattern_key(list(pattern), old) for old, new in adapted.items()}
             exact = {re.escape(new): pattern[key] for new, key in found.items() if key in pattern}
             setattr(config, name, {**exact, **(pattern if getattr(config, "target_parameters", None) else {})})
     config.target_modules = sorted(set(adapted.values()))
@@ -204,7 +204,7 @@ def _check_experts(config: Any, by_expert: Collection[str]) -> None:
         reason = "use_rslora divides by the root of the rank, which PEFT doubles where it fuses two factors"
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = getattr(config, name, None) or {}
-        if any(get_pattern_key(pattern.keys(), path) in pattern for path in by_expert):
+        if any(get_pattern_key(list(pattern), path) in pattern for path in by_expert):
             reason = f"{name} gives some of them numbers of their own, which PEFT loses where it fuses them"
     if reason:
         raise UnsupportedUpdateError(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from packaging.version import InvalidVersion, Version
 from peft import PeftConfig, PeftType, TaskType, load_peft_weights
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.hub import read_json, tensor_shapes
+from taia_hub.hub import tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
 
 ADAPTER = "default"
@@ -35,7 +35,13 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 def read_config(folder: Path) -> PeftConfig:
     """Reads `adapter_config.json` in a folder, and refuses what cannot be switched off at run time."""
+    path = folder / CONFIG_NAME
     try:
+        values = PeftConfig.from_json_file(str(path)) if path.is_file() else {}
+        method = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(values.get("peft_type"))) if isinstance(values, dict) else None
+        if method is not None:
+            # PEFT asks this of the base class alone, which refuses nothing.
+            method.check_kwargs(**{**values, "peft_version": str(values.get("peft_version") or "0")})
         config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         why = f"it does not know {error}" if isinstance(error, KeyError) else error
@@ -44,7 +50,7 @@ def read_config(folder: Path) -> PeftConfig:
             "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
         ) from error
     # PEFT puts its own version where the file has none, which means one before 0.18.
-    config.peft_version = read_json(folder / CONFIG_NAME).get("peft_version")
+    config.peft_version = values.get("peft_version")
     if config.peft_type is None:
         raise ConfigError(
             f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
