@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from taia_hub import hub
+from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub.config import MODEL_TYPE, REPAIR, Fields, check_key, default_update, published_form
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_taia.TAIAConfig",
-    "AutoModel": "modeling_taia.TAIAModel",
-    "AutoModelForCausalLM": "modeling_taia.TAIAForCausalLM",
-}
+from taia_hub.hub.files import MANIFEST
+from taia_hub.hub.manifest import renewed_manifest
 
 _OF_THE_BASE = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
@@ -113,6 +112,19 @@ class TAIAConfig(Fields, PreTrainedConfig):
         except (AttributeError, TypeError, ValueError) as error:
             raise ConfigError(f"config.json holds a value that transformers cannot use: {error}.", REPAIR) from error
         return (made[0], {**made[1], **requested}) if kwargs.get("return_unused_kwargs") else made
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves config.json; a manifest that lies beside it renews the setting that is published.
+
+        Args:
+            save_directory: The folder.
+            push_to_hub: Whether the file is uploaded too.
+            **kwargs: Keywords of `push_to_hub`.
+        """
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        if renewed := renewed_manifest(folder, folder / self.place.path):
+            write_atomically(folder / MANIFEST, renewed)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

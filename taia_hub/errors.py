@@ -5,12 +5,25 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 _CACHED = re.compile(
     r"(?:(?<=')(?:[/~.]|[A-Za-z]:)[^'\n]*?|(?<![^\s'\"])[^\s'\"]*)"  # once a word, which keeps long texts fast
     r"[\\/](?:models|datasets|spaces)--([\w.-]+)[\\/](?:snapshots[\\/][0-9a-f]+|blobs)"
 )
+
+
+_SEQUENCE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements
+    r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # titles, links, clipboard
+    r"|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
+)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 10
 
 
 class TAIAError(Exception):
@@ -26,7 +39,7 @@ class TAIAError(Exception):
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        message, hint = by_name(message), None if hint is None else by_name(hint)
+        message, hint = safe_text(by_name(message)), None if hint is None else safe_text(by_name(hint))
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
         self.hint = hint
@@ -71,6 +84,28 @@ def by_name(text: str) -> str:
         "'org/lora/adapter_config.json' is damaged."
     """
     return _CACHED.sub(lambda found: found[1].replace("--", "/"), text)
+
+
+def short(value: Any) -> str:
+    """Writes a value that may be anybody's for a message: however long or deep it is, its beginning.
+
+    Example:
+        >>> short("ffn"), short("f" * 1000)[-4:], short([[[[[[[[1]]]]]]]])
+        ("'ffn'", "fff'", '[[[[[[...]]]]]]')
+    """
+    return _SHORT.repr(value)
+
+
+def safe_text(text: str) -> str:
+    r"""Takes out of anybody's text what would act in a terminal; line breaks and tabs stay.
+
+    Those are sequences of control characters, and marks of direction.
+
+    Example:
+        >>> safe_text("\x1b[31mred\x1b[0m\n")
+        'red\n'
+    """
+    return _CONTROL.sub("", _SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -19,6 +19,7 @@ with socket.socket() as _free:
     _PORT = _free.getsockname()[1]
 os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
 
+import contextlib  # noqa: E402
 import copy  # noqa: E402
 import functools  # noqa: E402
 import gc  # noqa: E402
@@ -42,6 +43,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 import taia_hub  # noqa: E402
 from taia_hub import TAIAForCausalLM, cli  # noqa: E402
+from taia_hub.errors import TAIAError  # noqa: E402
+from taia_hub.hub import MANIFEST, renewed_manifest, sha256  # noqa: E402
+from taia_hub.hub.config import config_values  # noqa: E402
 from taia_hub.local_hub import LocalHub  # noqa: E402
 
 _imported = 0  # modules that garbage collection leaves out
@@ -88,6 +92,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def renew_manifest(folder: Path, weights: str | None = None) -> None:
+    """Makes the manifest of a repository agree with configurations, and weights, that a test changed on purpose."""
+    with contextlib.suppress(TAIAError, AttributeError):  # what cannot be read is refused before the manifest is asked
+        text = renewed_manifest(
+            folder, folder / config_values(folder).get("update", {}).get("path", ""), configured=True
+        )
+        values = json.loads(text or "{}")
+        if weights:
+            path = folder / weights
+            values["files"][weights] = {"size": path.stat().st_size, "sha256": sha256(path)}
+        if text:
+            (folder / MANIFEST).write_text(json.dumps(values))
 
 
 # --- Pico models: random, two layers -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A command's docstring is its help: paragraphs that begin with `taia ` are its ex
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from taia_hub._version import __version__
 from taia_hub.cli.options import name_kinds
+from taia_hub.cli.printing import SAFE_RECORDS, echo
 from taia_hub.errors import TAIAError, by_name
 
 __all__ = ["app", "main"]
@@ -145,7 +147,7 @@ for _name, (_, _line) in COMMANDS.items():
 def _print_version(wanted: bool) -> None:
     """Prints the version and ends, when it is asked for."""
     if wanted:
-        typer.echo(f"taia-hub {__version__}")
+        echo(f"taia-hub {__version__}")
         raise typer.Exit
 
 
@@ -167,7 +169,7 @@ def options(
     formatter.write_text(
         f"`taia --help` lists all {len(COMMANDS)} commands, `taia COMMAND --help` explains one, with examples."
     )
-    typer.echo(formatter.getvalue(), nl=False)
+    echo(formatter.getvalue(), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -177,20 +179,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The words after `taia`; those of the process by default.
     """
     _quieten()
+    if logging.lastResort is not None:
+        logging.lastResort.addFilter(SAFE_RECORDS)  # what shows warnings where nobody set up logging
     words = _moved(sys.argv[1:] if arguments is None else arguments)
     # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app(words, prog_name="hf taia" if Path(sys.argv[0]).stem == "hf-taia" else "taia")
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        echo("Interrupted.", err=True)
         sys.exit(130)
     except Exception as error:
         if "--debug" in words:
             raise
         message, hint = _said(error)
-        typer.echo(f"Error: {message}", err=True)
-        typer.echo(f"Hint: {hint}", err=True)
+        echo(f"Error: {message}", err=True)
+        echo(f"Hint: {hint}", err=True)
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Source, Update, check_dtype, echo_json, modes, progress, say_device
 from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError
@@ -88,8 +89,8 @@ def _echo(analysis: Any, drawn: Sequence[Any], out: Path | None, as_json: bool) 
         shown = [{"png": str(figure.png), "svg": str(figure.svg), "alt": figure.alt} for figure in drawn]
         echo_json({**analysis.to_json(), "figures": shown})
         return
-    typer.echo(analysis.to_text())
+    echo(analysis.to_text())
     for figure in drawn:
-        typer.echo(f"\nDrew {figure.png} and {figure.svg.name}: {figure.alt}")
+        echo(f"\nDrew {figure.png} and {figure.svg.name}: {figure.alt}")
     if out:
-        typer.echo(f"\nWritten to {out}")
+        echo(f"\nWritten to {out}")

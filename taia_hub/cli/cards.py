@@ -9,7 +9,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from taia_hub.cli.options import filled, options_of, taken
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Message, Source, Update, echo_json, published
+from taia_hub.errors import safe_text
 from taia_hub.repository.card_request import CardRequest
 
 
@@ -59,12 +61,12 @@ def card(
         _echo_findings(card_updating.check_repository_card(repo, request, access, **source), as_json, verbose)
     made = card_updating.make_card(repo, request, access, pr=pr, **source)
     for sentence in made.kept:
-        typer.echo(f"Kept: {sentence}.", err=True)
+        echo(f"Kept: {sentence}.", err=True)
     if not (write or push):
-        echo_json({"card": made.text, "kept": made.kept}) if as_json else typer.echo(made.text, nl=False)
+        echo_json({"card": made.text, "kept": made.kept}) if as_json else echo(made.text, nl=False)
         return
     if not made.difference() and not made.others:
-        echo_json({"where": None}) if as_json else typer.echo(f"The card of {repo} is up to date.")
+        echo_json({"where": None}) if as_json else echo(f"The card of {repo} is up to date.")
         return
     if not yes:
         _ask(made, "Propose this?" if pr else "Publish this?" if push else "Write this?", as_json)
@@ -75,7 +77,7 @@ def card(
     else:
         where = card_updating.write_card(made)
         said = f"Written to {where}"
-    echo_json({"where": where}) if as_json else typer.echo(said)
+    echo_json({"where": where}) if as_json else echo(said)
 
 
 def _echo_findings(findings: Sequence[Any], as_json: bool, verbose: bool) -> NoReturn:
@@ -85,7 +87,7 @@ def _echo_findings(findings: Sequence[Any], as_json: bool, verbose: bool) -> NoR
         echo_json([vars(finding) for finding in findings])
     else:
         for finding in findings if verbose else wrong:
-            typer.echo(str(finding))
+            echo(str(finding))
         warnings = sum(finding.ok and finding.warning for finding in findings)
         said = f"checked {len(findings) - warnings} facts: {len(wrong) or 'none'} "
         said += "are wrong" if len(wrong) > 1 else "is wrong"
@@ -93,9 +95,9 @@ def _echo_findings(findings: Sequence[Any], as_json: bool, verbose: bool) -> NoR
             said += (
                 f"; {warnings} {'passage differs' if warnings == 1 else 'passages differ'} in words alone (-v shows)"
             )
-        typer.echo(said)
+        echo(said)
         if wrong:
-            typer.echo("`taia card` with --write or --push renews what nobody changed by hand.", err=True)
+            echo("`taia card` with --write or --push renews what nobody changed by hand.", err=True)
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -105,7 +107,7 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 def _ask(made: Any, question: str, as_json: bool) -> None:
     for line in made.difference().splitlines():
         plain = os.environ.get("NO_COLOR") or line.startswith(("+++", "---"))
-        typer.secho(line, fg=None if plain else _COLOURS.get(line[:1]), err=as_json)
+        typer.secho(safe_text(line), fg=None if plain else _COLOURS.get(line[:1]), err=as_json)
     for name in made.others:
-        typer.echo(f"and {name}", err=as_json)
+        echo(f"and {name}", err=as_json)
     typer.confirm(question, abort=True, err=as_json)

@@ -14,6 +14,7 @@ import typer
 
 from taia_hub.cli.compare_output import show_answers, write_result
 from taia_hub.cli.options import options_of, taken
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Answering, Loading, Update, load_model, modes, read_answering
 from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, SettingError, TAIAError, closest
@@ -303,7 +304,7 @@ class _Session:
 
 def say(text: str) -> None:
     """Writes what is no answer, on standard error."""
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 def _read_mode(text: str) -> Any:

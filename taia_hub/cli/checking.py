@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Source, echo_json
 
 
@@ -39,15 +40,15 @@ def check(
 
 def _print(found: Any) -> None:
     for engine, verdict in found.verdicts.items():
-        typer.echo(f"{engine:<10}{'refuses it' if verdict.problems else 'takes it as it is'}")
+        echo(f"{engine:<10}{'refuses it' if verdict.problems else 'takes it as it is'}")
         for reason, source in zip(verdict.problems, verdict.sources, strict=True):
-            typer.echo(f"  {reason}\n    by {source}")
+            echo(f"  {reason}\n    by {source}")
         for note in () if verdict.problems else verdict.notes:
-            typer.echo(f"  note: {note}")
+            echo(f"  note: {note}")
     if not found.base.modules:
-        typer.echo("The base model's tensors could not be read; whether layers lack an update was not looked at.")
+        echo("The base model's tensors could not be read; whether layers lack an update was not looked at.")
     if len(found.taken_by) < len(found.verdicts):
-        typer.echo(
+        echo(
             f"Next: `taia export {found.name} --mode all --out DIR` writes it as a LoRA that every engine takes, where "
             "one can hold it; `taia merge`, with the same words, writes a whole model."
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import echo_json
 from taia_hub.errors import TAIAError
 
@@ -59,9 +60,9 @@ def compare_prompt(start: Callable[[], Generator[Comparison, None, None]], outpu
     if state and output.out is not None and not stopped:
         write_result(output.out, _rendered(state, output))
     elif state and not draws and output.out is None:
-        typer.echo(_rendered(state, output), nl=False)
+        echo(_rendered(state, output), nl=False)
     if stopped:
-        typer.echo("Stopped." if output.out is None else f"Stopped; '{output.out}' was not written.", err=True)
+        echo("Stopped." if output.out is None else f"Stopped; '{output.out}' was not written.", err=True)
         raise typer.Exit(130)
 
 
@@ -119,14 +120,14 @@ def show_answers(
     if is_terminal(sys.stdout):
         return show_columns(states, make_console(sys.stdout))
     state, stopped = follow(states)
-    typer.echo(plain_answers(state) if state else "", nl=False)
+    echo(plain_answers(state) if state else "", nl=False)
     return state, stopped
 
 
 def say_notes(*states: Comparison | None) -> None:
     """Says on standard error what the reader of comparisons should know, each note once."""
     for note in dict.fromkeys(note for state in states if state for note in state.notes):
-        typer.echo(note, err=True)
+        echo(note, err=True)
 
 
 def compare_prompts(
@@ -176,12 +177,12 @@ def compare_prompts(
             found = compare_file(model, tokenizer, file, out, identity, modes, **more)
     except KeyboardInterrupt:
         bars.close()
-        typer.echo(f"Stopped: {done} of {total} prompts are in '{out}'. The same command goes on from there.", err=True)
+        echo(f"Stopped: {done} of {total} prompts are in '{out}'. The same command goes on from there.", err=True)
         raise typer.Exit(130) from None
     finally:
         bars.close()
     say_notes(*(one.comparison for one in found))
-    typer.echo(f"{total} prompts are in '{out}'.", err=True)
+    echo(f"{total} prompts are in '{out}'.", err=True)
     if as_json:
         echo_json(_summary(found, out, reference))
     else:
@@ -250,4 +251,4 @@ def write_result(path: Path, text: str) -> None:
         write_atomically(path, text)
     except OSError as error:
         raise unwritable(path, error) from error
-    typer.echo(f"Written to '{path}'.", err=True)
+    echo(f"Written to '{path}'.", err=True)

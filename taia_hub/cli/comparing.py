@@ -13,6 +13,7 @@ import typer
 
 from taia_hub.cli.compare_output import Output, compare_prompt, compare_prompts
 from taia_hub.cli.options import options_of, taken
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import (
     Answering,
     Json,
@@ -267,5 +268,5 @@ def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
     if other:
         raise SettingError(f"The page cannot begin with the mode '{other[0]}'.", f"Choose {', '.join(MODES)}.")
     settings = PageSettings.from_environment()
-    typer.echo(f"Votes are kept in {settings.votes_place} (TAIA_VOTES names another file).", err=True)
+    echo(f"Votes are kept in {settings.votes_place} (TAIA_VOTES names another file).", err=True)
     launch_page(repo, modes=modes, settings=settings, on_load=say_device, **options)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, parse_folder
 
 
@@ -47,9 +48,9 @@ def demo(
         data=data or (),
         steps=steps,
         items=items,
-        log=lambda text: typer.echo(text, err=True),
+        log=lambda text: echo(text, err=True),
     )
-    typer.echo(json.dumps(report.to_json(), indent=2) if as_json else f"\n{report.to_text()}")
+    echo(json.dumps(report.to_json(), indent=2) if as_json else f"\n{report.to_text()}")
 
 
 hub_app = typer.Typer(
@@ -76,8 +77,8 @@ def serve(
 
     hub = LocalHub(folder, port=port, large_files="lfs" if stream else "regular")
     hub.start()
-    typer.echo(f"Serving {folder} at {hub.endpoint}. In another terminal:\n")
+    echo(f"Serving {folder} at {hub.endpoint}. In another terminal:\n")
     for name, value in hub.environment().items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
-    typer.echo("\nCtrl-C ends it.")
+        echo(f"export {name}={shlex.quote(value)}")
+    echo("\nCtrl-C ends it.")
     hub.serve_forever()

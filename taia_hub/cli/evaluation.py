@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import filled, options_of, taken
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Loading, Update, echo_json, modes, progress, say_device
 from taia_hub.errors import ConfigError, TAIAError
 from taia_hub.evaluation.options import EvaluationOptions
@@ -76,7 +77,7 @@ def evaluate(
     options = EvaluationOptions(**given)
     if backend == "vllm":
         lines = _commands(repo, options, prompts, win_rate, revision=loading["revision"], token=loading["token"])
-        echo_json(lines) if as_json else typer.echo("\n".join(lines))
+        echo_json(lines) if as_json else echo("\n".join(lines))
         return
     loading["device_map"] = place(loading.pop("device"), loading["device_map"])
     if "" not in sys.path:
@@ -86,7 +87,7 @@ def evaluate(
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
         how = {"units": units, "out": target, "overwrite": overwrite, "progress": bars, "on_load": say_device}
         results = run(repo, **given, **loading, **how)
-    echo_json(results.to_json()) if as_json else typer.echo(to_text(summarise(results)))
+    echo_json(results.to_json()) if as_json else echo(to_text(summarise(results)))
 
 
 def _results_file(repo: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import filled, options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import (
     Json,
     OtherBase,
@@ -93,10 +94,10 @@ def export(
     for name, one in reports.items():
         _print(name if push or not name else f"{name}/", one)
     for line in said:
-        typer.echo(line)
+        echo(line)
 
 
 def _print(name: str, report: Any) -> None:
     if name:
-        typer.echo(name)
-    typer.echo(textwrap.indent(report.to_text(), "  "))
+        echo(name)
+    echo(textwrap.indent(report.to_text(), "  "))

@@ -8,6 +8,7 @@ import typer
 
 from taia_hub.cli.compare_output import say_notes, show_answers
 from taia_hub.cli.options import options_of, taken
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import (
     Answering,
     Json,
@@ -58,5 +59,5 @@ def generate(
         echo_json([{"mode": answer.mode, "text": answer.text.strip()} for answer in found.answers])
     say_notes(found)
     if stopped:
-        typer.echo("Stopped.", err=True)
+        echo("Stopped.", err=True)
         raise typer.Exit(130)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of, reading
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import (
     Json,
     Message,
@@ -78,9 +79,9 @@ def merge(
     if as_json:
         echo_json({"where": where, **{name: getattr(report, name) for name in _SHOWN}})
         return
-    typer.echo(report.to_text())
+    echo(report.to_text())
     if report.is_new:
-        typer.echo(f"Written to {where}" if out else published(done))
+        echo(f"Written to {where}" if out else published(done))
 
 
 def _one(modes: list[Any]) -> Any:

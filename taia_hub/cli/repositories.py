@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of, reading
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import (
     Json,
     Message,
@@ -145,13 +146,13 @@ def _echo_created(created: Any, as_json: bool) -> None:
         return
     for role, status in created.status.roles.items():
         if status.adapted:
-            typer.echo(f"{role:<12}{amount(status.adapted, 'module'):>14}{status.parameters:>16,} parameters")
+            echo(f"{role:<12}{amount(status.adapted, 'module'):>14}{status.parameters:>16,} parameters")
     if created.report:
-        typer.echo(created.report.to_text())
+        echo(created.report.to_text())
     if not created.is_new:
-        typer.echo(f"It is in {where} already, made from the same.")
+        echo(f"It is in {where} already, made from the same.")
     else:
-        typer.echo(published(created.commit) if created.commit else f"Written to {where}")
+        echo(published(created.commit) if created.commit else f"Written to {where}")
     next_step(created.commit.repo_url.repo_id if created.commit else where)
 
 
@@ -187,7 +188,7 @@ def push(
     if as_json:
         echo_json({"url": url, "commit": commit.oid})
         return
-    typer.echo(published(commit))
+    echo(published(commit))
     if not create_pr:
         next_step(commit.repo_url.repo_id)
 
@@ -208,7 +209,7 @@ def info(
     from taia_hub.repository.info import repository_info
 
     found = repository_info(repo, hub.HubAccess(token=source.pop("token")), **source)
-    echo_json(dataclasses.asdict(found)) if as_json else typer.echo(_said_of(found))
+    echo_json(dataclasses.asdict(found)) if as_json else echo(_said_of(found))
 
 
 def _said_of(found: Any) -> str:

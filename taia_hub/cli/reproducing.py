@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import filled, options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Source, echo_json, modes, parse_folder, progress
 from taia_hub.common.fields import asked
 from taia_hub.common.text_tables import amount, byte_size
@@ -94,8 +95,8 @@ def reproduce(
     if as_json:
         echo_json(done.table.to_json())
         return
-    typer.echo(done.table.to_text())
-    typer.echo(f"Written to '{folder}': table.md, table.json, and a TAIA repository a run.", err=True)
+    echo(done.table.to_text())
+    echo(f"Written to '{folder}': table.md, table.json, and a TAIA repository a run.", err=True)
 
 
 def _end_with(plans: Any, as_json: bool) -> None:
@@ -105,14 +106,14 @@ def _end_with(plans: Any, as_json: bool) -> None:
         raise typer.Exit
     for label, plan in plans.items():
         if plan is None:
-            typer.echo(f"{label}: trained already")
+            echo(f"{label}: trained already")
             continue
         data = f"{amount(plan.items, 'item')}, about {plan.tokens:,} tokens"
         trained = f"{sum(plan.trained.values()):,} of {plan.base_parameters:,} parameters on {plan.device}"
-        typer.echo(f"{label}: {amount(plan.steps, 'step')}, {data}; {trained}, about {byte_size(plan.memory.total)}")
+        echo(f"{label}: {amount(plan.steps, 'step')}, {data}; {trained}, about {byte_size(plan.memory.total)}")
         for line in (*plan.notes, *plan.warnings):
-            typer.echo(f"  {line}")
-    typer.echo("Nothing was trained: leave --dry-run out to do it.")
+            echo(f"  {line}")
+    echo("Nothing was trained: leave --dry-run out to do it.")
     raise typer.Exit
 
 
@@ -125,4 +126,4 @@ def _echo_recipes(as_json: bool) -> None:
     if as_json:
         echo_json([{"name": one.name, "description": one.description, "runs": one.labels} for one in found])
         return
-    typer.echo(aligned([[one.name, one.description] for one in found], left=(0, 1)))
+    echo(aligned([[one.name, one.description] for one in found], left=(0, 1)))

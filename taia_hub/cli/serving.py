@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Source, Update, folder, modes, progress
 from taia_hub.engines import Order
 
@@ -15,7 +16,7 @@ from taia_hub.engines import Order
 def _print_guide(wanted: bool) -> None:
     """Prints how to serve many modes and ends, when it is asked for."""
     if wanted:
-        typer.echo((Path(__file__).parents[1] / "serving" / "guide.md").read_text(encoding="utf-8"), nl=False)
+        echo((Path(__file__).parents[1] / "serving" / "guide.md").read_text(encoding="utf-8"), nl=False)
         raise typer.Exit
 
 
@@ -80,7 +81,7 @@ def serve_model(
     if print_only:
         for command in plan.commands:
             command.write_files()
-        typer.echo(plan.text())
+        echo(plan.text())
         return
-    typer.echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
+    echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     raise typer.Exit(run(plan.commands[-1]))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import HUB, filled, offering, reading
+from taia_hub.cli.printing import echo
 from taia_hub.common.fields import asked
 from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, closest
@@ -154,7 +155,7 @@ def read_prompt(text: str) -> str:
     try:
         if text == "-":
             if sys.stdin.isatty():
-                typer.echo("Type the prompt; Ctrl-D on a line of its own ends it.", err=True)
+                echo("Type the prompt; Ctrl-D on a line of its own ends it.", err=True)
             text = sys.stdin.read()
         text.encode()
     except UnicodeError as error:
@@ -187,7 +188,7 @@ def say_device(model: Any) -> None:
     from taia_hub.common.devices import placement
 
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(placement(model), err=True)
+        echo(placement(model), err=True)
 
 
 def read_answering(system: str | None, raw: bool, seed: int, temperature: float, **given: Any) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def progress(stopped: str = "") -> Iterator[Any]:
     except KeyboardInterrupt:
         bars.close()
         if stopped:
-            typer.echo(stopped, err=True)
+            echo(stopped, err=True)
         raise
     finally:
         bars.close()
@@ -226,9 +227,9 @@ def published(commit: Any) -> str:
 
 def next_step(where: str) -> None:
     """Says which command shows what was made."""
-    typer.echo(f'Next: taia compare {shlex.quote(where)} "Why is the sky blue?"')
+    echo(f'Next: taia compare {shlex.quote(where)} "Why is the sky blue?"')
 
 
 def echo_json(value: Any) -> None:
     """Prints a value as indented JSON."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    echo(json.dumps(value, indent=2, default=str))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Private, Source, echo_json, folder
 from taia_hub.errors import ConfigError
 
@@ -83,15 +84,15 @@ def _echo(done: Any, dry_run: bool, as_json: bool) -> None:
         echo_json(dataclasses.asdict(done))
         return
     for sentence in done.kept:
-        typer.echo(f"Kept: {sentence}.", err=True)
+        echo(f"Kept: {sentence}.", err=True)
     for sentence in done.warnings:
-        typer.echo(f"Warning: {sentence}", err=True)
+        echo(f"Warning: {sentence}", err=True)
     if not done.files and not done.deleted:
-        typer.echo(f"{done.url} is up to date.")
+        echo(f"{done.url} is up to date.")
     else:
-        typer.echo(f"{'Written to' if dry_run else 'Published'} {done.url}")
+        echo(f"{'Written to' if dry_run else 'Published'} {done.url}")
     if done.card_commit:
-        typer.echo(f"Linked from the model's card: {done.card_commit}")
+        echo(f"Linked from the model's card: {done.card_commit}")
 
 
 def _ask(space_id: str, closed: tuple[str, ...]) -> None:

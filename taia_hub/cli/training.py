@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from taia_hub.cli.options import options_of, reading, typed
+from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, next_step, parse_mode, progress, published
 from taia_hub.common.parsing import parse_json
 from taia_hub.common.text_tables import amount, byte_size
@@ -110,19 +111,19 @@ def _echo_trained(trained: Any, as_json: bool) -> None:
         echo_json({**values, "commit": commit.oid if commit else None, "url": commit.commit_url if commit else None})
         return
     for note in trained.notes:
-        typer.echo(f"Note: {note}")
+        echo(f"Note: {note}")
     if trained.is_new:
-        typer.echo(
+        echo(
             f"Trained {amount(trained.steps, 'step')}, {trained.tokens:,} tokens in {trained.seconds:,.0f} s "
             f"({trained.tokens_per_second:,.0f} tokens/s); loss {_loss(trained.first_loss)} -> "
             f"{_loss(trained.last_loss)}"
         )
     else:
-        typer.echo("This very training is finished already; --restart does it again.")
+        echo("This very training is finished already; --restart does it again.")
     if trained.folder:
-        typer.echo(f"Written to {trained.folder}")
+        echo(f"Written to {trained.folder}")
     if trained.commit:
-        typer.echo(published(trained.commit))
+        echo(published(trained.commit))
 
 
 def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:
@@ -152,11 +153,11 @@ def _echo_rows(plan: Any, recipe: TrainingRecipe, names: Sequence[str] = (), *, 
     }
     for name, text in rows.items():
         if not names or name in names:
-            typer.echo(f"{name:<12}{text}", err=err)
+            echo(f"{name:<12}{text}", err=err)
     for note in () if names else plan.notes:  # after the training they are told with it
-        typer.echo(f"Note: {note}", err=err)
+        echo(f"Note: {note}", err=err)
     for warning in plan.warnings:
-        typer.echo(f"Warning: {warning}", err=err)
+        echo(f"Warning: {warning}", err=err)
 
 
 def _loss(value: float | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_DEEPEST = 64
+
 
 def parse_json(text: str) -> Any:
     """Reads JSON; also what Python cannot hold or print is a ValueError: too many levels, half of a letter.
@@ -15,6 +17,7 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
+        _check_depth(value)
         if "\\ud" in text.lower():  # half of a letter may be escaped there, of which no text can be made
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -37,3 +40,17 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is nested too deeply") from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inside
+            for one in level
+            if isinstance(one, (dict, list))
+            for inside in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")

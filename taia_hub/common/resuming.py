@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from taia_hub.common.atomic import write_atomically
 from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 
+_LOCK = ".taia-lock"
 _LARGE = 1 << 20
 """Files below this many bytes are read as quickly as looked up."""
 _SETTLED = 2_000_000_000
@@ -49,6 +51,29 @@ def sole(lock: Path, busy: TAIAError | None = None) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder beside another for what shall become it, and takes away those that dead processes left.
+
+    Each holds a lock as long as its process lives, by which the others know it.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for lock in folder.parent.glob(f".{glob.escape(folder.name)}-*/{_LOCK}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0, thread_local=False):
+            shutil.rmtree(lock.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with sole(scratch / _LOCK):
+            inside = scratch / folder.name  # the scratch folder itself is its owner's alone
+            inside.mkdir()
+            yield inside
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def digest(value: Any) -> str:

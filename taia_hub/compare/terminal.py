@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from taia_hub.compare.comparison import ComparedAnswer, Comparison
 from taia_hub.compare.words import Part, readable
+from taia_hub.errors import safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,25 +24,7 @@ _BORDERS = 4  # of a panel, with its padding
 _SECONDS_A_FRAME = 1 / 15
 _MARKS = {"added": ("{+", "+}"), "left out": ("[-", "-]")}
 _STYLES = {"added": "cyan underline", "left out": "red strike"}
-_SEQUENCE = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements
-    r"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # titles, links, clipboard
-    r"|\x1b[ -/]*[0-~]|\x9b[0-?]*[ -/]*[@-~]"
-)
 _LONGEST_SEQUENCE = 64
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def safe_text(text: str) -> str:
-    r"""Takes out of anybody's text what would act in a terminal; line breaks and tabs stay.
-
-    Those are sequences of control characters, and marks of direction.
-
-    Example:
-        >>> safe_text("\x1b[31mred\x1b[0m\n")
-        'red\n'
-    """
-    return _CONTROL.sub("", _SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def make_console(file: TextIO) -> Console:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from taia_hub.common.patterns import check_patterns
 from taia_hub.engines.facts import TENSOR, Adapter, BaseFacts, Rule, Verdict
 from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.layout import PREFIX
@@ -227,11 +228,13 @@ def _exactly_targeted(adapter: Adapter) -> Iterator[str]:
         modules = adapter.paths
     layers = config.get("layers_to_transform")
     layers = [layers] if isinstance(layers, int) else layers
+    names = {key: config.get(key) for key in ("target_modules", "exclude_modules")}
+    check_patterns(names, sorted(modules), where="The adapter's configuration")
     meant = {
         path
         for path in modules - experts
-        if _matches(path, config.get("target_modules"))
-        and not _matches(path, config.get("exclude_modules"))
+        if _matches(path, names["target_modules"])
+        and not _matches(path, names["exclude_modules"])
         and (layers is None or {int(one) for one in _NUMBER.findall(path)} & {*layers})
     }
     if missing := sorted(meant - adapter.paths):

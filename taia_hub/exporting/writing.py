@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taia_hub import hub
-from taia_hub.common.resuming import Made
+from taia_hub.common.resuming import Made, scratch_beside
 from taia_hub.weights.checkpoint import StoredTensor
 from taia_hub.weights.shards import OutgoingTensor, outgoing, read_whole, write_file
 
@@ -78,10 +77,6 @@ def new_folder(made: Made, *, overwrite: bool = False) -> Iterator[tuple[Path, d
     """
     out, facts = made.folder, dict[str, Any]()
     made.check_free(overwrite=overwrite)
-    with hub.disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            folder = Path(scratch) / out.name  # the scratch folder is its owner's alone
-            folder.mkdir()
-            yield folder, facts
-            made.put(folder, overwrite=overwrite, **facts)  # another one may have been faster
+    with hub.disk_errors(out), scratch_beside(out) as folder:
+        yield folder, facts
+        made.put(folder, overwrite=overwrite, **facts)  # another one may have been faster

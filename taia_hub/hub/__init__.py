@@ -1,4 +1,4 @@
-"""The Hub: files brought to this disk and read strictly, a manifest of weights, and publishing in one commit.
+"""The Hub: files brought here and read strictly, a manifest of what decides the numbers, publishing in one commit.
 
 Names and folders come in; `Source` (files here), `Head` (what is there) and commits go out. It imports neither torch
 nor transformers.
@@ -15,7 +15,7 @@ from taia_hub.hub._errors import (
     no_folder,
     reason_of,
 )
-from taia_hub.hub._names import meant
+from taia_hub.hub._names import is_path, meant
 from taia_hub.hub._seen import seen_file, seen_folder, seen_in, seen_tensors
 from taia_hub.hub.access import CARD, CONFIG, GENERATION, HubAccess, Source, fetch, resolve_base
 from taia_hub.hub.collections import collect
@@ -39,11 +39,10 @@ from taia_hub.hub.files import (
     same_bytes,
     tensor_shapes,
     update_weights,
-    verify_manifest,
-    write_manifest,
     written_whole,
 )
 from taia_hub.hub.layout import MODEL_INDEX
+from taia_hub.hub.manifest import renewed_manifest, verify_manifest, write_manifest
 from taia_hub.hub.publish import RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
 from taia_hub.hub.reading import (
     bring,
@@ -97,6 +96,7 @@ __all__ = [
     "hub_errors",
     "index_shards",
     "info",
+    "is_path",
     "look",
     "may_lack",
     "meant",
@@ -106,6 +106,7 @@ __all__ = [
     "published_files",
     "read_json",
     "reason_of",
+    "renewed_manifest",
     "resolve_base",
     "safetensors_header",
     "same_bytes",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from taia_hub.errors import ConfigError, SettingError, misspelt
+from taia_hub.errors import ConfigError, SettingError, misspelt, short
 from taia_hub.hub.access import CONFIG
 from taia_hub.hub.files import read_json
 from taia_hub.hub.layout import KINDS, UpdatePlace
@@ -20,6 +20,11 @@ PAPER = "https://arxiv.org/abs/2405.20192"
 
 REPAIR = "Repair config.json, or write the repository anew with `taia create BASE ADAPTER`."
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_taia.TAIAConfig",
+    "AutoModel": "modeling_taia.TAIAModel",
+    "AutoModelForCausalLM": "modeling_taia.TAIAForCausalLM",
+}
 _SHA = re.compile(r"[0-9a-f]{40}")
 _FOLDER = re.compile(r"\w[\w .+-]*(/\w[\w .+-]*)*")
 _NAMES = ("inference_modules", "base_model_name_or_path", "base_model_revision")
@@ -60,7 +65,7 @@ class Fields:
         for name in ("base_model_name_or_path", "base_model_revision"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise ConfigError(f"{name} is {value!r}; it must be a non-empty string or absent.", REPAIR)
+                raise ConfigError(f"{name} is {short(value)}; it must be a non-empty string or absent.", REPAIR)
         if self.base_model_revision is not None and not _SHA.fullmatch(self.base_model_revision):
             raise ConfigError(
                 f"base_model_revision is {self.base_model_revision!r}; a base model is fixed by a commit sha (40 hex "
@@ -101,7 +106,19 @@ class RepositoryConfig(Fields):
         """Reads the contents of a `config.json`; keys of transformers' own are passed over."""
         for key in values:
             check_key(key)
+        _check_auto_map(values.get("auto_map"))
         return cls(**{key: values[key] for key in Fields.__annotations__ if key in values})
+
+
+def _check_auto_map(value: Any) -> None:
+    """Refuses a repository that names code of somebody's own, which `trust_remote_code=True` would run."""
+    named = value.items() if isinstance(value, Mapping) else () if value is None else [("auto_map", value)]
+    for key, one in named:
+        if not isinstance(one, str) or one.rpartition("--")[2] != AUTO_MAP.get(key):
+            raise ConfigError(
+                f"auto_map of config.json names {short(one)} for {key}, which is not taia-hub's code.",
+                f"Do not load it with `trust_remote_code=True`. {REPAIR}",
+            )
 
 
 def check_key(key: str) -> None:
@@ -144,17 +161,17 @@ def published_form(value: Any) -> Any:
 
 def _check_update(update: Any) -> None:
     if not isinstance(update, Mapping):
-        raise ConfigError(f"update is {update!r}; it must be a mapping with 'kind' and 'path'.", REPAIR)
+        raise ConfigError(f"update is {short(update)}; it must be a mapping with 'kind' and 'path'.", REPAIR)
     if unknown := sorted(set(update) - set(_UPDATE_KEYS)):
         raise ConfigError(f"update has unknown keys {unknown}; allowed are {list(_UPDATE_KEYS)}.", REPAIR)
     if update.get("kind") not in tuple(KINDS):
         raise ConfigError(
-            f"update.kind is {update.get('kind')!r}; this version of taia_hub reads {', '.join(KINDS)}.",
+            f"update.kind is {short(update.get('kind'))}; this version of taia_hub reads {', '.join(KINDS)}.",
             "Upgrade taia-hub to its newest version, or repair config.json.",
         )
     path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
     if not isinstance(path, str) or (path and not _FOLDER.fullmatch(path)):
-        raise ConfigError(f"update.path is {path!r}; it must be a folder inside the repository.", REPAIR)
+        raise ConfigError(f"update.path is {short(path)}; it must be a folder inside the repository.", REPAIR)
     if repo is None:
         if not path:
             raise ConfigError("update.path is missing; it names the folder of the update.", REPAIR)
@@ -165,10 +182,12 @@ def _check_update(update: Any) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise ConfigError(f"update.repo is {repo!r}; it must be the id of a repository on the Hub.", REPAIR) from error
+        raise ConfigError(
+            f"update.repo is {short(repo)}; it must be the id of a repository on the Hub.", REPAIR
+        ) from error
     if not isinstance(revision, str) or not _SHA.fullmatch(revision):
         raise ConfigError(
-            f"update.revision is {revision!r}; an adapter in another repository is fixed by a commit sha (40 hex "
+            f"update.revision is {short(revision)}; an adapter in another repository is fixed by a commit sha (40 hex "
             "digits), so that it cannot change under the model.",
-            f"Find it with `huggingface_hub.model_info({repo!r}).sha`.",
+            f"Find it with `huggingface_hub.model_info({short(repo)}).sha`.",
         )

@@ -1,4 +1,4 @@
-"""The files of a repository: whole weights, the manifest, and writing that leaves no halves."""
+"""The files of a repository: whole weights, strict JSON, and writing that leaves no halves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import errno
 import filecmp
 import glob
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 
 from taia_hub.common.parsing import parse_json
-from taia_hub.common.resuming import digest, known_sha256, sha256
+from taia_hub.common.resuming import digest, known_sha256, scratch_beside
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub._errors import disk_errors
 from taia_hub.hub._seen import seen_file, seen_folder
@@ -223,36 +222,6 @@ def convert_pickled_adapter(folder: Path, out: Path) -> None:
         save_file({key: value.contiguous().clone() for key, value in tensors.items()}, out / ADAPTER_WEIGHTS)
 
 
-def write_manifest(folder: Path, files: Mapping[str, Path]) -> None:
-    """Writes `taia_manifest.json`, last of all: size and sha256 of weights files by their paths in the repository."""
-    entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in sorted(files.items())}
-    (folder / MANIFEST).write_text(json.dumps({"version": 1, "files": entries}, indent=2) + "\n", encoding="utf-8")
-
-
-def verify_manifest(folder: Path, weights: Path, name: str, *, required: bool) -> None:
-    """Checks a weights file against the manifest in `folder`, which calls it `name`, so that a flipped bit cannot pass.
-
-    Raises:
-        RepositoryError: If the manifest is missing and `required`, or size or sha256 differ.
-        ConfigError: If the manifest is malformed.
-    """
-    again = "Download the repository again, or write it anew with `save_pretrained`; `verify=False` skips this check."
-    path = folder / MANIFEST
-    if not path.is_file():
-        if required:
-            raise RepositoryError(f"'{folder}' has no {MANIFEST}, so its weights cannot be checked.", again)
-        return
-    try:
-        entry = read_json(path)["files"][name]
-        size, digest = int(entry["size"]), str(entry["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{MANIFEST} in '{folder}' says nothing usable of '{name}': {error!r}.", again) from error
-    if weights.stat().st_size != size:
-        raise RepositoryError(f"'{name}' has {weights.stat().st_size} bytes; {MANIFEST} says {size}.", again)
-    if (found := sha256(weights)) != digest:
-        raise RepositoryError(f"'{name}' is damaged: its sha256 is {found}; {MANIFEST} says {digest}.", again)
-
-
 def base_print(model: Source) -> list[Any]:
     """Names the content of a whole model, as JSON values: by its commit, or in a folder by what lies there now."""
     return [model.name, model.revision or folder_print(model.folder)]
@@ -289,14 +258,9 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise RepositoryError(f"'{folder}' is a file.", "Give a folder.")
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            yield scratch
-            _move(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with disk_errors(folder), scratch_beside(folder) as scratch:
+        yield scratch
+        _move(scratch, folder)
 
 
 def _move(scratch: Path, folder: Path) -> None:
@@ -319,7 +283,7 @@ def _move(scratch: Path, folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object, which may be anybody's: it is neither deep nor endless.
 
     Raises:
         ConfigError: If it is no JSON object.

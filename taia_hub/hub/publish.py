@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from taia_hub.errors import RepositoryError
 from taia_hub.hub._errors import hub_errors
 from taia_hub.hub._names import TransportError
 from taia_hub.hub.access import CONFIG
@@ -129,29 +130,82 @@ def publish(
     api, repo_id, kind, revision = hub_api(commit.token), head.repo_id, head.kind, commit.revision
     with hub_errors(repo_id, what=_noun(kind), revision=revision), contextlib.ExitStack() as undo:
         if head.sha is None:  # what somebody makes meanwhile refuses ours: nobody looked at what is in it
-            api.create_repo(repo_id, private=commit.private, repo_type=kind, **(space.creation() if space else {}))
-            undo.callback(_undone, api, repo_id, None, None, kind)
+            try:
+                api.create_repo(repo_id, private=commit.private, repo_type=kind, **(space.creation() if space else {}))
+                undo.callback(_undone, api, repo_id, None, None, kind)
+            except (HfHubHTTPError, TransportError) as error:
+                if not _is_unknown(error) or not _is_new(api, repo_id, kind, commit.private):
+                    raise
         elif space:
             change_space(api, repo_id, space, undo)
         if revision and not commit.create_pr and not api.revision_exists(repo_id, revision):
             main = api.model_info(repo_id).sha
-            api.create_branch(repo_id, branch=revision, revision=main)
+            try:
+                api.create_branch(repo_id, branch=revision, revision=main)
+            except (HfHubHTTPError, TransportError) as error:
+                if not _is_unknown(error) or not api.revision_exists(repo_id, revision):
+                    raise
             undo.callback(_undone, api, repo_id, revision, main, kind)
-        done = api.create_commit(
-            repo_id,
-            [
-                CommitOperationAdd(name, path) if path else CommitOperationDelete(name, is_folder=False)
-                for name, path in files.items()
-            ],
-            repo_type=kind,
-            commit_message=commit.message or "Upload with taia-hub",
-            commit_description=commit.description,
-            revision=revision,
-            create_pr=commit.create_pr,
-            parent_commit=head.sha or api.repo_info(repo_id, revision=revision, repo_type=kind).sha,
-        )
+        parent = head.sha or api.repo_info(repo_id, revision=revision, repo_type=kind).sha
+        title = commit.message or "Upload with taia-hub"
+        try:
+            done = api.create_commit(
+                repo_id,
+                [
+                    CommitOperationAdd(name, path) if path else CommitOperationDelete(name, is_folder=False)
+                    for name, path in files.items()
+                ],
+                repo_type=kind,
+                commit_message=title,
+                commit_description=commit.description,
+                revision=revision,
+                create_pr=commit.create_pr,
+                parent_commit=parent,
+            )
+        except (HfHubHTTPError, TransportError) as error:
+            if not _is_unknown(error):
+                raise
+            done = _landed(api, head, commit, parent, title, error)
         undo.pop_all()
     return done
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Tells whether the Hub may have done what failed: its answer was lost, or was to a request that was sent twice."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return isinstance(error, TransportError) or status == 412 or status >= 500
+
+
+def _is_new(api: HfApi, repo_id: str, kind: str, private: bool | None) -> bool:
+    """Tells whether a repository is there now, as the Hub makes it and as it was asked for."""
+    if not api.repo_exists(repo_id, repo_type=kind):
+        return False
+    info: Any = api.repo_info(repo_id, repo_type=kind)
+    return len(api.list_repo_commits(repo_id, repo_type=kind)) <= 1 and (private is None or info.private == private)
+
+
+def _landed(api: HfApi, head: Head, commit: Commit, parent: str | None, title: str, error: Exception) -> CommitInfo:
+    """Looks for a commit whose answer was lost; where it is not there, `error` is the reason."""
+    repo_id, kind = head.repo_id, head.kind
+    page = f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo_id}"
+    commits: list[Any] = []
+    with contextlib.suppress(HfHubHTTPError, TransportError):
+        commits = api.list_repo_commits(repo_id, revision=commit.revision, repo_type=kind)
+    if isinstance(error, TransportError) and (commit.create_pr or not commits):
+        raise RepositoryError(
+            f"The connection to the Hub broke while '{repo_id}' was published, and what it did by then is not known.",
+            f"Look at {page} before you publish again: '{title}' may be there.",
+        ) from error
+    if commit.create_pr or [one.commit_id for one in commits[1:2]] != [parent] or commits[0].title != title:
+        raise error
+    newest = commits[0]
+    logger.warning("The connection to the Hub broke while '%s' was published; the commit is there.", repo_id)
+    return CommitInfo(
+        commit_url=f"{page}/commit/{newest.commit_id}",
+        commit_message=title,
+        commit_description=commit.description or "",
+        oid=newest.commit_id,
+    )
 
 
 def _noun(kind: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from taia_hub.common.parsing import parse_json
 from taia_hub.local_hub.history import Commit
 from taia_hub.local_hub.names import RepoKind
 from taia_hub.local_hub.refusals import Reason, Refused
@@ -33,7 +33,7 @@ class Call:
     def json(self) -> dict[str, Any]:
         """Returns the JSON object in the body, empty where there is no body; refuses any other value."""
         try:
-            value = json.loads(self.body or b"{}")
+            value = parse_json(self.body.decode() or "{}")
         except ValueError as e:
             raise Refused(Reason.INVALID, f"The body of the request is not JSON: {e}.") from e
         if not isinstance(value, dict):

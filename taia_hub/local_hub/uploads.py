@@ -6,9 +6,9 @@ The bodies of commits and large files do not fit into memory: `app.py` reads the
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from taia_hub.common.parsing import parse_json
 from taia_hub.local_hub.history import AddFile, DeleteFile, DeleteFolder, File, Operation, decode
 from taia_hub.local_hub.names import SHA256
 from taia_hub.local_hub.refusals import Reason, Refused
@@ -69,7 +69,7 @@ def stage(service: Service, line: bytes | bytearray) -> dict[str, Any] | Operati
     Returns the header's value, or what the commit shall do.
     """
     try:
-        part = json.loads(line)
+        part = parse_json(line.decode())
         key, value = part["key"], dict(part["value"])
     except (ValueError, KeyError, TypeError) as e:
         raise Refused(Reason.INVALID, "A line of the commit is no JSON object with a key and a value.") from e

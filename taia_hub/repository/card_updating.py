@@ -117,6 +117,8 @@ def make_card(
             files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
     stale = stale_eval_results(eval_results_there(source.folder), data.results)
     scores = cards.eval_results_files(data.results, data.repo_id, source.revision if pr else None)
+    if not found.is_plain and (renewed := hub.renewed_manifest(source.folder, found.folder)):
+        scores[hub.MANIFEST] = renewed  # the card says which setting is published, and so does the manifest
     return MadeCard(source, merged.text, before, merged.kept, scores, files, stale)
 
 

@@ -215,8 +215,9 @@ def _mark(made: Made) -> None:
     names = [config.place.named(name) for name in (config.place.kind.config, *updates)] if updates else []
     hashes = {}
     if updates and config.place.kind.shards:  # its index knows them: many gigabytes are not read once more
-        found = hub.read_json(made.folder / config.place.weights)["metadata"]["sha256"]
-        hashes = {config.place.named(name): digest for name, digest in found.items()}
+        metadata = hub.read_json(made.folder / config.place.weights).get("metadata")
+        found = metadata.get("sha256") if isinstance(metadata, dict) else None
+        hashes = {config.place.named(name): one for name, one in found.items()} if isinstance(found, dict) else {}
     made.mark([hub.CONFIG, *names], hashes)
 
 

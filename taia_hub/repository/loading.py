@@ -12,8 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from taia_hub import hub
 from taia_hub.common.devices import fitting
 from taia_hub.common.progress import Progress
-from taia_hub.configuration_taia import AUTO_MAP, TAIAConfig
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt
+from taia_hub.configuration_taia import TAIAConfig
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt, short
+from taia_hub.hub.config import AUTO_MAP
 from taia_hub.repository.tokenizer import copy_tokenizer
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import sublayers
@@ -121,9 +122,7 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         return loaded
     if config is None:
         config = TAIAConfig.from_dict(hub.read_json(found.root / hub.CONFIG))
-    generation = found.root / hub.GENERATION
-    if generation.is_file():
-        hub.read_json(generation)
+    generation = _generation_config(found.root) if (found.root / hub.GENERATION).is_file() else None
     config._name_or_path, config._commit_hash = found.name, found.revision
     options.base_keywords.setdefault("attn_implementation", config._attn_implementation)
     options.base_keywords.setdefault("experts_implementation", config._experts_implementation)
@@ -131,9 +130,8 @@ def load_repository(name: str, revision: str | None, config: TAIAConfig | None, 
         if (value := getattr(config, key)) != default:  # put these keywords into the configuration that they read
             options.base_keywords.setdefault(key, value)
     loaded = _load(found, config, options)
-    if loaded.model.can_generate() and generation.is_file():
-        with hub.foreign_errors(found.name, what="TAIA repository", hint=f"Write its {hub.GENERATION} again."):
-            loaded.model.generation_config = GenerationConfig.from_pretrained(str(found.root))
+    if loaded.model.can_generate() and generation is not None:
+        loaded.model.generation_config = generation
     return loaded
 
 
@@ -209,9 +207,22 @@ def load_finetuned(
     found = open_repository(scratch, options.access, base=base).with_weights(options.access)
     loaded = _load(found, _new_config(found, inference_modules=published), options)
     if loaded.model.can_generate() and (finetuned.folder / hub.GENERATION).is_file():
-        with hub.foreign_errors(finetuned.name, what="fine-tune", hint=f"Write its {hub.GENERATION} again."):
-            loaded.model.generation_config = GenerationConfig.from_pretrained(str(finetuned.folder))
+        loaded.model.generation_config = _generation_config(finetuned.folder)
     return loaded, report
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    """Reads `generation_config.json` in a folder, whose values transformers would stumble on later."""
+    values, again = hub.read_json(folder / hub.GENERATION), "Correct the value, or take the base model's file."
+    for key, value in values.items():
+        ids = value if isinstance(value, list) else () if value is None else (value,)
+        if key.endswith("_token_id") and not all(type(one) is int for one in ids):
+            raise ConfigError(
+                f"{key} in {hub.GENERATION} of '{folder}' is {short(value)}; numbers are expected.", again
+            )
+    with hub.foreign_errors(str(folder), what="model", hint=f"Write its {hub.GENERATION} again."):
+        found = GenerationConfig.from_pretrained(str(folder))
+    return found
 
 
 def fetch_checkpoints(

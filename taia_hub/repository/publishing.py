@@ -18,23 +18,23 @@ import torch
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
-from taia_hub.common.installing import install_command
+from taia_hub.common.atomic import write_atomically
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
-from taia_hub.hub.config import MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
+from taia_hub.hub.config import AUTO_MAP, MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loading import Loaded
-from taia_hub.repository.reading import base_license, check_folder, check_publishable
+from taia_hub.repository.reading import base_license, check_folder, check_links, check_publishable
 from taia_hub.repository.rebasing import on_base
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
+from taia_hub.repository.stubs import write_stubs
 from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
 from taia_hub.repository.update_files import open_repository, own_tokenizer
 from taia_hub.updates.parts import parts_by_role
 
 logger = logging.getLogger(__name__)
 
-STUBS = {"configuration_taia.py": ("TAIAConfig",), "modeling_taia.py": ("TAIAForCausalLM", "TAIAModel")}
 _OTHER_MODELS = {
     hub.ADAPTER_CONFIG,
     "model.safetensors",
@@ -42,14 +42,6 @@ _OTHER_MODELS = {
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 }
-# within `try`: what is missing outside of it, transformers would say is a package of an index
-_STUB = '''"""Loads the classes of taia-hub for `trust_remote_code=True`."""
-
-try:
-    from taia_hub import {classes}  # noqa: F401
-except ImportError as error:
-    raise ImportError({needs!r}) from error
-'''
 
 
 def save(
@@ -157,11 +149,18 @@ def push_folder(
     files that are published name that one and its commit.
     """
     commit = commit or hub.Commit()
+    check_links(folder)
+    if base is None:
+        return _push_folder(folder, check_folder(folder), repo_id, commit, tags, trust_remote_code)
     access = hub.HubAccess(token=commit.token)
-    config = check_folder(folder)
-    if base is not None:
-        with on_base(folder, config, base, access, trust_remote_code) as there:
-            return push_folder(there, repo_id, commit, tags=tags, trust_remote_code=trust_remote_code)
+    with on_base(folder, check_folder(folder), base, access, trust_remote_code) as there:  # of links to the files
+        return _push_folder(there, check_folder(there), repo_id, commit, tags, trust_remote_code)
+
+
+def _push_folder(
+    folder: Path, config: Fields, repo_id: str, commit: hub.Commit, tags: Sequence[str], trust_remote_code: bool
+) -> CommitInfo:
+    access = hub.HubAccess(token=commit.token)
     check_publishable(config)
     head = hub.look(repo_id, revision=commit.revision, token=commit.token)
     found = open_repository(folder, access, config=config).with_tokenizer(access)
@@ -189,6 +188,9 @@ def _publish(
         if hub.TOKENIZER_CONFIG not in files and not _has_tokenizer(head, config):
             save_tokenizer(config, tokenizer, commit.token, own=own_tokenizer(places))
             files |= hub.published_files(tokenizer)
+        if renewed := hub.renewed_manifest(folder, folder / config.place.path):
+            files[hub.MANIFEST] = Path(scratch) / hub.MANIFEST
+            write_atomically(Path(scratch) / hub.MANIFEST, renewed)
         files |= _card_over(head, folder, config, data, Path(scratch) / "card")
         if files.get(hub.CARD) is None:  # the one on the Hub stays
             files.pop(hub.CARD, None)
@@ -288,18 +290,18 @@ def _write_files(
     pointer = config.update.get("repo") and hub.same_bytes(written[kind.weights], update.source / kind.weights)
     if not pointer:
         config.update = {"kind": kind.name, "path": kind.folder}
+    config.auto_map = dict(AUTO_MAP)  # a trusted load names the repository that it came from
+    config.save_pretrained(folder)
+    written[kind.config] = folder / kind.folder / kind.config
     hub.write_manifest(folder, {config.place.named(name): path for name, path in written.items()})
     if pointer:
         shutil.rmtree(folder / kind.folder)
     elif kind is not DENSE and any(parameter.requires_grad for parameter in update.head_model.parameters()):
         index = {"metadata": {}, "weight_map": dict.fromkeys(loaded.model.state_dict(), config.place.weights)}
         (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
-    config.save_pretrained(folder)
     if generation is not None:
         generation.save_pretrained(folder)
-    for name, classes in STUBS.items():
-        needs = f"This model is loaded by taia-hub. {install_command()}"
-        (folder / name).write_text(_STUB.format(classes=", ".join(classes), needs=needs))
+    write_stubs(folder)
     if extra_files is not None:
         extra_files(folder)
     return config

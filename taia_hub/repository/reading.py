@@ -36,16 +36,24 @@ def base_name(config: Fields, name: str) -> str:
     return config.base_model_name_or_path
 
 
-def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = True) -> None:
-    """Checks that the files of an update are whole and, where `verify`, against the manifest in `root`."""
-    weights = hub.update_weights(folder, config.place.kind)
+def verify_update(root: Path, folder: Path, config: Fields, *, verify: bool = True, published: bool = True) -> None:
+    """Checks that the files of an update are whole and, where `verify`, against the manifest in `root`.
+
+    `published` says whether the setting that `config.json` publishes must be that of the manifest.
+    """
+    kind = config.place.kind
+    files = {kind.config: folder / kind.config, **hub.update_weights(folder, kind)}
     pointer = bool(config.update.get("repo"))  # fixed by a sha already, so the manifest may be absent
-    for name, path in weights.items() if verify else ():
-        hub.verify_manifest(root, path, config.place.named(name), required=not pointer)
+    if verify:
+        named = {config.place.named(name): path for name, path in files.items()}
+        hub.verify_manifest(root, named, required=not pointer, published=published)
 
 
 def check_folder(folder: Path) -> RepositoryConfig:
-    """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration."""
+    """Checks a saved TAIA repository: its configuration, its weights and the manifest; returns the configuration.
+
+    The published setting may be another than the manifest's: what publishes the folder renews that.
+    """
     if not folder.is_dir():
         raise hub.no_folder(folder, "Give the folder of a TAIA repository.")
     if not (folder / hub.CONFIG).is_file():
@@ -56,12 +64,28 @@ def check_folder(folder: Path) -> RepositoryConfig:
     config = read_repository_config(folder / hub.CONFIG, str(folder))
     TAIAConfig.from_dict(hub.read_json(folder / hub.CONFIG))
     if not config.update.get("repo"):
-        verify_update(folder, folder / config.place.path, config)
+        verify_update(folder, folder / config.place.path, config, published=False)
         read_update_config(folder / config.place.path, config.place.kind)
     for file, path in hub.published_files(folder).items():
         if file.endswith(".json") and "/" not in file:
             hub.read_json(path)
     return config
+
+
+def check_links(folder: Path) -> None:
+    """Refuses a folder with a link to a file elsewhere, whose content would be published.
+
+    The Hub's cache keeps the files of a snapshot as links to its own blobs.
+    """
+    root = folder.resolve()
+    own = (root, root.parents[1] / "blobs") if root.parent.name == "snapshots" else (root,)
+    for name, path in hub.published_files(folder).items():
+        target = path.resolve()
+        if not any(target.is_relative_to(place) for place in own):
+            raise RepositoryError(
+                f"'{name}' in '{folder}' is a link to '{target}', outside of the folder.",
+                "Put a copy of the file in its place where it shall be published, or take the link away.",
+            )
 
 
 def check_publishable(config: Fields) -> None:

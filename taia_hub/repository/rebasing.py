@@ -60,6 +60,9 @@ def on_base(folder: Path, config: Fields, base: str, access: hub.HubAccess, trus
         for name, keys in _named_in(config).items():
             if (folder / name).is_file():
                 _rename_base(folder / name, root / name, keys, current, target)
+        if renewed := hub.renewed_manifest(root, root / config.place.path, configured=True):
+            (root / hub.MANIFEST).unlink()
+            (root / hub.MANIFEST).write_text(renewed, encoding="utf-8")
         yield root
 
 

@@ -17,6 +17,7 @@ from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub.config import Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import KINDS, PEFT, UpdateKind, UpdatePlace, find_kind
 from taia_hub.repository.reading import base_name, read_repository_config, verify_update
+from taia_hub.repository.stubs import check_stubs
 
 logger = logging.getLogger(__name__)
 
@@ -162,8 +163,9 @@ def open_repository(
         if not (source.folder / hub.CONFIG).is_file():
             raise _nothing_there(name, source, plain, access)
         config = read_repository_config(source.folder / hub.CONFIG, name)
+    check_stubs(source.folder)
     if base is None:
-        where = _recorded_base(name, config, access)
+        where = _recorded_base(name, source, base_name(config, name), config.base_model_revision, access)
     else:
         recorded = config.base_model_name_or_path
         revision = base_revision or (config.base_model_revision if base == recorded else None)
@@ -221,7 +223,7 @@ def _plain(
         # A revision is one of the base that the adapter names; of another model the same name says something else.
         where = _given_base(name, base, base_revision or (fixed if base == recorded else None), recorded, access)
     elif recorded:
-        where = hub.resolve_base(recorded, base_revision or fixed, access)
+        where = _recorded_base(name, source, recorded, base_revision or fixed, access)
     else:
         raise ConfigError(
             f"'{name}' names no base model.",
@@ -233,16 +235,21 @@ def _plain(
     return Repository(name, source.revision, config, folder, source, UpdatePlace(kind, inside), where, is_plain=True)
 
 
-def _recorded_base(name: str, config: Fields, access: hub.HubAccess) -> hub.Source:
-    """Finds the base model that `config.json` names, at its commit."""
-    base = base_name(config, name)
-    if config.base_model_revision and os.path.isdir(base):
+def _recorded_base(name: str, source: hub.Source, base: str, revision: str | None, access: hub.HubAccess) -> hub.Source:
+    """Finds the base model that a repository or adapter names, at its commit; one of the Hub names no folder here."""
+    if source.revision is not None and (hub.is_path(base) or os.path.isdir(base)):
+        raise RepositoryError(
+            f"'{name}' on the Hub names '{base}' as its base model, which can only be a folder of its author's.",
+            "Name the base model that it belongs to (`base`, --base), or load it with "
+            "`TAIAForCausalLM.from_adapter(base, adapter)`.",
+        )
+    if revision and os.path.isdir(base):
         raise RepositoryError(
             f"The base model '{base}' is fixed at a commit on the Hub, but a folder here has the same name and "
             "would be taken for it.",
             "Rename the folder, or work in another one.",
         )
-    return hub.resolve_base(base, config.base_model_revision, access)
+    return hub.resolve_base(base, revision, access)
 
 
 def _given_base(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
-from taia_hub.errors import SettingError, closest
+from taia_hub.errors import SettingError, closest, short
 from taia_hub.roles import ROLES
 
 MODES: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +37,8 @@ _ALLOWED = (
     "('model.layers.3.mlp.*') to a weight in [0, 1]."
 )
 _LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
+_MOST = 1_024
+_LONGEST = 512
 
 
 class Adapted(Protocol):
@@ -180,6 +182,7 @@ def parse_setting(value: Any) -> Setting:
     if isinstance(value, str):
         return _parse_name(value)
     if isinstance(value, Mapping):
+        _check_number(value)
         return Setting(tuple(_parse_entry(key, weight) for key, weight in value.items()))
     if isinstance(value, (list, tuple)):
         raise SettingError(
@@ -187,7 +190,7 @@ def parse_setting(value: Any) -> Setting:
             "A list means one setting a row of a batch, and only `forward` and `generate` take it: "
             'model.generate(**rows, inference_modules=["none", "attention"]).',
         )
-    raise SettingError(f"Inference modules cannot be {value!r} of type {type(value).__name__}.", _ALLOWED)
+    raise SettingError(f"Inference modules cannot be {short(value)} of type {type(value).__name__}.", _ALLOWED)
 
 
 def parse_published(value: Any) -> Setting:
@@ -199,23 +202,35 @@ def parse_published(value: Any) -> Setting:
     """
     if not isinstance(value, (list, tuple)):
         return parse_setting(value)
-    entries: list[Entry] = []
+    _check_number(value)
+    entries: dict[str, Entry] = {}
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise SettingError(
-                f"Published inference modules hold {pair!r} where a pair of selector and weight is expected.",
+                f"Published inference modules hold {short(pair)} where a pair of selector and weight is expected.",
                 'Write them as [["attention", 1.0], ["ffn@0-7", 0.5]].',
             )
         entry = _parse_entry(*pair)
-        if any(entry.key == earlier.key for earlier in entries):
+        if entry.key in entries:
             raise SettingError(
                 f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other."
             )
-        entries.append(entry)
-    return Setting(tuple(entries))
+        entries[entry.key] = entry
+    return Setting(tuple(entries.values()))
+
+
+def _check_number(entries: Sized) -> None:
+    """Refuses more entries than anybody writes: each is matched with every adapted module."""
+    if len(entries) > _MOST:
+        raise SettingError(
+            f"A setting has {len(entries):,} entries; at most {_MOST:,} are taken.",
+            "Select many modules by a glob ('model.layers.3.*') or by their layers ('ffn@0-7').",
+        )
 
 
 def _parse_name(name: str) -> Setting:
+    if len(name) > _LONGEST:
+        raise SettingError(f"Inference modules cannot be a text of {len(name):,} characters.", _ALLOWED)
     name = canonical_mode(name)
     roles = MODES.get(name)
     if roles is None:
@@ -232,13 +247,15 @@ def _parse_name(name: str) -> Setting:
 
 
 def _parse_entry(key: Any, weight: Any) -> Entry:
-    if not isinstance(key, str) or not key:
-        raise SettingError(f"A selector of inference modules cannot be {key!r}.", _ALLOWED)
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= (number := float(weight)) <= 1:
+    if not isinstance(key, str) or not 0 < len(key) <= _LONGEST:
+        raise SettingError(f"A selector of inference modules cannot be {short(key)}.", _ALLOWED)
+    real: Any = weight  # compared as it is: of a whole number no float may be large enough
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= real <= 1:
         raise SettingError(
-            f"The weight of '{key}' is {weight!r}; it must be a number from 0 (masked) to 1 (acts in full).",
+            f"The weight of '{key}' is {short(weight)}; it must be a number from 0 (masked) to 1 (acts in full).",
             'Write it as in {"attention": 1, "ffn": 0.5}.',
         )
+    number = float(real)
     role, at, layers = key.partition("@")
     if role not in ROLES:
         if at or key.lower() in _NAMES or "+" in key:

@@ -20,6 +20,7 @@ from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
 from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.plain_lora import LeanLora, read_lean, saved_along, update_shapes
+from taia_hub.updates.peft.strict import check_expressions
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 
 Entry = tuple[str, Site, Any]
@@ -75,9 +76,10 @@ def injected(model: nn.Module, config: Any, folder: Path) -> PeftUpdate | None:
 
     Returns None where PEFT cannot, which the strict load says in our words.
     """
+    check_expressions(config, model)
     try:
         return PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
-    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, re.error):
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError, re.error):
         return None
 
 
@@ -94,7 +96,7 @@ def _fits(update: Any, weights: Path, carried: Mapping[str, tuple[int, ...]]) ->
     """Tells whether a LoRA's file holds exactly what PEFT expects; `carried` as of `saved_along`."""
     try:
         expected = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
-    except (TypeError, AttributeError, ValueError, RuntimeError, KeyError):
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError):
         return False
     return update_shapes(weights, expected, carried) == expected
 

@@ -12,7 +12,7 @@ import pytest
 
 import taia_hub
 from taia_hub.common import resuming
-from taia_hub.common.resuming import Made, Mark, changed_inputs, differences, digest, sole, whole_folder
+from taia_hub.common.resuming import Made, Mark, changed_inputs, differences, digest, scratch_beside, sole, whole_folder
 from taia_hub.errors import ConfigError, RepositoryError
 
 BUSY = RepositoryError("Somebody is in.")
@@ -73,6 +73,28 @@ def test_only_inputs_that_are_known_on_both_sides_are_compared():
     assert changed_inputs(before, {"weights": "x", "tokenizer": "y"}) == (
         "the weights are others and the tokenizer is another"
     )
+
+
+def test_what_killed_processes_left_is_taken_away_and_what_others_write_stays(tmp_path):
+    out = tmp_path / "out [1]"
+    left = tmp_path / ".out [1]-dead"
+    (left / "out [1]").mkdir(parents=True)
+    (left / ".taia-lock").touch()
+    (tmp_path / ".out [1]-mine").mkdir()  # no lock: a person's
+    with scratch_beside(out) as first, scratch_beside(out) as second:
+        assert not left.exists()
+        assert first.is_dir()
+        assert second.is_dir()
+        assert first != second
+        assert first.name == second.name == out.name
+    assert [path.name for path in tmp_path.iterdir()] == [".out [1]-mine"]
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_nothing_is_left_beside_a_folder_that_was_not_made(tmp_path, error):
+    with pytest.raises(error), scratch_beside(tmp_path / "out"):
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mark_knows_its_own_work(tmp_path):

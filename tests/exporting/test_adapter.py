@@ -295,6 +295,16 @@ def test_another_method_becomes_a_lora_that_computes_the_same(pico, method, tmp_
         assert report.rank == 4
 
 
+@pytest.mark.parametrize("method", ["ADALORA", "LOHA", "VERA"])
+def test_a_loaded_model_of_another_method_is_exported_as_its_files_are(pico, method, tmp_path):
+    folder = method_adapter(pico, method)
+    export_adapter(folder, tmp_path / "files", "all")
+
+    pico.taia("llama", f"export-{method}").export_adapter(tmp_path / "loaded", "all")
+
+    assert (tmp_path / "loaded" / WEIGHTS).read_bytes() == (tmp_path / "files" / WEIGHTS).read_bytes()
+
+
 @pytest.mark.parametrize(("method", "options"), [("OSF", {}), ("LILY", {"r": 4})])
 def test_a_method_that_no_lora_can_say_is_refused(pico, method, options, tmp_path):
     with pytest.raises(UnsupportedUpdateError, match=f"what {method} changes.*\n.*by this package alone"):

@@ -526,6 +526,11 @@ def test_references_that_git_refuses_cannot_be_made(name):
         [b'{"key": "lfsFile", "value": {"path": "a", "oid": "00"}}'],
         [b'{"key": "file", "value": {"path": "a", "content": "", "encoding": "base64"}}'],
         [b'{"key": "header", "value": {"summary": 1}}'],
+        [b'{"key": "header", "value": {"summary": "x", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}"],
+        *(
+            [b'{"key": "header", "value": {"summary": "x"}}', b'{"key": "file", "value": {"path": "%s"}}' % path]
+            for path in (b"a\\ud800b", b"a\xed\xa0\x80b")
+        ),
         [b'{"key": "header", "value": {"summary": "x"}}', b'{"key": "file", "value": {"path": "a", "content": 1}}'],
         [
             b'{"key": "header", "value": {"summary": "x"}}',
@@ -539,6 +544,13 @@ def test_damaged_commits_are_refused(hub, api, repo, lines):
     assert status == 400
     assert headers["x-error-message"]
     assert api.model_info(repo).sha == head
+
+
+@pytest.mark.parametrize("name", [b'"\\udfff"', b"[" * 100_000 + b"]" * 100_000])
+def test_a_call_that_no_answer_could_repeat_is_refused(hub, api, name):
+    status, _, reply = raw(hub, "POST", "/api/repos/create", body=b'{"name": ' + name + b"}")
+    assert (status, "not JSON" in reply.decode()) == (400, True)
+    assert list(api.list_models()) is not None
 
 
 def test_a_refusal_reaches_a_client_that_is_still_sending(hub):

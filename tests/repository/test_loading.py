@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, UpdateMismatchError
-from taia_hub.hub import write_manifest
-from tests.conftest import made_once
+from tests.conftest import made_once, renew_manifest
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 LORA_A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
@@ -38,11 +37,13 @@ def rewrite(folder, change, manifest=True):
     tensors = load_file(folder / WEIGHTS)
     save_file(change(tensors) or tensors, folder / WEIGHTS, metadata={"format": "pt"})
     if manifest:
-        write_manifest(folder, {WEIGHTS: folder / WEIGHTS})
+        renew_manifest(folder, WEIGHTS)
 
 
 def edit(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    for folder in (path.parent, path.parent.parent):
+        renew_manifest(folder)
 
 
 def refused(folder, kind, match, **keywords):
@@ -105,7 +106,7 @@ def test_a_flipped_bit_in_the_header(folder):
 
 def test_a_missing_manifest(folder):
     (folder / "taia_manifest.json").unlink()
-    error = refused(folder, RepositoryError, r"has no taia_manifest\.json, so its weights cannot be checked")
+    error = refused(folder, RepositoryError, r"has no taia_manifest\.json, so its files cannot be checked")
     assert "verify=False" in error.hint
     assert TAIAForCausalLM.from_pretrained(folder, verify=False)
 
@@ -191,7 +192,7 @@ def test_missing_and_unexpected_tensors_are_both_named(folder):
 
 def test_an_empty_file_of_weights(folder):
     (folder / WEIGHTS).write_bytes(save({}))
-    write_manifest(folder, {WEIGHTS: folder / WEIGHTS})
+    renew_manifest(folder, WEIGHTS)
     refused(folder, UpdateMismatchError, "28 tensors are missing")
 
 
@@ -321,6 +322,7 @@ def test_a_base_without_a_revision_is_fixed_when_it_is_loaded(online, tmp_path):
     TAIAForCausalLM.from_adapter(online.base, online.adapter).save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved/config.json").read_text())
     (tmp_path / "saved/config.json").write_text(json.dumps({**config, "base_model_revision": None}))
+    renew_manifest(tmp_path / "saved")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").taia_config.base_model_revision == online.base_sha
 
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 
-from taia_hub import hub
+from taia_hub import TAIAForCausalLM, hub
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.merging.module import holding, merged_weights
 from taia_hub.repository.card_request import CardRequest
@@ -24,6 +24,7 @@ from taia_hub.updates.dense.difference import write_dense
 from taia_hub.updates.molora.config import MoLoraSettings
 from taia_hub.updates.molora.update import add_molora, save_molora
 from taia_hub.updates.peft.plain_lora import LeanLora
+from tests.conftest import renew_manifest
 
 ACCESS = hub.HubAccess()
 
@@ -352,3 +353,23 @@ def test_a_missing_file_on_the_hub_is_told(online, repo_id, name):
         make_card(repo_id, CardRequest())
     with pytest.raises(RepositoryError, match=name.rpartition("/")[2]):
         repository_info(repo_id)
+
+
+@pytest.mark.parametrize("kind", ["plain adapter", "repository"])
+@pytest.mark.parametrize("named", ["here", "/nowhere/at/all", "../up"], ids=["here", "nowhere", "above"])
+def test_what_is_on_the_hub_names_no_folder_of_this_machine(online, pico, repo_id, tmp_path, kind, named):
+    base = pico.base("llama")
+    folder = shutil.copytree(pico.adapter("llama"), tmp_path / "own")
+    if kind == "repository":
+        folder = create_repository(str(base), str(folder), out=tmp_path / "taia").folder
+    where = str(base) if named == "here" else named
+    for path in [*folder.glob("config.json"), *folder.rglob("adapter_config.json")]:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": where}))
+    renew_manifest(folder)
+    online.api.create_repo(repo_id)
+    online.api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns="README.md")
+    with pytest.raises(RepositoryError, match="can only be a folder of its author's") as caught:
+        TAIAForCausalLM.from_pretrained(repo_id)
+    assert "from_adapter" in caught.value.hint
+    if kind == "plain adapter":
+        assert TAIAForCausalLM.from_adapter(base, repo_id)

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx
 import huggingface_hub.utils._http as client
 import pytest
 import torch
@@ -17,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel, cards, hub
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub import published_files
+from taia_hub.hub._names import TransportError
 from taia_hub.repository.publishing import push_folder
 from taia_hub.weights import skeleton
+from tests.conftest import renew_manifest
 
 
 @pytest.fixture
@@ -218,6 +221,62 @@ def test_a_hub_that_goes_away_leaves_at_most_an_empty_new_repository(online, mod
     online.hub.fail = None
     assert online.api.list_repo_files(repo_id) == [".gitattributes"]
     assert f"'{repo_id}' was made for a commit that failed, and could not be deleted again" in caplog.text
+
+
+@pytest.mark.parametrize("call", ["create_commit", "create_repo", "create_branch"])
+@pytest.mark.parametrize("status", [None, 502])
+def test_what_the_hub_did_before_the_connection_broke_counts(online, model, repo_id, monkeypatch, call, status):
+    keywords = {"revision": "other"} if call == "create_branch" else {}
+    if keywords:
+        model.push_to_hub(repo_id)
+    original = getattr(HfApi, call)
+
+    def lost(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if status is None:
+            raise TransportError("the connection broke")
+        request = httpx.Request("POST", "http://127.0.0.1")
+        raise HfHubHTTPError("bad gateway", response=httpx.Response(status, request=request))
+
+    monkeypatch.setattr(HfApi, call, lost)
+    done = model.push_to_hub(repo_id, **keywords)
+    assert online.api.list_repo_commits(repo_id, **keywords)[0].commit_id == done.oid
+    assert done.repo_url.repo_id == repo_id
+    assert "taia_manifest.json" in online.files(repo_id, keywords.get("revision"))
+
+
+def test_a_hub_that_cannot_be_asked_again_is_not_said_to_have_done_nothing(online, model, repo_id, monkeypatch):
+    model.push_to_hub(repo_id)
+    change(model)
+    original, listed = HfApi.create_commit, HfApi.list_repo_commits
+
+    def broken(*args, **kwargs):
+        raise TransportError("the connection broke")
+
+    def lost(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        monkeypatch.setattr(HfApi, "list_repo_commits", broken)
+        broken()
+
+    monkeypatch.setattr(HfApi, "create_commit", lost)
+    with pytest.raises(RepositoryError, match="what it did by then is not known") as caught:
+        model.push_to_hub(repo_id, commit_message="Second")
+    assert f"{repo_id} before you publish again" in caught.value.hint
+    monkeypatch.setattr(HfApi, "list_repo_commits", listed)
+    assert online.api.list_repo_commits(repo_id)[0].title == "Second"
+
+
+def test_somebody_elses_commit_is_not_taken_for_the_lost_one(online, model, repo_id, monkeypatch):
+    model.push_to_hub(repo_id)
+    original = HfApi.create_commit
+
+    def lost(self, *args, **kwargs):
+        original(online.api, repo_id, [CommitOperationAdd("NEWS", b"faster")], commit_message="faster")
+        raise TransportError("the connection broke")
+
+    monkeypatch.setattr(HfApi, "create_commit", lost)
+    with pytest.raises(RepositoryError, match="cannot be reached"):
+        model.push_to_hub(repo_id)
 
 
 def test_a_race_is_refused_and_said_so(online, model, repo_id, monkeypatch):
@@ -657,9 +716,30 @@ def test_a_failed_push_deletes_what_it_made_itself(online, saved, repo_id):
 def test_what_cannot_be_loaded_is_not_pushed(online, saved, file, content, message):
     repo_id = "own/never-pushed"
     (saved / file).write_text(content)
+    renew_manifest(saved)
     with pytest.raises(ConfigError, match=message):
         push_folder(saved, repo_id)
     assert not online.api.repo_exists(repo_id)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "figures/plot.png", "generation_config.json"])
+def test_a_link_out_of_the_folder_is_not_followed(online, saved, tmp_path, repo_id, name):
+    (tmp_path / "secret").write_text("{}")
+    (saved / name).parent.mkdir(exist_ok=True)
+    (saved / name).unlink(missing_ok=True)
+    (saved / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(RepositoryError, match=f"'{name}' .*is a link to .*secret'") as caught:
+        push_folder(saved, repo_id)
+    assert caught.value.hint
+    assert not online.api.repo_exists(repo_id)
+
+
+def test_links_inside_of_a_folder_and_those_of_the_cache_are_files(online, saved, repo_id):
+    (saved / "NOTES.md").symlink_to("README.md")
+    push_folder(saved, repo_id)
+    assert "NOTES.md" in online.files(repo_id)
+    push_folder(Path(snapshot_download(repo_id)), f"{repo_id}-again")
+    assert online.files(f"{repo_id}-again").keys() == online.files(repo_id).keys()
 
 
 def test_one_tag_that_is_no_list_is_refused(pico):

@@ -9,10 +9,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from taia_hub import TAIAForCausalLM
 from taia_hub.cli import main
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, TAIAError, UnsupportedUpdateError
+from tests.conftest import renew_manifest
 
 
 def edit(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    renew_manifest(path.parent)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,7 @@ def test_a_plain_adapter_on_a_base_that_is_gone(pico, tmp_path):
 def test_a_prompt_learning_adapter_is_refused_with_the_reason(folder):
     values = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(values))
+    renew_manifest(folder)
     with pytest.raises(UnsupportedUpdateError, match=r"PROMPT_TUNING .* updates no module"):
         TAIAForCausalLM.from_pretrained(folder)
 
@@ -151,3 +154,44 @@ def test_a_repository_without_a_base_says_so_in_info(saved, capsys):
     with pytest.raises(SystemExit):
         main(["info", str(saved)])
     assert "names no base model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"AutoModelForCausalLM": "modeling_other.Model"}, "modeling_other.Model' for AutoModelForCausalLM"),
+        ({"AutoTokenizer": ["a.B", None]}, "for AutoTokenizer"),
+        ("modeling_taia.TAIAModel", "for auto_map"),
+        ({"AutoConfig": "somebody/else--code.Config"}, "somebody/else--code.Config"),
+    ],
+)
+def test_a_configuration_that_names_code_of_somebodys_own_is_refused(folder, value, named):
+    edit(folder / "config.json", auto_map=value)
+    with pytest.raises(ConfigError, match=named) as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert "trust_remote_code" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["configuration_taia.py", "modeling_taia.py"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nfrom taia_hub import TAIAConfig",
+        "from taia_hub import TAIAConfig as print\nprint()",
+        "try:\n    from taia_hub import TAIAConfig\nexcept ImportError as error:\n    raise ImportError(open('x'))",
+        "from taia_hub.errors import safe_text",
+        "def broken(",
+        "\0",
+    ],
+)
+def test_code_under_the_names_of_ours_is_refused(folder, name, code):
+    TAIAForCausalLM.from_pretrained(folder)
+    (folder / name).write_text(code)
+    with pytest.raises(RepositoryError, match=f"'{name}' .* is not taia-hub's") as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert caught.value.hint
+
+
+def test_what_earlier_versions_wrote_as_code_is_ours(folder):
+    (folder / "modeling_taia.py").write_text('"""Ours."""\n\nfrom taia_hub import TAIAForCausalLM, TAIAModel\n')
+    assert TAIAForCausalLM.from_pretrained(folder)

@@ -344,10 +344,20 @@ def test_the_repository_holds_these_files_and_no_adapter_at_its_root(online):
     }
 
 
-def test_the_manifest_has_size_and_sha256_of_the_weights(online):
+def test_the_manifest_has_size_and_sha256_of_the_update_and_what_the_configuration_decides(online):
     folder = Path(snapshot_download(online.taia))
-    entry = {"size": (folder / WEIGHTS).stat().st_size, "sha256": sha256(folder / WEIGHTS)}
-    assert json.loads((folder / "taia_manifest.json").read_text()) == {"version": 1, "files": {WEIGHTS: entry}}
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in ("adapter/adapter_config.json", WEIGHTS)
+    }
+    config = {
+        "base_model_name_or_path": online.base,
+        "base_model_revision": online.base_sha,
+        "inference_modules": "attention",
+        "update": {"kind": "peft", "path": "adapter"},
+    }
+    manifest = json.loads((folder / "taia_manifest.json").read_text())
+    assert manifest == {"version": 2, "config": config, "files": files}
 
 
 def test_peft_loads_the_whole_update_without_this_package(online, ids, expected):

@@ -389,3 +389,22 @@ def test_a_bad_setting_in_a_list_is_named(model, pico):
 def test_the_papers_names_of_modes_stand_in_one_table():
     paths = Path(taia_hub.__file__).parent.rglob("*.py")
     assert [path.name for path in paths if re.search('"TAIF[":]', path.read_text(encoding="utf-8"))] == ["settings.py"]
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        ({f"model.layers.{number}.*": 1 for number in range(2000)}, "2,000 entries"),
+        ([[f"model.layers.{number}.*", 1] for number in range(2000)], "2,000 entries"),
+        ({"*" * 10_000: 1}, "selector of inference modules cannot be"),
+        ("x" * 10_000, "a text of 10,000 characters"),
+        ({"ffn": 10**400}, "The weight of 'ffn' is"),
+        ({"ffn": "x" * 100_000}, "The weight of 'ffn' is"),
+        ([["ffn", [[[[[[[[[[1]]]]]]]]]]]], "The weight of 'ffn' is"),
+        ([{"x" * 10_000: 1}], "a pair of selector and weight"),
+    ],
+)
+def test_what_anybody_sends_is_bounded(value, match):
+    with pytest.raises(SettingError, match=match) as caught:
+        parse_published(value) if isinstance(value, list) else parse_setting(value)
+    assert len(str(caught.value)) < 2_000

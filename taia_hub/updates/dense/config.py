@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError
+from taia_hub.errors import ConfigError, RepositoryError, UpdateMismatchError, short
 from taia_hub.hub.layout import DENSE
 from taia_hub.weights.checkpoint import Group, group_tensors, read_shards
 
@@ -22,12 +22,12 @@ def read_dense_config(folder: Path) -> dict[str, Any]:
     config = hub.read_json(path)
     version = config.get("version")
     if not isinstance(version, int) or version < 1:
-        raise ConfigError(f"'{path}' has the version {version!r}; {VERSION} is expected.", "Write it again.")
+        raise ConfigError(f"'{path}' has the version {short(version)}; {VERSION} is expected.", "Write it again.")
     if version > VERSION:
         raise ConfigError(f"'{path}' has the version {version}; {VERSION} is known here.", "Upgrade taia-hub.")
     for name, fits in (("aliases", _is_names), ("resized", _is_rows)):
         if not fits(config.get(name)):
-            raise ConfigError(f"'{path}' holds a malformed '{name}': {config.get(name)!r}.", "Write it again.")
+            raise ConfigError(f"'{path}' holds a malformed '{name}': {short(config.get(name))}.", "Write it again.")
     return config
 
 
@@ -36,7 +36,7 @@ def dense_groups(base: Any, folder: Path, config: Mapping[str, Any]) -> dict[str
     model_type = getattr(getattr(base, "config", None), "model_type", None)
     if model_type != config.get("model_type"):
         raise UpdateMismatchError(
-            f"The fine-tune is of a model of type {config.get('model_type')!r}; the base is {model_type!r}.",
+            f"The fine-tune is of a model of type {short(config.get('model_type'))}; the base is {model_type!r}.",
             "Name the base model that it was made from.",
         )
     found, unused = group_tensors(base, read_shards(folder, DENSE.weights))

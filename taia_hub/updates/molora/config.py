@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, RepositoryError, closest
+from taia_hub.errors import ConfigError, RepositoryError, closest, short
 from taia_hub.hub.layout import MOLORA
 
 MOLORA_CONFIG, MOLORA_WEIGHTS = MOLORA.config, MOLORA.weights
 
 _VERSION = 1
+_LARGEST = 1_000_000
 _ROLES = ("attention", "ffn")
 _AGAIN = f"Correct the value in {MOLORA_CONFIG}, or save the update again with `save_molora`."
 
@@ -110,7 +111,7 @@ def read_molora_config(folder: Path) -> MoLoraDescription:
         raise ConfigError(f'\'{path}\' describes no MoLoRA update ("method": "molora").', _AGAIN)
     if values.get("version") != _VERSION:
         raise ConfigError(
-            f"'{path}' has version {values.get('version')!r}; this package reads {_VERSION}.", "Upgrade taia-hub."
+            f"'{path}' has version {short(values.get('version'))}; this package reads {_VERSION}.", "Upgrade taia-hub."
         )
     own = [field.name for field in fields(MoLoraSettings)]
     rest = [field.name for field in fields(MoLoraDescription) if field.name != "settings"]
@@ -121,7 +122,9 @@ def read_molora_config(folder: Path) -> MoLoraDescription:
         raise ConfigError(f"'{path}' lacks '{missing[0]}'.", _AGAIN)
     for role in _ROLES:
         if not isinstance(values[role], list) or not all(isinstance(name, str) and name for name in values[role]):
-            raise ConfigError(f"'{role}' in '{path}' is {values[role]!r}; a list of module paths is expected.", _AGAIN)
+            raise ConfigError(
+                f"'{role}' in '{path}' is {short(values[role])}; a list of module paths is expected.", _AGAIN
+            )
         values[role] = tuple(values[role])
     if len({*values["attention"], *values["ffn"]}) != len(values["attention"]) + len(values["ffn"]):
         raise ConfigError(f"'{path}' names a module path twice.", _AGAIN)
@@ -129,14 +132,15 @@ def read_molora_config(folder: Path) -> MoLoraDescription:
         raise ConfigError(f"'{path}' names no FFN linear, so it holds no experts.", _AGAIN)
     for name in ("base_model_name_or_path", "base_model_revision"):
         if not isinstance(values.get(name), (str, type(None))):
-            raise ConfigError(f"{name} in '{path}' is {values[name]!r}; a text or null is expected.", _AGAIN)
+            raise ConfigError(f"{name} in '{path}' is {short(values[name])}; a text or null is expected.", _AGAIN)
     settings = MoLoraSettings(**{key: values.pop(key) for key in own})
     return MoLoraDescription(settings, **values)
 
 
 def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; a whole number of at least 1 is expected.", "The defaults are usual.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        expected = f"a whole number from 1 to {_LARGEST:,} is expected"
+        raise ConfigError(f"{name} is {short(value)}; {expected}.", "The defaults are usual.")
 
 
 def _real(value: Any) -> float:
@@ -145,4 +149,4 @@ def _real(value: Any) -> float:
 
 def _number(name: str, value: Any, fits: bool, allowed: str) -> None:
     if not fits:
-        raise ConfigError(f"{name} is {value!r}; a number {allowed} is expected.", "0 switches it off.")
+        raise ConfigError(f"{name} is {short(value)}; a number {allowed} is expected.", "0 switches it off.")

@@ -24,7 +24,7 @@ from taia_hub import hub
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import SublayerRoles, layer_of
 from taia_hub.switch.switch import Site, Switch
-from taia_hub.updates.peft.strict import ADAPTER
+from taia_hub.updates.peft.strict import ADAPTER, check_expressions
 
 _ALL_LINEAR = "all-linear"
 _INITIALISED = (True, False, "gaussian")
@@ -81,6 +81,7 @@ def read_lean(
     """
     if not _is_plain(config) or is_state_space(model):
         return None
+    check_expressions(config, model)
     try:
         pairs, expected = _expected(model, config)
     except re.error:

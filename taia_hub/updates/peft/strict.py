@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
-from taia_hub.hub import tensor_shapes
+from taia_hub.common.patterns import check_patterns
+from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError, short
+from taia_hub.hub import read_json, tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
 
 ADAPTER = "default"
@@ -23,6 +25,10 @@ CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
 
 WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
 
+_LARGEST_ALPHA = 1_000_000
+_MOST = {"": 100_000, "rank_pattern": 10_000, "alpha_pattern": 2_000}
+# ^ PEFT matches each pattern with each module
+_AGAIN = "Save the adapter again with `model.save_pretrained(...)`, or correct the value."
 _REFUSED_TYPES: dict[Any, str] = {
     PeftType.ADAPTION_PROMPT: "it replaces whole attention modules and has no layer that can be switched",
     PeftType.XLORA: "its gates run as hooks on the whole model, outside the layers",
@@ -34,11 +40,14 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """Reads `adapter_config.json` in a folder, and refuses what cannot be switched off at run time."""
-    path = folder / CONFIG_NAME
+    """Reads `adapter_config.json` in a folder, and refuses what cannot be switched off at run time.
+
+    It may be anybody's: values are bounded here, and its expressions where the names are known (`check_expressions`).
+    """
+    values = read_json(folder / CONFIG_NAME)
+    _check_bounds(values)
     try:
-        values = PeftConfig.from_json_file(str(path)) if path.is_file() else {}
-        method = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(values.get("peft_type"))) if isinstance(values, dict) else None
+        method = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(values.get("peft_type")))
         if method is not None:
             # PEFT asks this of the base class alone, which refuses nothing.
             method.check_kwargs(**{**values, "peft_version": str(values.get("peft_version") or "0")})
@@ -98,6 +107,27 @@ def _settle_bias(config: Any, folder: Path) -> None:
             _WAY_OUT,
         )
     config.bias = "none"
+
+
+def check_expressions(config: PeftConfig, base: nn.Module) -> None:
+    """Refuses an adapter whose regular expressions would not end on the names of a base model's modules."""
+    check_patterns(config.to_dict(), (name for name, _ in base.named_modules()), where=CONFIG_NAME)
+
+
+def _check_bounds(values: Mapping[str, Any]) -> None:
+    """Refuses scalings with which an update is no number any more, and more patterns than any model has modules."""
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:  # Python takes NaN and Infinity for JSON
+            said = f"{name} in {CONFIG_NAME} is {short(value)}"
+            raise ConfigError(f"{said}; a finite number is expected.", _AGAIN) from error
+        if isinstance(value, (dict, list)) and len(value) > (most := _MOST.get(name, _MOST[""])):
+            raise ConfigError(f"{name} in {CONFIG_NAME} has {len(value):,} entries; at most {most:,} are read.", _AGAIN)
+        for number in (value.values() if isinstance(value, dict) else [value]) if "alpha" in name else ():
+            if isinstance(number, (bool, int, float)) and (number is True or abs(number) > _LARGEST_ALPHA):
+                said = f"{name} in {CONFIG_NAME} is {str(number)[:40]}"
+                raise ConfigError(f"{said}; a number of at most {_LARGEST_ALPHA:,} is expected.", _AGAIN)
 
 
 def _refusal(config: PeftConfig) -> tuple[str, str] | None:

@@ -38,6 +38,7 @@ from taia_hub.updates.peft.strict import (
     WEIGHTS_NAME,
     WRAPPERS,
     check_base_untouched,
+    check_expressions,
     check_tensors,
     mismatch,
     read_config,
@@ -162,6 +163,7 @@ def attach_update(
     """
     shapes = {key: stored.shape for key, stored in read_header(folder / WEIGHTS_NAME).items()}
     config = read_config(folder)
+    check_expressions(config, base)
     try:
         fit = fitted(config, shapes, base, options.is_trainable)
     except (TypeError, AttributeError, re.error) as error:
@@ -203,7 +205,7 @@ def _attach(
             )
     except (TypeError, AttributeError, re.error) as error:
         raise _unusable(folder, error) from error
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, LookupError) as error:
         raise mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder, fit=fit)
     copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, source, keys, originals)
