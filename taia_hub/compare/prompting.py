@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from taia_hub.common.chat import Messages, chat_tokens
+from taia_hub.common.chat import Messages, chat_tokens, check_ids, embedding_rows, padding_id
 from taia_hub.compare.decoding import NARROWING, UNKNOWN_SAMPLING, warpers
 from taia_hub.errors import ConfigError, closest
 
@@ -84,6 +84,7 @@ def encode_prompt(model: Any, tokenizer: Any, messages: tuple[Mapping[str, str],
     lacking = chat and not tokenizer.chat_template
     notes = ("The model has no chat template: the text was taken as it is.",) if lacking else ()
     tokens = chat_tokens(tokenizer, messages, chat=chat)
+    check_ids(tokenizer, tokens, embedding_rows(model))
     length, most = len(tokens), context_length(model)
     if not length:
         raise ConfigError("The prompt has no tokens.", "Write a text.")
@@ -129,8 +130,9 @@ def read_generation(
     if most is not None:
         config.max_new_tokens = min(config.max_new_tokens, most - max(prompt.input_ids.shape[1] for prompt in prompts))
     config.max_length = None
-    if config.pad_token_id is None:
-        config.pad_token_id = _pad_token(config, tokenizer)
+    config.pad_token_id = padding_id(
+        tokenizer, embedding_rows(model), config.pad_token_id, tokenizer.pad_token_id, config.eos_token_id
+    )
     return config
 
 
@@ -162,10 +164,3 @@ def _wrong_values(config: GenerationConfig, generation: Mapping[str, Any]) -> It
                 yield f"A comparison does not sample with {name}.", "Use temperature, top_k, top_p or min_p."
     if (config.num_beams or 1) > 1:
         yield f"num_beams={config.num_beams} cannot be streamed.", "Leave it out."
-
-
-def _pad_token(config: GenerationConfig, tokenizer: Any) -> int | None:
-    for value in (tokenizer.pad_token_id, config.eos_token_id):
-        if value is not None:
-            return int(value[0] if isinstance(value, (list, tuple)) else value)
-    return None

@@ -43,6 +43,7 @@ class Order:
         revision: Commit of the base model; None for a folder.
         modes: The modes, each prepared as the engine needs it; the base is among them only where it was asked for.
         gguf: The base model as GGUF, for llama.cpp.
+        tokenizer: Folder of the tokenizer and the `generation_config.json`, where they are not the base model's.
         folder: Where files of the command itself may be written.
         extra: Flags for the engine, as the user wrote them.
     """
@@ -58,6 +59,7 @@ class Order:
     nodes: int = asked(1, "Machines; above 1 with --print and --head.", least=1)
     head: str | None = asked(None, "With --nodes: the first machine.", metavar="ADDRESS")
     gguf: Path | None = None
+    tokenizer: Path | None = None
     folder: Path = Path()
     extra: tuple[str, ...] = ()
     trust_remote_code: bool = False
@@ -237,6 +239,11 @@ def flag_of(word: str) -> str:
     """
     name = word.partition("=")[0]
     return name.replace("_", "-") if name.startswith("--") else name
+
+
+def unless_given(order: Order, flag: str, value: object) -> tuple[str, object]:
+    """Returns a flag with a value, or without one where the user gives the flag."""
+    return flag, None if any(flag_of(word) == flag for word in order.extra) else value
 
 
 def given_number(order: Order, flag: str, *, hint: str) -> int | None:

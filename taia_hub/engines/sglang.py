@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from taia_hub.engines.order import Command, Engine, Order, check_rank, flag_of, given_number, server, several
+from taia_hub.engines.order import (
+    Command,
+    Engine,
+    Order,
+    check_rank,
+    flag_of,
+    given_number,
+    server,
+    several,
+    unless_given,
+)
 from taia_hub.errors import ConfigError
 
 _RANK, _LORAS = "--max-lora-rank", "--max-loras-per-batch"
@@ -53,6 +63,7 @@ def _command(order: Order, machine: int) -> Command:
         ("python", "-m", "sglang.launch_server"),
         ("--model-path", order.base),
         ("--revision", order.revision),
+        unless_given(order, "--tokenizer-path", order.tokenizer),
         ("--served-model-name", order.name),
         ("--enable-lora", bool(paths)),
         ("--lora-paths", paths or None),

@@ -15,6 +15,7 @@ from taia_hub.engines.order import (
     given_number,
     server,
     several,
+    unless_given,
 )
 from taia_hub.engines.rules import VLLM_RANKS, vllm_rank
 from taia_hub.errors import ConfigError
@@ -38,6 +39,8 @@ def build(order: Order) -> tuple[Command, ...]:
         order,
         ("vllm", "serve", order.base),
         ("--revision", order.revision),
+        unless_given(order, "--tokenizer", order.tokenizer),
+        unless_given(order, "--generation-config", order.tokenizer),  # where answers end
         ("--served-model-name", colon_name(order.name, "none")),
         ("--enable-lora", bool(order.updates)),
         (_RANK, needed if given is None else None),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taia_hub.common.chat import check_ids, embedding_rows, padding_id
 from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.options import check_batch_size
@@ -130,15 +131,20 @@ class HarnessTask:
         return Measured(scores, values)
 
 
-def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str) -> Any:
+def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, chat: bool = False) -> Any:
     """Makes lm-eval's view of a loaded model, an `HFLM` whose `answered` is called for every answered request.
 
-    Several processes of accelerate share the items. lm-eval sets the tokenizer's padding: give a copy.
+    Several processes of accelerate share the items. lm-eval sets the tokenizer's padding: give a copy. With `chat` no
+    token is put before or behind a prompt, because its chat template writes them.
     """
     batch_size = check_batch_size(batch_size)
     module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)
+    padding = padding_id(tokenizer, embedding_rows(model))
+    if padding != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    bos = {"add_bos_token": False} if chat else {}
     with quiet():
-        lm = _lm_class(module.HFLM)(model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        lm = _lm_class(module.HFLM)(model, tokenizer=tokenizer, batch_size=batch_size, backend="causal", **bos)
     accelerator = import_or_raise("accelerate", "eval", FEATURE).Accelerator()
     if accelerator.num_processes > 1:
         lm.accelerator = accelerator
@@ -175,6 +181,16 @@ def _lm_class(base: type) -> type:
         def __init__(self, *args: Any, **keywords: Any) -> None:
             super().__init__(*args, **keywords)
             self.cache_hook = _Counter(self)
+
+        def tok_encode(self, *args: Any, **keywords: Any) -> Any:
+            ids = super().tok_encode(*args, **keywords)
+            check_ids(self.tokenizer, ids, embedding_rows(self.model))
+            return ids
+
+        def tok_batch_encode(self, *args: Any, **keywords: Any) -> Any:
+            encoded = super().tok_batch_encode(*args, **keywords)
+            check_ids(self.tokenizer, encoded[0].flatten().tolist(), embedding_rows(self.model))
+            return encoded
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, **keywords: Any) -> Any:
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, **keywords)

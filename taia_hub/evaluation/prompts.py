@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.chat import chat_tokens
+from taia_hub.common.chat import chat_tokens, check_ids, embedding_rows, padding_id
 from taia_hub.common.jsonl import get_text, parse_object, read_lines
 from taia_hub.errors import ConfigError, closest
 from taia_hub.evaluation.harness import Advance, Measured, Session
@@ -236,9 +236,10 @@ def _until(text: str, stops: Sequence[str]) -> str:
 def _generate(model: Any, tokenizer: Any, ids: list[list[int]], keywords: Mapping[str, Any]) -> list[str]:
     import torch
 
-    pad = model.generation_config.pad_token_id
-    pad = tokenizer.pad_token_id if pad is None else pad
-    pad = tokenizer.eos_token_id if pad is None else pad
+    rows = embedding_rows(model)
+    for row in ids:
+        check_ids(tokenizer, row, rows)
+    pad = padding_id(tokenizer, rows, model.generation_config.pad_token_id)
     length = max(map(len, ids))
     inputs = torch.tensor([[pad] * (length - len(row)) + list(row) for row in ids], device=model.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in ids], device=model.device)

@@ -216,7 +216,8 @@ def _session(model: Any, tokenizer: Any, options: EvaluationOptions) -> Session:
         )
     chat = has_template if options.chat_template is None else options.chat_template
     settings = HarnessSettings(options.limit, options.seed, chat, options.system_instruction, options.gen_kwargs)
-    lm = make_lm(model, copy.deepcopy(tokenizer), batch_size=options.batch_size)  # lm-eval sets a padding token
+    own = copy.deepcopy(tokenizer)  # lm-eval sets a padding token
+    lm = make_lm(model, own, batch_size=options.batch_size, chat=chat)
     return Session(model, tokenizer, lm, settings, options.batch_size)
 
 

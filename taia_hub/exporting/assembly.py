@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from taia_hub import hub
 from taia_hub.engines.facts import BaseFacts
 from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor_names
 from taia_hub.exporting.writing import Planned, read_factor
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OpenedUpdate
+from taia_hub.repository.update_files import GENERATION, own_tokenizer
 from taia_hub.updates.peft.plain_lora import linear_shape
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 
@@ -114,10 +116,27 @@ def base_facts(model: nn.Module, update: OpenedUpdate) -> BaseFacts:
     return BaseFacts(frozenset(modules), frozenset(embeddings | head), tied, update.base.revision is not None)
 
 
+def _said_of_answers(update: OpenedUpdate) -> Iterator[str]:
+    """Says whose tokenizer belongs to an export, and where its answers end, where the base model's may not do."""
+    files, own = update.files, own_tokenizer(update.files.places)
+    if own is not None and (files.is_plain or files.name != own.name):
+        yield f"Its tokenizer and chat template are those of '{own.name}', not the base model's."
+    path, config = files.root / GENERATION, hub.read_json(update.base.folder / hub.CONFIG)
+    ends = hub.read_json(path).get("eos_token_id") if path.is_file() else None
+    known = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+    found, before = ([one] if isinstance(one, int) else list(one or ()) for one in (ends, known))
+    if more := [one for one in found if one not in before]:
+        yield (
+            f"Its answers end at the tokens {', '.join(map(str, found))}; the base model's configuration does not know "
+            f"{', '.join(map(str, more))}: give `eos_token_id={found}` to `generate`, and engines `stop_token_ids`."
+        )
+
+
 def notes_on(
     update: OpenedUpdate, parts: Sequence[Factors], scale: Scale, targets: Targets, is_exact: bool
 ) -> Iterator[str]:
     """Says what to know of an export, in sentences."""
+    yield from _said_of_answers(update)
     if not update.base.revision:
         yield f"The base model is the folder '{base_name(update)}'; whoever loads the export needs it there."
     if carried := [name for name in _stored_names(update) if name.endswith(".weight") and ".lora_" not in name]:

@@ -35,7 +35,7 @@ def load_tokenizer(
     config = model.taia_config
     places = model._taia_places if places is None else places
     if own := own_tokenizer(places):
-        return _read(own, trust_remote_code)
+        return read_tokenizer(own, trust_remote_code)
     base, access = config.base_model_name_or_path, hub.HubAccess(token=token)
     for place in places[:1]:
         if hub.may_lack(place, hub.TOKENIZER_CONFIG, access):  # the base's would be taken in its place
@@ -43,7 +43,7 @@ def load_tokenizer(
     files = (*_FILES, "*.py") if trust_remote_code else _FILES
     source = hub.fetch(base, files, revision=config.base_model_revision, access=access, what="tokenizer")
     if (source.folder / hub.TOKENIZER_CONFIG).is_file():
-        return _read(source, trust_remote_code)
+        return read_tokenizer(source, trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' readers fail in every way
@@ -67,7 +67,7 @@ def save_tokenizer(
     Returns why nothing was written, or None; a base without a tokenizer is only warned of, a damaged `own` is an error.
     """
     if own is not None:
-        _read(own, trust_remote_code)
+        read_tokenizer(own, trust_remote_code)
         copy_tokenizer(own, folder)
         return None
     name, revision = config.base_model_name_or_path or "", config.base_model_revision
@@ -107,7 +107,8 @@ def copy_tokenizer(source: hub.Source, folder: Path) -> None:
                 shutil.copyfile(path, target)
 
 
-def _read(source: hub.Source, trust_remote_code: bool) -> Any:
+def read_tokenizer(source: hub.Source, trust_remote_code: bool) -> Any:
+    """Loads the tokenizer in a folder; RepositoryError where it is damaged."""
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' readers fail in every way

@@ -17,6 +17,7 @@ from taia_hub.errors import ConfigError, SettingError
 from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
+from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
 from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -32,6 +33,7 @@ class ServingPlan:
         commands: The commands in their order; the last one is the server.
         prepared: The `taia export` and `taia merge` commands that make the files of the modes by hand.
         base: Folder of the base model, of which only the configuration need be on this disk.
+        notes: What to know of it.
     """
 
     engine: Engine
@@ -39,6 +41,7 @@ class ServingPlan:
     commands: tuple[Command, ...]
     prepared: tuple[str, ...]
     base: Path
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -57,6 +60,7 @@ class ServingPlan:
             _comment(f"{self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}"),
             _comment(f"Models: {', '.join(self.models)}"),
             *(_comment(f"Made before: {command}") for command in self.prepared),
+            *map(_comment, self.notes),
             _comment(memory_text(self.engine, self.order, self.commands[-1], self.base)),
         ]
         if self.order.nodes > 1:
@@ -149,10 +153,13 @@ def plan_serving(
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
     ready = tuple(prepare(preparing, setting) for setting in settings)
+    tokenizer = served_tokenizer(files, preparing.folder, access, trust_remote_code=trust_remote_code)
+    note = tokenizer_note(found, tokenizer, serves_base=any(setting.name == "none" for setting in settings))
     at = preparing.models if found.needs == "merged" else preparing.folder
-    order = dataclasses.replace(order, modes=ready, folder=at)
+    order = dataclasses.replace(order, modes=ready, folder=at, tokenizer=tokenizer)
     by_hand = [preparing.by_hand(one.slug, one) for one in settings if one.name != "none"]
-    return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder)
+    notes = () if note is None else (note,)
+    return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, notes)
 
 
 def _comment(text: str) -> str:

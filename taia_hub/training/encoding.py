@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taia_hub.common.chat import Messages, plain_messages, template_errors
+from jinja2 import TemplateError
+
+from taia_hub.common.chat import (
+    Messages,
+    check_ids,
+    ending_template,
+    plain_messages,
+    render,
+    template_errors,
+    tools_of,
+)
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 
 IGNORED_LABEL = -100
 """The label that the models of transformers leave out of the loss."""
+
+
+_PROBE = ({"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes"})
 
 
 @dataclass(frozen=True)
@@ -29,95 +42,148 @@ class Encoded:
 class Encoder:
     """Makes tokens of conversations, with labels for the assistant's messages only or for all.
 
-    The answers are found in one of three ways, the first that the tokenizer allows: by the generation marks of the chat
-    template, or of the one that TRL knows for it; by rendering the conversation up to each answer, which must be the
-    beginning of the whole; and, without a chat template, in the plain form: the messages joined by empty lines, each
-    answer ended by the end-of-sequence token, without which ConfigError is raised. `notes` are for the user.
+    The answers are found in one of two ways, the first that the tokenizer allows: by the generation marks of the chat
+    template, or of the one that TRL knows for it; or by rendering the conversation up to each answer, which must be the
+    beginning of the whole. A message with `train` False is read and not trained on.
+
+    `tokenizer` is the one that was given; where it has no chat template, or one that ends no answer, a copy whose
+    template does, by the end-of-sequence token: it belongs to the trained model. `end` is the id of the token that ends
+    an answer, or None where the template refuses to show it. `notes` are for the user.
+
+    Raises:
+        ConfigError: If nothing could end an answer.
 
     Example:
         >>> Encoder(tokenizer).encode([{"role": "user", "content": "Hi"}])  # doctest: +SKIP
     """
 
     def __init__(self, tokenizer: Any, *, assistant_only: bool = True) -> None:
-        self.tokenizer = tokenizer
         self.assistant_only = assistant_only
         self.notes: tuple[str, ...] = ()
-        self._template: str | None = None
-        self._spans: Callable[[Messages], Encoded]
-        if not tokenizer.chat_template:
-            if tokenizer.eos_token_id is None:
-                raise ConfigError(
-                    "The tokenizer has no chat template and no end-of-sequence token, so no answer would ever end.",
-                    "Give the base model one: tokenizer.eos_token = '</s>', and save it.",
-                )
-            self.notes = (
-                "The tokenizer has no chat template: messages are joined by empty lines, and each answer ends with "
-                f"{tokenizer.eos_token}.",
+        plain = not tokenizer.chat_template
+        self._take(ending_template(tokenizer, plain=True) if plain else tokenizer)
+        self.end = self._find_end()
+        if self.end is None and not plain and self._shows(_PROBE):
+            self._take(ending_template(tokenizer, plain=False), mended=True)
+            self.end = self._find_end()
+            self.notes += (
+                f"The chat template ends no answer: {tokenizer.eos_token} is put behind each, here and in the "
+                "template that is published.",
             )
-            self._spans = self._plain
-        elif not assistant_only:
-            self._spans = self._whole
-        else:
-            self._template = _marked_template(tokenizer)
-            self._spans = self._marked if self._template else self._by_prefixes
+        if plain:
+            self.notes += (
+                "The tokenizer has no chat template: messages are joined by empty lines, and each answer ends with "
+                f"{tokenizer.eos_token}; the published one has a template that says so.",
+            )
+
+    def _take(self, tokenizer: Any, *, mended: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self._mended = mended
+        self._marks = _marked_template(tokenizer)
+        others = {tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+        self._ends = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} - others
+        self._endings = tuple(str(text) for text in tokenizer.convert_ids_to_tokens(sorted(self._ends)) if text)
 
     def encode(self, messages: Messages) -> Encoded:
-        """Makes tokens and labels of a conversation; ConfigError if the template refuses it or blurs its answers."""
-        with template_errors(f"a conversation that begins with {messages[0]['content'][:60]!r}"):
-            encoded = self._spans(messages)
-        return encoded if self.assistant_only else Encoded(encoded.input_ids, list(encoded.input_ids))
+        """Makes tokens and labels of a conversation.
 
-    def _whole(self, messages: Messages) -> Encoded:
-        ids = self.tokenizer.apply_chat_template(plain_messages(messages), return_dict=True)["input_ids"]
-        return Encoded(list(ids), list(ids))
+        ConfigError if the template refuses it, blurs its answers, or leaves out reasoning or tools.
+        """
+        with template_errors(_quoted(messages)):
+            self._check_rendered(messages)
+            if not self.assistant_only and all(map(_is_trained, messages)):
+                ids = self._apply(messages)["input_ids"]
+                return Encoded(list(ids), list(ids))
+            encoded = self._marked(messages) if self._marks and self.assistant_only else None
+            return encoded or self._by_prefixes(messages, rest=not self.assistant_only)
 
-    def _marked(self, messages: Messages) -> Encoded:
-        found = self.tokenizer.apply_chat_template(
-            plain_messages(messages),
-            chat_template=self._template,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
+    def _apply(self, messages: Messages, **options: Any) -> Any:
+        turns, tools = plain_messages(messages), tools_of(messages)
+        return self.tokenizer.apply_chat_template(turns, tools=tools, return_dict=True, **options)
+
+    def _find_end(self) -> int | None:
+        """Returns the id of the special or added token that ends the trained tokens of an answer; None without one."""
+        if not self._shows(_PROBE):
+            return None
+        encoded = (self._marks and self._marked(_PROBE)) or self._by_prefixes(_PROBE, rest=False)
+        trained = [one for one in encoded.labels if one != IGNORED_LABEL]
+        return trained[-1] if trained and trained[-1] in self._ends else None
+
+    def _shows(self, messages: Messages) -> bool:
+        try:
+            render(self.tokenizer, messages)
+        except TemplateError:
+            return False
+        return True
+
+    def _marked(self, messages: Messages) -> Encoded | None:
+        """Goes by the template's marks; None where they do not tell which answer is which and one is left out."""
+        found = self._apply(messages, chat_template=self._marks, return_assistant_tokens_mask=True)
         ids, mask = list(found["input_ids"]), found["assistant_masks"]
-        return Encoded(ids, [one if trained else IGNORED_LABEL for one, trained in zip(ids, mask, strict=True)])
+        starts = [at for at, one in enumerate(mask) if one and not (at and mask[at - 1])]
+        spans = [(at, next((to for to in range(at, len(mask)) if not mask[to]), len(mask))) for at in starts]
+        answers = [message for message in messages if message["role"] == "assistant"]
+        if len(spans) != len(answers):
+            if not all(map(_is_trained, answers)):
+                return None
+            answers = [{}] * len(spans)
+        labels = [IGNORED_LABEL] * len(ids)
+        for (start, stop), message in zip(spans, answers, strict=True):
+            if _is_trained(message):
+                kept = self.tokenizer.decode(ids[start:stop]).rstrip().endswith(self._endings)
+                while kept and not self.tokenizer.decode(ids[stop - 1 : stop]).strip():
+                    stop -= 1  # nothing is generated behind the end
+                labels[start:stop] = ids[start:stop]
+        return Encoded(ids, labels)
 
-    def _by_prefixes(self, messages: Messages) -> Encoded:
-        def render(count: int, *, ask: bool = False) -> str:
-            turns = plain_messages(messages[:count])
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
-
-        whole, pieces, end = render(len(messages)), list[tuple[str, bool]](), 0
+    def _by_prefixes(self, messages: Messages, *, rest: bool) -> Encoded:
+        """Goes by what the template writes until each message that is trained, or not, unlike the `rest`."""
+        whole, pieces, end = render(self.tokenizer, messages), list[tuple[str, bool]](), 0
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            is_answer = message["role"] == "assistant"
+            trained = _is_trained(message) and (is_answer or rest)
+            if trained == rest:
                 continue
-            before, after = render(index, ask=True), render(index + 1)
+            before = render(self.tokenizer, messages[:index], ask=is_answer) if index else ""
+            after = render(self.tokenizer, messages[: index + 1])
             if not (whole.startswith(after) and after.startswith(before)):
                 raise ConfigError(
                     "The chat template writes a conversation in another way once it goes on, so the assistant's "
-                    "tokens cannot be told from the others.",
-                    "Put {% generation %} … {% endgeneration %} around the answers in the template, or give "
-                    "assistant_only_loss: false.",
+                    f"tokens cannot be told from the others in {_quoted(messages)}.",
+                    "Put {% generation %} … {% endgeneration %} around the answers in the template, give the earlier "
+                    'answers "train": false, or give assistant_only_loss: false.',
                 )
-            answer, ending = whole[len(before) : len(after)], self.tokenizer.eos_token
-            if ending and answer.rstrip().endswith(ending):
-                answer = answer.rstrip()  # nothing is generated after it
-            pieces += [(whole[end : len(before)], False), (answer, True)]
+            answer = whole[len(before) : len(after)]
+            if is_answer and self._mended:  # nothing is generated behind the end
+                answer = answer[: answer.rindex(self.tokenizer.eos_token) + len(self.tokenizer.eos_token)]
+            elif answer.rstrip().endswith(self._endings):
+                answer = answer.rstrip()
+            pieces += [(whole[end : len(before)], rest), (answer, trained)]
             end = len(before) + len(answer)
-        pieces.append((whole[end:], False))
+        pieces.append((whole[end:], rest))
         return self._join(pieces)
 
-    def _plain(self, messages: Messages) -> Encoded:
-        pieces = list[tuple[str, bool]]()
-        for index, message in enumerate(messages):
-            if index:
-                pieces.append(("\n\n", False))
-            answer = message["role"] == "assistant"
-            pieces.append((message["content"] + (self.tokenizer.eos_token if answer else ""), answer))
-        encoded = self._join(pieces)
-        begin = self.tokenizer("")["input_ids"][:1]  # what this tokenizer puts before every text
-        if begin and begin[0] == self.tokenizer.bos_token_id:
-            return Encoded([*begin, *encoded.input_ids], [IGNORED_LABEL, *encoded.labels])
-        return encoded
+    def _check_rendered(self, messages: Messages) -> None:
+        """Refuses reasoning, thoughts within an answer, and tools that the template leaves out."""
+        trained = [one for one in messages if one["role"] == "assistant" and _is_trained(one)]
+        texts = [one["reasoning"] for one in trained if one.get("reasoning")]
+        texts += [one["content"] for one in trained if "</think>" in one["content"]]
+        tools = tools_of(messages) or []
+        if not texts and not tools:
+            return
+        written = _squeezed(render(self.tokenizer, messages))
+        if any(_squeezed(text) not in written for text in texts):
+            raise ConfigError(
+                f"The chat template leaves out reasoning of the assistant in {_quoted(messages)}.",
+                "Leave it out of the data, train on one answer an item (many templates write the last reasoning only; "
+                'give the earlier answers "train": false), or use a template that writes it.',
+            )
+        names = [str((tool.get("function") or tool).get("name")) for tool in tools]
+        if any(name not in written for name in names):
+            raise ConfigError(
+                f"The chat template leaves out the tools ({', '.join(names)}) of {_quoted(messages)}.",
+                "Leave 'tools' out of the data, or use a template that writes them.",
+            )
 
     def _join(self, pieces: Sequence[tuple[str, bool]]) -> Encoded:
         """Makes tokens of pieces so that each prompt has those that it has alone, as when an answer is generated."""
@@ -141,6 +207,19 @@ class Encoder:
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _is_trained(message: Mapping[str, Any]) -> bool:
+    return message.get("train") is not False
+
+
+def _squeezed(text: str) -> str:
+    """Leaves out the blanks, which templates change."""
+    return "".join(text.split())
+
+
+def _quoted(messages: Messages) -> str:
+    return f"a conversation that begins with {messages[0]['content'][:60]!r}"
 
 
 def _merged(pieces: Sequence[tuple[str, bool]]) -> list[tuple[bool, str]]:
@@ -185,17 +264,20 @@ def encode_items(
     max_length: int,
     packing: bool,
     cache: Path,
+    vocabulary: int | None = None,
     progress: Progress | None = None,
 ) -> EncodedItems:
     """Makes tokens of all items, `messages` in rows, in their order; packing sorts by length in windows of 1,000 items.
 
     What is longer than `max_length` tokens is cut off, and items of which the loss would see nothing are left out. The
-    tokens go into the folder `cache`: they may be more than fits into memory.
+    tokens go into the folder `cache`: they may be more than fits into memory. ConfigError if an id is not below
+    `vocabulary`, the number of the model's embeddings.
     """
     total, done = len(rows), [0]
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         encoded = encoder.encode(row["messages"])
+        check_ids(encoder.tokenizer, encoded.input_ids, vocabulary)
         done[0] += 1
         if progress and (done[0] % 256 == 0 or done[0] == total):
             progress("tokens", done[0], total)

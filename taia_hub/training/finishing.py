@@ -17,6 +17,7 @@ from taia_hub.repository.card import manifest_sha256
 from taia_hub.repository.side_files import FIGURES, SIDE_FILES
 from taia_hub.training import modelling, record
 from taia_hub.training.composition import plot_composition
+from taia_hub.training.ending import publish_end
 from taia_hub.training.job import Fitted
 from taia_hub.training.workspace import Workspace
 
@@ -41,6 +42,7 @@ def make_repository(
 
     def beside(folder: Path) -> None:
         job.tokenizer.save_pretrained(folder)
+        publish_end(folder, job)
         kind = _KINDS[recipe.method]
         written.update(fitted.record(manifest_sha256(folder, UpdatePlace(kind, kind.folder).weights)))
         record.write_record(folder, written, recipe, fitted.losses)

@@ -1,18 +1,21 @@
 """The forms that training data comes in, told apart by their keys, and the one form that is trained on.
 
 An item is trained on as `messages`: a list of turns with `role` and `content`, the system's first where there is one,
-then the user's and the assistant's in turn, the assistant's last.
+then the user's and the assistant's in turn, the assistant's last. Where an item says so, a turn also has `train`
+(False: it is read and not trained on) and `reasoning`, and the first one `tools` (JSON), for the chat template. What
+asks for something else is refused.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 from taia_hub.common.jsonl import LineError, get_text
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 class Form(str, Enum):
@@ -36,6 +39,22 @@ _KEYS = {
     Form.ALPACA: ("instruction", "output"),
     Form.COMPLETION: ("prompt", "completion"),
 }
+_CALLS = ("tool_calls", "function_call")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_UNHEARD = {
+    **dict.fromkeys(
+        ("loss", "loss_weight", "loss_mask", "mask", "masked", "training", "train_on_turn", "trainable"),
+        "say 'train': false or 'weight': 0 of a turn",
+    ),
+    **dict.fromkeys(
+        ("train_detail", "training_detail", "completion_mask", "assistant_masks"),
+        "whole turns are trained on or not, by 'train'",
+    ),
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only texts can be trained on"),
+    "functions": "give them as 'tools'",
+    "chat_template_kwargs": "the chat template gets messages and tools",
+}
+"""Keys of items and turns that ask for what is not done, and what to do."""
 _ROLES = {
     "system": "system",
     "human": "user",
@@ -72,13 +91,16 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
 
     Alpaca's `input` follows the `instruction` after an empty line; `system` and `history` (pairs of instruction and
     output) are used where they are there. `prompt` and `completion` may be texts or lists of turns. An empty system
-    turn is left out. Every other key is passed over. LineError where a key is missing, a text is empty or no text of
-    Unicode, or the roles are not in order.
+    turn is left out. A turn's `weight` (0 or 1) and `train` say whether it is trained on; `reasoning_content`,
+    `reasoning` and `thinking` are the answer's; `tools` the item's. Every other key is passed over, but for those that
+    ask for something else. LineError where a key is missing, a text is empty or no text of Unicode, or the roles are
+    not in order.
 
     Example:
         >>> to_messages({"instruction": "Add.", "input": "1 and 1", "output": "2"}, Form.ALPACA)
         [{'role': 'user', 'content': 'Add.\n\n1 and 1'}, {'role': 'assistant', 'content': '2'}]
     """
+    _refuse_unheard(item, "it")
     if form is Form.ALPACA:
         messages = _alpaca(item)
     elif form is Form.COMPLETION:
@@ -91,7 +113,15 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
         if messages and messages[0]["role"] == "system":
             raise LineError("it has a system prompt in 'system' and another in its turns")
         messages.insert(0, {"role": "system", "content": system})
+    if said := _reasoning(item, "it"):
+        if form in (Form.MESSAGES, Form.SHAREGPT) or messages[-1].get("reasoning"):
+            raise LineError("it has reasoning outside its turns, of which each has its own")
+        messages[-1]["reasoning"] = said
+    if not _is_trained(item, "it"):
+        raise LineError("it says that it is not to be trained on; leave it out")
     _check_messages(messages)
+    if tools := _tools(item.get("tools")):
+        messages[0]["tools"] = tools
     return messages
 
 
@@ -112,6 +142,54 @@ def _check_messages(messages: Messages) -> None:
             raise LineError(f"the text of turn {number + 1} ({message['role']}) is no Unicode: {e.reason}") from e
     if messages[-1]["role"] != "assistant":
         raise LineError("it ends with a turn of the user, which nobody answers")
+    if not any(message["role"] == "assistant" and message.get("train", True) for message in messages):
+        raise LineError("none of its answers is to be trained on")
+
+
+def _refuse_unheard(values: Mapping[str, Any], whose: str) -> None:
+    """Refuses keys that ask for what is not done: other names of weights, pictures, calls of tools."""
+    for key in _CALLS:
+        if values.get(key):
+            raise LineError(f"{whose} calls a tool; only texts can be trained on")
+    for key in _UNHEARD:
+        if values.get(key) not in (None, [], {}, ""):
+            raise LineError(f"{whose} has '{key}', which is not heard of: {_UNHEARD[key]}")
+
+
+def _is_trained(values: Mapping[str, Any], whose: str) -> bool:
+    """Tells what `weight` and `train` say, which are 0 or 1, and must not contradict each other."""
+    found = dict[str, bool]()
+    for key in ("weight", "train"):
+        value = values.get(key)
+        value = {"0": 0, "1": 1, "true": 1, "false": 0}.get(value.lower(), value) if isinstance(value, str) else value
+        if value is not None and (not isinstance(value, (int, float)) or value not in (0, 1)):
+            raise LineError(f"{whose} has {values[key]!r:.60} as '{key}'; it is 0 or 1, false or true")
+        if value is not None:
+            found[key] = bool(value)
+    if len(set(found.values())) > 1:
+        raise LineError(f"{whose} has a 'weight' and a 'train' that contradict each other")
+    return all(found.values())
+
+
+def _reasoning(values: Mapping[str, Any], whose: str) -> str:
+    """Returns what an answer was reasoned by, under whichever name; empty where there is nothing."""
+    found = {key: values[key] for key in _REASONING if values.get(key) not in (None, "")}
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise LineError(f"{whose} has {value!r:.60} as '{key}', which is no text")
+    if len(set(found.values())) > 1:
+        raise LineError(f"{whose} has several texts of reasoning ({', '.join(found)}); which one is meant is not clear")
+    return next(iter(found.values()), "")
+
+
+def _tools(value: Any) -> str:
+    """Returns the tools of an item as JSON; they are a list of functions, or the JSON of one; empty without any."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) and value.strip() else value
+        named = [(tool.get("function") or tool)["name"] for tool in tools or ()]
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise LineError(f"'tools' is {value!r:.60}, and no list of functions with names") from e
+    return json.dumps(tools) if named else ""
 
 
 def _alpaca(item: Mapping[str, Any]) -> Messages:
@@ -141,12 +219,11 @@ def _turns(value: Any, key: str) -> Messages:
     return messages
 
 
-def _turn(turn: Any, number: int) -> dict[str, str]:
+def _turn(turn: Any, number: int) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise LineError(f"turn {number} is {turn!r:.60}, and no object")
     who, said = ("from", "value") if turn.get("from") is not None else ("role", "content")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise LineError(f"turn {number} calls a tool; only texts can be trained on")
+    _refuse_unheard(turn, f"turn {number}")
     for key in (who, said):
         if not isinstance(turn.get(key), str):
             missing = turn.get(key) is None
@@ -155,4 +232,12 @@ def _turn(turn: Any, number: int) -> dict[str, str]:
     if turn[who] not in _ROLES:
         known = "human, gpt, system" if who == "from" else "user, assistant, system"
         raise LineError(f"turn {number} is of '{turn[who]}', which is none of {known}")
-    return {"role": _ROLES[turn[who]], "content": turn[said]}
+    role, reasoning = _ROLES[turn[who]], _reasoning(turn, f"turn {number}")
+    message = {"role": role, "content": turn[said]}
+    if not _is_trained(turn, f"turn {number}"):
+        message["train"] = False
+    elif role != "assistant" and (turn.get("train") or turn.get("weight")):
+        raise LineError(f"turn {number} of the {role} is to be trained on; 'train' and 'weight' are of answers")
+    if reasoning and role != "assistant":
+        raise LineError(f"turn {number} of the {role} has reasoning, which is of answers")
+    return message | ({"reasoning": reasoning} if reasoning else {})

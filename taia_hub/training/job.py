@@ -14,6 +14,7 @@ from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import RepositoryError
 from taia_hub.training import record
+from taia_hub.training.encoding import Encoder
 from taia_hub.training.planning import Plan, make_plan, process_rank
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import Selection, select, trained_parameters
@@ -26,21 +27,26 @@ from taia_hub.weights.skeleton import skeleton
 class Job:
     """A recipe with everything that was found out before weights are loaded.
 
-    `data` is a `PreparedData`; `skeleton`, the base model on the meta device, is what the repository is made with at
-    the end; `parameters` counts those of the base, `inputs` name what the weights depend on beside the recipe, and
-    `fingerprint` is a hash of both.
+    `data` is a `PreparedData`; `encoder` makes its tokens, by the tokenizer that the trained model gets; `skeleton`,
+    the base model on the meta device, is what the repository is made with at the end; `parameters` counts those of the
+    base, `inputs` name what the weights depend on beside the recipe, and `fingerprint` is a hash of both.
     """
 
     recipe: TrainingRecipe
     base: hub.Source
     data: Any
-    tokenizer: Any
+    encoder: Encoder
     skeleton: Any = field(repr=False)
     selection: Selection
     parameters: int
     inputs: Mapping[str, Any]
     fingerprint: str
     token: str | bool | None = field(repr=False)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the trained model."""
+        return self.encoder.tokenizer
 
     @property
     def commit_message(self) -> str:
@@ -140,7 +146,7 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
         recipe=recipe,
         base=base,
         data=data,
-        tokenizer=tokenizer,
+        encoder=Encoder(tokenizer, assistant_only=recipe.assistant_only_loss),
         skeleton=model,
         selection=select(model, recipe),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -47,7 +47,7 @@ class Plan:
 
     Attributes:
         items: Items (packed sequences with `packing`) that are trained on, all epochs included.
-        tokens: Their tokens; an estimate in a dry run.
+        tokens: Their tokens; an estimate where steps end before the items do.
         longest: Tokens of the longest item.
         steps: Optimizer steps.
         batch_size: Items of an optimizer step.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,15 @@ from huggingface_hub import CommitInfo, constants
 from transformers.utils import logging as transformers_logging
 
 from taia_hub import hub
+from taia_hub.common.chat import embedding_rows, padding_id
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
 from taia_hub.repository import publishing
 from taia_hub.repository.reading import read_repository_config
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling, record
-from taia_hub.training.encoding import EncodedItems, Encoder, encode_items
+from taia_hub.training.encoding import EncodedItems, encode_items
+from taia_hub.training.ending import ending_note
 from taia_hub.training.finishing import make_repository
 from taia_hub.training.job import Fitted, Job, prepare_job
 from taia_hub.training.planning import Plan, process_count, process_rank, smaller
@@ -31,9 +35,6 @@ from taia_hub.training.trainer import Watch, check_packing, make_trainer, ran_ou
 from taia_hub.training.workspace import TOKENS, Workspace, check_out, sole_run
 
 logger = logging.getLogger(__name__)
-
-_SAMPLE = 256
-"""Items that a dry run makes tokens of, to estimate those of all."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,7 @@ def _train(
     if process_count() == 1:  # else another process may be writing its own
         shutil.rmtree(work.folder / TOKENS, ignore_errors=True)
     with _disk_errors(work), _quiet():
-        items = encode_items(
-            job.data.train,
-            Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss),
-            max_length=job.max_length,
-            packing=recipe.packing,
-            cache=work.folder / TOKENS,
-            progress=progress if is_main else None,
-        )
+        items = _encoded(job, work.folder / TOKENS, progress if is_main else None)
         micro = work.micro_batch_size(recipe) if resume else None
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
         if resume and (begun := work.state().get("dtype", plan.dtype)) != plan.dtype:
@@ -171,6 +165,9 @@ def _train(
         fitted = _fit(job, plan, items, work, progress if is_main else None)
         if not is_main:  # the first process writes and publishes
             return _trained(fitted.record(None), work.out if out else None, None)
+        if note := ending_note(fitted):
+            noted = dataclasses.replace(fitted.plan, notes=(*fitted.plan.notes, note))
+            fitted = dataclasses.replace(fitted, plan=noted)
         written, commit = make_repository(fitted, work, progress, None if out else push, private)
     if out and push:
         commit = _push(work.out, push, private, job)
@@ -188,7 +185,7 @@ def plan_training(
     token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Says what `train` would do, without loading weights: the number of tokens is an estimate.
+    """Says what `train` would do, without loading weights; every item is made tokens of, as `train` does.
 
     Args:
         recipe: The recipe.
@@ -209,14 +206,25 @@ def plan_training(
     if push:
         push = hub.full_repo_id(push, token)
     job = prepare_job(recipe, token, progress, push)
-    rows, encoder = job.data.train, Encoder(job.tokenizer, assistant_only=recipe.assistant_only_loss)
-    sample = range(0, len(rows), max(1, len(rows) // _SAMPLE))
-    lengths = [min(len(encoder.encode(rows[index]["messages"]).input_ids), job.max_length) for index in sample]
-    tokens = round(sum(lengths) / max(1, len(lengths)) * len(rows))
-    count = len(rows)
-    if recipe.packing:
-        count, lengths = max(1, -(-tokens // job.max_length)), [job.max_length]
-    return job.plan(lengths, count, tokens, encoder.notes, None)
+    with tempfile.TemporaryDirectory(prefix="taia-tokens-") as scratch, hub.disk_errors(Path(scratch)):
+        items = _encoded(job, Path(scratch), progress)
+        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, None)
+    if out:
+        hub.check_space(out, _needed(plan, recipe), "The training, with two checkpoints,")
+    return plan
+
+
+def _encoded(job: Job, cache: Path, progress: Progress | None) -> EncodedItems:
+    """Makes tokens of a job's items, and checks them."""
+    return encode_items(
+        job.data.train,
+        job.encoder,
+        max_length=job.max_length,
+        packing=job.recipe.packing,
+        cache=cache,
+        vocabulary=embedding_rows(job.skeleton),
+        progress=progress,
+    )
 
 
 def check_target(recipe: TrainingRecipe, out: Path | None, push: str | None) -> None:
@@ -254,6 +262,9 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         try:
             model = modelling.build_model(job, plan, uniform_dtype=sharded)
             tokenizer = copy.deepcopy(job.tokenizer)  # the trainer may give it a padding token
+            padding = padding_id(tokenizer, embedding_rows(job.skeleton))
+            if padding != tokenizer.pad_token_id:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
             trainer = make_trainer(model, arguments, items.dataset, tokenizer, job.recipe, watch)
             if job.recipe.packing and not sharded:
                 check_packing(trainer)

@@ -25,7 +25,7 @@ from taia_hub.training.checking import Problems, check_rows
 from taia_hub.training.rows import Row, read_rows
 
 _EVERY = 512  # items between two reports of progress
-_VERSION = 2  # of the conversion: another one makes what was converted before out of date
+_VERSION = 3  # of the conversion: another one makes what was converted before out of date
 _FILE = re.compile(r"\.(jsonl?|ndjson|parquet|csv)$", re.IGNORECASE)
 _HUB = re.compile(r"(?P<id>[^@:\s]+/[^@:\s]+)(@(?P<revision>[^@:\s]+))?(:((?P<config>[^/:\s]+)/)?(?P<split>[^/:\s]+))?")
 
@@ -125,10 +125,9 @@ def cached_dataset(datasets: Any, rows: Callable[[], Iterator[dict[str, Any]]], 
     RepositoryError if the disk is full, or what lies in the cache is damaged.
     """
     pyarrow = import_or_raise("pyarrow", "train", "Training")
-    text, number = datasets.Value("string"), datasets.Value("int64")
-    features = datasets.Features(
-        {"messages": [{"role": text, "content": text}], "source": text, "question": number, "answer": number}
-    )
+    text, number, flag = datasets.Value("string"), datasets.Value("int64"), datasets.Value("bool")
+    turn = {"role": text, "content": text, "train": flag, "reasoning": text, "tools": text}
+    features = datasets.Features({"messages": [turn], "source": text, "question": number, "answer": number})
     try:
         with _quiet(datasets), hub.disk_errors(Path(datasets.config.HF_DATASETS_CACHE)):
             dataset = datasets.Dataset.from_generator(rows, features=features, fingerprint=fingerprint)

@@ -1,5 +1,6 @@
 """`taia serve`: commands as values, the files of modes, the start of an engine, and bad input."""
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.cli.serving import serve_model
 from taia_hub.engines.llamacpp_front import GENERATING, make_params
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
+from taia_hub.repository.creating import create_repository
 from taia_hub.serving import (
     ENGINES,
     Command,
@@ -807,3 +810,33 @@ def test_the_keywords_of_a_plan_are_the_placement_of_an_order():
     for field in placement:
         assert shown[field.name].default == field.default
     assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
+
+
+# --- Whose tokenizer, and where answers end --------------------------------------------------------------------------
+@pytest.mark.parametrize(("engine", "flag"), [("vllm", "--tokenizer"), ("sglang", "--tokenizer-path")])
+def test_an_engine_gets_the_models_own_tokenizer_and_ends(online, repo_id, pico, tokenizer, tmp_path, engine, flag):
+    online.push_adapter(repo_id)
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ messages[0]['content'] }}</s>"
+    own.push_to_hub(repo_id)
+    create_repository(online.base, repo_id, out=tmp_path / "made")
+    generation = tmp_path / "made" / "generation_config.json"
+    generation.write_text(json.dumps({**json.loads(generation.read_text()), "eos_token_id": [2, 5]}))
+    plan = plan_serving(tmp_path / "made", engine, ["attention"], out=tmp_path / "out")
+    words = plan.commands[-1].words
+    folder = Path(words[words.index(flag) + 1])
+    assert AutoTokenizer.from_pretrained(folder).chat_template == own.chat_template
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
+    if engine == "vllm":
+        assert words[words.index("--generation-config") + 1] == str(folder)
+    else:
+        assert "[2, 5]" in plan.text()
+    again = plan_serving(tmp_path / "made", engine, ["attention"], out=tmp_path / "out", extra=[flag, "mine"])
+    assert again.commands[-1].words.count(flag) == 1
+    assert again.order.tokenizer == folder
+
+
+def test_an_engine_keeps_the_bases_tokenizer_where_it_is_the_models(online, tmp_path):
+    plan = plan_serving(online.taia, "vllm", ["attention"], out=tmp_path)
+    assert plan.order.tokenizer is None
+    assert "--tokenizer" not in plan.commands[-1].words

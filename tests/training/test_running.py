@@ -634,7 +634,7 @@ def test_steps_loss_and_schedule_are_those_of_a_plain_loop(recipe, tmp_path, pic
 
     rows, encoder = prepare_data(one).train, Encoder(tokenizer)
     encoded = [encoder.encode(messages) for messages in rows["messages"]]
-    model = pico.plain("llama", dtype=torch.float32).train()
+    model = pico.plain("llama", dtype=torch.float32).train().requires_grad_()
     steps, losses = math.ceil(len(encoded) / 8), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, int(0.2 * steps), steps)
