@@ -66,6 +66,11 @@ class Encoder:
         if self.end is None and not plain and self._shows(_PROBE):
             self._take(ending_template(tokenizer, plain=False), mended=True)
             self.end = self._find_end()
+            if self.end is None:
+                raise ConfigError(
+                    f"The chat template leaves out {tokenizer.eos_token} behind an answer, so none would ever end.",
+                    "Let it write the end-of-sequence token, or another special token, behind each answer.",
+                )
             self.notes += (
                 f"The chat template ends no answer: {tokenizer.eos_token} is put behind each, here and in the "
                 "template that is published.",
@@ -154,8 +159,8 @@ class Encoder:
                     'answers "train": false, or give assistant_only_loss: false.',
                 )
             answer = whole[len(before) : len(after)]
-            if is_answer and self._mended:  # nothing is generated behind the end
-                answer = answer[: answer.rindex(self.tokenizer.eos_token) + len(self.tokenizer.eos_token)]
+            if is_answer and self._mended and (at := answer.rfind(self.tokenizer.eos_token)) >= 0:
+                answer = answer[: at + len(self.tokenizer.eos_token)]  # nothing is generated behind the end
             elif answer.rstrip().endswith(self._endings):
                 answer = answer.rstrip()
             pieces += [(whole[end : len(before)], rest), (answer, trained)]
@@ -276,7 +281,10 @@ def encode_items(
     total, done = len(rows), [0]
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        encoded = encoder.encode(row["messages"])
+        try:
+            encoded = encoder.encode(row["messages"])
+        except ConfigError as error:
+            raise ConfigError(f"In the data '{row.get('source')}': {error.message}", error.hint) from error
         check_ids(encoder.tokenizer, encoded.input_ids, vocabulary)
         done[0] += 1
         if progress and (done[0] % 256 == 0 or done[0] == total):

@@ -813,8 +813,9 @@ def test_the_keywords_of_a_plan_are_the_placement_of_an_order():
 
 
 # --- Whose tokenizer, and where answers end --------------------------------------------------------------------------
-@pytest.mark.parametrize(("engine", "flag"), [("vllm", "--tokenizer"), ("sglang", "--tokenizer-path")])
-def test_an_engine_gets_the_models_own_tokenizer_and_ends(online, repo_id, pico, tokenizer, tmp_path, engine, flag):
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_engine_gets_the_models_own_tokenizer_and_ends(online, repo_id, pico, tokenizer, tmp_path, engine):
+    flag = {"vllm": "--tokenizer", "sglang": "--tokenizer-path"}[engine]
     online.push_adapter(repo_id)
     own = copy.deepcopy(tokenizer)
     own.chat_template = "{{ messages[0]['content'] }}</s>"
