@@ -16,7 +16,7 @@ from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor
 from taia_hub.exporting.writing import Planned, read_factor
 from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OpenedUpdate
-from taia_hub.repository.update_files import GENERATION, own_tokenizer
+from taia_hub.repository.update_files import own_tokenizer
 from taia_hub.updates.peft.plain_lora import linear_shape
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 
@@ -121,7 +121,7 @@ def _said_of_answers(update: OpenedUpdate) -> Iterator[str]:
     files, own = update.files, own_tokenizer(update.files.places)
     if own is not None and (files.is_plain or files.name != own.name):
         yield f"Its tokenizer and chat template are those of '{own.name}', not the base model's."
-    path, config = files.root / GENERATION, hub.read_json(update.base.folder / hub.CONFIG)
+    path, config = files.root / hub.GENERATION, hub.read_json(update.base.folder / hub.CONFIG)
     ends = hub.read_json(path).get("eos_token_id") if path.is_file() else None
     known = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     found, before = ([one] if isinstance(one, int) else list(one or ()) for one in (ends, known))

@@ -11,7 +11,7 @@ from taia_hub import hub
 from taia_hub.common.resuming import digest, sole
 from taia_hub.engines import Engine
 from taia_hub.repository.tokenizer import copy_tokenizer, read_tokenizer
-from taia_hub.repository.update_files import GENERATION, Repository, own_tokenizer
+from taia_hub.repository.update_files import Repository, own_tokenizer
 
 _END = "eos_token_id"
 
@@ -24,7 +24,7 @@ def served_tokenizer(
     Returns it, or None where both say what the base model's say.
     """
     own = own_tokenizer(files.places)
-    wanted = (hub.CONFIG, GENERATION, *hub.TOKENIZER_FILES)
+    wanted = (hub.CONFIG, hub.GENERATION, *hub.TOKENIZER_FILES)
     base = hub.fetch(files.base.name, wanted, revision=files.base.revision, access=access, what="base model")
     is_own = own is not None and not _same(own, base, trust_remote_code)
     ends = _ends(files.root) or _ends(base.folder)
@@ -35,8 +35,8 @@ def served_tokenizer(
         made.mkdir()
         copy_tokenizer(own or base, made)
         for place in (files.root, base.folder):
-            if (place / GENERATION).is_file() and not (made / GENERATION).exists():
-                shutil.copyfile(place / GENERATION, made / GENERATION)
+            if (place / hub.GENERATION).is_file() and not (made / hub.GENERATION).exists():
+                shutil.copyfile(place / hub.GENERATION, made / hub.GENERATION)
         hashes = {path.relative_to(made).as_posix(): hub.sha256(path) for path in made.rglob("*") if path.is_file()}
         target = folder / f"tokenizer-{digest(hashes)[:12]}"
         with hub.disk_errors(folder), sole(folder / ".lock"):
@@ -66,7 +66,7 @@ def tokenizer_note(engine: Engine, tokenizer: Path | None, *, serves_base: bool)
 
 def _ends(folder: Path) -> list[int]:
     """Returns where answers end, by the generation configuration or else the configuration in a folder."""
-    for name in (GENERATION, hub.CONFIG):
+    for name in (hub.GENERATION, hub.CONFIG):
         values: dict[str, Any] = hub.read_json(folder / name) if (folder / name).is_file() else {}
         found = values.get(_END, (values.get("text_config") or {}).get(_END))
         if found is not None:

@@ -10,7 +10,6 @@ import torch
 
 from taia_hub import hub
 from taia_hub.common.chat import embedding_rows, padding_id
-from taia_hub.repository.update_files import GENERATION
 from taia_hub.training.encoding import IGNORED_LABEL, Encoded
 from taia_hub.training.job import Fitted, Job
 
@@ -32,7 +31,7 @@ def ends(present: Any, end: int | None) -> int | list[int] | None:
 
 def publish_end(folder: Path, job: Job) -> None:
     """Writes into the `generation_config.json` of a folder where a trained answer ends."""
-    path = folder / GENERATION
+    path = folder / hub.GENERATION
     values = hub.read_json(path) if path.is_file() else {"eos_token_id": _present(job)}
     values["eos_token_id"] = ends(values.get("eos_token_id"), job.encoder.end)
     values.pop("_from_model_config", None)  # else transformers may make it again of the base's configuration
