@@ -8,6 +8,7 @@ with the base (generation, Trainer, pipelines, evaluation) works with it unchang
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,6 +101,8 @@ class TAIAMixin(Habits, Loading, Writing, Rebuildable):
             tuner: Any = loaded.update.peft_model.base_model
             tuner.peft_config = model.peft_config = OneAdapter(tuner.peft_config)
             model._hf_peft_config_loaded = True  # Trainer: a quantised base with trainable adapters may be trained
+        if getattr(loaded.update, "resized", None):
+            model.loss_function = functools.partial(_over_all_rows, model.loss_function)
         model.__class__ = subclass(mixin, type(model))
         return model if loaded.info is None else (model, loaded.info)
 
@@ -221,6 +224,27 @@ class TAIAMixin(Habits, Loading, Writing, Rebuildable):
         if self._taia_switch.fused is None:
             super().tie_weights(*args, **kwargs)  # type: ignore[misc]
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resizes embeddings and head as the base's class does; saving keeps all their rows, in the update's file.
+
+        In a repository that is saved so they belong to the role `other`, and mode `none` is the base with its own rows.
+
+        Args:
+            *args: As in `PreTrainedModel.resize_token_embeddings`.
+            **kwargs: See there.
+
+        Returns:
+            The embeddings.
+
+        Raises:
+            UnsupportedUpdateError: If the update changes embeddings or head itself, or its kind has no place for them.
+        """
+        from taia_hub.updates.peft.carried import check_resizable
+
+        if args or kwargs:
+            check_resizable(self._taia_update)
+        return super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+
     def status(self) -> SwitchStatus:
         """Returns which adapted modules act now, by role, with their weights and numbers of parameters."""
         return self._taia_switch.status()
@@ -255,6 +279,13 @@ class TAIAMixin(Habits, Loading, Writing, Rebuildable):
     ) -> None:
         function = KeepSetting(gradient_checkpointing_func, self._taia_switch)
         super()._set_gradient_checkpointing(enable, function, **kwargs)  # type: ignore[misc]
+
+
+def _over_all_rows(
+    function: Callable[..., Any], logits: Any, labels: Any, vocab_size: Any = None, **kwargs: Any
+) -> Any:
+    """Computes a loss over as many rows as the logits have: the configuration knows those of the base alone."""
+    return function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
 
 
 def _enlist(name: str, base: str) -> None:

@@ -21,7 +21,7 @@ from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.methods import ADDITIVE
 from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import attach_weightless
-from taia_hub.weights.base_weights import open_base
+from taia_hub.weights.base_weights import base_reader, open_base
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
@@ -111,7 +111,8 @@ def analyze_files(
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    adapted = attach_weightless(make, files.folder, PEFT, files.settings)
+    read_base = base_reader(files.base, access, make)
+    adapted = attach_weightless(make, files.folder, PEFT, files.settings, read_base=read_base)
     targets = {name: _target(site, layer) for name, site, layer in adapted.layers if _reason(layer) is None}
     weights = open_base(files.base, make(), access) if relative else None
     if weights:

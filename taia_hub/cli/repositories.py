@@ -237,6 +237,11 @@ def _said_of(found: Any) -> str:
         aligned([["role", "modules", "parameters", "size"], *parts]),
         aligned([["mode", "parameters that act"], *modes]),
     ]
+    if found.vocabulary is not None:
+        said.append(
+            f"The update's vocabulary has {found.vocabulary} rows, not the base's number. Where its 'other' part is "
+            "masked the base's own rows act, and a token beyond them is an error."
+        )
     if found.unplaced:
         said.append(f"Counted as other because their role could not be told: {', '.join(found.unplaced)}")
     return "\n\n".join(said)

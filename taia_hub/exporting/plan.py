@@ -21,6 +21,7 @@ from taia_hub.hub.layout import DENSE, PEFT, PREFIX
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import is_routed
 from taia_hub.switch.settings import MODES, parse_setting
+from taia_hub.updates.dense.layers import SwitchedTensors
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.updates.peft.plain_lora import LoraPair, linear_shape
@@ -180,6 +181,8 @@ def base_layer(layer: Any) -> nn.Module:
 def _obstacle(entry: Entry, update: OpenedUpdate) -> str | None:
     """Says why a module's update cannot be a plain LoRA; None when it can."""
     layer = entry[2]
+    if update.kind is PEFT and isinstance(layer, SwitchedTensors):
+        return "its file holds the whole module, with other values than the base's"
     if isinstance(layer, ModulesToSaveWrapper):
         return "it replaces the whole module (modules_to_save), which vLLM and llama.cpp refuse"
     if isinstance(layer, AuxiliaryTrainingWrapper):

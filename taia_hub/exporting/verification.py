@@ -107,10 +107,10 @@ def _expected(
         target = copy.deepcopy(model)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        update = injected(target, copy.deepcopy(config), folder)  # PEFT writes into the configuration
+        update = injected(target, copy.deepcopy(config), folder, {})  # PEFT writes into the configuration
     if update is None:
         raise _unloadable(folder, f"PEFT cannot put it on {f'{path!r} of ' if path else ''}the base model")
-    shapes = {key: tuple(tensor.shape) for key, tensor in update.parameters().items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in update.update.parameters().items()}
     start = PREFIX + name
     return {f"{PREFIX}{one}{key.removeprefix(start)}": shape for one in paths for key, shape in shapes.items()}
 

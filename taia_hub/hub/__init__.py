@@ -17,7 +17,17 @@ from taia_hub.hub._errors import (
 )
 from taia_hub.hub._names import is_path, meant
 from taia_hub.hub._seen import seen_file, seen_folder, seen_in, seen_tensors
-from taia_hub.hub.access import CARD, CONFIG, GENERATION, HubAccess, Source, fetch, resolve_base
+from taia_hub.hub.access import (
+    CARD,
+    CONFIG,
+    GENERATION,
+    HubAccess,
+    Source,
+    check_alone,
+    fetch,
+    read_bytes,
+    resolve_base,
+)
 from taia_hub.hub.collections import collect
 from taia_hub.hub.files import (
     ADAPTER_CONFIG,
@@ -81,6 +91,7 @@ __all__ = [
     "adapter_weights",
     "base_print",
     "bring",
+    "check_alone",
     "check_space",
     "collect",
     "convert_pickled_adapter",
@@ -104,6 +115,7 @@ __all__ = [
     "no_folder",
     "publish",
     "published_files",
+    "read_bytes",
     "read_json",
     "reason_of",
     "renewed_manifest",

@@ -11,15 +11,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, get_session, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status
 
 from taia_hub.errors import RepositoryError
 from taia_hub.hub._cache import cached_commits, cached_names, is_cached, snapshot_folder
 from taia_hub.hub._errors import OutOfReachError, TransportError, hub_errors, not_there
 from taia_hub.hub._names import files_there, is_path, looks_like_path
 from taia_hub.hub._seen import seen_file, seen_folder, seen_in
+from taia_hub.hub.layout import PEFT
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,7 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
             seen = seen_file(Path(name, CONFIG)) or seen_folder(Path(name))
             said, hint = seen or ("", "Give the folder of a model.")
             raise RepositoryError(f"The base model folder '{name}' has no {CONFIG}{said and f': it is {said}'}.", hint)
+        check_alone(Source(name, Path(name), None))
         return Source(name, Path(name), None)
     found = fetch(name, (CONFIG, GENERATION), revision=revision, access=access, what="base model")
     if not (found.folder / CONFIG).is_file():
@@ -195,6 +197,41 @@ def resolve_base(name: str, revision: str | None, access: HubAccess) -> Source:
     with contextlib.suppress(RepositoryError):  # a card is no reason to stop; who needs it says that it is not there
         fetch(name, (CARD,), revision=found.revision, access=access, what="base model", local=False)
     return found
+
+
+def check_alone(base: Source) -> None:
+    """Refuses a base model with an adapter's files beside its own, which transformers would load into it.
+
+    Raises:
+        RepositoryError: If there is an adapter.
+    """
+    if (base.folder / PEFT.config).is_file():
+        raise RepositoryError(
+            f"The base model '{base.name}' holds an adapter too ({PEFT.config}), and transformers would load it too, "
+            "so that it would be no base any more.",
+            f"Move {PEFT.config} and {PEFT.weights} into a folder of their own, or name the model that they are for.",
+        )
+
+
+def read_bytes(source: Source, file: str, start: int, count: int, access: HubAccess) -> bytes:
+    """Reads a piece of a file of a repository on the Hub, without bringing the file here.
+
+    Raises:
+        RepositoryError: If the file is gone, or the Hub cannot be reached.
+    """
+    if not count:
+        return b""
+    with hub_errors(source.name, revision=source.revision, what="repository"):
+        headers = build_hf_headers(token=access.token, library_name=_LIBRARY)
+        headers["range"] = f"bytes={start}-{start + count - 1}"
+        response = get_session().get(hf_hub_url(source.name, file, revision=source.revision), headers=headers)
+        hf_raise_for_status(response)
+    if len(response.content) != count:
+        raise RepositoryError(
+            f"The Hub gave {len(response.content)} bytes of '{file}' in '{source.name}' where {count} were asked for.",
+            "Try it again, or download the repository.",
+        )
+    return bytes(response.content)
 
 
 def _check_reach(name: str, what: str, access: HubAccess) -> None:

@@ -13,9 +13,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor
 
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.hub.layout import DENSE
 from taia_hub.merging.module import merged_weights
 from taia_hub.repository.opening import OpenedUpdate
+from taia_hub.updates.dense.layers import SwitchedTensors
 from taia_hub.updates.peft.strict import WRAPPERS
 from taia_hub.updates.weightless import Entry
 from taia_hub.weights.checkpoint import Checkpoint, Group, StoredTensor, by_number
@@ -36,6 +36,11 @@ class Change:
     entry: Entry
     weight: float
     parameters: Mapping[str, str]
+
+    @property
+    def is_exchange(self) -> bool:
+        """Whether tensors of the update replace the base's, before anything else changes them."""
+        return isinstance(self.entry[2], SwitchedTensors)
 
 
 @dataclass(eq=False)
@@ -66,7 +71,7 @@ class Job:
         for alias in (names | set(self.untied.values())) - set(made):
             made[alias] = own[next(iter(checkpoint.groups[alias].shapes))].clone()
         del own
-        for change in self.changes:
+        for change in sorted(self.changes, key=lambda one: not one.is_exchange):  # what is exchanged is adapted then
             base = {within: made[name] for within, name in change.parameters.items()}
             merged = merged_weights(update, change.entry, base, change.weight, in_place=True)
             made |= {change.parameters[within]: tensor for within, tensor in merged.items()}
@@ -94,8 +99,9 @@ def find_changes(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any) -> 
             continue  # what a wrapper holds is merged with it
         _, site, layer = entry
         path = prefix + WRAPPERS.sub("", entry[0])
-        found = {name: f"{path}.{name}" for name in _own_names(update, layer, path, checkpoint)}
-        for name in found.values():
+        found = {name: f"{path}.{name}" for name in _own_names(layer, path, checkpoint)}
+        change = Change(entry, weight, found)
+        for name in () if change.is_exchange else found.values():
             if name in taken:
                 raise UnsupportedUpdateError(
                     f"Two updates act on '{name}', by {taken[name]} and {site.method}, which cannot be merged in one "
@@ -103,7 +109,7 @@ def find_changes(update: OpenedUpdate, checkpoint: Checkpoint, setting: Any) -> 
                     _WAY_OUT,
                 )
             taken[name] = site.method
-        changes.append(Change(entry, weight, found))
+        changes.append(change)
     return tuple(changes)
 
 
@@ -123,11 +129,11 @@ def gather(changes: Sequence[Change], checkpoint: Checkpoint) -> tuple[Job, ...]
     return tuple({id(job): job for job in by_group.values()}.values())
 
 
-def _own_names(update: OpenedUpdate, layer: Any, path: str, checkpoint: Checkpoint) -> list[str]:
+def _own_names(layer: Any, path: str, checkpoint: Checkpoint) -> list[str]:
     """Returns the names within a module of the base's tensors that its update may change."""
     if isinstance(layer, ParamWrapper):
         return [layer.parameter_name]
-    if update.kind is DENSE:
+    if isinstance(layer, SwitchedTensors):
         return list(layer._taia_tuned)
     inside = [name.removeprefix(f"{path}.") for name in checkpoint.groups if name.startswith(f"{path}.")]
     return inside if isinstance(layer, ModulesToSaveWrapper) else [name for name in inside if "." not in name]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from taia_hub import hub
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError
-from taia_hub.hub.layout import DENSE, PEFT
+from taia_hub.hub.layout import PEFT
 from taia_hub.repository.opening import OpenedUpdate
+from taia_hub.updates.dense.layers import SwitchedTensors
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import MERGEABLE
 from taia_hub.updates.peft.plain_lora import LoraPair
@@ -83,7 +84,7 @@ def merged_weights(
     they may be overwritten, which saves a copy. `weight` is in (0, 1], below 1 only where `Site.whole_only` is None.
     """
     _, site, layer = entry
-    if update.kind is DENSE:
+    if isinstance(layer, SwitchedTensors):
         return _tuned(layer, base, weight)
     if isinstance(layer, MoLoraLinear):
         raise UnsupportedUpdateError(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from taia_hub.errors import ConfigError, SettingError, UnsupportedUpdateError
-from taia_hub.hub.layout import DENSE
 from taia_hub.merging.jobs import Change, Job, find_changes, gather
 from taia_hub.merging.module import check_mergeable
 from taia_hub.repository.opening import OpenedUpdate
@@ -117,7 +116,7 @@ def plan_merge(
     changes = find_changes(update, checkpoint, setting)
     jobs = gather(changes, checkpoint)
     untied = _untie(update, checkpoint, changes, jobs, trust_remote_code)
-    shapes, vocabulary = _resized(update, changes)
+    shapes, vocabulary = _resized(update, checkpoint, changes)
     pieces = _pieces(checkpoint, jobs, shapes, dtype)
     shards: dict[str, list[Piece]] = {}
     for piece in pieces:
@@ -134,7 +133,7 @@ def plan_merge(
             "config.json says `tie_word_embeddings: false`."
         )
     if vocabulary:
-        notes.append(f"The vocabulary has {vocabulary} rows, as in the fine-tune.")
+        notes.append(f"The vocabulary has {vocabulary} rows, as in the update.")
     if checkpoint.unused:
         notes.append(
             f"{len(checkpoint.unused)} tensors of the base model, first '{checkpoint.unused[0]}', belong to no "
@@ -242,21 +241,19 @@ def _check_untied(checkpoint: Checkpoint, names: Sequence[str], trust_remote_cod
         )
 
 
-def _resized(update: OpenedUpdate, changes: Sequence[Change]) -> tuple[dict[str, tuple[int, ...]], int | None]:
-    """Returns the shapes of tensors of a full fine-tune with another vocabulary, and its number of rows."""
-    if update.kind is not DENSE:
+def _resized(
+    update: OpenedUpdate, checkpoint: Checkpoint, changes: Sequence[Change]
+) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Returns the shapes of tensors that merging gives another number of rows, and that number."""
+    acting = {name for change in changes for name in change.parameters.values()}
+    resized = update.resized
+    if not acting & resized.keys():
         return {}, None
-    attached: Any = update.update
-    resized: Mapping[str, Sequence[int]] = attached.config["resized"]
-    acting = {name for change in changes for name in change.parameters.values()} & set(resized)
-    if not acting:
-        return {}, None
-    if acting != set(resized):
+    if missing := resized.keys() - acting:
         raise UnsupportedUpdateError(
-            f"The fine-tune has another vocabulary, and {min(acting)} acts without {min(set(resized) - acting)}: the "
+            f"The update has another vocabulary, and {min(resized.keys() & acting)} acts without {min(missing)}: the "
             "merged model would have two sizes of vocabulary.",
             "Let embeddings and head act together (role 'other'), or neither.",
         )
-    groups = attached.files.groups
-    shapes = {name: tuple(groups[name].shapes.get(name, next(iter(groups[name].shapes.values())))) for name in acting}
-    return shapes, int(resized[min(acting)][1])
+    before = {name: next(iter(checkpoint.groups[name].shapes.values())) for name in resized}
+    return {name: (rows, *before[name][1:]) for name, rows in resized.items()}, next(iter(resized.values()))

@@ -97,8 +97,7 @@ def _merged_config(values: Mapping[str, Any], plan: MergePlan) -> dict[str, Any]
 
 def _fits(plan: MergePlan, update: OpenedUpdate) -> bool:
     """Tells whether the update's tokenizer is that of the merged model, whose vocabulary may be the base's."""
-    resized = getattr(update.update, "config", None)
-    return plan.vocabulary is not None or not (isinstance(resized, Mapping) and resized.get("resized"))
+    return plan.vocabulary is not None or not update.resized
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

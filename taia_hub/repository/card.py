@@ -146,11 +146,12 @@ def describe_files(
     repo_id: str,
     license_fields: Mapping[str, str | list[str]],
     trust_remote_code: bool = False,
+    parts: Mapping[str, AdaptedPart] | None = None,
 ) -> cards.CardData:
     """Collects what a card says of a repository whose model is not loaded, without the files beside the model.
 
-    No weights are loaded. What can be wrong with the files is told before the base model's structure is built, for
-    which its own code may run.
+    `parts` are what the update adapts by role, where that is known already. No weights are loaded. What can be wrong
+    with the files is told before the base model's structure is built, for which its own code may run.
     """
     if found.holder.revision is None:
         hub.update_weights(found.folder, found.kind)
@@ -170,7 +171,8 @@ def describe_files(
         data = dataclasses.replace(data, adapter_sha256=sha256)
     elif found.revision:
         _check_there(found, access)
-    return dataclasses.replace(data, parts=role_parts(_parts(found, access, trust_remote_code)))
+    known = _parts(found, access, trust_remote_code) if parts is None else parts
+    return dataclasses.replace(data, parts=role_parts(known))
 
 
 def _check_there(found: Repository, access: hub.HubAccess) -> None:
@@ -181,12 +183,15 @@ def _check_there(found: Repository, access: hub.HubAccess) -> None:
 
 
 def _parts(found: Repository, access: hub.HubAccess, trust_remote_code: bool) -> dict[str, AdaptedPart]:
-    """Says what an update adapts by role, on its base's structure: of a LoRA without a look at its weights."""
+    """Says what an update adapts by role, on its base's structure and by the headers of its files."""
+    from taia_hub.repository.info import tensors_of
     from taia_hub.updates.parts import lora_parts  # here, because all else of a card goes without a model
 
     known = None
     if found.kind is PEFT:
-        known = lora_parts(found.base, found.folder, found.settings, access, trust_remote_code)
+        known = lora_parts(
+            found.base, found.folder, found.settings, tensors_of(found, access), access, trust_remote_code
+        )
     return _parts_by_size(found, access, trust_remote_code) if known is None else known
 
 
@@ -200,7 +205,7 @@ def _parts_by_size(found: Repository, access: hub.HubAccess, trust_remote_code: 
     if found.kind is MOLORA:
         settings = found.settings.settings
         ranks = {role: frozenset({settings.rank_of(role)}) for role in ("attention", "ffn")}
-    info = info_of(found, skeleton(found.base, access, trust_remote_code), access)
+    info = info_of(found, lambda: skeleton(found.base, access, trust_remote_code), access)
     return {
         role: AdaptedPart(part.modules, part.parameters, ranks.get(role, frozenset()) if part.modules else frozenset())
         for role, part in info.roles.items()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from taia_hub import hub
-from taia_hub.hub.layout import PREFIX
+from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
-from taia_hub.weights.base_weights import header_at
+from taia_hub.updates.peft.carried import find_carried
+from taia_hub.weights.base_weights import base_reader, header_at
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
 
@@ -43,6 +44,7 @@ class RepositoryInfo:
         tokenizer: Where its tokenizer is from: `"its own"`, `"its adapter's"` or `"the base model's"`.
         modes: Mode name to the number of the update's parameters that act.
         unplaced: Paths of base modules whose role could not be told; they count as `other`.
+        vocabulary: Rows of the update's embeddings and head, where they are not as many as the base's.
     """
 
     name: str
@@ -62,6 +64,7 @@ class RepositoryInfo:
     roles: Mapping[str, RoleInfo]
     modes: Mapping[str, int]
     unplaced: tuple[str, ...]
+    vocabulary: int | None = None
 
 
 def repository_info(
@@ -74,14 +77,27 @@ def repository_info(
     """Reads what a repository or plain adapter holds, without weights: only some kilobytes are fetched."""
     access = access or hub.HubAccess()
     found = open_repository(name, access, revision=revision)
-    return info_of(found, skeleton(found.base, access, trust_remote_code), access)
+    return info_of(found, lambda: skeleton(found.base, access, trust_remote_code), access)
 
 
-def info_of(found: Repository, model: nn.Module, access: hub.HubAccess) -> RepositoryInfo:
-    """Says what an opened repository holds; `model` is its base's structure."""
-    placed, tensors = find_sublayers(model), _tensors(found, access)
+def info_of(found: Repository, make: Callable[[], PreTrainedModel], access: hub.HubAccess) -> RepositoryInfo:
+    """Says what an opened repository holds; `make` builds its base's structure.
+
+    Raises:
+        UpdateMismatchError: If the update is of another vocabulary than the base, and lacks rows of it.
+    """
+    model, tensors, vocabulary = make(), tensors_of(found, access), None
+    placed, exchanged = find_sublayers(model), set[str]()
+    if found.kind is PEFT:
+        shapes = {key: one.shape for key, one in tensors.items()}
+        carried = find_carried(model, found.settings, shapes)
+        read = base_reader(found.base, access, make)
+        tensors = {key: one for key, one in tensors.items() if not carried.is_idle(key, one, read)}
+        vocabulary, exchanged = next(iter(carried.resized.values()), None), carried.exchanged_by(tensors)
     paths = dict(model.named_modules())
     modules: dict[str, dict[str, tuple[int, int]]] = {role: {} for role in ROLES}
+    for path in exchanged:
+        modules[placed.roles.get(path, "other")][path] = 0, 0
     for key, stored in tensors.items():
         path = _module_of(key, paths)
         of_role = modules[placed.roles.get(path, "other")]
@@ -109,6 +125,7 @@ def info_of(found: Repository, model: nn.Module, access: hub.HubAccess) -> Repos
         roles=roles,
         modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
         unplaced=placed.unplaced,
+        vocabulary=vocabulary,
     )
 
 
@@ -127,7 +144,7 @@ def _ranks(found: Repository) -> dict[str, Any]:
     }
 
 
-def _tensors(found: Repository, access: hub.HubAccess) -> dict[str, StoredTensor]:
+def tensors_of(found: Repository, access: hub.HubAccess) -> dict[str, StoredTensor]:
     """Returns name to place of each tensor of the update, from the files' headers."""
     kind, place, holder = found.kind, found.place, found.holder
     tensors: dict[str, StoredTensor] = {}

@@ -26,6 +26,7 @@ from taia_hub.updates.dense.difference import DenseReport, write_dense
 from taia_hub.updates.dense.update import DEFAULT_SETTING
 from taia_hub.updates.options import AttachOptions
 from taia_hub.weights.base_model import load_base
+from taia_hub.weights.base_weights import base_reader
 from taia_hub.weights.skeleton import skeleton
 
 logger = logging.getLogger(__name__)
@@ -265,11 +266,13 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
         )
     model, info = _base_model(found, options)
     placed = sublayers.find_sublayers(model)
+    read_base = None
+    if options.skeleton:  # what the weights decide is read from the files
+        trusted = bool(options.base_keywords.get("trust_remote_code"))
+        read_base = base_reader(found.base, options.access, lambda: skeleton(found.base, options.access, trusted))
+    how = options.is_trainable, options.autocast_adapter_dtype, read_base
     update, switch = attach(
-        model,
-        found.folder,
-        found.kind,
-        AttachOptions(placed.roles, placed.unplaced, setting, options.is_trainable, options.autocast_adapter_dtype),
+        model, found.folder, found.kind, AttachOptions(placed.roles, placed.unplaced, setting, *how)
     )
     switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
     config.base_model_revision = found.base.revision
@@ -293,6 +296,10 @@ def _base_model(found: Repository, options: LoadOptions) -> tuple[PreTrainedMode
     if not options.skeleton:
         loaded: Any = load_base(base, features_only=found.features_only, **keywords)
         return loaded if isinstance(loaded, tuple) else (loaded, None)
+    if base.revision:  # a folder was looked at when it was found
+        names, access = [hub.ADAPTER_CONFIG], options.access
+        there = hub.fetch(base.name, names, revision=base.revision, access=access, what="base model", local=False)
+        hub.check_alone(there)
     model: PreTrainedModel = (
         skeleton(base, options.access, keywords.get("trust_remote_code", False))
         if options.skeleton is True

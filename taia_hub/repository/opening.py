@@ -21,6 +21,7 @@ from taia_hub.updates.peft.plain_lora import LeanLora
 from taia_hub.updates.peft.strict import ADAPTER
 from taia_hub.updates.weightless import Attached, Entry, attach_weightless
 from taia_hub.weights.base_model import quantised
+from taia_hub.weights.base_weights import base_reader
 from taia_hub.weights.checkpoint import Checkpoint, open_checkpoint
 from taia_hub.weights.skeleton import skeleton
 
@@ -78,6 +79,12 @@ class OpenedUpdate:
         return self.attached.streamed
 
     @property
+    def resized(self) -> dict[str, int]:
+        """Name of each of the base's parameters that the update gives another number of rows, to that number."""
+        prefix = f"{self.model.base_model_prefix}." if self.files.features_only else ""
+        return {prefix + name: rows for name, rows in getattr(self.update, "resized", {}).items()}
+
+    @property
     def print(self) -> dict[str, Any]:
         """What tells update and base from others, as JSON values; the base's weights need not be here."""
         files = [hub.sha256(self.folder / name) for name in (self.kind.config, self.kind.weights)]
@@ -132,7 +139,9 @@ def open_update(
     def make() -> PreTrainedModel:
         return skeleton(files.base, access, trust_remote_code, features_only=files.features_only)
 
-    return OpenedUpdate(files, attach_weightless(make, files.folder, files.kind, files.settings, lean=lean))
+    read_base = base_reader(files.base, access, make)
+    attached = attach_weightless(make, files.folder, files.kind, files.settings, read_base=read_base, lean=lean)
+    return OpenedUpdate(files, attached)
 
 
 def base_checkpoint(update: OpenedUpdate, access: hub.HubAccess, *, trust_remote_code: bool = False) -> Checkpoint:

@@ -25,6 +25,7 @@ from taia_hub.hub.config import AUTO_MAP, MODEL_TYPE, Fields, RepositoryConfig, 
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loading import Loaded
+from taia_hub.repository.opening import open_update
 from taia_hub.repository.reading import base_license, check_folder, check_links, check_publishable
 from taia_hub.repository.rebasing import on_base
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
@@ -164,9 +165,14 @@ def _push_folder(
     check_publishable(config)
     head = hub.look(repo_id, revision=commit.revision, token=commit.token)
     found = open_repository(folder, access, config=config).with_tokenizer(access)
-    fields = base_license(config, commit.token)
+    # as whoever loads it does: what does not fit is refused before anything is published
+    opened = open_update(found.with_weights(access), access=access, trust_remote_code=trust_remote_code)
     data = describe_files(
-        found, access, repo_id=head.repo_id, license_fields=fields, trust_remote_code=trust_remote_code
+        found,
+        access,
+        repo_id=head.repo_id,
+        license_fields=base_license(config, commit.token),
+        parts=parts_by_role(opened.model, opened.switch.sites),
     )
     return _publish(folder, config, dataclasses.replace(data, tags=(*data.tags, *tags)), head, commit, found.places)
 

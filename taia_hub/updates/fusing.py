@@ -193,7 +193,8 @@ def _layers(model: Any) -> Iterator[Any]:
 
 def _folds(layers: list[Any], acting: Acting) -> list[_Fold]:
     found: dict[tuple[int, str], _Fold] = {}
-    for layer in layers:
+    # What is exchanged comes first: another update of the same module is merged into it.
+    for layer in sorted(layers, key=lambda one: not isinstance(one, SwitchedTensors)):
         weight = acting.weights[layer._taia_site]
         if not weight:
             continue

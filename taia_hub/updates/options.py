@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class AttachOptions:
         inference_modules: The setting that acts at first.
         is_trainable: Whether the update can be trained on.
         autocast_adapter_dtype: Whether PEFT keeps 16-bit adapter weights in float32.
+        read_base: Gives a weight of the base by its name, for a model that holds none; None where it is out of reach.
     """
 
     roles: Mapping[str, str]
@@ -24,3 +27,4 @@ class AttachOptions:
     inference_modules: Any = "attention"
     is_trainable: bool = False
     autocast_adapter_dtype: bool = True
+    read_base: Callable[[str], Tensor | None] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from peft import PeftConfig, PeftType
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from taia_hub import hub
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site
 from taia_hub.updates.peft.strict import ADAPTER, is_of_backbone
-from taia_hub.updates.peft.update import attach_switch
 from taia_hub.updates.weightless import injected, listed
+from taia_hub.weights.base_weights import base_reader
+from taia_hub.weights.checkpoint import StoredTensor
 from taia_hub.weights.skeleton import skeleton
 
 
@@ -31,21 +33,27 @@ class AdaptedPart:
 
 
 def lora_parts(
-    base: hub.Source, folder: Path, config: PeftConfig, access: hub.HubAccess, trust_remote_code: bool = False
+    base: hub.Source,
+    folder: Path,
+    config: PeftConfig,
+    stored: Mapping[str, StoredTensor],
+    access: hub.HubAccess,
+    trust_remote_code: bool = False,
 ) -> dict[str, AdaptedPart] | None:
-    """Says what a LoRA adapts by role, from configurations alone: neither its weights nor the base's are needed.
+    """Says what a LoRA adapts by role, from its configuration and the tensors of its file, which are hardly ever read.
 
     Returns None for other methods, and for a LoRA that PEFT cannot put on this base.
     """
     if config.peft_type != PeftType.LORA:
         return None
-    model = skeleton(base, access, trust_remote_code, features_only=is_of_backbone(config))
+
+    def make() -> PreTrainedModel:
+        return skeleton(base, access, trust_remote_code, features_only=is_of_backbone(config))
+
+    model = make()
     roles = find_sublayers(model)
-    update = injected(model, config, folder)
-    if update is None:
-        return None
-    switch = attach_switch(update.head_model, roles.roles, "all", roles.unplaced)
-    return parts_by_role(update.head_model, switch.sites)
+    lora = injected(model, config, folder, stored, base_reader(base, access, make))
+    return None if lora is None else parts_by_role(lora.update.head_model, lora.switched(roles).sites)
 
 
 def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedPart]:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from taia_hub.errors import SettingError, UnsupportedUpdateError
-from taia_hub.hub.layout import DENSE
 from taia_hub.switch.calls import CHANGING
 from taia_hub.switch.switch import KeepSetting, Switch
 from taia_hub.updates import fusing
@@ -35,8 +34,9 @@ def unload(model: Any, inference_modules: Any, safe: bool = False) -> Any:
     """
     switch: Switch = model._taia_switch
     acting = switch.resolve(inference_modules)
-    if model._taia_update.kind is DENSE and model._taia_update.settings["resized"] and any(acting.weights):
-        raise UnsupportedUpdateError("The fine-tune has another vocabulary than the model in memory.", _MERGE)
+    resized = {name.rpartition(".")[0] for name in getattr(model._taia_update, "resized", ())}
+    if any(weight and site.path in resized for site, weight in zip(switch.sites, acting.weights, strict=True)):
+        raise UnsupportedUpdateError("The update has another vocabulary than the model in memory.", _MERGE)
     with CHANGING, torch.no_grad():
         was_fused = switch.fused is not None
         fusing.fuse(model, inference_modules)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import SafetensorsParsingError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from taia_hub import hub
-from taia_hub.errors import RepositoryError, UpdateMismatchError
+from taia_hub.errors import RepositoryError, TAIAError, UpdateMismatchError
 from taia_hub.weights.checkpoint import (
     DTYPES,
     SINGLE,
@@ -23,6 +26,28 @@ from taia_hub.weights.checkpoint import (
     read_headers,
     tie,
 )
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HubTensor(StoredTensor):
+    """A tensor in a safetensors file of a repository on the Hub, of which no more is fetched than its own bytes.
+
+    `start` counts from the end of the file's header.
+    """
+
+    repo: hub.Source
+    access: hub.HubAccess
+
+    def read(self) -> Tensor:
+        """Reads the tensor: from the cache where the file is there, else its bytes from the Hub."""
+        file = self.file.as_posix()
+        if (path := self.repo.folder / file).is_file():
+            return StoredTensor(self.name, path, self.kind, self.shape, self.start, self.size).read()
+        begin = 8 + int.from_bytes(hub.read_bytes(self.repo, file, 0, 8, self.access), "little") + self.start
+        content = bytearray(hub.read_bytes(self.repo, file, begin, self.size, self.access))
+        return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape) if content else torch.empty(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,30 @@ class BaseWeights:
         return dataclasses.replace(stored, file=path).read()
 
 
+def base_reader(
+    base: hub.Source, access: hub.HubAccess, make: Callable[[], PreTrainedModel]
+) -> Callable[[str], Tensor | None]:
+    """Gives what reads single weights of a base by their names, in the dtype of its files; None where it cannot.
+
+    `make` builds the base on the meta device, with no update in it. Nothing is read, or built, before it is asked for.
+    """
+
+    @functools.cache
+    def opened() -> BaseWeights:
+        return open_base(base, make(), access)
+
+    def read(name: str) -> Tensor | None:
+        try:
+            group = opened().groups[name]
+            made = group.convert(opened().model, [stored.read() for stored, _ in group.sources])
+        except (TAIAError, KeyError) as error:
+            logger.warning("'%s' of the base model '%s' cannot be read: %s", name, base.name, error)
+            return None
+        return made[name] if name in made else next(iter(made.values()))  # a tied weight is in the file once
+
+    return read
+
+
 def open_base(base: hub.Source, model: PreTrainedModel, access: hub.HubAccess) -> BaseWeights:
     """Reads the headers of a base model's weights; `model` is the base on the meta device."""
     groups, _ = group_tensors(model, headers_of(base, access))
@@ -96,7 +145,8 @@ def header_at(source: hub.Source, file: str, access: hub.HubAccess, *, what: str
     """
     if (source.folder / file).is_file():
         here = read_header(source.folder / file)
-        return {name: dataclasses.replace(one, file=Path(file)) for name, one in here.items()}
+        values = ((one.kind, one.shape, one.start, one.size, source, access) for one in here.values())
+        return {name: HubTensor(name, Path(file), *one) for name, one in zip(here, values, strict=True)}
     try:
         found = hub.safetensors_header(source, file, access, what=what)
     except SafetensorsParsingError as error:
@@ -104,7 +154,7 @@ def header_at(source: hub.Source, file: str, access: hub.HubAccess, *, what: str
             f"'{file}' of '{source.name}' is no whole safetensors file: {error}", "Publish it again."
         ) from error
     return {
-        name: StoredTensor(name, Path(file), one.dtype, tuple(one.shape), begin, end - begin)
+        name: HubTensor(name, Path(file), one.dtype, tuple(one.shape), begin, end - begin, source, access)
         for name, one in found.tensors.items()
         for begin, end in (one.data_offsets,)
     }

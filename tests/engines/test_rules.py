@@ -70,7 +70,8 @@ def test_every_engine_takes_every_export(pico, name, label, mode, tmp_path):
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(pico.base(name)))
-    whole = injected(model, read_config(tmp_path / "out"), tmp_path / "out")  # the check of an export does some modules
+    # the check of an export does some modules
+    whole = injected(model, read_config(tmp_path / "out"), tmp_path / "out", {}).update
     expected = {key: tuple(one.shape) for key, one in whole.parameters().items()}
     assert hub.tensor_shapes(tmp_path / "out" / "adapter_model.safetensors") == expected
     served = SERVED[name]
@@ -283,7 +284,8 @@ def test_embedding_copies_of_the_base_stay_out_of_an_export(pico, tmp_path):
     source.mkdir()
     (source / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
-    tensors["base_model.model.model.embed_tokens.base_layer.weight"] = torch.zeros(64, 16)
+    copy = pico.plain("llama").model.embed_tokens.weight.detach().clone()
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"] = copy
     save_file(tensors, source / "adapter_model.safetensors")
 
     report = export_adapter(source, tmp_path / "out", "all")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub.common.rebuildable import Rebuildable
+from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError
 from taia_hub.roles.sublayers import is_routed
 from taia_hub.switch.switch import RowWeights, Switch
@@ -62,6 +62,12 @@ class TunedFiles:
                 shared = any(one.untyped_storage().data_ptr() == made.untyped_storage().data_ptr() for one in mapped)
                 found = self._loaded[name] = made.to(like.device, like.dtype, copy=shared)
         return found
+
+    def add(self, name: str, group: Group, loaded: Tensor | None) -> None:
+        """Takes a further tuned tensor; `loaded` is what `read` would give, where it is in memory."""
+        self.groups[name] = group
+        if loaded is not None and not loaded.is_meta:
+            self._loaded[name] = loaded.detach()
 
     def forget(self, name: str) -> None:
         """Frees a tuned tensor; it is read again when it is asked for."""
@@ -176,6 +182,29 @@ class SwitchedRows(SwitchedTensors):
             order += rows
         places = sorted(range(len(order)), key=order.__getitem__)
         return torch.cat(parts)[places]
+
+
+def show_tuned(module: nn.Module, switch: Switch, site: int, tuned: Mapping[str, TunedTensor]) -> None:
+    """Makes a module of the base show tuned tensors, by attribute name, where the switch says so."""
+    module.__dict__.update(_taia_switch=switch, _taia_site=site, _taia_tuned=dict(tuned))
+    module.__class__ = subclass(mixin_for(module), type(module))
+
+
+def check_tokens(embedding: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuses tokens beyond the rows that an embedding shows now: a hook before its forward, where rows are not fixed.
+
+    A GPU would end the process, and the message of a CPU does not say what a token has to do with a setting.
+    """
+    if torch.compiler.is_compiling() or not args or not isinstance(args[0], Tensor) or args[0].is_meta:
+        return
+    rows, last = len(embedding.weight), int(args[0].max()) if args[0].numel() else -1  # type: ignore[arg-type]
+    if last >= rows:
+        raise SettingError(
+            f"The token {last} came, and the vocabulary that acts here has {rows} rows: update and base have different "
+            "ones.",
+            "Let the update's embeddings act (their role is 'other', as in 'attention+other' or 'all'), or leave its "
+            "added tokens out of the prompt.",
+        )
 
 
 def mixin_for(module: nn.Module) -> type[SwitchedTensors]:

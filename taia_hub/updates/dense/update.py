@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from taia_hub import hub
-from taia_hub.common.rebuildable import subclass
 from taia_hub.errors import RepositoryError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.hub.layout import DENSE, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.dense.config import dense_groups, read_dense_config
-from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, mixin_for, refusal, same_rows
+from taia_hub.updates.dense.layers import TunedFiles, TunedTensor, check_tokens, refusal, same_rows, show_tuned
 from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.update import ROWS_REGROUPED
 from taia_hub.weights.checkpoint import read_shards
@@ -51,6 +50,11 @@ class DenseUpdate:
     def settings(self) -> Mapping[str, Any]:
         """Contents of `dense_config.json`."""
         return self.config
+
+    @property
+    def resized(self) -> dict[str, int]:
+        """Name of each parameter with another number of rows than the base's, to that number."""
+        return {name: int(after) for name, (_, after) in self.config["resized"].items()}
 
     def parameters(self) -> dict[str, Tensor]:
         """Returns the update's tensors by the names that they have in its files, memory-mapped, on the CPU."""
@@ -108,6 +112,7 @@ def attach_dense(
                 f"'{path}' cannot show tuned tensors: {reason}.", "Merge base and fine-tune, or compress it to a LoRA."
             )
         tuned, count, whole = {}, 0, None
+        resized = any(name in config["resized"] for name, _ in names.values())
         for attribute, (name, current) in names.items():
             key = next(iter(groups[name].shapes)) if name in config["aliases"] else name
             tuned[attribute] = shared.setdefault((key, id(current)), TunedTensor(files, key))
@@ -116,16 +121,17 @@ def attach_dense(
                 count += current.numel()
             if name in config["resized"]:
                 whole = "the fine-tune has another vocabulary"
+                if isinstance(module, nn.Embedding):
+                    module.register_forward_pre_hook(check_tokens)
             elif not current.is_floating_point():
                 whole = "it holds whole numbers"
-        alike = regrouped or same_rows(module, path)
+        alike = regrouped or (whole if resized else same_rows(module, path))
         method = type(module).__name__
         sites.append(Site(path, options.roles.get(path, "other"), layer_of(path), method, count, whole, alike))
         tensors.append(tuned)
     switch = Switch(sites, options.inference_modules, options.unplaced)
     for index, ((module, _), tuned) in enumerate(zip(owners.values(), tensors, strict=True)):
-        module.__dict__.update(_taia_switch=switch, _taia_site=index, _taia_tuned=tuned)
-        module.__class__ = subclass(mixin_for(module), type(module))
+        show_tuned(module, switch, index, tuned)
     base.requires_grad_(False)
     return DenseUpdate(base, folder, config, files), switch
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub import hub
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import SublayerRoles, layer_of
 from taia_hub.switch.switch import Site, Switch
+from taia_hub.updates.peft.carried import ReadBase, find_carried
 from taia_hub.updates.peft.strict import ADAPTER, check_expressions
+from taia_hub.weights.checkpoint import StoredTensor
 
 _ALL_LINEAR = "all-linear"
 _INITIALISED = (True, False, "gaussian")
@@ -72,9 +73,14 @@ class LeanLora:
 
 
 def read_lean(
-    model: nn.Module, config: Any, folder: Path, placed: SublayerRoles, carried: Mapping[str, tuple[int, ...]]
+    model: nn.Module,
+    config: Any,
+    folder: Path,
+    placed: SublayerRoles,
+    stored: Mapping[str, StoredTensor],
+    read_base: ReadBase,
 ) -> LeanLora | None:
-    """Reads a plain LoRA by names and shapes; `carried` is what `saved_along` lists.
+    """Reads a plain LoRA by names and shapes; `stored` are the tensors of its file.
 
     None where it is more than pairs of factors on linear layers, or the file holds anything else than PEFT expects,
     copies of embeddings and head apart.
@@ -86,7 +92,13 @@ def read_lean(
         pairs, expected = _expected(model, config)
     except re.error:
         return None
-    if not pairs or update_shapes(folder / PEFT.weights, expected, carried) != expected:
+    shapes = {key: one.shape for key, one in stored.items()}
+    carried = find_carried(model, config, shapes)
+    for key, name in carried.tensors.items():
+        is_adapted = name.rpartition(".")[0] in pairs
+        if is_adapted == (".base_layer." in key) and carried.is_idle(key, stored[key], read_base):
+            del shapes[key]
+    if not pairs or shapes != expected:
         return None
     sites = tuple(
         Site(
@@ -128,31 +140,6 @@ def lora_scaling(alpha: float, rank: int, is_rank_stabilised: bool) -> float:
 def is_state_space(model: nn.Module) -> bool:
     """Tells the architectures of which PEFT refuses some modules, whatever the file says."""
     return getattr(getattr(model, "config", None), "model_type", None) in _STATE_SPACE
-
-
-def saved_along(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns name to shape of the base's tensors that PEFT saves copies of where it adapts them: embeddings, head."""
-    kept = {id(one) for name in ("input", "output") if (one := getattr(model, f"get_{name}_embeddings")()) is not None}
-    return {
-        f"{PREFIX}{path}.{name}": tuple(tensor.shape)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if id(module) in kept
-        for name, tensor in module.named_parameters()
-    }
-
-
-def update_shapes(
-    path: Path, expected: Collection[str], carried: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """Returns name to shape of an adapter file's tensors, without copies of adapted embeddings saved along.
-
-    `expected` are the names that PEFT expects, `carried` is what `saved_along` lists.
-    """
-    return {
-        key: shape
-        for key, shape in hub.tensor_shapes(path).items()
-        if key in expected or carried.get(key.replace(".base_layer", "")) != shape
-    }
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from taia_hub.common.patterns import check_patterns
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError, short
 from taia_hub.hub import read_json, tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
+from taia_hub.weights.checkpoint import StoredTensor
 
 ADAPTER = "default"
 CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
@@ -156,11 +158,19 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
     return None
 
 
-def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[str, torch.Tensor]) -> set[str]:
+def check_tensors(
+    update: Any,
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    keys: set[str],
+    originals: Mapping[str, torch.Tensor],
+    read: Callable[[str], torch.Tensor | None] | None = None,
+) -> set[str]:
     """Checks that every tensor of the file is used and every adapted module got its tensors.
 
-    PEFT saves the base's embeddings along when they are adapted. A faithful copy of `originals`, which are the base's
-    as they were before the load, does no harm, and its name is returned; one that differs would replace the base's.
+    A faithful copy of `originals`, which are the base's as they were before the load, does no harm, and its name is
+    returned; one that differs would replace the base's. `keys` are the names in the file without those that belong to
+    embeddings and head; `read` gives the originals of a model without weights.
     """
     expected = set(update.parameters())
     if keys == expected:
@@ -169,18 +179,32 @@ def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[
         PREFIX + path: (WRAPPERS.sub("", path), parameter)
         for path, parameter in update.head_model.named_parameters(remove_duplicate=False)
     }
-    carried = sorted((keys - expected) & own.keys())
-    if changed := [key for key in carried if not _equal(own[key][1], originals.get(own[key][0]))]:
+    carried = sorted(key for key in keys - expected if key in own and own[key][0] in originals)
+
+    def is_same(key: str) -> bool:
+        name, parameter = own[key]
+        if parameter.shape != originals[name].shape:
+            return False
+        base = read(name) if read else originals[name]
+        if read and base is not None:
+            return torch.equal(stored[key].read().to(base.dtype), base)
+        return parameter.is_meta or (base is not None and torch.equal(parameter.to(base.device), base))
+
+    if changed := [key for key in carried if not is_same(key)]:
         raise UnsupportedUpdateError(
             f"The adapter's file carries {len(changed)} of the base model's own tensors with other values, "
             f"{few(changed)}, which would replace the base's and could not be switched off.",
-            "Save it again with `save_embedding_layers=False`, or list these modules in `modules_to_save`.",
+            "Save it again with PEFT's `save_pretrained`, or list these modules in `modules_to_save`.",
         )
     keys, copies = keys.difference(carried), {own[key][0] for key in carried}
     if keys == expected:
         return copies
     # PEFT converts old checkpoints while it loads (names, fused experts), so its own verdict decides.
-    result = update.load(load_peft_weights(str(folder), device="cpu"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # of a model without weights
+        exchanged = {key for one in update.tuned for key in one.keys}
+        tensors = load_peft_weights(str(folder), device="cpu")
+        result = update.load({key: tensors[key] for key in keys - exchanged})
     missing, unexpected = list(result.missing_keys), list(result.unexpected_keys)
     if not missing and not unexpected and keys - expected and expected - keys:
         return copies
@@ -195,12 +219,6 @@ def check_tensors(update: Any, folder: Path, keys: set[str], originals: Mapping[
         f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
         "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
     )
-
-
-def _equal(parameter: torch.Tensor, original: torch.Tensor | None) -> bool:
-    if original is None or parameter.shape != original.shape:
-        return False
-    return parameter.is_meta or torch.equal(parameter.to(original.device), original)
 
 
 def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:

@@ -22,6 +22,7 @@ def mergeable_twin(layer: Any, adapter: str, tensors: Mapping[str, Tensor | None
     for name, child in twin._modules.items():
         twin._modules[name] = _shallow(child)  # a merge may exchange what is in it
     base = _shallow(layer.get_base_layer())
+    base.__dict__.pop("_taia_tuned", None)  # it shows what it is given, whatever the setting
     for name, tensor in tensors.items():
         if tensor is not None:
             base._parameters[name] = nn.Parameter(tensor, requires_grad=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -23,13 +23,26 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
+from taia_hub.updates.dense.layers import same_rows as tuned_rows
+from taia_hub.updates.dense.layers import show_tuned
 from taia_hub.updates.options import AttachOptions
+from taia_hub.updates.peft.carried import (
+    ANOTHER_VOCABULARY,
+    TunedModule,
+    find_carried,
+    passed_by,
+    resized_since,
+    stood_in,
+    tuned_modules,
+    vocabulary_modules,
+)
 from taia_hub.updates.peft.fitting import Fitted, fitted
 from taia_hub.updates.peft.layers import describe, refusal, same_rows, switched_class, whole_only
 from taia_hub.updates.peft.strict import (
@@ -65,6 +78,12 @@ class PeftUpdate:
     source: Path
     prefix: str = ""
     fit: Fitted | None = None
+    tuned: tuple[TunedModule, ...] = ()
+    # ^ embeddings and head of the base that the file replaces
+    resized: Mapping[str, int] = field(default_factory=dict)
+    # ^ name of each of the base's parameters that gets another number of rows, to that number
+    rows: Mapping[str, int] = field(default_factory=dict)
+    # ^ path of each embedding and head to its rows in the base, where the update leaves them all alone
 
     @property
     def method(self) -> str:
@@ -89,7 +108,19 @@ class PeftUpdate:
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Returns the update's tensors by the names that they have in PEFT's file."""
-        return dict(get_peft_model_state_dict(self.peft_model, adapter_name=ADAPTER, save_embedding_layers=False))
+        found = get_peft_model_state_dict(self.peft_model, adapter_name=ADAPTER, save_embedding_layers=False)
+        return {**found, **self._carried()}
+
+    def _carried(self) -> dict[str, torch.Tensor]:
+        """Returns the tensors that replace some of the base's: those of the file, and what was resized since."""
+        found = {
+            key: torch.empty(stored.shape, device="meta") if next(tuned.module.parameters()).is_meta else stored.read()
+            for tuned in self.tuned
+            for key, stored in tuned.keys.items()
+        }
+        for path, module in resized_since(self.head_model, self.rows).items():
+            found |= {f"{PREFIX}{path}.{name}": one.detach() for name, one in module.named_parameters()}
+        return found
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes the two files of the update; an unchanged update keeps the bytes of its files.
@@ -113,10 +144,15 @@ class PeftUpdate:
             str(folder), selected_adapters=[ADAPTER], save_embedding_layers=False, state_dict=named
         )
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's card would say that every part acts
-        written, expected = set(read_header(folder / WEIGHTS_NAME)), set(self.parameters())
+        if carried := self._carried():
+            tensors = {**load_file(folder / WEIGHTS_NAME), **{key: one.cpu().clone() for key, one in carried.items()}}
+            save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        written = {key: one.shape for key, one in read_header(folder / WEIGHTS_NAME).items()}
+        expected = {key: tuple(tensor.shape) for key, tensor in self.parameters().items()}
         if written != expected:
+            same = len(written.items() & expected.items())
             raise UpdateMismatchError(
-                f"The state dict holds {len(written & expected)} of the update's {len(expected)} tensors.",
+                f"The state dict holds {same} of the update's {len(expected)} tensors in their shapes.",
                 "Pass the whole state dict of the model, or none.",
             )
 
@@ -134,6 +170,8 @@ class PeftUpdate:
         if not all((self.source / name).is_file() for name in (self.kind.config, self.kind.weights)):
             return False
         now = self.parameters()
+        if resized_since(self.head_model, self.rows):
+            return False
         if any(tensor.is_meta for tensor in now.values()):
             return True  # a skeleton never had the weights, so it cannot have changed them
         fit = self.fit
@@ -177,17 +215,21 @@ def _attach(
 ) -> tuple[PeftUpdate, Switch]:
     """Does what `attach_update` says, with the file of `folder` by the base's names in `source`."""
     config = fit.config
-    placement = _placement(base)
-    keys = set(fit.names.values())
+    placement, vocabulary = _placement(base), vocabulary_modules(base)
+    stored = {fit.names[key]: one for key, one in read_header(folder / WEIGHTS_NAME).items()}
+    carried = find_carried(base, config, {key: one.shape for key, one in stored.items()})
     before = {
         name: (parameter, parameter.data_ptr(), parameter._version) for name, parameter in base.named_parameters()
     }
-    in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in keys}
+    in_file = {WRAPPERS.sub("", key.removeprefix(PREFIX)) for key in stored}
+    in_file -= {f"{path}.{name}" for path, one in carried.modules.items() for name, _ in one.named_parameters()}
     named = dict(base.named_parameters(remove_duplicate=False))
     originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
-    is_quick = not originals and _may_skip_initialisation(config, base, options.autocast_adapter_dtype)
+    is_quick = (
+        not originals and not carried.modules and _may_skip_initialisation(config, base, options.autocast_adapter_dtype)
+    )
     try:
-        with warnings.catch_warnings():
+        with stood_in(base, carried) as stand_ins, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error of ours, below
             # A skeleton has no weights to copy; and PEFT itself asks for what transformers deprecates.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
@@ -208,10 +250,18 @@ def _attach(
     except (ValueError, RuntimeError, LookupError) as error:
         raise mismatch(error, config, base) from error
     update = PeftUpdate(peft_model, folder, fit=fit)
-    copied = () if is_quick and _is_whole(update, before, keys) else check_tensors(update, source, keys, originals)
+    update.resized = carried.resized_parameters
+    update.tuned = tuned_modules(update.head_model, carried, stand_ins, stored, options.read_base)
+    if not update.tuned and all(update.head_model.get_submodule(path) is one for path, one in vocabulary.items()):
+        update.rows = {path: len(one.weight) for path, one in vocabulary.items()}
+    copied: set[str] = set()
+    if not (is_quick and _is_whole(update, before, stored)):
+        keys = stored.keys() - passed_by(update.head_model, carried, update.tuned)
+        copied = check_tensors(update, source, stored, keys, originals, options.read_base)
     copies = {id(named[name]) for name in copied}  # one tensor, tied names
     check_base_untouched(update.head_model, {name: was for name, was in before.items() if id(was[0]) not in copies})
-    return update, attach_switch(update.head_model, options.roles, options.inference_modules, options.unplaced)
+    where = options.roles, options.inference_modules, options.unplaced
+    return update, attach_switch(update.head_model, *where, update.tuned, carried.resized)
 
 
 def _unusable(folder: Path, error: Exception) -> ConfigError:
@@ -222,9 +272,18 @@ def _unusable(folder: Path, error: Exception) -> ConfigError:
 
 
 def attach_switch(
-    model: nn.Module, roles: Mapping[str, str], inference_modules: Any, unplaced: Sequence[str] = ()
+    model: nn.Module,
+    roles: Mapping[str, str],
+    inference_modules: Any,
+    unplaced: Sequence[str] = (),
+    exchanged: Sequence[TunedModule] = (),
+    resized: Container[str] = (),
 ) -> Switch:
-    """Makes the adapted layers inside PEFT's wrapper obey a new switch; an error changes no class."""
+    """Makes the adapted layers inside PEFT's wrapper obey a new switch; an error changes no class.
+
+    `exchanged` are modules of the base that obey it too; `resized` are the paths of those that have other rows than
+    the base's, whatever changes them.
+    """
     layers: list[tuple[str, Any]] = [
         (name, module)
         for name, module in model.named_modules()
@@ -237,11 +296,18 @@ def attach_switch(
             )
     counted: set[int] = set()
     regrouped = ROWS_REGROUPED.get(getattr(getattr(model, "config", None), "model_type", ""))
-    sites = [_site(name, layer, roles, counted, regrouped) for name, layer in layers]
+    sites = [_site(name, layer, roles, counted, regrouped, resized) for name, layer in layers]
+    for tuned in exchanged:
+        odd = ANOTHER_VOCABULARY if tuned.resized else None
+        alike = regrouped or odd or tuned_rows(tuned.module, tuned.path)
+        role, method = roles.get(tuned.path, "other"), type(tuned.module).__name__
+        sites.append(Site(tuned.path, role, layer_of(tuned.path), method, tuned.parameters, odd, alike))
     switch = Switch(sites, inference_modules, unplaced)
     for index, (_, layer) in enumerate(layers):
         layer.__class__ = switched_class(layer, ADAPTER)
         layer._taia_switch, layer._taia_site, layer._taia_adapter = switch, index, ADAPTER
+    for index, tuned in enumerate(exchanged, len(layers)):
+        show_tuned(tuned.module, switch, index, tuned.tensors)
     return switch
 
 
@@ -271,7 +337,7 @@ def _may_skip_initialisation(config: PeftConfig, base: nn.Module, autocast_adapt
     )
 
 
-def _is_whole(update: PeftUpdate, before: Mapping[str, tuple[nn.Parameter, Any, Any]], keys: set[str]) -> bool:
+def _is_whole(update: PeftUpdate, before: Mapping[str, tuple[nn.Parameter, Any, Any]], keys: Sized) -> bool:
     """Tells that an adapter got every tensor of its file and lacks none, without PEFT's long way to their names.
 
     PEFT's quick way makes the adapter's parameters without memory and puts a tensor of the file into each: where as
@@ -283,7 +349,12 @@ def _is_whole(update: PeftUpdate, before: Mapping[str, tuple[nn.Parameter, Any, 
 
 
 def _site(
-    name: str, layer: nn.Module, roles: Mapping[str, str], counted: set[int], regrouped: str | None = None
+    name: str,
+    layer: nn.Module,
+    roles: Mapping[str, str],
+    counted: set[int],
+    regrouped: str | None = None,
+    resized: Container[str] = (),
 ) -> Site:
     module_path = WRAPPERS.sub("", name)
     path = f"{module_path}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module_path
@@ -300,7 +371,7 @@ def _site(
         method=describe(layer),
         parameters=parameters,
         whole_only=whole_only(layer, ADAPTER),
-        same_rows=regrouped or same_rows(layer, ADAPTER, path),
+        same_rows=regrouped or (ANOTHER_VOCABULARY if module_path in resized else same_rows(layer, ADAPTER, path)),
     )
 
 

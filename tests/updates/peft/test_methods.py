@@ -333,36 +333,22 @@ def test_a_converted_adapter_of_such_an_option_loads(pico, init, tmp_path):
         torch.testing.assert_close(logits(taia, ids, inference_modules="all"), model.eval()(ids).logits)
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_embeddings_in_the_file_are_harmless_or_refused(pico, tmp_path, changed):
-    """PEFT saves embeddings along; a copy that differs from the base's would replace them in every mode."""
+def test_embeddings_in_the_file_that_were_changed_are_exchanged(pico, tmp_path):
+    """PEFT saves embeddings along, and puts them in place of the base's in every mode."""
     model = get_peft_model(pico.plain("llama"), lora(init_lora_weights=False))
-    if changed:
-        model.get_input_embeddings().weight.data[5] += 1
+    model.get_input_embeddings().weight.data[5] += 1
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     assert any("embed_tokens" in key for key in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
 
-    if changed:
-        with pytest.raises(UnsupportedUpdateError, match="own tensors") as error:
-            TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "adapter")
-        assert "save_embedding_layers=False" in error.value.hint
-        return
-    taia, ids = TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "adapter").eval(), pico.ids()
+    taia, ids = TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path / "adapter").eval(), torch.tensor([[5, 9]])
+
     assert torch.equal(logits(taia, ids, inference_modules="none"), logits(pico.plain("llama"), ids))
     assert torch.equal(logits(taia, ids, inference_modules="all"), logits(model.eval(), ids))
+    status = taia.status().roles["other"]
+    assert (status.adapted, status.parameters) == (1, 64 * 16)
     taia.save_pretrained(tmp_path / "taia")
     name = "adapter/adapter_model.safetensors"
     assert (tmp_path / "taia" / name).read_bytes() == (tmp_path / name).read_bytes()
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_resized_embeddings_in_the_file_are_refused(pico, tmp_path, tied):
-    base = AutoModelForCausalLM.from_pretrained(pico.base("llama"), tie_word_embeddings=tied)
-    base.resize_token_embeddings(70)
-    get_peft_model(base, lora()).save_pretrained(tmp_path, save_embedding_layers=True)
-
-    with pytest.raises(TAIAError, match="embed_tokens"):
-        TAIAForCausalLM.from_adapter(pico.base("llama"), tmp_path)
 
 
 def test_a_mixed_setting_of_whole_methods_is_possible(pico):
