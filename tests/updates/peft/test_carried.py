@@ -324,7 +324,8 @@ def test_nothing_is_pushed_that_does_not_load(online, tmp_path, repo_id):
     weights = folder / "adapter/adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({key: one for key, one in tensors.items() if "layers.1." not in key}, weights)
-    write_manifest(folder, {"adapter/adapter_model.safetensors": weights})
+    files = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+    write_manifest(folder, {name: folder / name for name in files})
     with pytest.raises(TAIAError, match="missing"):
         push_folder(folder, repo_id)
     assert not online.api.repo_exists(repo_id)
