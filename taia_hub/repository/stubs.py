@@ -51,22 +51,32 @@ def _is_stub(source: bytes) -> bool:
 
 
 def _only_imports(one: ast.Try) -> bool:
-    raised = [inside for handler in one.handlers for inside in handler.body]
-    return (
-        not (one.orelse or one.finalbody)
-        and all(map(_is_import, one.body))
-        and all(isinstance(each, ast.Raise) and _is_message(each.exc) for each in raised)
+    return not (one.orelse or one.finalbody) and all(map(_is_import, one.body)) and all(map(_only_raises, one.handlers))
+
+
+def _only_raises(handler: ast.ExceptHandler) -> bool:
+    """Tells whether a handler does nothing but raise; whatever stands in it, its condition too, would be run."""
+    return _is_name(handler.type) and all(
+        isinstance(one, ast.Raise) and _is_message(one.exc) and _is_name(one.cause) for one in handler.body
     )
 
 
 def _is_import(one: ast.stmt) -> bool:
-    return isinstance(one, ast.ImportFrom) and one.module == "taia_hub" and not one.level
+    if not isinstance(one, ast.ImportFrom) or one.level or one.module != "taia_hub":
+        return False
+    return all(alias.asname is None for alias in one.names)  # `ImportError` stays what it is
 
 
 def _is_text(one: ast.stmt) -> bool:
     return isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
 
 
+def _is_name(one: ast.expr | None) -> bool:
+    return one is None or isinstance(one, ast.Name)
+
+
 def _is_message(raised: ast.expr | None) -> bool:
-    named = isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name) and raised.func.id == "ImportError"
-    return named and all(isinstance(one, ast.Constant) for one in raised.args)  # type: ignore[union-attr]
+    if not isinstance(raised, ast.Call) or raised.keywords:
+        return False
+    named = isinstance(raised.func, ast.Name) and raised.func.id == "ImportError"
+    return named and all(isinstance(one, ast.Constant) for one in raised.args)
