@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from taia_hub.common.resuming import git_sha1, sha256
 from taia_hub.errors import RepositoryError
 from taia_hub.hub._errors import hub_errors
 from taia_hub.hub._names import TransportError
@@ -165,7 +166,7 @@ def publish(
         except (HfHubHTTPError, TransportError) as error:
             if not _is_unknown(error):
                 raise
-            done = _landed(api, head, commit, parent, title, error)
+            done = _landed(api, head, commit, files, parent, title, error)
         undo.pop_all()
     return done
 
@@ -184,7 +185,15 @@ def _is_new(api: HfApi, repo_id: str, kind: str, private: bool | None) -> bool:
     return len(api.list_repo_commits(repo_id, repo_type=kind)) <= 1 and (private is None or info.private == private)
 
 
-def _landed(api: HfApi, head: Head, commit: Commit, parent: str | None, title: str, error: Exception) -> CommitInfo:
+def _landed(
+    api: HfApi,
+    head: Head,
+    commit: Commit,
+    files: Mapping[str, Path | None],
+    parent: str | None,
+    title: str,
+    error: Exception,
+) -> CommitInfo:
     """Looks for a commit whose answer was lost; where it is not there, `error` is the reason."""
     repo_id, kind = head.repo_id, head.kind
     page = f"{api.endpoint}/{'spaces/' if kind == 'space' else ''}{repo_id}"
@@ -196,9 +205,11 @@ def _landed(api: HfApi, head: Head, commit: Commit, parent: str | None, title: s
             f"The connection to the Hub broke while '{repo_id}' was published, and what it did by then is not known.",
             f"Look at {page} before you publish again: '{title}' may be there.",
         ) from error
-    if commit.create_pr or [one.commit_id for one in commits[1:2]] != [parent] or commits[0].title != title:
+    if commit.create_pr or [one.commit_id for one in commits[1:2]] != [parent]:
         raise error
     newest = commits[0]
+    if newest.title != title or not _holds(api, head, newest.commit_id, files):
+        raise error
     logger.warning("The connection to the Hub broke while '%s' was published; the commit is there.", repo_id)
     return CommitInfo(
         commit_url=f"{page}/commit/{newest.commit_id}",
@@ -206,6 +217,19 @@ def _landed(api: HfApi, head: Head, commit: Commit, parent: str | None, title: s
         commit_description=commit.description or "",
         oid=newest.commit_id,
     )
+
+
+def _holds(api: HfApi, head: Head, sha: str, files: Mapping[str, Path | None]) -> bool:
+    """Tells whether a commit has these very files: somebody else's may have the same title and parent."""
+    found: list[Any] = api.get_paths_info(head.repo_id, list(files), revision=sha, repo_type=head.kind)
+    there = {one.path: one for one in found}
+    return all(_is_same(path, there.get(name)) for name, path in files.items())
+
+
+def _is_same(path: Path | None, there: Any) -> bool:
+    if path is None or there is None:
+        return path is None and there is None
+    return bool(sha256(path) == there.lfs.sha256 if there.lfs else git_sha1(path.read_bytes()) == there.blob_id)
 
 
 def _noun(kind: str) -> str:

@@ -279,6 +279,31 @@ def test_somebody_elses_commit_is_not_taken_for_the_lost_one(online, model, repo
         model.push_to_hub(repo_id)
 
 
+@pytest.mark.parametrize("status", [None, 412])
+@pytest.mark.parametrize("change_of", [b"another", None])
+def test_a_commit_of_the_same_title_with_other_files_is_not_taken_for_the_lost_one(
+    online, model, repo_id, monkeypatch, status, change_of
+):
+    model.push_to_hub(repo_id, commit_message="Nightly")
+    original = HfApi.create_commit
+
+    def lost(self, repo_id, operations, **kwargs):
+        if change_of is None:
+            operations = [one for one in operations if one.path_in_repo != "README.md"]
+        else:
+            operations = [*operations[:-1], CommitOperationAdd(operations[-1].path_in_repo, change_of)]
+        original(online.api, repo_id, operations, commit_message="Nightly")
+        if status is None:
+            raise TransportError("the connection broke")
+        raise HfHubHTTPError(
+            "faster", response=httpx.Response(status, request=httpx.Request("POST", "http://127.0.0.1"))
+        )
+
+    monkeypatch.setattr(HfApi, "create_commit", lost)
+    with pytest.raises(RepositoryError):
+        model.push_to_hub(repo_id, commit_message="Nightly", tags=["new"])
+
+
 def test_a_race_is_refused_and_said_so(online, model, repo_id, monkeypatch):
     model.push_to_hub(repo_id)
     original = type(online.api).create_commit
