@@ -27,9 +27,12 @@ class Update(Protocol):
         prefix: What precedes the held model's parameter names in those of the head model.
     """
 
-    kind: UpdateKind
     source: Path
     prefix: str
+
+    @property
+    def kind(self) -> UpdateKind:
+        """Which files an update of this kind has."""
 
     @property
     def method(self) -> str:

@@ -57,7 +57,7 @@ class Injected:
 
     update: PeftUpdate
     resized: Mapping[str, int]
-    passed: set[str]
+    passed: frozenset[str]
 
     def fits(self, stored: Mapping[str, StoredTensor]) -> bool:
         """Tells whether the file holds exactly what PEFT expects."""

@@ -74,13 +74,13 @@ def check_base(
         raise ConfigError(f"{no}auto_map of its {hub.CONFIG} is {code!r:.60}.", "It maps names of classes to code.")
     auto = "AutoModel" if features_only else "AutoModelForCausalLM"
     mapping: Any = modeling_auto.MODEL_MAPPING if features_only else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
-    if is_known and CONFIG_MAPPING[kind] in mapping:
+    known = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    if known in mapping:
         _check_head(values, no, features_only)
-    elif code and (auto in code or not is_known):
+    elif code and (auto in code or known is None):
         if not trust_remote_code:
             raise ConfigError(f"{no}it has code of its own ({_places(code)}), which did not run.", _TRUST)
-    elif is_known:
+    elif known is not None:
         raise ConfigError(
             f"{no}it is a {kind}{_family(str(kind))}, which {auto} does not load; TAIA takes causal language models.",
             _GIVE,

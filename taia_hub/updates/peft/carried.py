@@ -306,7 +306,7 @@ def check_resizable(update: Any) -> None:
         )
 
 
-def passed_by(model: nn.Module, carried: Carried, tuned: Iterable[TunedModule]) -> set[str]:
+def passed_by(model: nn.Module, carried: Carried, tuned: Iterable[TunedModule]) -> frozenset[str]:
     """Returns the names of the tensors in a file that nothing reads: what PEFT writes twice, and copies of the base's.
 
     `model` has PEFT's layers in it, `tuned` is as of `tuned_modules`.

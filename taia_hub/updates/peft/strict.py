@@ -49,7 +49,8 @@ def read_config(folder: Path) -> PeftConfig:
     values = read_json(folder / CONFIG_NAME)
     _check_bounds(values)
     try:
-        method = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(values.get("peft_type")))
+        methods: Any = PEFT_TYPE_TO_CONFIG_MAPPING  # its keys are texts as well
+        method = methods.get(str(values.get("peft_type")))
         if method is not None:
             # PEFT asks this of the base class alone, which refuses nothing.
             method.check_kwargs(**{**values, "peft_version": str(values.get("peft_version") or "0")})
