@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, TAIAError
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -134,8 +134,10 @@ def template_errors(what: str = "the prompt") -> Iterator[None]:
     """Says of a template's own error what it refuses."""
     try:
         yield
-    except TemplateError as error:
+    except TAIAError:
+        raise
+    except (TemplateError, ValueError, TypeError, RecursionError) as error:  # also named templates without a default
         raise ConfigError(
-            f"The chat template refuses {what}: {error}.",
+            f"The chat template refuses {what}: {str(error).rstrip('.')}.",
             "Leave out what it does not know, such as a system message, mend it, or do without it.",
         ) from error

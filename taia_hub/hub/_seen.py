@@ -93,8 +93,8 @@ def seen_tensors(names: Iterable[str]) -> Seen | None:
         return "named as kohya-ss names them", _CONVERT
     if any(name.endswith((".lora_a", ".lora_b")) for name in names):
         return "named as mlx-lm names them", _CONVERT
-    image = [name for name in names if name.startswith(("unet.", "transformer.", "text_encoder.", "diffusion_model."))]
-    if any("lora" in name for name in image):
+    image = ("unet.", "text_encoder.", "diffusion_model.", "transformer.transformer_", "transformer.single_")
+    if any("lora" in name and name.startswith(image) for name in names):
         return "those of an image model's LoRA", _TEXT
     plain = not any(name.startswith("base_model.") or "lora" in name for name in names)
     if plain and any(name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")) for name in names):

@@ -33,6 +33,7 @@ from taia_hub.repository.stubs import write_stubs
 from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
 from taia_hub.repository.update_files import open_repository, own_tokenizer
 from taia_hub.updates.parts import parts_by_role
+from taia_hub.weights.checkpoint import check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -293,6 +294,7 @@ def _write_files(
     kind, generation = update.kind, getattr(loaded.model, "generation_config", None)
     update.save(folder / kind.folder, state_dict)
     written = hub.update_weights(folder / kind.folder, kind)
+    check_numbers(written.values(), kind.noun)
     pointer = config.update.get("repo") and hub.same_bytes(written[kind.weights], update.source / kind.weights)
     if not pointer:
         config.update = {"kind": kind.name, "path": kind.folder}

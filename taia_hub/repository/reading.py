@@ -60,12 +60,16 @@ def check_folder(folder: Path) -> RepositoryConfig:
         raise RepositoryError(f"'{folder}' has no {hub.CONFIG}.", "Write a TAIA repository with `taia create` first.")
     from taia_hub.configuration_taia import TAIAConfig  # here, because what is read otherwise goes without transformers
     from taia_hub.updates.attaching import read_update_config
+    from taia_hub.weights.checkpoint import check_numbers
 
     config = read_repository_config(folder / hub.CONFIG, str(folder))
     TAIAConfig.from_dict(hub.read_json(folder / hub.CONFIG))
     if not config.update.get("repo"):
         verify_update(folder, folder / config.place.path, config, published=False)
         read_update_config(folder / config.place.path, config.place.kind)
+        check_numbers(
+            hub.update_weights(folder / config.place.path, config.place.kind).values(), config.place.kind.noun
+        )
     for file, path in hub.published_files(folder).items():
         if file.endswith(".json") and "/" not in file:
             hub.read_json(path)

@@ -79,6 +79,7 @@ def save_tokenizer(
         wanted = (hub.CONFIG, *hub.TOKENIZER_FILES, *code)
         fetched = hub.fetch(name, wanted, revision=revision, access=access, what="base model", local=False)
         source = fetched.folder
+    _check_files(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -86,6 +87,8 @@ def save_tokenizer(
             raise _not_cached(f"tokenizer of the base model '{name}'", name, revision) from error
         logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
         return str(error)
+    except Exception as error:  # transformers' readers fail in every way
+        raise _damaged(name, error) from error
     tokenizer.save_pretrained(folder)
     return None
 
@@ -107,12 +110,24 @@ def copy_tokenizer(source: hub.Source, folder: Path) -> None:
                 shutil.copyfile(path, target)
 
 
+def _check_files(folder: Path) -> None:
+    """Refuses damaged JSON by the file's name; transformers does not say which one it was."""
+    for path in (folder / "tokenizer_config.json", folder / "tokenizer.json"):
+        if path.exists():
+            hub.read_json(path)
+
+
 def read_tokenizer(source: hub.Source, trust_remote_code: bool) -> Any:
     """Loads the tokenizer in a folder; RepositoryError where it is damaged."""
+    _check_files(source.folder)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' readers fail in every way
-        raise RepositoryError(
-            f"The tokenizer of '{source.name}' cannot be read: {error}.",
-            "Push it again with tokenizer.push_to_hub(...), or copy the files again.",
-        ) from error
+        raise _damaged(source.name, error) from error
+
+
+def _damaged(name: str, error: Exception) -> RepositoryError:
+    return RepositoryError(
+        f"The tokenizer of '{name}' cannot be read: {hub.reason_of(error)}.",
+        "Push it again with tokenizer.push_to_hub(...), or copy the files again.",
+    )

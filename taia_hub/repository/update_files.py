@@ -294,9 +294,10 @@ def _nothing_there(name: str, source: hub.Source, plain: bool, access: hub.HubAc
             f"Name one of them: '{name}{'/' if is_local else '@'}{inside[-1]}'.",
         )
     if plain:
+        seen = hub.seen_in(files) if files else hub.seen_folder(source.folder) if source.revision is None else None
+        said, hint = seen or ("", "Give a TAIA repository, or the repository or folder of a PEFT adapter.")
         return RepositoryError(
-            f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}.",
-            "Give a TAIA repository, or the repository or folder of a PEFT adapter.",
+            f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}{said and f': it is {said}'}.", hint
         )
     return RepositoryError(
         f"'{name}' is no TAIA repository: it has no {hub.CONFIG}.",

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from taia_hub import hub
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import RepositoryError, TAIAError
 from taia_hub.training import record
 from taia_hub.training.encoding import Encoder
 from taia_hub.training.planning import Plan, make_plan, process_rank
@@ -159,7 +159,7 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
 def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, config: Any, token: str | bool | None) -> Any:
     """Loads the base model's tokenizer; a RepositoryError says so where it has none."""
     try:
-        with hub.hub_errors(base.name, what="base model", revision=base.revision):
+        with hub.foreign_errors(base.name, what="base model", revision=base.revision):
             return AutoTokenizer.from_pretrained(
                 base.name,
                 config=config,
@@ -167,8 +167,8 @@ def load_tokenizer(base: hub.Source, recipe: TrainingRecipe, config: Any, token:
                 token=token,
                 trust_remote_code=recipe.trust_remote_code,
             )
-    except (ValueError, RepositoryError) as error:
+    except TAIAError as error:
         raise RepositoryError(
-            f"The tokenizer of the base model '{base.name}' cannot be loaded: {' '.join(str(error).split())[:300]}",
+            f"The tokenizer of the base model '{base.name}' cannot be loaded: {hub.reason_of(error)}",
             "Save one into the base model's folder or repository: tokenizer.save_pretrained(...).",
         ) from error

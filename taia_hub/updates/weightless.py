@@ -119,7 +119,7 @@ def injected(
     try:
         with stood_in(model, carried) as stand_ins:
             update = PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)
-    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError, re.error):
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError, ArithmeticError, ImportError, re.error):
         return None
     update.resized = carried.resized_parameters
     update.tuned = tuned_modules(update.head_model, carried, stand_ins, stored, read_base)

@@ -221,6 +221,27 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     }
 
 
+def check_numbers(files: Iterable[Path], what: str) -> None:
+    """Refuses weights with values that are no numbers or infinite: every answer would be of them, or empty.
+
+    Raises:
+        RepositoryError: If there are some; the message names the first tensor and calls what the files are `what`.
+    """
+    found = [
+        one.name
+        for path in files
+        if path.suffix == ".safetensors"
+        for one in read_header(path).values()
+        if one.dtype.is_floating_point and not torch.isfinite(one.read()).all()
+    ]
+    if found:
+        raise RepositoryError(
+            f"The {what} holds NaN or infinite values in {len(found)} of its tensors, first '{found[0]}'.",
+            "Its training diverged: take an earlier checkpoint, or train again with a lower learning rate or in "
+            "bfloat16 or float32.",
+        )
+
+
 def group_tensors(
     model: PreTrainedModel, tensors: Mapping[str, StoredTensor]
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:

@@ -16,9 +16,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from taia_hub import hub
 from taia_hub.common.patterns import check_patterns
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError, short
-from taia_hub.hub import read_json, tensor_shapes
 from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.weights.checkpoint import StoredTensor
 
@@ -37,6 +37,7 @@ _REFUSED_TYPES: dict[Any, str] = {
     PeftType.POLY: "its layers need task ids in every call",
     PeftType.SHADOW: "its layers hand a second stream from one to the next, so that none can be masked alone",
 }
+_TASKS = (None, TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION)
 _WAY_OUT = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
@@ -46,7 +47,8 @@ def read_config(folder: Path) -> PeftConfig:
 
     It may be anybody's: values are bounded here, and its expressions where the names are known (`check_expressions`).
     """
-    values = read_json(folder / CONFIG_NAME)
+    values = hub.read_json(folder / CONFIG_NAME)
+    _check_format(values, folder)
     _check_bounds(values)
     try:
         methods: Any = PEFT_TYPE_TO_CONFIG_MAPPING  # its keys are texts as well
@@ -55,8 +57,8 @@ def read_config(folder: Path) -> PeftConfig:
             # PEFT asks this of the base class alone, which refuses nothing.
             method.check_kwargs(**{**values, "peft_version": str(values.get("peft_version") or "0")})
         config = PeftConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        why = f"it does not know {error}" if isinstance(error, KeyError) else error
+    except Exception as error:
+        why = f"it does not know {error}" if isinstance(error, KeyError) else hub.reason_of(error).rstrip(".")
         raise ConfigError(
             f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.",
             "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
@@ -83,6 +85,21 @@ def written_by(config: PeftConfig) -> Version:
         return Version("0")
 
 
+def _check_format(values: Mapping[str, Any], folder: Path) -> None:
+    """Refuses the configurations of other tools that have the name of PEFT's."""
+    other = ""
+    if "peft_type" not in values:
+        if {"fine_tune_type", "lora_parameters", "lora_layers"} & values.keys():
+            other = "mlx-lm (its weights are in adapters.safetensors)"
+        elif isinstance(values.get("config"), dict) and "model_name" in values:
+            other = "the library `adapters` (AdapterHub)"
+    if other:
+        raise UnsupportedUpdateError(
+            f"The adapter in '{folder}' was made by {other}, not by PEFT.",
+            f"Convert it to PEFT's format first: {CONFIG_NAME} with a peft_type, beside {WEIGHTS_NAME}.",
+        )
+
+
 def is_of_backbone(config: PeftConfig) -> bool:
     """Tells an adapter of a model without its language-modelling head, by its task or the class that it names."""
     if config.task_type is not None or not isinstance(config.auto_mapping, dict):
@@ -98,7 +115,7 @@ def _settle_bias(config: Any, folder: Path) -> None:
     saved = tuple(getattr(config, "modules_to_save", None) or ())
     biases = [
         key
-        for key in tensor_shapes(folder / WEIGHTS_NAME)
+        for key in hub.tensor_shapes(folder / WEIGHTS_NAME)
         if key.endswith(".bias")
         and f".{method}" not in key
         and not any(f".{name}." in key.removesuffix("bias") for name in saved)
@@ -139,6 +156,14 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
         return (
             "prompt learning adds tokens to the input and updates no module, so there is no attention or FFN part",
             "Load it with `PeftModel.from_pretrained`; TAIA needs a method that updates modules, such as LoRA.",
+        )
+    if config.task_type not in _TASKS:
+        task = getattr(config.task_type, "value", config.task_type)
+        kind = "an encoder-decoder" if task == "SEQ_2_SEQ_LM" else "a classification head"
+        return (
+            f"it was trained for {task} ({kind}), and TAIA takes causal language models",
+            "Give an adapter of a causal language model; if this one is and its task is named wrongly, write "
+            f"CAUSAL_LM as task_type into {CONFIG_NAME}.",
         )
     if config.peft_type in _REFUSED_TYPES:
         return _REFUSED_TYPES[config.peft_type], _WAY_OUT
@@ -220,6 +245,12 @@ def check_tensors(
         f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
         "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
     )
+
+
+def check_names(keys: Iterable[str]) -> None:
+    """Refuses the tensors of another tool, or of a whole model, by their names."""
+    if seen := hub.seen_tensors(keys):
+        raise UpdateMismatchError(f"The tensors in {WEIGHTS_NAME} are {seen[0]}, and none of PEFT's.", seen[1])
 
 
 def check_base_untouched(model: nn.Module, before: Mapping[str, tuple[nn.Parameter, int, int]]) -> None:

@@ -26,6 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from taia_hub import hub
+from taia_hub.common.devices import is_out_of_memory
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
@@ -52,6 +54,7 @@ from taia_hub.updates.peft.strict import (
     WRAPPERS,
     check_base_untouched,
     check_expressions,
+    check_names,
     check_tensors,
     mismatch,
     read_config,
@@ -201,6 +204,7 @@ def attach_update(
     """
     shapes = {key: stored.shape for key, stored in read_header(folder / WEIGHTS_NAME).items()}
     config = read_config(folder)
+    check_names(shapes)
     check_expressions(config, base)
     try:
         fit = fitted(config, shapes, base, options.is_trainable)
@@ -245,10 +249,12 @@ def _attach(
                 low_cpu_mem_usage=is_quick,
                 **placement,
             )
-    except (TypeError, AttributeError, re.error) as error:
-        raise _unusable(folder, error) from error
     except (ValueError, RuntimeError, LookupError) as error:
+        if is_out_of_memory(error):
+            raise
         raise mismatch(error, config, base) from error
+    except Exception as error:  # PEFT checks no value before it uses it
+        raise _unusable(folder, error) from error
     update = PeftUpdate(peft_model, folder, fit=fit)
     update.resized = carried.resized_parameters
     update.tuned = tuned_modules(update.head_model, carried, stand_ins, stored, options.read_base)
@@ -266,7 +272,7 @@ def _attach(
 
 def _unusable(folder: Path, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {error}.",
+        f"{CONFIG_NAME} in '{folder}' holds a value that PEFT cannot use: {hub.reason_of(error).rstrip('.')}.",
         "Save the adapter again with `model.save_pretrained(...)`, or correct the value.",
     )
 
