@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from taia_hub import hub
-from taia_hub.errors import RepositoryError
+from taia_hub.errors import RepositoryError, TAIAError
 from taia_hub.hub.config import Fields
 from taia_hub.repository.update_files import own_tokenizer
 
@@ -79,7 +79,7 @@ def save_tokenizer(
         wanted = (hub.CONFIG, *hub.TOKENIZER_FILES, *code)
         fetched = hub.fetch(name, wanted, revision=revision, access=access, what="base model", local=False)
         source = fetched.folder
-    _check_files(source)
+    _check_files(name, source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def save_tokenizer(
         logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
         return str(error)
     except Exception as error:  # transformers' readers fail in every way
-        raise _damaged(name, error) from error
+        raise _damaged(name, hub.reason_of(error)) from error
     tokenizer.save_pretrained(folder)
     return None
 
@@ -110,24 +110,27 @@ def copy_tokenizer(source: hub.Source, folder: Path) -> None:
                 shutil.copyfile(path, target)
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(name: str, folder: Path) -> None:
     """Refuses damaged JSON by the file's name; transformers does not say which one it was."""
     for path in (folder / "tokenizer_config.json", folder / "tokenizer.json"):
         if path.exists():
-            hub.read_json(path)
+            try:
+                hub.read_json(path)
+            except TAIAError as error:
+                raise _damaged(name, error.message) from error
 
 
 def read_tokenizer(source: hub.Source, trust_remote_code: bool) -> Any:
     """Loads the tokenizer in a folder; RepositoryError where it is damaged."""
-    _check_files(source.folder)
+    _check_files(source.name, source.folder)
     try:
         return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers' readers fail in every way
-        raise _damaged(source.name, error) from error
+        raise _damaged(source.name, hub.reason_of(error)) from error
 
 
-def _damaged(name: str, error: Exception) -> RepositoryError:
+def _damaged(name: str, reason: str) -> RepositoryError:
     return RepositoryError(
-        f"The tokenizer of '{name}' cannot be read: {hub.reason_of(error)}.",
+        f"The tokenizer of '{name}' cannot be read: {reason.rstrip('.')}.",
         "Push it again with tokenizer.push_to_hub(...), or copy the files again.",
     )

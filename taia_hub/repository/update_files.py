@@ -295,7 +295,8 @@ def _nothing_there(name: str, source: hub.Source, plain: bool, access: hub.HubAc
         )
     if plain:
         seen = hub.seen_in(files) if files else hub.seen_folder(source.folder) if source.revision is None else None
-        said, hint = seen or ("", "Give a TAIA repository, or the repository or folder of a PEFT adapter.")
+        said, hint = seen or ("", "")
+        hint = f"{hint} Give a TAIA repository, or the repository or folder of a PEFT adapter.".lstrip()
         return RepositoryError(
             f"'{name}' holds neither a {hub.CONFIG} nor an {hub.ADAPTER_CONFIG}{said and f': it is {said}'}.", hint
         )
