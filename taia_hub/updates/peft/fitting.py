@@ -2,14 +2,16 @@
 
 A model has several classes: of text alone, with an image tower, without a head. They name the same layers
 `model.layers`, `model.language_model.layers` or `layers`, and an adapter that was trained on one fits the others once
-its names say so. The file itself stays as it is; PEFT reads a translation of it.
+its names say so. PEFT reads a translation of the file, tensors bit for bit, which is also what is published.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.hub import read_json
 from taia_hub.hub.layout import PREFIX
-from taia_hub.updates.peft.strict import WEIGHTS_NAME, few, written_by
+from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, few, written_by
 
 _SHELLS = ("model", "language_model", "text_model", "_orig_mod", "module")
 # ^ what the classes of a model, and what compiles or distributes it, put around the layers of its text part
@@ -45,21 +48,43 @@ class Fitted:
         names: Name of every tensor in the file to its name on this base.
         turned: Names on this base up to `lora_A` and `lora_B`, of experts' factors that lie the other way round; with
             the number of experts.
+        changes: What the configuration says otherwise than the file's, as JSON values.
     """
 
     config: Any
     names: Mapping[str, str]
     turned: Mapping[str, int] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_its_names(self) -> bool:
+        """Whether the tensors in the file have their places and names on this base."""
+        return not self.turned and all(name == new for name, new in self.names.items())
 
     @contextlib.contextmanager
     def folder(self, original: Path) -> Iterator[Path]:
         """Gives a folder with the file by these names: the original where it has them."""
-        if not self.turned and all(name == new for name, new in self.names.items()):
+        if self.has_its_names:
             yield original
             return
         with tempfile.TemporaryDirectory(prefix="taia-names-") as scratch:
-            save_file(self.tensors(original), Path(scratch) / WEIGHTS_NAME, metadata={"format": "pt"})
+            self._write_weights(original, Path(scratch))
             yield Path(scratch)
+
+    def write(self, original: Path, folder: Path) -> None:
+        """Writes the adapter as PEFT alone reads it on this base; what says the same there keeps its bytes."""
+        if self.has_its_names:
+            shutil.copyfile(original / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+        else:
+            self._write_weights(original, folder)
+        if not self.changes:
+            shutil.copyfile(original / CONFIG_NAME, folder / CONFIG_NAME)
+            return
+        values = {**read_json(original / CONFIG_NAME), **self.changes}
+        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    def _write_weights(self, original: Path, folder: Path) -> None:
+        save_file(self.tensors(original), folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
         """Reads the file's tensors by their names on this base."""
@@ -82,7 +107,7 @@ def fitted(config: Any, shapes: Mapping[str, tuple[int, ...]], base: nn.Module, 
     """
     modules = dict(base.named_modules())
     names = _named(shapes, modules, _shells(base))
-    config = copy.copy(config)
+    original, config = config, copy.copy(config)
     changed = {old: new for old, new in names.items() if old != new}
     method = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "lora_")
     adapted = {
@@ -100,13 +125,24 @@ def fitted(config: Any, shapes: Mapping[str, tuple[int, ...]], base: nn.Module, 
     ):
         _narrow(config, plain)
     if config.peft_type != PeftType.LORA:
-        return Fitted(config, names)
+        return Fitted(config, names, changes=_changes(original, config))
     by_expert = [old for old, new in adapted.items() if new not in modules and _EXPERT.search(new)]
     _check_experts(config, by_expert)
     if by_expert or any(stacks.values()):
         _leave_dropout_out(config, is_trainable)
     renamed = {new: shapes[old] for old, new in names.items()}
-    return Fitted(config, names, _turned(config, renamed, modules, stacks))
+    turned = _turned(config, renamed, modules, stacks)
+    return Fitted(config, names, turned, _changes(original, config))
+
+
+def _changes(original: Any, config: Any) -> dict[str, Any]:
+    """Returns the fields in which a configuration differs from what was read, as its file would hold them."""
+    before, after = original.to_dict(), config.to_dict()
+    return {
+        name: sorted(value) if isinstance(value, set) else copy.deepcopy(value)
+        for name, value in after.items()
+        if value != before[name] and not (isinstance(value, (list, set)) and set(value) == set(before[name] or ()))
+    }
 
 
 def _shells(base: nn.Module) -> tuple[str, ...]:

@@ -126,12 +126,15 @@ class PeftUpdate:
         return found
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes the two files of the update; an unchanged update keeps the bytes of its files.
+        """Writes the two files of the update; an unchanged update keeps its tensors bit for bit, and by the base's names.
 
-        `state_dict` is that of the held model, as Trainer passes it.
+        Where the files are so already, their bytes stay as they are. `state_dict` is that of the held model, as Trainer passes it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
+            if self.fit is not None:
+                self.fit.write(self.source, folder)
+                return
             for name in (self.kind.config, self.kind.weights):
                 shutil.copyfile(self.source / name, folder / name)
             return
