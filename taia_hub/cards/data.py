@@ -18,6 +18,7 @@ class RolePart:
         modules: Number of adapted modules.
         parameters: Number of the update's parameters.
         ranks: The ranks of its modules, each once; empty where the method has none or they are not known.
+        resized: Whether it has another vocabulary than the base.
         frobenius: Frobenius norm of the update, where it was measured.
         relative: Frobenius norm relative to the base's weights, where it was measured.
         effective_rank: Mean effective rank of the modules, where it was measured.
@@ -31,6 +32,7 @@ class RolePart:
     relative: float | None = None
     effective_rank: float | None = None
     measured: int | None = None
+    resized: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def engines(card: CardData) -> Engines:
     takes = {engine: plain and not config_refusals(engine, config) for engine in ("vllm", "llama.cpp")}
     rank = card.adapter_config.get("r")
     return Engines(
-        peft=bool(card.base_model) and card.update_kind == PEFT.name,
+        # PEFT alone takes another vocabulary only on a base that was resized before
+        peft=bool(card.base_model) and card.update_kind == PEFT.name and not (other and other.resized),
         vllm_rank=vllm_rank(rank) if takes["vllm"] and isinstance(rank, int) else None,
         llama_cpp=takes["llama.cpp"],
         repo=repo,

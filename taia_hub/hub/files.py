@@ -116,11 +116,18 @@ def adapter_weights(folder: Path) -> Path:
                 "only safetensors are read.",
                 "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
             )
+        if (folder / f"{ADAPTER_WEIGHTS}.index.json").is_file():
+            raise RepositoryError(
+                f"'{folder}' has the adapter's weights in several files ({ADAPTER_WEIGHTS}.index.json), and PEFT reads "
+                f"{ADAPTER_WEIGHTS} alone.",
+                "Join them: `safetensors.torch.load_file` of each, and `save_file` of all tensors.",
+            )
         said, hint = seen_file(weights) or seen_folder(folder) or ("", "")
         if weights.exists() or "adapter of" in said:
             raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}: it is {said}.", hint)
         raise RepositoryError(f"'{folder}' has no {ADAPTER_WEIGHTS}.", "Download or save the adapter again.")
-    if empty := [name for name, shape in tensor_shapes(weights).items() if 0 in shape]:
+    # AdaLoRA gives up whole layers, whose factors then are (0, D) and (D, 0)
+    if empty := [name for name, shape in tensor_shapes(weights).items() if shape == (0,)]:
         raise RepositoryError(
             f"'{weights}' holds {len(empty)} empty tensors, first '{empty[0]}': DeepSpeed ZeRO-3 or FSDP saves such a "
             "file where the parameters were not gathered.",

@@ -207,7 +207,12 @@ def _parts_by_size(found: Repository, access: hub.HubAccess, trust_remote_code: 
         ranks = {role: frozenset({settings.rank_of(role)}) for role in ("attention", "ffn")}
     info = info_of(found, lambda: skeleton(found.base, access, trust_remote_code), access)
     return {
-        role: AdaptedPart(part.modules, part.parameters, ranks.get(role, frozenset()) if part.modules else frozenset())
+        role: AdaptedPart(
+            part.modules,
+            part.parameters,
+            ranks.get(role, frozenset()) if part.modules else frozenset(),
+            resized=role == "other" and info.vocabulary is not None,
+        )
         for role, part in info.roles.items()
     }
 
@@ -215,7 +220,7 @@ def _parts_by_size(found: Repository, access: hub.HubAccess, trust_remote_code: 
 def role_parts(parts: Mapping[str, AdaptedPart]) -> dict[str, cards.RolePart]:
     """Lists what an update adapts, every role in the order that cards have."""
     return {
-        role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks)))
+        role: cards.RolePart(one.modules, one.parameters, tuple(sorted(one.ranks)), resized=one.resized)
         if (one := parts.get(role))
         else cards.RolePart(0, 0, ())
         for role in ROLES

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from taia_hub import hub
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.switch import Site
+from taia_hub.updates.peft.carried import ANOTHER_VOCABULARY
 from taia_hub.updates.peft.strict import ADAPTER, is_of_backbone
 from taia_hub.updates.weightless import injected, listed
 from taia_hub.weights.base_weights import base_reader
@@ -25,11 +26,15 @@ from taia_hub.weights.skeleton import skeleton
 
 @dataclass(frozen=True)
 class AdaptedPart:
-    """How many modules of one role an update adapts, with how many parameters, and the ranks of its LoRA layers."""
+    """How many modules of one role an update adapts, with how many parameters, and the ranks of its LoRA layers.
+
+    `resized` says that some have the rows of another vocabulary than the base's.
+    """
 
     modules: int
     parameters: int
     ranks: frozenset[int]
+    resized: bool = False
 
 
 def lora_parts(
@@ -71,5 +76,6 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
             before.modules + 1,
             before.parameters + site.parameters - unsaved,
             before.ranks | ({int(layer.r[ADAPTER])} if is_lora else set()),
+            before.resized or site.same_rows == ANOTHER_VOCABULARY,
         )
     return found

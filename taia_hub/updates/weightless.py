@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,6 +23,7 @@ from taia_hub.updates.peft.plain_lora import LeanLora, read_lean
 from taia_hub.updates.peft.strict import check_expressions
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 from taia_hub.weights.checkpoint import StoredTensor, read_header
+from taia_hub.weights.skeleton import give_zeros
 
 Entry = tuple[str, Site, Any]
 """Name of an adapted module in the injected model, its site, and its layer."""
@@ -101,7 +101,8 @@ def attach_weightless(
             return Attached(lora.update, switch, listed(lora.update.head_model, switch.sites), streamed=True)
         model = make()
     if kind is PEFT:
-        _give_zeros(model, folder / PEFT.weights)
+        # parameters that the file holds too stay as they are: their values cannot be compared
+        give_zeros(model, {key.removeprefix(PREFIX) for key in hub.tensor_shapes(folder / PEFT.weights)})
     options = AttachOptions(roles.roles, roles.unplaced, "all", read_base=read_base)
     update, switch = attach(model, folder, kind, options)
     return Attached(update, switch, listed(update.head_model, switch.sites), streamed=kind is not PEFT)
@@ -133,16 +134,3 @@ def listed(model: nn.Module, sites: Sequence[Site]) -> tuple[Entry, ...]:
         for name, layer in model.named_modules()
         if getattr(layer, "_taia_site", None) is not None
     )
-
-
-def _give_zeros(model: nn.Module, weights: Path) -> None:
-    """Puts zeros that take no memory in the place of weights, so that PEFT keeps the update off the meta device.
-
-    Parameters that the file holds too stay on the meta device: their values cannot be compared.
-    """
-    held = {key.removeprefix(PREFIX) for key in hub.tensor_shapes(weights)}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if f"{path}.{name}" not in held:
-                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-                setattr(module, name, nn.Parameter(zeros, requires_grad=False))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from taia_hub import hub
@@ -39,3 +41,15 @@ def build(config: Any, trust_remote_code: bool = False, *, features_only: bool =
     with torch.device("meta"):
         model: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def give_zeros(model: nn.Module, kept: Container[str] = ()) -> None:
+    """Puts zeros that take no memory in the place of weights on the meta device, but those with the names `kept`.
+
+    PEFT then puts an update's tensors beside them, not on the meta device.
+    """
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta and f"{path}.{name}" not in kept:
+                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                setattr(module, name, nn.Parameter(zeros, requires_grad=False))

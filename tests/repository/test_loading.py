@@ -203,7 +203,25 @@ def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(folder):
 
 def test_another_rank_than_the_configuration_says(folder):
     edit(folder / "adapter" / "adapter_config.json", r=8)
-    refused(folder, UpdateMismatchError, "28 tensors are of another shape")
+    refused(folder, UpdateMismatchError, "28 tensors are of another shape.*have rank 4")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"r": 0}, "positive"),
+        ({"target_modules": ["linear_qkv", "linear_proj"]}, "not found in the base model"),
+        ({"target_modules": "q_proj"}, "not found in the base model"),
+        ({"rank_pattern": {"up_proj": 3}}, "have rank 4"),
+    ],
+)
+def test_what_a_configuration_says_wrongly_is_not_put_on_the_base(folder, values, said):
+    edit(folder / "adapter" / "adapter_config.json", **values)
+    renew_manifest(folder)
+    with pytest.raises(UpdateMismatchError, match=said) as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert "Check" in caught.value.hint
+    assert "revision" not in caught.value.hint
 
 
 def test_a_tensor_of_the_base_model_in_the_file_is_refused(folder):

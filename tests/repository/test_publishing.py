@@ -13,13 +13,17 @@ import pytest
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel, cards, hub
+from taia_hub.cards.snippets import engines
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.hub import published_files
+from taia_hub.hub import HubAccess, published_files
 from taia_hub.hub._names import TransportError
+from taia_hub.repository.card import describe_files
 from taia_hub.repository.publishing import push_folder
+from taia_hub.repository.update_files import open_repository
 from taia_hub.weights import skeleton
 from tests.conftest import renew_manifest
 
@@ -838,3 +842,20 @@ def test_saving_through_a_link_to_a_folder(pico, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     pico.taia("llama").save_pretrained(tmp_path / "link")
     assert (tmp_path / "real/taia_manifest.json").is_file()
+
+
+@pytest.mark.parametrize("rows", [None, 70])
+def test_the_card_says_that_peft_alone_loads_it_only_where_it_does(online, pico, tmp_path, rows):
+    """An update of another vocabulary loads here, and not as a plain adapter on the base as it is."""
+    from taia_hub.repository.creating import create_repository
+
+    base = AutoModelForCausalLM.from_pretrained(online.base)
+    if rows:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    get_peft_model(base, pico.lora("llama")).save_pretrained(tmp_path / "lora", save_embedding_layers=bool(rows))
+    create_repository(online.base, str(tmp_path / "lora"), out=tmp_path / "made")
+    written = (tmp_path / "made/README.md").read_text()
+    assert ("PeftModel.from_pretrained" in written) == (rows is None)
+    access = HubAccess()
+    again = describe_files(open_repository(tmp_path / "made", access), access, repo_id="o/m", license_fields={})
+    assert engines(again).peft == (rows is None)

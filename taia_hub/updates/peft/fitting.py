@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from packaging.version import Version
 from peft import PeftType
@@ -34,6 +35,9 @@ from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, few, written
 
 _SHELLS = ("model", "language_model", "text_model", "_orig_mod", "module")
 # ^ what the classes of a model, and what compiles or distributes it, put around the layers of its text part
+_WRAPPINGS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"))
+# ^ what compiling, distributing or checkpointing puts into the paths of a model
+_ADAPTER_NAME = re.compile(r"\.lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)\.(.+?)(?:\.weight|\.bias)?$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _TURNED_UNTIL = Version("0.19.1")
 # ^ up to here PEFT took the two sides of a stack of experts the other way round
@@ -106,12 +110,14 @@ def fitted(config: Any, shapes: Mapping[str, tuple[int, ...]], base: nn.Module, 
         UnsupportedUpdateError: If PEFT would read something else than the version that wrote the file.
     """
     modules = dict(base.named_modules())
-    names = _named(shapes, modules, _shells(base))
-    original, config = config, copy.copy(config)
-    changed = {old: new for old, new in names.items() if old != new}
     method = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "lora_")
+    bare = _unwrapped(shapes, modules, method)
+    moved = _named(bare.values(), modules, _shells(base))
+    names = {key: moved[name] for key, name in bare.items()}
+    original, config = config, copy.copy(config)
+    changed = {old: new for old, new in moved.items() if old != new}
     adapted = {
-        _module(old, method): _module(new, method) for old, new in names.items() if f".{method}" in old
+        _module(old, method): _module(new, method) for old, new in moved.items() if f".{method}" in old
     }  # path in the file to path in the base
     if changed:
         _rename(config, _shells(base), modules)
@@ -132,7 +138,8 @@ def fitted(config: Any, shapes: Mapping[str, tuple[int, ...]], base: nn.Module, 
         _leave_dropout_out(config, is_trainable)
     renamed = {new: shapes[old] for old, new in names.items()}
     turned = _turned(config, renamed, modules, stacks)
-    return Fitted(config, names, turned, _changes(original, config))
+    written = {"peft_version": peft.__version__} if turned else {}  # whose layout is published
+    return Fitted(config, names, turned, {**_changes(original, config), **written})
 
 
 def _changes(original: Any, config: Any) -> dict[str, Any]:
@@ -179,6 +186,26 @@ def _named(keys: Collection[str], modules: Mapping[str, Any], shells: Collection
     names = {
         key: PREFIX + _moved(key.removeprefix(PREFIX), homes, shells) if key.startswith(PREFIX) else key for key in keys
     }
+    return names if len(set(names.values())) == len(names) else {key: key for key in keys}
+
+
+def _unwrapped(keys: Collection[str], modules: Mapping[str, Any], method: str) -> dict[str, str]:
+    """Returns name in the file to PEFT's name of the same, of files that nobody freed from what wrapped the model.
+
+    Names without PEFT's own prefix get it where the base has the module, and those of a raw state dict lose the
+    adapter's name. One to one, or as in the file.
+    """
+    wrappings = _WRAPPINGS.difference(part for path in modules for part in path.split("."))
+    adapters = {found[1] for key in keys if (found := _ADAPTER_NAME.search(key))}
+    adapter = re.escape(adapters.pop()) if len(adapters) == 1 and not adapters & {"weight", "bias"} else ""
+    names = {}
+    for key in keys:
+        name = ".".join(part for part in key.split(".") if part not in wrappings)
+        if adapter:
+            name = re.sub(rf"(\.lora_\w+|\.trainable_tokens_delta)\.{adapter}(?=\.|$)", r"\1", name)
+            name = re.sub(rf"\.modules_to_save\.{adapter}(?=\.)", "", name)
+        is_bare = not name.startswith(PREFIX) and f".{method}" in name and _module(name, method) in modules
+        names[key] = PREFIX + name if is_bare else name
     return names if len(set(names.values())) == len(names) else {key: key for key in keys}
 
 

@@ -27,6 +27,9 @@ CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
 
 WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
 
+_SHAPE = re.compile(r"torch\.Size\(\[([\d, ]*)\]\)")
+_FACTOR = re.compile(rf"size mismatch for {re.escape(PREFIX)}(.+)\.lora_([AB])\.")
+# ^ of what torch says of a tensor that has another shape than its place
 _LARGEST_ALPHA = 1_000_000
 _MOST = {"": 100_000, "rank_pattern": 10_000, "alpha_pattern": 2_000}
 # ^ PEFT matches each pattern with each module
@@ -278,16 +281,38 @@ def mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMis
     """Says in our words why PEFT could not put an adapter on a base model; raise it from `error`."""
     base_name = getattr(getattr(base, "config", None), "_name_or_path", "") or type(base).__name__
     made_for = config.base_model_name_or_path
-    hint = f"The adapter was made for '{made_for}' and the base is '{base_name}'; check that they belong together."
-    if made_for == base_name:
-        hint = f"Adapter and base both are of '{base_name}', so one has changed: try the base's older revisions."
+    hint = f"Check {CONFIG_NAME}: it has to be the one that was saved with {WEIGHTS_NAME}, as PEFT wrote it."
+    if made_for != base_name:
+        hint = f"The adapter was made for '{made_for}' and the base is '{base_name}'; check that they belong together."
     if isinstance(error, KeyError):
         return UpdateMismatchError(f"{WEIGHTS_NAME} lacks the tensor {error}.", hint)
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch for" in line]
     if lines:
+        if config.peft_type == PeftType.LORA and (ranks := _other_ranks(lines)):
+            return UpdateMismatchError(
+                f"{_count(lines)} of another shape than {CONFIG_NAME} says: the factors of {few(ranks, 1)} have rank "
+                f"{next(iter(ranks.values()))}.",
+                f"Check r (now {config.r}) and rank_pattern: they have to be those that the adapter was trained with.",
+            )
+        if made_for == base_name:
+            hint = f"{hint} Or the base has changed since: try its older revisions."
         shown = " ".join(line.removeprefix("size mismatch for ") for line in lines[:3])
         return UpdateMismatchError(f"{_count(lines)} of another shape than the base: {shown}", hint)
     return UpdateMismatchError(f"The adapter does not fit the base model: {error}", hint)
+
+
+def _other_ranks(lines: Iterable[str]) -> dict[str, str]:
+    """Returns path to rank in the file, where nothing but the rank of a LoRA is another than the configuration says."""
+    ranks = {}
+    for line in lines:
+        sides = [shape.split(", ") for shape in _SHAPE.findall(line)]
+        if (found := _FACTOR.match(line)) is None or [len(side) for side in sides] != [2, 2]:
+            return {}
+        there, here = sides if found[2] == "A" else (sides[0][::-1], sides[1][::-1])
+        if there[0] == here[0] or there[1] != here[1]:
+            return {}
+        ranks[found[1]] = there[0]
+    return ranks
 
 
 def _count(names: Sequence[str]) -> str:

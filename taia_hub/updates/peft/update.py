@@ -60,12 +60,15 @@ from taia_hub.updates.peft.strict import (
     read_config,
 )
 from taia_hub.weights.checkpoint import read_header
+from taia_hub.weights.skeleton import give_zeros
 
 __all__ = ["PeftUpdate", "attach_switch", "attach_update", "read_config"]
 
 
 ROWS_REGROUPED = {"xlnet": "its layers hold the sequence first, so that a row is no slice of dimension 0"}
 # ^ by model type; a layer's input has the rows first, or rows and tokens flattened, in every other architecture
+_BY_VALUES = {PeftType.ADALORA, PeftType.ADAMSS, PeftType.FROD, PeftType.SHIRA}
+# ^ methods that PEFT puts on a model by values, which the meta device has none of
 
 
 @dataclass
@@ -126,9 +129,9 @@ class PeftUpdate:
         return found
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Writes the two files of the update; an unchanged update keeps its tensors bit for bit, and by the base's names.
+        """Writes the two files of the update; an unchanged update keeps the bytes of its files, if by the base's names.
 
-        Where the files are so already, their bytes stay as they are. `state_dict` is that of the held model, as Trainer passes it.
+        `state_dict` is that of the held model, as Trainer passes it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
@@ -222,6 +225,8 @@ def _attach(
 ) -> tuple[PeftUpdate, Switch]:
     """Does what `attach_update` says, with the file of `folder` by the base's names in `source`."""
     config = fit.config
+    if config.peft_type in _BY_VALUES:
+        give_zeros(base)
     placement, vocabulary = _placement(base), vocabulary_modules(base)
     stored = {fit.names[key]: one for key, one in read_header(folder / WEIGHTS_NAME).items()}
     carried = find_carried(base, config, {key: one.shape for key, one in stored.items()})
@@ -233,7 +238,10 @@ def _attach(
     named = dict(base.named_parameters(remove_duplicate=False))
     originals = {name: parameter.detach().clone() for name, parameter in named.items() if name in in_file}
     is_quick = (
-        not originals and not carried.modules and _may_skip_initialisation(config, base, options.autocast_adapter_dtype)
+        not originals
+        and not carried.modules
+        and all(one.kind.startswith(("F", "BF")) for one in stored.values())  # else it keeps the file's integers
+        and _may_skip_initialisation(config, base, options.autocast_adapter_dtype)
     )
     try:
         with stood_in(base, carried) as stand_ins, warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Every method that PEFT knows either works in every mode, exactly, or is refused with the reason."""
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
+from taia_hub.repository.creating import create_repository
 
 MODES = ["none", "attention", "ffn", "all"]
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
@@ -156,6 +158,14 @@ def test_a_method_refuses_what_it_cannot_do(pico, method):
         logits(model, ids, inference_modules=["none", "all"])
 
     assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize("method", known_here(WORKS))
+def test_a_repository_of_a_method_is_made_without_the_bases_weights(pico, method, tmp_path):
+    folder = pico.adapter("llama", config_of(method), method)
+    create_repository(str(pico.base("llama")), str(folder), out=tmp_path / "made")
+    model = TAIAForCausalLM.from_pretrained(tmp_path / "made", inference_modules="all").eval()
+    assert torch.equal(logits(model, pico.ids()), logits(pico.peft("llama", folder), pico.ids()))
 
 
 @pytest.mark.parametrize("method", known_here(REFUSED))
@@ -363,3 +373,40 @@ def test_a_mixed_setting_of_whole_methods_is_possible(pico):
 
         on = ["q_proj", "layers.1.mlp"]
         assert torch.equal(result, logits(with_roles(reference, on), pico.ids()))
+
+
+@pytest.mark.parametrize("target_r", [1, 3])
+def test_an_adalora_that_has_given_up_ranks_is_published(pico, tmp_path, target_r):
+    """PEFT finds its ranks by values, and a repository is made without the base's weights."""
+    config = AdaLoraConfig(
+        init_r=4, target_r=target_r, total_step=8, tinit=1, tfinal=2, deltaT=1, target_modules=TARGETS
+    )
+    config.task_type = "CAUSAL_LM"
+    model, ids = get_peft_model(pico.plain("llama"), config), pico.ids()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 if parameter.requires_grad else 0)
+    for step in range(8):
+        model(input_ids=ids, labels=ids).loss.backward()
+        model.base_model.update_and_allocate(step)
+    model.save_pretrained(tmp_path / "adapter")
+    left = [sum(ranks) for ranks in model.peft_config["default"].rank_pattern.values()]
+    assert sum(left) == target_r * 2 * len(TARGETS)
+    assert target_r > 1 or 0 in left
+
+    create_repository(str(pico.base("llama")), str(tmp_path / "adapter"), out=tmp_path / "made")
+
+    taia = TAIAForCausalLM.from_pretrained(tmp_path / "made").eval()
+    reference = pico.peft("llama", tmp_path / "adapter")
+    assert torch.equal(logits(taia, ids, inference_modules="all"), logits(reference, ids))
+    assert torch.equal(logits(taia, ids, inference_modules="none"), logits(pico.plain("llama"), ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn], ids=str)
+def test_factors_of_an_odd_dtype_act_as_in_peft(pico, tmp_path, dtype):
+    folder = shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({key: (tensor * 3).to(dtype) for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    model = TAIAForCausalLM.from_adapter(pico.base("llama"), folder, inference_modules="all").eval()
+    assert torch.equal(logits(model, pico.ids()), logits(pico.peft("llama", folder), pico.ids()))
