@@ -24,6 +24,8 @@ _PATIENCE = 15
 _LONGEST = 20_000
 _MOST = 2_000
 _REPEATS = re.compile(r"(?<!\()[*+?{]")
+_OF_A_GROUP = re.compile(r"\).*?(?<!\()[*+?{]", re.DOTALL)
+# ^ with one quantifier alone, only alternatives inside of it may take exponential time, as in (.|.)*
 _FORMS = ("{}$", r"(.*\.)?({})$", r".*\.{}$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.", ".*({})")
 # ^ PEFT's ways of matching a module's name
 _CHILD = """
@@ -55,12 +57,12 @@ def check_patterns(values: Any, names: Iterable[str], *, where: str) -> None:
         where: What messages call the configuration.
 
     Raises:
-        ConfigError: If there are too many, one is too long, or matching does not end in time.
+        ConfigError: If there are too many, one is too long, matching does not end in time, or it cannot be tried.
 
     Example:
         >>> check_patterns({"target_modules": ".*[qv]_proj"}, ["model.layers.0.q_proj"], where="adapter_config.json")
     """
-    found = tuple(dict.fromkeys(text for text in _texts(values) if len(_REPEATS.findall(text)) > 1))
+    found = tuple(dict.fromkeys(text for text in _texts(values) if _may_last(text)))
     hint = "Name the modules in a list, or write a shorter expression."
     if len(found) > _MOST:
         raise ConfigError(f"{where} holds {len(found):,} expressions; at most {_MOST:,} are tried.", hint)
@@ -70,7 +72,13 @@ def check_patterns(values: Any, names: Iterable[str], *, where: str) -> None:
             "tried.",
             hint,
         )
-    if found and (slow := _slow(found, tuple(names))) is not None:
+    try:
+        slow = _slow(found, tuple(names)) if found else None
+    except OSError as error:
+        raise ConfigError(
+            f"{where} holds an expression that is tried in a process first, and none can be started: {error}.", hint
+        ) from error
+    if slow is not None:
         raise ConfigError(
             f"{where} holds an expression that would not end in {_SECONDS} seconds on this model's module names: "
             f"'{slow[:200]}'.",
@@ -78,7 +86,7 @@ def check_patterns(values: Any, names: Iterable[str], *, where: str) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _slow(patterns: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     """Returns the expression at which matching did not end in time; None where all did."""
     command = [sys.executable, "-I", "-S", "-c", _CHILD, str(_SECONDS)]
@@ -91,6 +99,10 @@ def _slow(patterns: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     except subprocess.TimeoutExpired as error:
         reached = error.stdout or b""
     return patterns[int((reached.split() or [b"0"])[-1])]
+
+
+def _may_last(text: str) -> bool:
+    return len(_REPEATS.findall(text)) > 1 or _OF_A_GROUP.search(text) is not None
 
 
 def _texts(values: Any) -> Iterable[str]:

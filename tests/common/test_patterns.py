@@ -43,7 +43,14 @@ def test_what_people_write_passes(soon, pattern):
 
 
 @pytest.mark.parametrize(
-    "values", [{"alpha_pattern": {r"(\w+\.?)+!": 2}}, {"exclude_modules": "(.*)*!"}, [[".*" * 12 + "="]]]
+    "values",
+    [
+        {"alpha_pattern": {r"(\w+\.?)+!": 2}},
+        {"exclude_modules": "(.*)*!"},
+        [[".*" * 12 + "="]],
+        {"target_modules": "(.|.)*!"},
+        {"rank_pattern": {"(?x) (\\w|.) # any\n +!": 4}},
+    ],
 )
 def test_what_would_not_end_is_refused_in_time(soon, values):
     start = time.monotonic()
@@ -51,6 +58,17 @@ def test_what_would_not_end_is_refused_in_time(soon, values):
         check_patterns(values, NAMES, where="adapter_config.json")
     assert caught.value.hint
     assert time.monotonic() - start < patterns._PATIENCE + 5
+
+
+def test_where_no_process_can_be_started_nothing_is_tried_here(soon, monkeypatch):
+    def none_left(*args, **kwargs):
+        raise BlockingIOError("no process is left")
+
+    monkeypatch.setattr(patterns.subprocess, "run", none_left)
+    with pytest.raises(ConfigError, match="none can be started: no process is left") as caught:
+        check_patterns({"target_modules": ".*(q|v).*"}, NAMES, where="adapter_config.json")
+    assert caught.value.hint
+    check_patterns({"target_modules": ".*q_proj"}, NAMES, where="adapter_config.json")
 
 
 def test_numbers_and_lengths_are_bounded():
