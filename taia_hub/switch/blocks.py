@@ -84,6 +84,7 @@ class Block(contextlib.ContextDecorator, Generic[T]):
         """Ends the block, wherever that happens, and no other."""
         self.open, frame = False, self.frame
         self.frame = None  # it would keep the variables of the function alive
+        self.__dict__.pop("value", None)  # and a context that is left elsewhere, which keeps the block, the model
         if frame is not None and frame in self.switch.held:
             if rest := tuple(block for block in self.switch.held[frame] if block is not self):
                 self.switch.held[frame] = rest

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from taia_hub.errors import SettingError, UnsupportedUpdateError
+from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.switch.calls import CHANGING
 from taia_hub.switch.switch import KeepSetting, Switch
 from taia_hub.updates import fusing
@@ -31,25 +31,28 @@ def unload(model: Any, inference_modules: Any, safe: bool = False) -> Any:
 
     Returns:
         The model, of its base's own class.
+
+    Raises:
+        SettingError: As in `fuse`; nothing was changed.
+        UnsupportedUpdateError: If an acting update cannot be folded, or where `safe`; nothing was changed.
     """
     switch: Switch = model._taia_switch
     acting = switch.resolve(inference_modules)
     resized = {name.rpartition(".")[0] for name in getattr(model._taia_update, "resized", ())}
     if any(weight and site.path in resized for site, weight in zip(switch.sites, acting.weights, strict=True)):
         raise UnsupportedUpdateError("The update has another vocabulary than the model in memory.", _MERGE)
-    with CHANGING, torch.no_grad():
+    with CHANGING, torch.no_grad(), switch.calls.between("unloaded"):  # no call comes between folding and taking off
         was_fused = switch.fused is not None
         fusing.fuse(model, inference_modules)
         head = model._taia_update.head_model
         try:
             if safe:
                 _check_finite(head)
-            with switch.calls.between("unloaded"):
-                _strip(model, head)
-        except (SettingError, UnsupportedUpdateError):
+        except BaseException:  # also where the memory does not suffice
             if not was_fused:
                 fusing.unfuse(model)
             raise
+        _strip(model, head)
     return model
 
 

@@ -277,6 +277,21 @@ def test_what_cannot_be_merged_is_refused_and_stays(pico):
         model.unload()
 
 
+def test_any_error_while_merged_weights_are_looked_at_leaves_the_model_as_it_was(pico, monkeypatch):
+    model, ids = pico.taia("llama"), pico.ids()
+    before = outputs(model, ids)
+
+    def full(tensor):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "isfinite", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            model.merge_and_unload(safe_merge=True)
+
+    assert same(outputs(model, ids), before)
+
+
 def test_merging_an_adapter_is_fusing(pico):
     model, ids = pico.taia("llama"), pico.ids()
     expected = logits(model, ids)

@@ -6,6 +6,7 @@ import contextvars
 import copy
 import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -309,6 +310,20 @@ def test_blocks_opened_by_hand_end_in_any_order(model):
     assert_clean(model)
     with pytest.raises(SettingError, match="twice"), blocks[0]:
         pass
+
+
+def test_a_context_that_a_block_ended_outside_of_keeps_no_model(pico):
+    model, context = pico.taia("llama"), contextvars.copy_context()
+    block = model.using("none")
+    context.run(block.__enter__)
+    block.__exit__(None, None, None)
+    gone = weakref.ref(model)
+
+    del model, block
+    gc.collect()
+
+    assert gone() is None
+    assert context.run(ACTIVE.get)
 
 
 def test_a_block_decorates_what_runs_in_its_call_alone(model):
