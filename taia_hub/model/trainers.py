@@ -73,13 +73,18 @@ def tell_trl(module: str) -> None:
 
     TRL gives a PeftModel its own start as the reference, and knows it by its class.
     """
-    name = module.rpartition(".")[2].removesuffix("_trainer").upper() + "Trainer"
-    trainer: Any = getattr(importlib.import_module(module), name)
+    home, name = importlib.import_module(module), module.rpartition(".")[2].removesuffix("_trainer").upper()
+    trainer: Any = getattr(home, f"{name}Trainer", None)
+    if trainer is None:  # another version of TRL, whose import must not fail for us
+        return
     made, signature = trainer.__init__, inspect.signature(trainer.__init__)
+    usual = getattr(home, f"{name}Config", None)
 
     @functools.wraps(made)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _check_reference(trainer.__name__, signature.bind_partial(self, *args, **kwargs).arguments, signature)
+        given = {"args": None, **signature.bind_partial(self, *args, **kwargs).arguments}
+        given["args"] = given["args"] or usual  # whose attributes are the defaults
+        _check_reference(trainer.__name__, given, signature)
         made(self, *args, **kwargs)
 
     trainer.__init__ = __init__
@@ -94,7 +99,7 @@ def _check_reference(trainer: str, given: dict[str, Any], signature: inspect.Sig
             return
         way = "Pass `ref_model=copy.deepcopy(model)`, or `precompute_ref_log_probs=True` in its arguments."
     else:
-        if args is not None and not args.beta:
+        if not getattr(args, "beta", True):
             return
         way = "Pass `beta=0.0` in its arguments, or train a PeftModel and make a TAIA repository of what it saves."
     raise ConfigError(

@@ -271,6 +271,15 @@ def test_a_reference_that_is_not_the_start_is_refused(pico, repository, tmp_path
     assert "beta=0.0" in error.value.hint if rewards else "ref_model=copy.deepcopy(model)" in error.value.hint
 
 
+@pytest.mark.parametrize(("name", "refused"), [("GRPO", False), ("RLOO", True)])
+def test_arguments_that_are_not_given_count_by_their_defaults(repository, name, refused):
+    model = load(repository)
+    trainer = getattr(trl, f"{name}Trainer")
+    with pytest.raises((ConfigError, TypeError, ValueError, OSError)) as caught:
+        trainer(model, reward_funcs=[object()], train_dataset="nothing")
+    assert ("plain base model as the reference" in str(caught.value)) == refused
+
+
 @pytest.mark.parametrize("way", ["a copy", "computed before"])
 def test_the_reference_is_the_start_of_the_update(pico, repository, tokenizer, tmp_path, way):
     model, copied = load(repository), way == "a copy"
