@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
+from taia_hub.common.fingerprints import prompt_inputs
 from taia_hub.common.resuming import digest, sole
 from taia_hub.engines import Engine
 from taia_hub.repository.tokenizer import copy_tokenizer, read_tokenizer
@@ -75,9 +76,8 @@ def _ends(folder: Path) -> list[int]:
 
 
 def _same(own: hub.Source, base: hub.Source, trust_remote_code: bool) -> bool:
-    """Tells whether two tokenizers have the same tokens and chat template."""
+    """Tells whether two tokenizers make the same tokens and prompts."""
     if not (base.folder / hub.TOKENIZER_CONFIG).is_file():
         return False
     one, other = (read_tokenizer(place, trust_remote_code) for place in (own, base))
-    said = ("chat_template", "eos_token", "bos_token")
-    return one.get_vocab() == other.get_vocab() and all(getattr(one, key) == getattr(other, key) for key in said)
+    return prompt_inputs(one) == prompt_inputs(other)

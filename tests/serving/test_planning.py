@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -835,6 +836,16 @@ def test_an_engine_gets_the_models_own_tokenizer_and_ends(online, repo_id, pico,
     again = plan_serving(tmp_path / "made", engine, ["attention"], out=tmp_path / "out", extra=[flag, "mine"])
     assert again.commands[-1].words.count(flag) == 1
     assert again.order.tokenizer == folder
+
+
+def test_a_tokenizer_of_the_same_tokens_that_cuts_texts_otherwise_is_another(online, repo_id, tokenizer, tmp_path):
+    online.push_adapter(repo_id)
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.normalizer = Lowercase()
+    own.push_to_hub(repo_id)
+    create_repository(online.base, repo_id, out=tmp_path / "made")
+    plan = plan_serving(tmp_path / "made", "vllm", ["attention"], out=tmp_path / "out")
+    assert "--tokenizer" in plan.commands[-1].words
 
 
 def test_an_engine_keeps_the_bases_tokenizer_where_it_is_the_models(online, tmp_path):
