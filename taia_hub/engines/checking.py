@@ -13,7 +13,6 @@ from taia_hub import hub
 from taia_hub.engines.facts import Adapter, BaseFacts, Verdict
 from taia_hub.engines.rules import LOADERS, check_engine, check_known
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.hub._names import is_path
 from taia_hub.hub.config import RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import PEFT, PREFIX
 
@@ -134,7 +133,7 @@ def _base_facts(adapter: Adapter, access: hub.HubAccess) -> BaseFacts:
     name, commit = adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")
     if not isinstance(name, str) or not name:
         return BaseFacts(embeddings=frozenset(embeddings), remote=False)
-    remote = not (is_path(name) or os.path.isdir(name))
+    remote = not (hub.is_path(name) or os.path.isdir(name))
     try:
         tensors, tied = _base_tensors(name, commit, access)
     except (TAIAError, OSError, SafetensorsParsingError):

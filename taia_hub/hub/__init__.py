@@ -15,7 +15,7 @@ from taia_hub.hub._errors import (
     no_folder,
     reason_of,
 )
-from taia_hub.hub._names import is_path, meant
+from taia_hub.hub._names import DATA, is_path, meant
 from taia_hub.hub._seen import seen_file, seen_folder, seen_in, seen_tensors
 from taia_hub.hub.access import (
     CARD,
@@ -73,6 +73,7 @@ __all__ = [
     "ANSWER_PARTS",
     "CARD",
     "CONFIG",
+    "DATA",
     "GENERATION",
     "MANIFEST",
     "MODEL_INDEX",

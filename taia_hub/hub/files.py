@@ -44,8 +44,8 @@ TOKENIZER_FILES = (
 """Globs on the files that a tokenizer may have."""
 _LARGEST_JSON = 1 << 28
 MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
+    CONFIG,
+    GENERATION,
     "model.safetensors",
     "model-*-of-*.safetensors",
     MODEL_INDEX,

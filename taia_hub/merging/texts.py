@@ -19,8 +19,6 @@ from taia_hub.repository.tokenizer import save_tokenizer
 from taia_hub.repository.update_files import own_tokenizer
 from taia_hub.weights.checkpoint import SINGLE, Checkpoint
 
-_GENERATION = "generation_config.json"
-
 
 def write_texts(
     folder: Path,
@@ -43,8 +41,8 @@ def write_texts(
         )
     files = update.files
     for place in (files.root, checkpoint.folder):
-        if (place / _GENERATION).is_file():
-            shutil.copyfile(place / _GENERATION, folder / _GENERATION)
+        if (place / hub.GENERATION).is_file():
+            shutil.copyfile(place / hub.GENERATION, folder / hub.GENERATION)
             break
     config = RepositoryConfig(update.base.name, update.base.revision)
     own = own_tokenizer(files.places) if _fits(plan, update) else None

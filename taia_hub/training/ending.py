@@ -89,8 +89,8 @@ def _shortest(job: Job) -> tuple[list[int], int] | None:
             found.append(encoded)
     if not found:
         return None
-    labels = min(found, key=lambda one: len(one.input_ids)).labels
-    ids = min(found, key=lambda one: len(one.input_ids)).input_ids
+    shortest = min(found, key=lambda one: len(one.input_ids))
+    ids, labels = shortest.input_ids, shortest.labels
     start = next((at for at, label in enumerate(labels) if label != IGNORED_LABEL), 0)
     if not start:
         return None

@@ -20,7 +20,6 @@ from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, RepositoryError
-from taia_hub.hub._names import DATA, is_path
 from taia_hub.training.checking import Problems, check_rows
 from taia_hub.training.rows import Row, read_rows
 
@@ -80,7 +79,7 @@ def parse_name(name: str) -> Path | HubName:
     if path.is_dir():
         raise RepositoryError(f"The data '{name}' is a folder.", "Name the files in it, or a data set on the Hub.")
     parts = _HUB.fullmatch(name)
-    if is_path(name) or _FILE.search(name):
+    if hub.is_path(name) or _FILE.search(name):
         raise RepositoryError(
             f"The data '{name}' is no file here.{hub.meant(name, what='data set')}", "Check the path."
         )
@@ -206,10 +205,10 @@ def _open_file(path: Path, label: str) -> _Opened:
 def _open_hub(datasets: Any, name: str, place: HubName, token: str | bool | None) -> _Opened:
     access = hub.HubAccess(token=token)
     found = hub.fetch(
-        place.id, [hub.CARD], revision=place.revision, access=access, what=DATA, local=True, kind="dataset"
+        place.id, [hub.CARD], revision=place.revision, access=access, what=hub.DATA, local=True, kind="dataset"
     )
     sha = str(found.revision)
-    with hub.hub_errors(place.id, revision=place.revision, what=DATA, local=True):
+    with hub.hub_errors(place.id, revision=place.revision, what=hub.DATA, local=True):
         try:
             with _quiet(datasets):
                 dataset = datasets.load_dataset(place.id, place.config, revision=sha, split=place.split, token=token)

@@ -12,8 +12,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from taia_hub import hub
 from taia_hub.errors import ConfigError, UnsupportedUpdateError, closest
+from taia_hub.hub.config import is_taia
 
-GENERATION = "generation_config.json"
 _TRUST = "Read that code; where you trust it, allow it with trust_remote_code=True (--trust-remote-code)."
 _GIVE = "Give the causal language model that the update was trained on."
 _KINDS = {
@@ -62,10 +62,10 @@ def check_base(
     Errors as of `load_base`.
     """
     values = hub.read_json(base.folder / hub.CONFIG)
-    if (base.folder / GENERATION).is_file():
-        hub.read_json(base.folder / GENERATION)  # transformers reads it too, and does not say which file it was
+    if (base.folder / hub.GENERATION).is_file():
+        hub.read_json(base.folder / hub.GENERATION)  # transformers reads it too, and does not say which file it was
     kind, code = values.get("model_type"), values.get("auto_map") or {}
-    if kind == "taia":
+    if is_taia(values):
         raise UnsupportedUpdateError(
             f"The {what} '{base.name}' is itself a TAIA repository.", "Merge it first, and name the merged model."
         )
