@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, UnsupportedUpdateError, closest
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, closest
 from taia_hub.hub.config import is_taia
 
 _TRUST = "Read that code; where you trust it, allow it with trust_remote_code=True (--trust-remote-code)."
@@ -28,13 +28,14 @@ _KINDS = {
 _HEADS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "RewardModel")
 
 
-def load_base(
-    base: hub.Source, *, features_only: bool = False, what: str = "base model", **keywords: Any
-) -> PreTrainedModel:
+def load_base(base: hub.Source, *, features_only: bool = False, what: str = "base model", **keywords: Any) -> Any:
     """Loads a base model by transformers' `keywords`, without its head where `features_only`; messages call it `what`.
 
+    Returns:
+        The model; with `output_loading_info=True` also what transformers says of loading, as it returns both.
+
     Raises:
-        RepositoryError: If a file is missing, damaged, or cannot be reached.
+        RepositoryError: If a file is missing, damaged, or cannot be reached, or weights are missing.
         ConfigError: If it is no causal language model, or its configuration or weights cannot be used.
         MissingDependencyError: If its quantisation or its own code needs what is not installed.
         UnsupportedUpdateError: If it is a TAIA repository.
@@ -49,9 +50,17 @@ def load_base(
         )
     auto = AutoModel if features_only else AutoModelForCausalLM
     keywords = {"revision": base.revision, **keywords, "trust_remote_code": trusted}
+    wanted = keywords.pop("output_loading_info", False)
     with hub.foreign_errors(base.name, what=what, revision=base.revision, hint=hint):
-        model: PreTrainedModel = auto.from_pretrained(base.name, **keywords)
-    return model
+        model, info = auto.from_pretrained(base.name, **keywords, output_loading_info=True)
+    if info["missing_keys"] and not features_only:  # a backbone may lack what only a head reads
+        missing = sorted(info["missing_keys"])
+        raise RepositoryError(
+            f"The {what} '{base.name}' lacks {len(missing)} of its weights, first '{missing[0]}'; transformers would "
+            "make them up at random.",
+            "Give the whole causal language model; `save_pretrained` of its backbone leaves the head out.",
+        )
+    return (model, info) if wanted else model
 
 
 def check_base(

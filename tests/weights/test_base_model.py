@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from taia_hub import hub
-from taia_hub.errors import ConfigError, MissingDependencyError, OutOfMemoryError, TAIAError
+from taia_hub.errors import ConfigError, MissingDependencyError, OutOfMemoryError, RepositoryError, TAIAError
 from taia_hub.repository.loading import load_adapter
 from taia_hub.weights.base_model import load_base
 from taia_hub.weights.skeleton import skeleton
@@ -155,3 +155,26 @@ def test_weights_of_other_shapes_than_the_configuration(pico, written):
     (folder / "config.json").write_text(json.dumps({**values, "intermediate_size": 40}))
     with pytest.raises(ConfigError, match=r"its weights have other shapes than its config\.json says"):
         load_base(source(folder))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_weights_that_are_missing_are_not_made_up(pico, tmp_path, name):
+    """A backbone saved alone has no head; transformers would load another one each time."""
+    model = pico.plain(name)
+    model.base_model.save_pretrained(tmp_path / "backbone")
+    with pytest.raises(RepositoryError, match=r"lacks 1 of its weights, first '(lm_head|embed_out)\.weight'"):
+        load_base(source(tmp_path / "backbone"))
+    assert load_base(source(tmp_path / "backbone"), features_only=True)
+    tensors = {key: value for key, value in model.state_dict().items() if not key.endswith("layers.1.bias")}
+    tensors.pop(next(key for key in tensors if "layers.1." in key))
+    model.save_pretrained(tmp_path / "gap", state_dict=tensors)
+    with pytest.raises(RepositoryError, match=r"first '.*layers\.1\."):
+        load_base(source(tmp_path / "gap"))
+
+
+def test_tied_weights_are_not_missing(pico, tmp_path):
+    config = AutoConfig.from_pretrained(pico.base("llama"), tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).base_model.save_pretrained(tmp_path)
+    model, info = load_base(source(tmp_path), output_loading_info=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not info["missing_keys"]
