@@ -95,7 +95,7 @@ def attach_weightless(
         stored = read_header(folder / PEFT.weights)
         if lean and (read := read_lean(model, settings, folder, roles, stored, read_base)) is not None:
             return Attached(read, read.switch, read.layers, streamed=True)
-        lora = injected(model, settings, folder, stored, read_base)
+        lora: Any = injected(model, settings, folder, stored, read_base)
         if lora is not None and lora.fits(stored):
             switch = lora.switched(roles)
             return Attached(lora.update, switch, listed(lora.update.head_model, switch.sites), streamed=True)
