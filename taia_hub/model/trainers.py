@@ -57,25 +57,31 @@ def tell_transformers() -> None:
 
     callbacks: Any = trainer.DEFAULT_CALLBACKS
     callbacks.append(Checks)
-    usual: Any = trainer.Trainer
-    made = usual.create_model_card
+    _leave_card(trainer.Trainer)
+
+
+def _leave_card(trainer: Any) -> None:
+    made = trainer.create_model_card
 
     @functools.wraps(made)
     def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
         if not hasattr(self.model, "taia_config"):
             made(self, *args, **kwargs)
 
-    usual.create_model_card = create_model_card
+    trainer.create_model_card = create_model_card
 
 
 def tell_trl(module: str) -> None:
-    """Makes the trainer of a module of TRL refuse a TAIA model whose reference would be the plain base.
+    """Makes the trainers of a module of TRL leave the card, and refuse a reference that would be the plain base.
 
     TRL gives a PeftModel its own start as the reference, and knows it by its class.
     """
     home, name = importlib.import_module(module), module.rpartition(".")[2].removesuffix("_trainer").upper()
+    for one in vars(home).values():
+        if getattr(one, "__module__", "") == module and "create_model_card" in vars(one):
+            _leave_card(one)
     trainer: Any = getattr(home, f"{name}Trainer", None)
-    if trainer is None:  # another version of TRL, whose import must not fail for us
+    if trainer is None:  # the base of all, or another version of TRL, whose import must not fail for us
         return
     made, signature = trainer.__init__, inspect.signature(trainer.__init__)
     usual = getattr(home, f"{name}Config", None)

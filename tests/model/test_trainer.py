@@ -280,6 +280,21 @@ def test_arguments_that_are_not_given_count_by_their_defaults(repository, name, 
     assert ("plain base model as the reference" in str(caught.value)) == refused
 
 
+@pytest.mark.parametrize("is_taia", [True, False])
+def test_trl_writes_no_card_over_a_repositorys_own(pico, repository, tokenizer, tmp_path, is_taia):
+    model, out = load(repository) if is_taia else pico.plain("llama"), tmp_path / "run"
+    arguments = trl.SFTConfig(
+        output_dir=str(out), report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, hub_model_id="org/tuned"
+    )
+    rows = datasets.Dataset.from_list([{"text": "the other one"}])
+    one = trl.SFTTrainer(model=model, args=arguments, processing_class=tokenizer, train_dataset=rows)
+    model.save_pretrained(out)
+
+    one.create_model_card(model_name="tuned")
+
+    assert ("library_name: taia-hub" in (out / "README.md").read_text()) is is_taia
+
+
 @pytest.mark.parametrize("way", ["a copy", "computed before"])
 def test_the_reference_is_the_start_of_the_update(pico, repository, tokenizer, tmp_path, way):
     model, copied = load(repository), way == "a copy"
