@@ -22,8 +22,8 @@ _MOST = 300
 
 
 def is_path(name: str) -> bool:
-    """Tells whether a name can only be that of a folder here."""
-    return name.startswith((".", "/", "~", "\\")) or os.path.isabs(name)
+    """Tells whether a name can only be that of a folder, here or, as Windows writes them, on another machine."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name[1:3] == ":/" or os.path.isabs(name)
 
 
 def looks_like_path(name: str) -> bool:

@@ -93,6 +93,7 @@ def create_repository(
         options = _skeleton_options(access, trust_remote_code, skeleton)
         loaded = load_adapter(base, source, base_revision, revision, inference_modules, options)
         if link:
+            _check_linkable(loaded)
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
         if out is None or extra_files is not None:
             return _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
@@ -306,6 +307,17 @@ def _converted(
         )
     hub.convert_pickled_adapter(source.folder, made)
     return made
+
+
+def _check_linkable(loaded: Loaded) -> None:
+    """Refuses to point to files that only this package reads on their base."""
+    fit = getattr(loaded.update, "fit", None)
+    if fit is not None and (fit.changes or not fit.has_its_names):
+        raise ConfigError(
+            "The adapter's files are of another class of the model, or of an older PEFT, and a link would publish them "
+            "as they are.",
+            "Leave --link out: a copy has the names of its base.",
+        )
 
 
 def _pointer(adapter: str, revision: str | None, converted: bool, access: hub.HubAccess) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from peft import PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel
 
-from taia_hub import hub
-from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
+from taia_hub.hub.layout import PEFT, UpdateKind
 from taia_hub.roles.sublayers import SublayerRoles, find_sublayers
 from taia_hub.switch.switch import Site, Switch
 from taia_hub.updates.attaching import Update, attach
 from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.carried import ReadBase, find_carried, passed_by, stood_in, tuned_modules
+from taia_hub.updates.peft.fitting import fitted
 from taia_hub.updates.peft.plain_lora import LeanLora, read_lean
 from taia_hub.updates.peft.strict import check_expressions
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
@@ -101,8 +101,7 @@ def attach_weightless(
             return Attached(lora.update, switch, listed(lora.update.head_model, switch.sites), streamed=True)
         model = make()
     if kind is PEFT:
-        # parameters that the file holds too stay as they are: their values cannot be compared
-        give_zeros(model, {key.removeprefix(PREFIX) for key in hub.tensor_shapes(folder / PEFT.weights)})
+        give_zeros(model)
     options = AttachOptions(roles.roles, roles.unplaced, "all", read_base=read_base)
     update, switch = attach(model, folder, kind, options)
     return Attached(update, switch, listed(update.head_model, switch.sites), streamed=kind is not PEFT)
@@ -116,7 +115,14 @@ def injected(
     `stored` are the tensors of its file. Returns None where PEFT cannot, which the strict load says in our words.
     """
     check_expressions(config, model)
-    carried = find_carried(model, config, {key: one.shape for key, one in stored.items()})
+    shapes = {key: one.shape for key, one in stored.items()}
+    try:
+        fit = fitted(config, shapes, model)
+    except (TypeError, AttributeError, re.error):
+        return None
+    if not fit.has_its_names:
+        return None
+    carried, config = find_carried(model, config, shapes), fit.config
     try:
         with stood_in(model, carried) as stand_ins:
             update = PeftUpdate(PeftModel(model, config, low_cpu_mem_usage=True), folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Any
 
 import torch
@@ -43,13 +42,13 @@ def build(config: Any, trust_remote_code: bool = False, *, features_only: bool =
     return model
 
 
-def give_zeros(model: nn.Module, kept: Container[str] = ()) -> None:
-    """Puts zeros that take no memory in the place of weights on the meta device, but those with the names `kept`.
+def give_zeros(model: nn.Module) -> None:
+    """Puts zeros that take no memory in the place of weights on the meta device.
 
     PEFT then puts an update's tensors beside them, not on the meta device.
     """
-    for path, module in model.named_modules():
+    for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.is_meta and f"{path}.{name}" not in kept:
+            if parameter.is_meta:
                 zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
                 setattr(module, name, nn.Parameter(zeros, requires_grad=False))

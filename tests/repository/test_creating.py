@@ -457,6 +457,17 @@ def test_an_adapter_in_a_folder_of_a_repository_is_taken(online, pico, repo_id, 
         assert torch.equal(model(ids).logits, expected)
 
 
+def test_a_link_to_an_adapter_with_other_names_than_its_base_is_refused(online, pico, repo_id, tmp_path):
+    shutil.copytree(pico.adapter("llama"), tmp_path / "lora")
+    weights = tmp_path / "lora/adapter_model.safetensors"
+    save_file({f"_orig_mod.{key}": tensor for key, tensor in load_file(weights).items()}, weights)
+    online.api.create_repo(repo_id)
+    online.api.upload_folder(repo_id=repo_id, folder_path=tmp_path / "lora", ignore_patterns=["README.md"])
+    with pytest.raises(ConfigError, match="link"):
+        create_repository(online.base, repo_id, out=tmp_path / "made", link=True)
+    create_repository(online.base, repo_id, out=tmp_path / "made")
+
+
 def test_an_adapter_in_a_folder_of_a_folder_goes_by_its_name_too(pico, tmp_path):
     shutil.copytree(pico.adapter("llama"), tmp_path / "run" / "default")
     shutil.copytree(pico.adapter("llama"), tmp_path / "run" / "other@home")

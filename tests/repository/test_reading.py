@@ -1,6 +1,7 @@
 """What a repository and an adapter say of themselves: read strictly, and refused with what is allowed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -132,10 +133,11 @@ def test_a_plain_adapter_that_names_no_base(pico, tmp_path):
     assert "from_adapter" in caught.value.hint
 
 
-def test_a_plain_adapter_on_a_base_that_is_gone(pico, tmp_path):
+@pytest.mark.parametrize("name", ["/gone/base", "C:\\models\\base", "D:/models/base", "models\\base"])
+def test_a_plain_adapter_on_a_base_that_is_gone(pico, tmp_path, name):
     shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
-    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="/gone/base")
-    with pytest.raises(RepositoryError, match="base model '/gone/base' is no folder here") as caught:
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=name)
+    with pytest.raises(RepositoryError, match=f"base model '{re.escape(name)}' is no folder here") as caught:
         TAIAForCausalLM.from_pretrained(tmp_path / "adapter")
     assert "from_adapter" in caught.value.hint
 

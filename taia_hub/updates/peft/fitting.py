@@ -217,7 +217,7 @@ def _module(key: str, method: str) -> str:
 def _rename(config: Any, shells: Collection[str], modules: Mapping[str, Any]) -> None:
     """Moves the paths in a configuration's lists; patterns are `_narrow`'s."""
     homes = _homes(modules, shells)
-    for name in ("target_modules", "modules_to_save", "target_parameters", "feedforward_modules"):
+    for name in ("target_modules", "modules_to_save", "target_parameters"):
         paths = getattr(config, name, None)
         if isinstance(paths, (list, set, tuple)):
             setattr(config, name, [_moved(path, homes, shells) if "." in path else path for path in sorted(paths)])
@@ -244,6 +244,12 @@ def _narrow(config: Any, adapted: Mapping[str, str]) -> None:
             exact = {re.escape(new): pattern[key] for new, key in found.items() if key in pattern}
             setattr(config, name, {**exact, **(pattern if getattr(config, "target_parameters", None) else {})})
     config.target_modules = sorted(set(adapted.values()))
+    if found := getattr(config, "feedforward_modules", None):
+        config.feedforward_modules = [
+            new
+            for old, new in adapted.items()
+            if (re.fullmatch(found, old) if isinstance(found, str) else old.endswith(tuple(found)))
+        ]
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if getattr(config, name, None) is not None:
             setattr(config, name, None)

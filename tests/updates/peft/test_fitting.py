@@ -1,19 +1,22 @@
 """Adapters that were trained on another class of the same model, and those whose layout an older version wrote."""
 
+import copy
 import json
 import re
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from taia_hub import TAIAForCausalLM, TAIAModel
 from taia_hub.errors import UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting import export_adapter
+from taia_hub.merging import merge
 from taia_hub.repository.creating import create_repository
+from taia_hub.repository.info import repository_info
 
 WEIGHTS = "adapter_model.safetensors"
 _TEXT = {
@@ -125,6 +128,37 @@ def test_such_an_adapter_is_made_a_repository_of_and_exported(composite, pico, t
     export_adapter(tmp_path / "made", tmp_path / "export", "all")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(text), str(tmp_path / "export")).eval()
     torch.testing.assert_close(logits(model, pico.ids()), logits(reference, pico.ids()))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, task_type="CAUSAL_LM", modules_to_save=["lm_head"], **TARGETS["ranks by path"]),
+        LoKrConfig(r=2, alpha=3, task_type="CAUSAL_LM", target_modules=r".*language_model.*\.(q_proj|up_proj)"),
+        IA3Config(
+            task_type="CAUSAL_LM",
+            target_modules=r".*language_model.*\.(k_proj|up_proj|down_proj)",
+            feedforward_modules=r".*language_model.*\.down_proj",
+        ),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_such_an_adapter_is_counted_and_merged_as_it_acts(composite, pico, tmp_path, config):
+    whole, text = composite("gemma3")
+    reference = trained(AutoModelForImageTextToText.from_pretrained(whole), tmp_path / "lora", copy.deepcopy(config))
+    edited(tmp_path / "lora", base_model_name_or_path=str(text))
+    model = TAIAForCausalLM.from_pretrained(tmp_path / "lora", inference_modules="all").eval()
+    assert torch.equal(logits(model, pico.ids()), logits(reference, pico.ids()))
+    counted = repository_info(str(tmp_path / "lora")).roles
+    status = model.status().roles
+    assert {role: (one.modules, one.parameters) for role, one in counted.items()} == {
+        role: (one.adapted, one.parameters) for role, one in status.items()
+    }
+    assert status["attention"].adapted
+    assert status["ffn"].adapted
+    merge(tmp_path / "lora", tmp_path / "merged", "all")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged, pico.ids()), logits(reference, pico.ids()))
 
 
 def test_training_on_such_an_adapter_writes_the_names_of_this_base(composite, pico, tmp_path):
