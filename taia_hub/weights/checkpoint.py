@@ -28,6 +28,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 _OTHERS = {**_INTEGERS, "BOOL": torch.bool}
+_FINITE = {**DTYPES, "F8_E4M3": torch.float32, "F8_E5M2": torch.float32}
+# ^ kinds that can hold NaN, to the dtype that torch finds it in
 DTYPE_NAMES = {dtype: name for name, dtype in {**DTYPES, **_OTHERS}.items()}
 """Safetensors' name of each dtype that `StoredTensor.dtype` gives."""
 
@@ -232,7 +234,7 @@ def check_numbers(files: Iterable[Path], what: str) -> None:
         for path in files
         if path.suffix == ".safetensors"
         for one in read_header(path).values()
-        if one.dtype.is_floating_point and not torch.isfinite(one.read()).all()
+        if one.kind in _FINITE and not torch.isfinite(one.read().to(_FINITE[one.kind])).all()
     ]
     if found:
         raise RepositoryError(

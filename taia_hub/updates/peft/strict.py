@@ -42,6 +42,13 @@ _REFUSED_TYPES: dict[Any, str] = {
 }
 _TASKS = (None, TaskType.CAUSAL_LM, TaskType.FEATURE_EXTRACTION)
 _WAY_OUT = "Load it with `PeftModel.from_pretrained`, or train a LoRA without this option."
+_REFUSED_OPTIONS = {
+    "layer_replication": "acts outside the adapted layers",
+    "alora_invocation_tokens": "acts outside the adapted layers",
+    "arrow_config": "acts outside the adapted layers",
+    "kasa_config": "cuts the smallest singular values off the base model's weights, in the first forward pass",
+    "monteclora_config": "keeps a sampler beside the factors, which is no part of a layer that can be switched",
+}
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
@@ -72,7 +79,8 @@ def read_config(folder: Path) -> PeftConfig:
         raise ConfigError(
             f"{CONFIG_NAME} in '{folder}' names no method (peft_type).", "Save the adapter again with PEFT."
         )
-    if getattr(config, "bias", "none") not in ("none", False, None) and (folder / WEIGHTS_NAME).is_file():
+    bias = getattr(config, "bias", "none")
+    if isinstance(bias, str) and bias.endswith(("all", "_only")) and (folder / WEIGHTS_NAME).is_file():
         _settle_bias(config, folder)
     if reason := _refusal(config):
         kind = getattr(config.peft_type, "value", config.peft_type)
@@ -181,9 +189,9 @@ def _refusal(config: PeftConfig) -> tuple[str, str] | None:
             "use_cayley_neumann means another rotation since PEFT 0.18 than before, when it was trained",
             "Merge it into its base with PEFT 0.17, and make a repository of the two models with --dense.",
         )
-    for option in ("layer_replication", "alora_invocation_tokens", "arrow_config"):
-        if getattr(config, option, None):
-            return f"{option} acts outside the adapted layers", _WAY_OUT
+    for option, reason in _REFUSED_OPTIONS.items():
+        if getattr(config, option, None) not in (None, [], False):
+            return f"{option} {reason}", _WAY_OUT
     return None
 
 

@@ -273,6 +273,11 @@ REFUSED_OPTIONS = {
     "olora": ({"init_lora_weights": "olora"}, "changes the base model's weights"),
     "layer_replication": ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
     "alora": ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
+    "kasa": ({"kasa_config": {}}, "singular values off the base model's weights"),
+    "monteclora": ({"monteclora_config": {}}, "sampler"),
+}
+REFUSED_OPTIONS = {  # those that the PEFT at hand has
+    label: one for label, one in REFUSED_OPTIONS.items() if one[0].keys() <= LoraConfig.__dataclass_fields__.keys()
 }
 
 
@@ -408,5 +413,6 @@ def test_factors_of_an_odd_dtype_act_as_in_peft(pico, tmp_path, dtype):
     folder = shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file({key: (tensor * 3).to(dtype) for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-    model = TAIAForCausalLM.from_adapter(pico.base("llama"), folder, inference_modules="all").eval()
+    create_repository(str(pico.base("llama")), str(folder), out=tmp_path / "made")
+    model = TAIAForCausalLM.from_pretrained(tmp_path / "made", inference_modules="all").eval()
     assert torch.equal(logits(model, pico.ids()), logits(pico.peft("llama", folder), pico.ids()))
