@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from taia_hub.updates.peft.fitting import fitted
 from taia_hub.weights.base_weights import base_reader, header_at
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
+
+_FIXED = re.compile(r"\.(?:p?vera|randlora)_[AB]$")
+# ^ random projections, which are saved along and never trained, as are integers, which say where values belong
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ def info_of(found: Repository, make: Callable[[], PreTrainedModel], access: hub.
     for path in exchanged:
         modules[placed.roles.get(path, "other")][path] = 0, 0
     for key, stored in tensors.items():
+        if found.kind is PEFT and (_FIXED.search(key) or stored.kind.startswith(("I", "U"))):
+            continue
         path = _module_of(key, paths)
         of_role = modules[placed.roles.get(path, "other")]
         before = of_role.get(path, (0, 0))

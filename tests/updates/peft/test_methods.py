@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from taia_hub import TAIAForCausalLM
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.repository.creating import create_repository
+from taia_hub.repository.info import repository_info
 
 MODES = ["none", "attention", "ffn", "all"]
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
@@ -166,6 +167,16 @@ def test_a_repository_of_a_method_is_made_without_the_bases_weights(pico, method
     create_repository(str(pico.base("llama")), str(folder), out=tmp_path / "made")
     model = TAIAForCausalLM.from_pretrained(tmp_path / "made", inference_modules="all").eval()
     assert torch.equal(logits(model, pico.ids()), logits(pico.peft("llama", folder), pico.ids()))
+
+
+@pytest.mark.parametrize("method", known_here(["IA3", "LOHA", "PVERA", "RANDLORA", "SHIRA", "SUPERTUNING", "VERA"]))
+def test_info_counts_what_status_counts(pico, method):
+    """Projections and indices that are saved along and never trained are no parameters."""
+    counted = repository_info(str(pico.adapter("llama", config_of(method), method))).roles
+    status = pico.taia("llama", method).status().roles
+    assert {role: (one.modules, one.parameters) for role, one in counted.items()} == {
+        role: (one.adapted, one.parameters) for role, one in status.items()
+    }
 
 
 @pytest.mark.parametrize("method", known_here(REFUSED))
