@@ -170,6 +170,9 @@ def tensors_of(found: Repository, access: hub.HubAccess) -> dict[str, StoredTens
 def _module_of(key: str, modules: Mapping[str, Any]) -> str:
     """Finds the base module that a tensor of PEFT's file belongs to, by its longest prefix."""
     path = key.removeprefix(PREFIX)
+    by_expert = ".experts." in path
     while path and path not in modules:
         path = path.rpartition(".")[0]
+    if by_expert and not path.endswith(".experts"):  # transformers 4 had another module around them
+        path = next((one for one in modules if one.startswith(f"{path}.") and one.endswith(".experts")), path)
     return path

@@ -47,7 +47,7 @@ def lora_parts(
 ) -> dict[str, AdaptedPart] | None:
     """Says what a LoRA adapts by role, from its configuration and the tensors of its file, which are hardly ever read.
 
-    Returns None for other methods, and for a LoRA that PEFT cannot put on this base.
+    Returns None for other methods, and for a LoRA that PEFT cannot put on this base as it is.
     """
     if config.peft_type != PeftType.LORA:
         return None
@@ -58,7 +58,9 @@ def lora_parts(
     model = make()
     roles = find_sublayers(model)
     lora = injected(model, config, folder, stored, base_reader(base, access, make))
-    return None if lora is None else parts_by_role(lora.update.head_model, lora.switched(roles).sites)
+    if lora is None or not lora.fits(stored):  # PEFT converts older layouts while it loads
+        return None
+    return parts_by_role(lora.update.head_model, lora.switched(roles).sites)
 
 
 def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedPart]:

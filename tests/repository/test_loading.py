@@ -207,9 +207,27 @@ def test_another_rank_than_the_configuration_says(folder):
 
 
 @pytest.mark.parametrize(
+    ("values", "said", "next_step"),
+    [
+        ({"trainable_token_indices": [3, -1]}, "below 0", "correct the value"),
+        ({"trainable_token_indices": {"lm_head": [-2]}}, "below 0", "correct the value"),
+        ({"peft_type": "BONE"}, "does not know 'BONE'", "PEFT that wrote it"),
+        ({"peft_type": "OFT", "r": 4, "peft_version": "0.13.0"}, "OFT has been updated", "PEFT that wrote it"),
+    ],
+)
+def test_values_of_another_peft_or_of_none_are_said_with_the_way_out(folder, values, said, next_step):
+    edit(folder / "adapter" / "adapter_config.json", **values)
+    renew_manifest(folder)
+    with pytest.raises(ConfigError, match=said) as caught:
+        TAIAForCausalLM.from_pretrained(folder)
+    assert next_step in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"r": 0}, "positive"),
+        ({"bias": "some"}, "bias"),
         ({"target_modules": ["linear_qkv", "linear_proj"]}, "not found in the base model"),
         ({"target_modules": "q_proj"}, "not found in the base model"),
         ({"rank_pattern": {"up_proj": 3}}, "have rank 4"),

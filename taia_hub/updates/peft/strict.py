@@ -69,9 +69,14 @@ def read_config(folder: Path) -> PeftConfig:
         config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:
         why = f"it does not know {error}" if isinstance(error, KeyError) else hub.reason_of(error).rstrip(".")
+        hint = "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT."
+        if isinstance(error, KeyError) or "version" in why:  # of a PEFT to come, or of one that is gone
+            hint = (
+                "Upgrade PEFT where it is a newer method; else merge the adapter into its base with the PEFT that "
+                "wrote it, and make a repository of the two models with --dense."
+            )
         raise ConfigError(
-            f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.",
-            "Save the adapter again with `model.save_pretrained(...)` of a current PEFT, or upgrade PEFT.",
+            f"{CONFIG_NAME} in '{folder}' is no adapter configuration that PEFT reads: {why}.", hint
         ) from error
     # PEFT puts its own version where the file has none, which means one before 0.18.
     config.peft_version = values.get("peft_version")
@@ -155,6 +160,11 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{said}; a finite number is expected.", _AGAIN) from error
         if isinstance(value, (dict, list)) and len(value) > (most := _MOST.get(name, _MOST[""])):
             raise ConfigError(f"{name} in {CONFIG_NAME} has {len(value):,} entries; at most {most:,} are read.", _AGAIN)
+        tokens = value.values() if isinstance(value, dict) else [value]
+        if name.endswith("token_indices") and any(
+            type(one) is int and one < 0 for held in tokens if isinstance(held, list) for one in held
+        ):
+            raise ConfigError(f"{name} in {CONFIG_NAME} has numbers below 0, which are no tokens.", _AGAIN)
         for number in (value.values() if isinstance(value, dict) else [value]) if "alpha" in name else ():
             if isinstance(number, (bool, int, float)) and (number is True or abs(number) > _LARGEST_ALPHA):
                 said = f"{name} in {CONFIG_NAME} is {str(number)[:40]}"

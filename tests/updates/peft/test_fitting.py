@@ -14,9 +14,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from taia_hub import TAIAForCausalLM, TAIAModel
 from taia_hub.errors import UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting import export_adapter
+from taia_hub.hub import HubAccess
 from taia_hub.merging import merge
+from taia_hub.repository.card import describe_files
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.info import repository_info
+from taia_hub.repository.update_files import open_repository
 
 WEIGHTS = "adapter_model.safetensors"
 _TEXT = {
@@ -290,6 +293,11 @@ def test_factors_by_expert_act_as_they_did(pico, tmp_path, name, dropout):
     reference = by_expert(pico.plain(name), tmp_path / "lora", lora_dropout=dropout)
     model = TAIAForCausalLM.from_adapter(pico.base(name), tmp_path / "lora", inference_modules="all").eval()
     torch.testing.assert_close(logits(model, pico.ids()), logits(reference, pico.ids()), rtol=1e-4, atol=1e-5)
+    create_repository(str(pico.base(name)), str(tmp_path / "lora"), out=tmp_path / "made")
+    info, access = repository_info(str(tmp_path / "made")), HubAccess()
+    card = describe_files(open_repository(tmp_path / "made", access), access, repo_id="o/m", license_fields={})
+    for roles in (info.roles, card.parts):
+        assert roles["ffn"].parameters > roles["attention"].parameters > roles["other"].parameters == 0
     if dropout:
         with pytest.raises(UnsupportedUpdateError, match="dropout"):
             TAIAForCausalLM.from_adapter(pico.base(name), tmp_path / "lora", is_trainable=True)
