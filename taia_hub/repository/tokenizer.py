@@ -112,7 +112,7 @@ def copy_tokenizer(source: hub.Source, folder: Path) -> None:
 
 def _check_files(name: str, folder: Path) -> None:
     """Refuses damaged JSON by the file's name; transformers does not say which one it was."""
-    for path in (folder / "tokenizer_config.json", folder / "tokenizer.json"):
+    for path in (folder / hub.TOKENIZER_CONFIG, folder / "tokenizer.json"):
         if path.exists():
             try:
                 hub.read_json(path)

@@ -28,7 +28,7 @@ from torch import nn
 
 from taia_hub import hub
 from taia_hub.common.devices import is_out_of_memory
-from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.hub.layout import PEFT, PREFIX, UpdateKind
 from taia_hub.roles.sublayers import layer_of
 from taia_hub.switch.switch import Site, Switch
@@ -260,11 +260,13 @@ def _attach(
                 low_cpu_mem_usage=is_quick,
                 **placement,
             )
-    except (ValueError, RuntimeError, LookupError) as error:
+    except TAIAError:
+        raise
+    except Exception as error:  # PEFT checks no value before it uses it
         if is_out_of_memory(error):
             raise
-        raise mismatch(error, config, base) from error
-    except Exception as error:  # PEFT checks no value before it uses it
+        if isinstance(error, (ValueError, RuntimeError, LookupError)):
+            raise mismatch(error, config, base) from error
         raise _unusable(folder, error) from error
     update = PeftUpdate(peft_model, folder, fit=fit)
     update.resized = carried.resized_parameters

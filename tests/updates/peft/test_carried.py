@@ -17,6 +17,8 @@ from taia_hub.exporting import export_adapter
 from taia_hub.merging import merge
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.info import repository_info
+from taia_hub.updates.options import AttachOptions
+from taia_hub.updates.peft import update
 
 BASE = 64
 EMBEDDINGS = {"llama": ("embed_tokens", "lm_head"), "gpt2": ("wte", "lm_head"), "gpt_neox": ("embed_in", "embed_out")}
@@ -329,3 +331,22 @@ def test_nothing_is_pushed_that_does_not_load(online, tmp_path, repo_id):
     with pytest.raises(TAIAError, match="missing"):
         push_folder(folder, repo_id)
     assert not online.api.repo_exists(repo_id)
+
+
+def test_a_base_that_is_offloaded_in_part_is_named_as_the_reason(pico, tmp_path):
+    case = Case(pico, tmp_path)
+    base = case.plain()
+    base.hf_device_map = {"model": 0, "lm_head": "cpu"}
+    with pytest.raises(UnsupportedUpdateError, match="leaves parts of it off its device") as caught:
+        update.attach_update(base, case.adapter, AttachOptions({}))
+    assert "save_embedding_layers=False" in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_does_not_suffice_is_no_fault_of_the_adapters(pico, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error("out of memory")
+
+    monkeypatch.setattr(update.PeftModel, "from_pretrained", full)
+    with pytest.raises(error):
+        update.attach_update(pico.plain("llama"), pico.adapter("llama"), AttachOptions({}))
