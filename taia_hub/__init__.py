@@ -120,5 +120,5 @@ def _tell_trl(module: str) -> None:
 when_imported("transformers.models.auto.configuration_auto", _register_config)
 when_imported("transformers.models.auto.modeling_auto", _register_models)
 when_imported("transformers.trainer", _tell_trainers)
-for _name in ("base", "dpo", "grpo", "kto", "rloo"):  # what writes cards, and what loads a reference model by name
+for _name in ("base", "distillation", "dpo", "grpo", "kto", "rloo", "sft"):
     when_imported(f"trl.trainer.{_name}_trainer", functools.partial(_tell_trl, f"trl.trainer.{_name}_trainer"))

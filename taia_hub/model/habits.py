@@ -38,6 +38,31 @@ class Habits:
         """PEFT's name of the update, in a list."""
         return Names([_ADAPTER])
 
+    @property
+    def active_peft_config(self) -> Any:
+        """The configuration of the update, if that is an adapter of PEFT."""
+        model: Any = self
+        return model.peft_config.get(_ADAPTER)
+
+    def get_base_model(self) -> Self:
+        """Returns the model itself, which is of its base's class; mode `"none"` runs the base, `unload` leaves it."""
+        model: Any = self
+        return model  # type: ignore[no-any-return]
+
+    def get_layer_status(self) -> Any:
+        """Returns what PEFT says of each adapted layer; `status()` tells which acts."""
+        import peft
+
+        model: Any = self
+        return peft.get_layer_status(model)
+
+    def get_model_status(self) -> Any:
+        """Returns what PEFT says of the adapted layers together; `status()` tells which act."""
+        import peft
+
+        model: Any = self
+        return peft.get_model_status(model)
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Counts the parameters that take gradients, and all, as PEFT does."""
         from peft import PeftModel

@@ -15,6 +15,9 @@ from taia_hub.switch.keyword import check_training
 
 logger = logging.getLogger(__name__)
 
+_REFERENCES = ("dpo", "grpo", "kto", "rloo")
+# ^ trainers that load a reference model by the name of the base
+
 
 class Checks(TrainerCallback):
     """Refuses what would train nothing, or publish what nobody could load."""
@@ -72,32 +75,41 @@ def _leave_card(trainer: Any) -> None:
 
 
 def tell_trl(module: str) -> None:
-    """Makes the trainers of a module of TRL leave the card, and refuse a reference that would be the plain base.
+    """Gives the trainers of a module of TRL a TAIA model's own tokenizer, and makes them leave its card.
 
-    TRL gives a PeftModel its own start as the reference, and knows it by its class.
+    A model whose reference would be the plain base is refused: TRL gives a PeftModel its own start as the reference,
+    and knows it by its class.
     """
-    home, name = importlib.import_module(module), module.rpartition(".")[2].removesuffix("_trainer").upper()
-    for one in vars(home).values():
+    from taia_hub.repository.tokenizer import load_tokenizer
+
+    kind, home = module.rpartition(".")[2].removesuffix("_trainer"), vars(importlib.import_module(module))
+    for one in home.values():
         if getattr(one, "__module__", "") == module and "create_model_card" in vars(one):
             _leave_card(one)
-    trainer: Any = getattr(home, f"{name}Trainer", None)
+    named = {name.lower(): one for name, one in home.items()}
+    trainer: Any = named.get(f"{kind}trainer")
     if trainer is None:  # the base of all, or another version of TRL, whose import must not fail for us
         return
     made, signature = trainer.__init__, inspect.signature(trainer.__init__)
-    usual = getattr(home, f"{name}Config", None)
+    usual = named.get(f"{kind}config")
 
     @functools.wraps(made)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = {"args": None, **signature.bind_partial(self, *args, **kwargs).arguments}
-        given["args"] = given["args"] or usual  # whose attributes are the defaults
-        _check_reference(trainer.__name__, given, signature)
-        made(self, *args, **kwargs)
+        given = signature.bind_partial(self, *args, **kwargs)
+        values = {**given.arguments, "args": given.arguments.get("args") or usual}  # whose attributes are the defaults
+        if hasattr(model := values.get("model"), "taia_config"):
+            if kind in _REFERENCES:
+                _check_reference(trainer.__name__, values, signature)
+            if "processing_class" in signature.parameters and values.get("processing_class") is None:
+                remote = getattr(values["args"], "trust_remote_code", False)
+                given.arguments["processing_class"] = load_tokenizer(model, trust_remote_code=remote)
+        made(*given.args, **given.kwargs)
 
     trainer.__init__ = __init__
 
 
 def _check_reference(trainer: str, given: dict[str, Any], signature: inspect.Signature) -> None:
-    if not hasattr(given.get("model"), "taia_config") or given.get("ref_model") is not None:
+    if given.get("ref_model") is not None:
         return
     args = given.get("args")
     if "ref_model" in signature.parameters:

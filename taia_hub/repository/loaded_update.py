@@ -28,7 +28,7 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[Repository]:
     A scaling that was changed in memory is refused, because no file of the update can say it.
     """
     update, config = model._taia_update, model.taia_config
-    _check_scaling(update)
+    check_scaling(update)
     base = hub.resolve_base(config.base_model_name_or_path, config.base_model_revision, access)
     with tempfile.TemporaryDirectory(prefix="taia-update-") as scratch:
         root, folder = Path(scratch), update.source
@@ -51,7 +51,7 @@ def files_of(model: Any, access: hub.HubAccess) -> Iterator[Repository]:
         )
 
 
-def _check_scaling(update: Update) -> None:
+def check_scaling(update: Update) -> None:
     """Refuses a LoRA layer whose scaling is not what its rank and alpha give, as a file would."""
     for path, layer in update.head_model.named_modules():
         if not isinstance(layer, LoraLayer) or ADAPTER not in layer.scaling:

@@ -24,6 +24,7 @@ from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.hub.config import AUTO_MAP, MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import DENSE, KINDS
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
+from taia_hub.repository.loaded_update import check_scaling
 from taia_hub.repository.loading import Loaded
 from taia_hub.repository.opening import open_update
 from taia_hub.repository.reading import base_license, check_folder, check_links, check_publishable
@@ -292,6 +293,7 @@ def _write_files(
     """Writes all of a repository but its card; a pointer to another repository stays one while nothing was changed."""
     update, config = loaded.update, copy.deepcopy(loaded.config)
     kind, generation = update.kind, getattr(loaded.model, "generation_config", None)
+    check_scaling(update)
     update.save(folder / kind.folder, state_dict)
     written = hub.update_weights(folder / kind.folder, kind)
     check_numbers(written.values(), kind.noun)

@@ -9,7 +9,7 @@ look along the stack takes microseconds, and is done only while some generator h
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
 import itertools
 import sys
@@ -32,11 +32,11 @@ _ENTERS = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
 # ^ functions that open a block for whoever called them
 _DRIVERS = ("contextlib", "_pytest.fixtures")
 # ^ modules that run a generator for its `yield` in the middle: the block is for whoever uses it
-_WORKERS = ("anyio", "asgiref", "asyncio", "concurrent", "threading")
+_WORKERS = ("anyio", "asgiref", "asyncio", "concurrent", "starlette", "threading")
 # ^ packages that call what they are given in another context, which nobody goes on in
 
 
-class Block(contextlib.ContextDecorator, Generic[T]):
+class Block(Generic[T]):
     """A block of a `with` statement, or of a decorated function, in which a setting is in force.
 
     Args:
@@ -68,7 +68,7 @@ class Block(contextlib.ContextDecorator, Generic[T]):
         if frame.f_globals.get("__name__", "").partition(".")[0] in _WORKERS:
             raise SettingError(
                 "A block of a setting was entered for itself in a worker thread or a task, as servers do for "
-                "dependencies that yield: no call would be in it.",
+                "dependencies that yield and for their lifespan: no call would be in it.",
                 "Pass the keyword `inference_modules` to the calls, or open the block where they are.",
             )
         self.frame = frame
@@ -97,17 +97,27 @@ class Block(contextlib.ContextDecorator, Generic[T]):
             ACTIVE.set(active)
 
     def __call__(self, function: Callable[..., Any]) -> Any:
-        """Makes a function run in such a block at each of its calls."""
+        """Makes a function run in such a block at each of its calls.
+
+        Raises:
+            SettingError: If the function runs after its call; where only what it returns tells, at the call.
+        """
         lazy = (inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.iscoroutinefunction)
         if any(is_lazy(function) for is_lazy in lazy):
-            raise SettingError(
-                f"'{getattr(function, '__name__', function)}' runs after its call, when the block would have ended.",
-                "Open the block inside the function: `with model.using(mode): ...`.",
-            )
-        return super().__call__(function)
+            raise _runs_later(function)
 
-    def _recreate_cm(self) -> Block[T]:
-        return Block(self.switch, self.acting, self.value)
+        @functools.wraps(function)
+        def in_block(*args: Any, **kwargs: Any) -> Any:
+            with Block(self.switch, self.acting, self.value):
+                result = function(*args, **kwargs)
+            if inspect.isasyncgen(result):
+                raise _runs_later(function)
+            if inspect.isgenerator(result) or inspect.iscoroutine(result):
+                result.close()
+                raise _runs_later(function)
+            return result
+
+        return in_block
 
 
 def block_in_force(switch: Switch) -> Block[Any] | None:
@@ -179,6 +189,14 @@ def _runs_elsewhere(frame: FrameType) -> bool:
                 return True
             one = one.f_back
     return False
+
+
+def _runs_later(function: Callable[..., Any]) -> SettingError:
+    return SettingError(
+        f"'{getattr(function, '__name__', type(function).__name__)}' runs after its call, when the block would have "
+        "ended.",
+        "Open the block inside the function: `with model.using(mode): ...`.",
+    )
 
 
 def _unclear(block: Block[Any]) -> SettingError:

@@ -27,6 +27,11 @@ def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
         for name in kwargs:
             if misspelt(name, _KEYWORD):
                 raise TypeError(f"The keyword '{name}' is not known. Did you mean 'inference_modules'?")
+        if kwargs.pop("adapter_names", None) is not None:
+            raise SettingError(
+                "adapter_names came, PEFT's choice of an adapter for each row; a TAIA model has settings a row.",
+                "Pass the keyword `inference_modules` a list: 'none' is '__base__', 'all' the whole update.",
+            )
         if trains and self.training and torch.is_grad_enabled():
             check_training(self, (*args, *kwargs.values()))
         calls = self._taia_switch.calls

@@ -114,6 +114,26 @@ def test_the_names_of_adapters_are_read_as_in_peft_and_called_as_in_transformers
     model.set_adapter(["default"])
     with pytest.raises(UnsupportedUpdateError, match="'other'"):
         model.set_adapter("other")
+    assert model.get_base_model() is model
+    assert model.active_peft_config is model.peft_config["default"]
+
+
+def test_the_state_of_layers_is_told_as_by_peft(pico):
+    model, reference = pico.taia("llama"), pico.peft("llama", pico.adapter("llama"))
+
+    assert len(model.get_layer_status()) == len(reference.get_layer_status())
+    assert model.get_model_status().num_adapter_layers == reference.get_model_status().num_adapter_layers
+
+
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_adapters_a_row_are_settings_a_row(pico, call):
+    """Without a word the base's forward would pass PEFT's keyword by."""
+    model, ids = pico.taia("llama"), pico.ids()
+
+    for names in (["__base__", "default"], ["default", "default"]):
+        with pytest.raises(SettingError, match="adapter_names"):
+            getattr(model, call)(ids, adapter_names=names)
+    assert torch.equal(logits(model, ids, adapter_names=None), logits(model, ids))
 
 
 SECOND = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")

@@ -1,8 +1,11 @@
 """`model.export_adapter` and `model.merge`: what a loaded model turns into, also after it was trained on."""
 
+import contextlib
+
 import pytest
 import torch
 from peft import AdaLoraConfig, PeftModel
+from peft.helpers import rescale_adapter_scale
 from transformers import AutoModelForCausalLM
 
 from taia_hub import TAIAForCausalLM
@@ -74,6 +77,21 @@ def test_an_unchanged_adalora_exports_and_merges(pico, tmp_path):
     model.model.layers[0].self_attn.q_proj.scaling["default"] = 1.0
     with pytest.raises(UnsupportedUpdateError, match="was changed to 1"):
         model.merge(tmp_path / "again")
+
+
+@pytest.mark.parametrize("change", ["one layer", "by PEFT"])
+def test_a_scaling_that_no_file_says_is_not_saved(pico, tmp_path, change):
+    model = pico.taia("llama")
+
+    scaled = rescale_adapter_scale(model, 0.5) if change == "by PEFT" else contextlib.nullcontext()
+    with scaled:
+        if change == "one layer":
+            model.model.layers[1].mlp.up_proj.scaling["default"] *= 2
+        for write in (model.save_pretrained, model.export_adapter, model.merge):
+            with pytest.raises(UnsupportedUpdateError, match=r"scaling of .* was changed"):
+                write(tmp_path / "new")
+
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_of_the_hub_is_named_on_what_it_turns_into(online, repo_id, tmp_path):

@@ -318,6 +318,28 @@ def test_the_reference_is_the_start_of_the_update(pico, repository, tokenizer, t
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["SFT", "DPO"])
+def test_trl_takes_the_models_own_tokenizer(pico, repository, tokenizer, tmp_path, name):
+    """TRL reads the one of the base, which has another chat template, or none."""
+    folder, own = tmp_path / "repository", copy.deepcopy(tokenizer)
+    load(repository).save_pretrained(folder)
+    own.chat_template = "{% for one in messages %}{{ one['content'] }} ? {% endfor %}"
+    own.save_pretrained(folder)
+    options = {"output_dir": str(tmp_path / "run"), "report_to": "none", "use_cpu": True, "bf16": False}
+    if name == "DPO":
+        options["precompute_ref_log_probs"] = True
+    rows = [{"prompt": "the ", "chosen": "other", "rejected": "thing"} if name == "DPO" else {"text": "the other"}] * 4
+
+    one = getattr(trl, f"{name}Trainer")(
+        load(folder),
+        args=getattr(trl, f"{name}Config")(**options),
+        train_dataset=datasets.Dataset.from_list(rows),
+    )
+
+    assert one.processing_class.chat_template == own.chat_template
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_sft_refuses_a_second_adapter_and_a_model_that_is_not_trainable(pico, repository, tokenizer, tmp_path):
     arguments = trl.SFTConfig(
         **{"output_dir": str(tmp_path / "run"), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1},

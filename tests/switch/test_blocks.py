@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.testclient import TestClient
 
 from taia_hub.errors import SettingError
 from taia_hub.switch.blocks import ACTIVE
@@ -247,6 +250,21 @@ def test_a_block_that_a_server_enters_in_a_thread_of_its_own_is_refused(model):
     assert_clean(model)
 
 
+def test_a_block_of_a_servers_lifespan_is_refused(model):
+    """No request is in it: each is a task of its own."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        with model.using("none"):
+            yield
+
+    for app in (Starlette(lifespan=lifespan), FastAPI(lifespan=lifespan)):
+        with pytest.raises(SettingError, match="lifespan: no call would be in it"), TestClient(app):
+            pass
+    gc.collect()
+    assert_clean(model)
+
+
 @pytest.fixture
 def in_mode_none(model):
     with model.using("none"):
@@ -334,6 +352,20 @@ def test_a_block_decorates_what_runs_in_its_call_alone(model):
     for lazy in (holding, late):
         with pytest.raises(SettingError, match=r"runs after its call"):
             model.using("none")(lazy)
+
+    class Steps:
+        """What is called gives a generator."""
+
+        def __call__(self):
+            return holding(model, "all")
+
+    async def stream():
+        yield
+
+    for lazy in (Steps(), lambda: Steps()(), lambda: late(), stream().__aiter__):
+        with pytest.raises(SettingError, match=r"runs after its call"):
+            model.using("none")(lazy)()
+    assert_clean(model)
 
 
 def test_a_copy_of_a_model_leaves_the_blocks_of_generators_behind(model):
