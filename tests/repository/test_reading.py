@@ -201,3 +201,12 @@ def test_code_under_the_names_of_ours_is_refused(folder, name, code):
 def test_what_earlier_versions_wrote_as_code_is_ours(folder):
     (folder / "modeling_taia.py").write_text('"""Ours."""\n\nfrom taia_hub import TAIAForCausalLM, TAIAModel\n')
     assert TAIAForCausalLM.from_pretrained(folder)
+
+
+def test_an_adapter_in_several_files_is_said_with_what_to_do(pico, tmp_path):
+    folder = shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model-00001-of-00001.safetensors")
+    (folder / "adapter_model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(RepositoryError, match="in several files") as caught:
+        TAIAForCausalLM.from_adapter(pico.base("llama"), folder)
+    assert "save_file" in caught.value.hint

@@ -27,6 +27,7 @@ CONFIG_NAME, WEIGHTS_NAME = PEFT.config, PEFT.weights
 
 WRAPPERS = re.compile(r"\.(?:base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.|$)")
 
+_TOWER = re.compile(r"\.(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mm_projector)\.")
 _SHAPE = re.compile(r"torch\.Size\(\[([\d, ]*)\]\)")
 _FACTOR = re.compile(rf"size mismatch for {re.escape(PREFIX)}(.+)\.lora_([AB])\.")
 # ^ of what torch says of a tensor that has another shape than its place
@@ -262,9 +263,11 @@ def check_tensors(
         problems.append(f"{_count(missing)} missing: {few(missing)}")
     if unexpected:
         problems.append(f"{_count(unexpected)} of no adapted module: {few(unexpected)}")
+    hint = "Check the base model and `target_modules`; the file needs the configuration that it was saved with."
+    if any(_TOWER.search(name) for name in unexpected) and not any(_TOWER.search(name) for name in own):
+        hint = "The adapter changes an image or audio tower, which this base lacks: name the model that has one."
     raise UpdateMismatchError(
-        f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.",
-        "Check the base model and `target_modules`; the file needs the configuration that it was saved with.",
+        f"{WEIGHTS_NAME} does not fit its {CONFIG_NAME} and base model; {'; '.join(problems)}.", hint
     )
 
 

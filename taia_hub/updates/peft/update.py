@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import warnings
 from collections.abc import Container, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -135,11 +134,7 @@ class PeftUpdate:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
-            if self.fit is not None:
-                self.fit.write(self.source, folder)
-                return
-            for name in (self.kind.config, self.kind.weights):
-                shutil.copyfile(self.source / name, folder / name)
+            (self.fit or Fitted(self.config, {})).write(self.source, folder)
             return
         self._write(
             folder,

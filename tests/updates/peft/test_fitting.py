@@ -199,6 +199,18 @@ def test_an_adapter_of_the_image_tower_does_not_land_on_the_text(composite, tmp_
         TAIAForCausalLM.from_adapter(text, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["q_proj", "fc1"]}, {"modules_to_save": ["multi_modal_projector"]}], ids=str
+)
+def test_an_adapter_of_text_and_images_says_which_base_it_needs(composite, tmp_path, options):
+    whole, text = composite("gemma3")
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", **{"target_modules": r".*language_model.*q_proj", **options})
+    trained(AutoModelForImageTextToText.from_pretrained(whole), tmp_path, config)
+    with pytest.raises(UpdateMismatchError, match="of no adapted module") as caught:
+        TAIAForCausalLM.from_adapter(text, tmp_path)
+    assert "image or audio tower" in caught.value.hint
+
+
 def test_a_module_that_the_file_lacks_among_the_layers_is_still_missed(composite, tmp_path):
     _, text = composite("gemma3")
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
