@@ -61,8 +61,9 @@ class Encoder:
         self.assistant_only = assistant_only
         self.notes: tuple[str, ...] = ()
         plain = not tokenizer.chat_template
-        self._take(ending_template(tokenizer, plain=True) if plain else tokenizer)
-        self.end = self._find_end()
+        with template_errors("every conversation"):  # as templates by names, of which none is the default
+            self._take(ending_template(tokenizer, plain=True) if plain else tokenizer)
+            self.end = self._find_end()
         if self.end is None and not plain and self._shows(_PROBE):
             self._take(ending_template(tokenizer, plain=False), mended=True)
             self.end = self._find_end()
@@ -243,6 +244,8 @@ def _marked_template(tokenizer: Any) -> str | None:
     utils = import_or_raise("trl.chat_template_utils", extra="train", feature="`taia train`")
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
+    if template is None:
+        return None
     if not utils.has_generation_markers(template):
         try:
             template = utils.get_training_chat_template(tokenizer)

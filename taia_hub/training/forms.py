@@ -41,13 +41,14 @@ _KEYS = {
 }
 _CALLS = ("tool_calls", "function_call")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_WANTED = ("label", "kto_tag")  # of KTO's data, which also holds answers that are to be avoided
 _UNHEARD = {
     **dict.fromkeys(
         ("loss", "loss_weight", "loss_mask", "mask", "masked", "training", "train_on_turn", "trainable"),
         "say 'train': false or 'weight': 0 of a turn",
     ),
     **dict.fromkeys(
-        ("train_detail", "training_detail", "completion_mask", "assistant_masks"),
+        ("train_detail", "training_detail", "completion_mask", "assistant_masks", "mask_history"),
         "whole turns are trained on or not, by 'train'",
     ),
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), "only texts can be trained on"),
@@ -117,6 +118,9 @@ def to_messages(item: Mapping[str, Any], form: Form) -> Messages:
         if form in (Form.MESSAGES, Form.SHAREGPT) or messages[-1].get("reasoning"):
             raise LineError("it has reasoning outside its turns, of which each has its own")
         messages[-1]["reasoning"] = said
+    for key in _WANTED:
+        if item.get(key) is False or str(item.get(key)).lower() == "false":
+            raise LineError(f"it says by '{key}' that its answer is not wanted; leave it out")
     if not _is_trained(item, "it"):
         raise LineError("it says that it is not to be trained on; leave it out")
     _check_messages(messages)

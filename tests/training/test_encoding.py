@@ -131,6 +131,13 @@ def test_without_any_end_nothing_is_trained(tokenizer):
     assert Encoder(made(tokenizer, EOT, eos_token=None)).end is not None
 
 
+def test_templates_by_names_without_a_default_are_refused(tokenizer):
+    for names in ({"rag": EOT, "tool_use": EOT}, {"tool_use": OPEN}):
+        with pytest.raises(ConfigError, match="no default"):
+            Encoder(made(tokenizer, names))
+    assert Encoder(made(tokenizer, {"default": EOT, "tool_use": "x"})).end is not None
+
+
 def test_the_given_tokenizer_stays_as_it_is(tokenizer):
     own = made(tokenizer, OPEN)
     assert "eos_token" in Encoder(own).tokenizer.chat_template
@@ -264,6 +271,9 @@ def test_a_weight_of_nought_is_carried_and_tools_go_with_the_first_turn():
         ({"messages": [{"role": "system", "content": "x", "weight": 1}, ASK, SAY]}, "turn 1 of the system"),
         ({"messages": [{**ASK, "thinking": "hm"}, SAY]}, "turn 1 of the user has reasoning"),
         (turns({"loss_mask": [1]}), "'loss_mask', which is not heard of"),
+        ({"prompt": "Go", "completion": "No", "label": False}, "'label' that its answer is not wanted"),
+        ({"instruction": "Go", "output": "No", "kto_tag": "false"}, "'kto_tag' that its answer is not wanted"),
+        ({"messages": [ASK, SAY], "mask_history": True}, "'mask_history', which is not heard of"),
         (turns({"content": None, "tool_calls": [{"function": {"name": "f"}}]}), "calls a tool"),
         (turns(functions=[{"name": "f"}]), "give them as 'tools'"),
         (turns(tools=[{"type": "function"}]), "no list of functions with names"),
