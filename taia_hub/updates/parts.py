@@ -66,6 +66,7 @@ def lora_parts(
 def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedPart]:
     """Says what the adapted layers of a model are by role; `model` is inside PEFT's wrapper."""
     found: dict[str, AdaptedPart] = {}
+    counted: set[str] = set()  # PEFT puts two layers around an embedding whose single tokens are trained
     # A module of a full fine-tune is no layer of PEFT, so that only its site is known.
     layers = {id(site): layer for _, site, layer in listed(model, sites)}
     for site in sites:
@@ -75,9 +76,10 @@ def parts_by_role(model: nn.Module, sites: Sequence[Site]) -> dict[str, AdaptedP
         # AdaLoRA keeps a number beside its factors that it never saves
         unsaved = sum(one.numel() for one in getattr(layer, "ranknum", nn.ParameterDict()).values())
         found[site.role] = AdaptedPart(
-            before.modules + 1,
+            before.modules + (site.path not in counted),
             before.parameters + site.parameters - unsaved,
             before.ranks | ({int(layer.r[ADAPTER])} if is_lora else set()),
             before.resized or site.same_rows == ANOTHER_VOCABULARY,
         )
+        counted.add(site.path)
     return found

@@ -22,6 +22,7 @@ from taia_hub import TAIAForCausalLM
 from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.info import repository_info
+from taia_hub.updates.parts import parts_by_role
 
 MODES = ["none", "attention", "ffn", "all"]
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
@@ -276,6 +277,8 @@ def test_tied_embeddings_are_switched_together(pico, tmp_path):
     ids = pico.ids()
     assert torch.equal(logits(taia, ids, inference_modules="none"), logits(load(tmp_path / "tied").eval(), ids))
     assert torch.equal(logits(taia, ids, inference_modules="all"), logits(reference, ids))
+    parts = parts_by_role(taia._taia_update.head_model, taia._taia_switch.sites)
+    assert parts["other"].modules == taia.status().roles["other"].adapted == 2
 
 
 REFUSED_OPTIONS = {
