@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections.abc import Container, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -134,8 +135,11 @@ class PeftUpdate:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
-            (self.fit or Fitted(self.config, {})).write(self.source, folder)
-            return
+            if self.fit is not None:
+                return self.fit.write(self.source, folder)
+            for name in (self.kind.config, self.kind.weights):
+                shutil.copyfile(self.source / name, folder / name)
+            return None
         self._write(
             folder,
             None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()},
