@@ -167,8 +167,8 @@ def _push_folder(
     check_publishable(config)
     head = hub.look(repo_id, revision=commit.revision, token=commit.token)
     found = open_repository(folder, access, config=config).with_tokenizer(access)
-    # as whoever loads it does: what does not fit is refused before anything is published
-    opened = open_update(found.with_weights(access), access=access, trust_remote_code=trust_remote_code)
+    # as whoever loads it does: what does not fit is refused before anything is published; `config` is of checked files
+    opened = open_update(found.with_weights(access, verify=False), access=access, trust_remote_code=trust_remote_code)
     data = describe_files(
         found,
         access,

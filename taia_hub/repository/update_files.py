@@ -237,7 +237,7 @@ def _plain(
 
 def _recorded_base(name: str, source: hub.Source, base: str, revision: str | None, access: hub.HubAccess) -> hub.Source:
     """Finds the base model that a repository or adapter names, at its commit; one of the Hub names no folder here."""
-    if source.revision is not None and (hub.is_path(base) or os.path.isdir(base)):
+    if source.revision is not None and (hub.is_path(base) or (os.path.isdir(base) and not revision)):
         raise RepositoryError(
             f"'{name}' on the Hub names '{base}' as its base model, which can only be a folder of its author's.",
             "Name the base model that it belongs to (`base`, --base), or load it with "

@@ -616,7 +616,7 @@ def test_the_prompts_are_never_overwritten(taia, online, tmp_path):
         ),
         ({"prompt": "a", "id": ["x"]}, "'id' is ['x'], neither text nor a whole number"),
         ({"prompt": "a", "id": "first"}, "the id 'first' is that of line 1"),
-        ({"prompt": "\ud800"}, "half of a character"),
+        ({"prompt": "\ud800"}, "is no Unicode"),
         ({"prompt": "a b " * 40}, "too long"),
     ],
 )

@@ -171,7 +171,7 @@ def test_other_errors_of_loading_stay_what_they_are_and_other_ways_to_say_that_i
         monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
         return TAIAForCausalLM.from_pretrained(online.adapter)
 
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(ConfigError, match="size mismatch"):
         load("size mismatch")
     for message in ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory: you tried"):
         with pytest.raises(OutOfMemoryError, match="does not fit"):

@@ -1,5 +1,6 @@
 """Pickled weights: never loaded, never run, converted when that is asked."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -40,6 +41,9 @@ def test_pickled_weights_in_a_folder(pico, pickled):
 def test_pickled_weights_on_the_hub_are_not_even_downloaded(online, pickled, repo_id):
     online.api.create_repo(repo_id)
     online.api.upload_folder(repo_id=repo_id, folder_path=pickled)
+    values = json.loads((pickled / "adapter_config.json").read_text()) | {"base_model_name_or_path": online.base}
+    config = {"path_or_fileobj": json.dumps(values).encode(), "path_in_repo": "adapter_config.json"}
+    online.api.upload_file(repo_id=repo_id, **config)
     online.hub.requests.clear()
     for load in (
         lambda: TAIAForCausalLM.from_adapter(online.base, repo_id),
