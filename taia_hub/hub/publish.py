@@ -173,8 +173,8 @@ def publish(
 
 def _is_unknown(error: Exception) -> bool:
     """Tells whether the Hub may have done what failed: its answer was lost, or was to a request that was sent twice."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return isinstance(error, TransportError) or status == 412 or status >= 500
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status is None or status == 412 or status >= 500
 
 
 def _is_new(api: HfApi, repo_id: str, kind: str, private: bool | None) -> bool:
@@ -200,7 +200,7 @@ def _landed(
     commits: list[Any] = []
     with contextlib.suppress(HfHubHTTPError, TransportError):
         commits = api.list_repo_commits(repo_id, revision=commit.revision, repo_type=kind)
-    if isinstance(error, TransportError) and (commit.create_pr or not commits):
+    if getattr(error, "response", None) is None and (commit.create_pr or not commits):
         raise RepositoryError(
             f"The connection to the Hub broke while '{repo_id}' was published, and what it did by then is not known.",
             f"Look at {page} before you publish again: '{title}' may be there.",

@@ -198,14 +198,14 @@ def make_plan(
         trained=dict(trained),
         memory=Memory(weights, 12 * count, activations, available),
         notes=notes,
-        warnings=_few_steps(recipe, items, steps, processes, tokens / longest if recipe.packing else items),
+        warnings=_few_steps(recipe, items, steps, processes, tokens / recipe.max_length if recipe.packing else items),
     )
 
 
 def _few_steps(recipe: TrainingRecipe, items: int, steps: int, processes: int, filled: float) -> tuple[str, ...]:
     """Warns where the data fills few optimizer steps, in which little is learnt, and says what would do.
 
-    `filled` is `items`, not rounded up where they are packed.
+    `filled` is `items`, or full rows where they are packed.
     """
     if steps >= min(_FEW, recipe.max_steps or _FEW):
         return ()
