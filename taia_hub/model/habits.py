@@ -47,7 +47,7 @@ class Habits:
     def get_base_model(self) -> Self:
         """Returns the model itself, which is of its base's class; mode `"none"` runs the base, `unload` leaves it."""
         model: Any = self
-        return model  # type: ignore[no-any-return]
+        return model
 
     def get_layer_status(self) -> Any:
         """Returns what PEFT says of each adapted layer; `status()` tells which acts."""

@@ -98,7 +98,8 @@ def info_of(found: Repository, make: Callable[[], PreTrainedModel], access: hub.
         shapes = {key: one.shape for key, one in tensors.items()}
         check_expressions(found.settings, model)
         fit = fitted(found.settings, shapes, model)
-        tensors, shapes = ({fit.names[key]: one for key, one in held.items()} for held in (tensors, shapes))
+        tensors = {fit.names[key]: one for key, one in tensors.items()}
+        shapes = {fit.names[key]: one for key, one in shapes.items()}
         carried = find_carried(model, found.settings, shapes)
         read = base_reader(found.base, access, make)
         tensors = {key: one for key, one in tensors.items() if not carried.is_idle(key, one, read)}

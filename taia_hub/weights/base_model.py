@@ -52,7 +52,8 @@ def load_base(base: hub.Source, *, features_only: bool = False, what: str = "bas
     keywords = {"revision": base.revision, **keywords, "trust_remote_code": trusted}
     wanted = keywords.pop("output_loading_info", False)
     with hub.foreign_errors(base.name, what=what, revision=base.revision, hint=hint):
-        model, info = auto.from_pretrained(base.name, **keywords, output_loading_info=True)
+        loaded: Any = auto.from_pretrained(base.name, **keywords, output_loading_info=True)
+    model, info = loaded
     if info["missing_keys"] and not features_only:  # a backbone may lack what only a head reads
         missing = sorted(info["missing_keys"])
         raise RepositoryError(

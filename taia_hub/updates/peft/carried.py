@@ -311,7 +311,7 @@ def passed_by(model: nn.Module, carried: Carried, tuned: Iterable[TunedModule]) 
 
     `model` has PEFT's layers in it, `tuned` is as of `tuned_modules`.
     """
-    return {*carried.twice, *_read_by_peft(model, carried).difference(*(one.keys for one in tuned))}
+    return carried.twice | _read_by_peft(model, carried).difference(*(one.keys for one in tuned))
 
 
 def _read_by_peft(model: nn.Module, carried: Carried) -> set[str]:

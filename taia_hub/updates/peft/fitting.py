@@ -244,11 +244,11 @@ def _narrow(config: Any, adapted: Mapping[str, str]) -> None:
             exact = {re.escape(new): pattern[key] for new, key in found.items() if key in pattern}
             setattr(config, name, {**exact, **(pattern if getattr(config, "target_parameters", None) else {})})
     config.target_modules = sorted(set(adapted.values()))
-    if found := getattr(config, "feedforward_modules", None):
+    if named := getattr(config, "feedforward_modules", None):
         config.feedforward_modules = [
             new
             for old, new in adapted.items()
-            if (re.fullmatch(found, old) if isinstance(found, str) else old.endswith(tuple(found)))
+            if (re.fullmatch(named, old) if isinstance(named, str) else old.endswith(tuple(named)))
         ]
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
         if getattr(config, name, None) is not None:

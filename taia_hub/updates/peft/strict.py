@@ -313,7 +313,8 @@ def mismatch(error: Exception, config: PeftConfig, base: nn.Module) -> UpdateMis
             return UpdateMismatchError(
                 f"{_count(lines)} of another shape than {CONFIG_NAME} says: the factors of {few(ranks, 1)} have rank "
                 f"{next(iter(ranks.values()))}.",
-                f"Check r (now {config.r}) and rank_pattern: they have to be those that the adapter was trained with.",
+                f"Check r (now {getattr(config, 'r', None)}) and rank_pattern: they have to be those that the adapter "
+                "was trained with.",
             )
         if made_for == base_name:
             hint = f"{hint} Or the base has changed since: try its older revisions."
