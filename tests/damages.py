@@ -272,7 +272,7 @@ def make_repositories(pico: Any, folder: Path) -> dict[str, tuple[Path, Path]]:
 
     base = pico.base("llama")
     options = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.0\..*down_proj": 3}}
-    adapter = pico.adapter("llama", pico.lora("llama", **options), label="patterns")
+    adapter = pico.adapter("llama", pico.lora("llama", **options), label="damaged-patterns")
     torch.manual_seed(0)
     mixture = add_molora(pico.plain("llama"), MoLoraSettings(rank=4, alpha=6))
     tuned = pico.plain("llama")

@@ -15,7 +15,7 @@ from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
 from taia_hub.evaluation.tasks import tasks_dir
 from taia_hub.hub.layout import PEFT
-from taia_hub.repository.update_files import open_repository
+from taia_hub.repository.update_files import open_repository, own_tokenizer
 from taia_hub.switch.settings import InferenceModules, parse_setting
 
 
@@ -83,12 +83,13 @@ def vllm_commands(
         )
     files = files.with_weights(access)
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
-    whole = not config_refusals("vllm", adapter)
+    whole, own = not config_refusals("vllm", adapter), own_tokenizer(files.places)
     lines: list[str] = []
     names: list[str] = []
     for setting in map(parse_setting, modes):
         names.append(_file_name(setting.slug, names))
         model = {"pretrained": files.base.name, "revision": files.base.revision}
+        model |= {"tokenizer": str(own.folder)} if own else {}  # as every other way of evaluating takes it
         if setting.label == "all" and whole:
             model |= _lora(files.folder, _rank(adapter))
         elif setting.label != "none":

@@ -90,7 +90,7 @@ def test_a_dry_run_writes_nothing(run, base, items, tmp_path):
     [
         ([], "6 items fill 1 step of 64", ["--epochs 97"]),
         (["--epochs", 5], "30 items fill 1 step of 64", ["--batch-size 3", "--epochs 97"]),
-        (["--packing"], "1 packed sequence fills 1 step of 64", []),
+        (["--packing", "--max-length", 128], "1 packed sequence fills 1 step of 64", []),
         (["--max-steps", 1], "", []),
         (["--max-steps", 2], "6 items fill 1 step of 64", []),
         (["--epochs", 97], "", []),

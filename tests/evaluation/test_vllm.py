@@ -40,6 +40,15 @@ def test_a_plain_adapter_is_taken_as_a_repository_is(online):
     assert "lora_local_path=./adapter-attention" in command
 
 
+def test_the_model_s_own_tokenizer_is_named_and_a_base_s_is_not(pico, tokenizer, tmp_path):
+    folder = shutil.copytree(pico.adapter("llama"), tmp_path / "adapter")
+    (plain,) = vllm_commands(str(folder), ["mmlu"], ["all"])
+    assert "tokenizer=" not in plain
+    tokenizer.save_pretrained(folder)
+    for line in vllm_commands(str(folder), ["mmlu"], ["none", "all"]):
+        assert f"tokenizer={folder}," in f"{shlex.split(line)[5]},"
+
+
 def test_the_script_for_vllm_makes_every_folder_that_it_reads(pico, tmp_path, monkeypatch):
     """The lines of `taia export` are run for real, as a shell splits them, in their order."""
     monkeypatch.chdir(tmp_path)
