@@ -118,6 +118,7 @@ def test_the_published_setting_is_a_setting(tmp_path, value):
         ({"kind": "peft", "path": ""}, "update.path is missing"),
         ({"kind": "peft", "path": None}, "update.path is None"),
         ({"kind": "peft", "path": 3}, "update.path is 3"),
+        ({"kind": "peft", "path": "x" * 5000}, "update.path is 'xxx"),
         ({"kind": "peft", "path": "adapter", "repos": "org/x"}, "unknown keys.*repos"),
         ({"kind": "peft", "path": "", "repo": 3, "revision": SHA}, "update.repo is 3"),
         ({"kind": "peft", "path": "", "repo": "", "revision": SHA}, "update.repo is ''"),

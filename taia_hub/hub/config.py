@@ -170,7 +170,7 @@ def _check_update(update: Any) -> None:
             "Upgrade taia-hub to its newest version, or repair config.json.",
         )
     path, repo, revision = update.get("path", ""), update.get("repo"), update.get("revision")
-    if not isinstance(path, str) or (path and not _FOLDER.fullmatch(path)):
+    if not isinstance(path, str) or len(path) > 200 or (path and not _FOLDER.fullmatch(path)):  # as disks name them
         raise ConfigError(f"update.path is {short(path)}; it must be a folder inside the repository.", REPAIR)
     if repo is None:
         if not path:
