@@ -18,7 +18,6 @@ from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.settings import MODES
 from taia_hub.updates.peft.carried import find_carried
 from taia_hub.updates.peft.fitting import fitted
-from taia_hub.updates.peft.strict import check_expressions
 from taia_hub.weights.base_weights import base_reader, header_at
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import skeleton
@@ -96,7 +95,6 @@ def info_of(found: Repository, make: Callable[[], PreTrainedModel], access: hub.
     placed, exchanged = find_sublayers(model), set[str]()
     if found.kind is PEFT:
         shapes = {key: one.shape for key, one in tensors.items()}
-        check_expressions(found.settings, model)
         fit = fitted(found.settings, shapes, model)
         tensors = {fit.names[key]: one for key, one in tensors.items()}
         shapes = {fit.names[key]: one for key, one in shapes.items()}

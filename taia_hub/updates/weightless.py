@@ -20,7 +20,6 @@ from taia_hub.updates.options import AttachOptions
 from taia_hub.updates.peft.carried import ReadBase, find_carried, passed_by, stood_in, tuned_modules
 from taia_hub.updates.peft.fitting import fitted
 from taia_hub.updates.peft.plain_lora import LeanLora, read_lean
-from taia_hub.updates.peft.strict import check_expressions
 from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 from taia_hub.weights.checkpoint import StoredTensor, read_header
 from taia_hub.weights.skeleton import give_zeros
@@ -114,7 +113,6 @@ def injected(
 
     `stored` are the tensors of its file. Returns None where PEFT cannot, which the strict load says in our words.
     """
-    check_expressions(config, model)
     shapes = {key: one.shape for key, one in stored.items()}
     try:
         fit = fitted(config, shapes, model)

@@ -31,7 +31,7 @@ from torch import nn
 from taia_hub.errors import UnsupportedUpdateError
 from taia_hub.hub import read_json
 from taia_hub.hub.layout import PREFIX
-from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, few, written_by
+from taia_hub.updates.peft.strict import CONFIG_NAME, WEIGHTS_NAME, check_expressions, few, written_by
 
 _SHELLS = ("model", "language_model", "text_model", "_orig_mod", "module")
 # ^ what the classes of a model, and what compiles or distributes it, put around the layers of its text part
@@ -107,8 +107,10 @@ def fitted(config: Any, shapes: Mapping[str, tuple[int, ...]], base: nn.Module, 
     What does not fit stays as it is, so that the strict load says so.
 
     Raises:
+        ConfigError: If the configuration's expressions would not end on the names of the base's modules.
         UnsupportedUpdateError: If PEFT would read something else than the version that wrote the file.
     """
+    check_expressions(config, base)
     modules = dict(base.named_modules())
     method = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "lora_")
     bare = _unwrapped(shapes, modules, method)

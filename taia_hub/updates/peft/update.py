@@ -53,7 +53,6 @@ from taia_hub.updates.peft.strict import (
     WEIGHTS_NAME,
     WRAPPERS,
     check_base_untouched,
-    check_expressions,
     check_names,
     check_tensors,
     mismatch,
@@ -136,10 +135,11 @@ class PeftUpdate:
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None and self.is_unchanged():
             if self.fit is not None:
-                return self.fit.write(self.source, folder)
+                self.fit.write(self.source, folder)
+                return
             for name in (self.kind.config, self.kind.weights):
                 shutil.copyfile(self.source / name, folder / name)
-            return None
+            return
         self._write(
             folder,
             None if state_dict is None else {PREFIX + self.prefix + key: value for key, value in state_dict.items()},
@@ -210,7 +210,6 @@ def attach_update(
     shapes = {key: stored.shape for key, stored in read_header(folder / WEIGHTS_NAME).items()}
     config = read_config(folder)
     check_names(shapes)
-    check_expressions(config, base)
     try:
         fit = fitted(config, shapes, base, options.is_trainable)
     except (TypeError, AttributeError, re.error) as error:
