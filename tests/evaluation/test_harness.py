@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -532,7 +533,8 @@ def test_the_command_alone_finds_judges_of_the_working_folder(tmp_path, monkeypa
 def test_vllm_commands(online):
     lines = vllm_commands(online.taia, ["mmlu", "taia_svamp"], ["none", "all", "attention"], num_fewshot=[0, 5])
     assert len(lines) == 7
-    assert f"pretrained={online.base},revision={online.base_sha} --tasks mmlu,taia_svamp" in lines[0]
+    model = f"pretrained={online.base},revision={online.base_sha},tokenizer={snapshot_download(online.taia)}"
+    assert f"{model} --tasks mmlu,taia_svamp" in lines[0]
     assert "lora_local_path" not in lines[0]
     assert "adapter,max_lora_rank=8 " in lines[2]
     sha = online.api.model_info(online.taia).sha
