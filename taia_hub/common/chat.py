@@ -120,6 +120,17 @@ def check_ids(tokenizer: Any, ids: Sequence[int], rows: int | None) -> None:
         )
 
 
+def end_ids(values: Mapping[str, Any]) -> list[int]:
+    """Returns the ids that end an answer, of the values of a `config.json` or `generation_config.json`.
+
+    Example:
+        >>> end_ids({"eos_token_id": 2}), end_ids({"text_config": {"eos_token_id": [2, 5]}}), end_ids({})
+        ([2], [2, 5], [])
+    """
+    found = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
+    return [found] if isinstance(found, int) else list(found or ())
+
+
 def padding_id(tokenizer: Any, rows: int | None, *others: Any) -> int:
     """Returns an id to pad with that the model has an embedding for: the first of `others`, the tokenizer's own, 0."""
     for value in (*others, tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -127,6 +138,13 @@ def padding_id(tokenizer: Any, rows: int | None, *others: Any) -> int:
         if isinstance(one, int) and one >= 0 and (rows is None or one < rows):
             return one
     return 0
+
+
+def give_padding(tokenizer: Any, rows: int | None) -> None:
+    """Lets a tokenizer pad with `padding_id`; it is changed in place."""
+    padding = padding_id(tokenizer, rows)
+    if padding != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
 
 
 @contextmanager

@@ -81,12 +81,11 @@ def known_inputs(
 
     access = hub.HubAccess(token=token)
     found = open_repository(name, access, revision=revision).with_tokenizer(access)
-    folders = [folder for folder in (found.root, found.base.folder) if (folder / hub.GENERATION).is_file()]
-    if not folders:
+    if (generation := found.generation) is None:
         return None
     stand_in = SimpleNamespace(taia_config=found.config)
     tokenizer = load_tokenizer(stand_in, places=found.places, token=token, trust_remote_code=trust_remote_code)
-    return {**prompt_inputs(tokenizer), **generation_inputs(GenerationConfig.from_pretrained(str(folders[0])))}
+    return {**prompt_inputs(tokenizer), **generation_inputs(GenerationConfig.from_pretrained(str(generation.parent)))}
 
 
 def _base_files(config: Fields) -> Mapping[str, str] | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taia_hub.common.chat import check_ids, embedding_rows, padding_id
+from taia_hub.common.chat import check_ids, embedding_rows, give_padding
 from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.options import check_batch_size
@@ -139,9 +139,7 @@ def make_lm(model: Any, tokenizer: Any, *, batch_size: int | str, chat: bool = F
     """
     batch_size = check_batch_size(batch_size)
     module = import_or_raise("lm_eval.models.huggingface", "eval", FEATURE)
-    padding = padding_id(tokenizer, embedding_rows(model))
-    if padding != tokenizer.pad_token_id:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    give_padding(tokenizer, embedding_rows(model))
     bos = {"add_bos_token": False} if chat else {}
     with quiet():
         lm = _lm_class(module.HFLM)(model, tokenizer=tokenizer, batch_size=batch_size, backend="causal", **bos)

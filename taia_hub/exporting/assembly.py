@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from taia_hub import hub
+from taia_hub.common.chat import end_ids
 from taia_hub.engines.facts import BaseFacts
 from taia_hub.exporting.plan import Factors, Scale, Targets, exact_dtype, factor_names
 from taia_hub.exporting.writing import Planned, read_factor
@@ -121,10 +122,9 @@ def _said_of_answers(update: OpenedUpdate) -> Iterator[str]:
     files, own = update.files, own_tokenizer(update.files.places)
     if own is not None and (files.is_plain or files.name != own.name):
         yield f"Its tokenizer and chat template are those of '{own.name}', not the base model's."
-    path, config = files.root / hub.GENERATION, hub.read_json(update.base.folder / hub.CONFIG)
-    ends = hub.read_json(path).get("eos_token_id") if path.is_file() else None
-    known = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
-    found, before = ([one] if isinstance(one, int) else list(one or ()) for one in (ends, known))
+    path = files.root / hub.GENERATION
+    found = end_ids(hub.read_json(path)) if path.is_file() else []
+    before = end_ids(hub.read_json(update.base.folder / hub.CONFIG))
     if more := [one for one in found if one not in before]:
         yield (
             f"Its answers end at the tokens {', '.join(map(str, found))}; the base model's configuration does not know "

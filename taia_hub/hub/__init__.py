@@ -13,6 +13,7 @@ from taia_hub.hub._errors import (
     foreign_errors,
     hub_errors,
     no_folder,
+    not_cached,
     reason_of,
 )
 from taia_hub.hub._names import DATA, is_path, meant
@@ -114,6 +115,7 @@ __all__ = [
     "meant",
     "names_at",
     "no_folder",
+    "not_cached",
     "publish",
     "published_files",
     "read_bytes",

@@ -176,6 +176,14 @@ def not_there(name: str, *, what: str, local: bool = True) -> RepositoryError:
     )
 
 
+def not_cached(what: str, name: str, revision: str | None) -> OutOfReachError:
+    """Says that a part of a repository is out of reach; `what` begins the sentence."""
+    return OutOfReachError(
+        f"{what} is not in the cache, and the Hub cannot be reached.",
+        f"Bring it here with a network: `hf download {name} --revision {revision}`.",
+    )
+
+
 def no_folder(name: str | Path, hint: str) -> RepositoryError:
     """Says that what can only be a folder is not there, and what is near."""
     if Path(name).is_file():

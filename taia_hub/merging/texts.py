@@ -40,10 +40,8 @@ def write_texts(
             {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(placed.items()))},
         )
     files = update.files
-    for place in (files.root, checkpoint.folder):
-        if (place / hub.GENERATION).is_file():
-            shutil.copyfile(place / hub.GENERATION, folder / hub.GENERATION)
-            break
+    if (generation := files.generation) is not None:
+        shutil.copyfile(generation, folder / hub.GENERATION)
     config = RepositoryConfig(update.base.name, update.base.revision)
     own = own_tokenizer(files.places) if _fits(plan, update) else None
     notes = []

@@ -84,7 +84,7 @@ class OpenedUpdate:
         prefix = f"{self.model.base_model_prefix}." if self.files.features_only else ""
         return {prefix + name: rows for name, rows in getattr(self.update, "resized", {}).items()}
 
-    @property
+    @cached_property
     def print(self) -> dict[str, Any]:
         """What tells update and base from others, as JSON values; the base's weights need not be here."""
         files = [hub.sha256(self.folder / name) for name in (self.kind.config, self.kind.weights)]

@@ -39,7 +39,7 @@ def load_tokenizer(
     base, access = config.base_model_name_or_path, hub.HubAccess(token=token)
     for place in places[:1]:
         if hub.may_lack(place, hub.TOKENIZER_CONFIG, access):  # the base's would be taken in its place
-            raise _not_cached(f"own tokenizer of '{place.name}', if it has one,", place.name, place.revision)
+            raise hub.not_cached(f"The own tokenizer of '{place.name}', if it has one,", place.name, place.revision)
     files = (*_FILES, "*.py") if trust_remote_code else _FILES
     source = hub.fetch(base, files, revision=config.base_model_revision, access=access, what="tokenizer")
     if (source.folder / hub.TOKENIZER_CONFIG).is_file():
@@ -84,20 +84,13 @@ def save_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         if fetched is not None and hub.may_lack(fetched, hub.TOKENIZER_CONFIG, access):
-            raise _not_cached(f"tokenizer of the base model '{name}'", name, revision) from error
+            raise hub.not_cached(f"The tokenizer of the base model '{name}'", name, revision) from error
         logger.warning("The base model '%s' has no tokenizer to publish: %s", name, error)
         return str(error)
     except Exception as error:  # transformers' readers fail in every way
         raise _damaged(name, hub.reason_of(error)) from error
     tokenizer.save_pretrained(folder)
     return None
-
-
-def _not_cached(what: str, name: str, revision: str | None) -> hub.OutOfReachError:
-    return hub.OutOfReachError(
-        f"The {what} is not in the cache, and the Hub cannot be reached.",
-        f"Bring it here with a network: `hf download {name} --revision {revision}`.",
-    )
 
 
 def copy_tokenizer(source: hub.Source, folder: Path) -> None:

@@ -84,6 +84,12 @@ class Repository:
         return own, hub.Source(self.holder.name, self.folder, self.holder.revision)
 
     @property
+    def generation(self) -> Path | None:
+        """Its settings of generation, else its base model's; None where there are none."""
+        paths = (folder / hub.GENERATION for folder in (self.root, self.base.folder))
+        return next((path for path in paths if path.is_file()), None)
+
+    @property
     def features_only(self) -> bool:
         """Whether the update is of a model without its language-modelling head."""
         from taia_hub.updates.peft.strict import is_of_backbone  # here, because it needs PEFT
@@ -334,8 +340,5 @@ def _brought(holder: hub.Source, place: UpdatePlace, names: tuple[str, ...], acc
                 "Convert them with `taia create BASE ADAPTER --convert-pickle --out DIR`.",
             )
         if hub.may_lack(found, place.weights, access):
-            raise hub.OutOfReachError(
-                f"'{place.weights}' of '{holder.name}' is not in the cache, and the Hub cannot be reached.",
-                f"Bring it here with a network: `hf download {holder.name} --revision {holder.revision}`.",
-            )
+            raise hub.not_cached(f"'{place.weights}' of '{holder.name}'", holder.name, holder.revision)
     return found

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from taia_hub import hub
+from taia_hub.common.chat import end_ids
 from taia_hub.common.fingerprints import prompt_inputs
-from taia_hub.common.resuming import digest, sole
+from taia_hub.common.resuming import digest, scratch_beside, sole
 from taia_hub.engines import Engine
 from taia_hub.repository.tokenizer import copy_tokenizer, read_tokenizer
 from taia_hub.repository.update_files import Repository, own_tokenizer
-
-_END = "eos_token_id"
 
 
 def served_tokenizer(
@@ -31,20 +28,15 @@ def served_tokenizer(
     ends = _ends(files.root) or _ends(base.folder)
     if not is_own and ends == _ends(base.folder):
         return None
-    with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / "tokenizer"
-        made.mkdir()
+    with hub.disk_errors(folder), scratch_beside(folder / "tokenizer") as made:
         copy_tokenizer(own or base, made)
-        for place in (files.root, base.folder):
-            if (place / hub.GENERATION).is_file() and not (made / hub.GENERATION).exists():
-                shutil.copyfile(place / hub.GENERATION, made / hub.GENERATION)
+        if (generation := files.generation) is not None:
+            shutil.copyfile(generation, made / hub.GENERATION)
         hashes = {path.relative_to(made).as_posix(): hub.sha256(path) for path in made.rglob("*") if path.is_file()}
         target = folder / f"tokenizer-{digest(hashes)[:12]}"
-        with hub.disk_errors(folder), sole(folder / ".lock"):
+        with sole(folder / ".lock"):
             if not target.is_dir():
-                half = Path(tempfile.mkdtemp(prefix=".tokenizer-", dir=folder))
-                shutil.copytree(made, half, dirs_exist_ok=True)
-                half.rename(target)
+                made.rename(target)
     return target
 
 
@@ -68,10 +60,8 @@ def tokenizer_note(engine: Engine, tokenizer: Path | None, *, serves_base: bool)
 def _ends(folder: Path) -> list[int]:
     """Returns where answers end, by the generation configuration or else the configuration in a folder."""
     for name in (hub.GENERATION, hub.CONFIG):
-        values: dict[str, Any] = hub.read_json(folder / name) if (folder / name).is_file() else {}
-        found = values.get(_END, (values.get("text_config") or {}).get(_END))
-        if found is not None:
-            return [found] if isinstance(found, int) else list(found)
+        if (folder / name).is_file() and (found := end_ids(hub.read_json(folder / name))):
+            return found
     return []
 
 

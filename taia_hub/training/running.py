@@ -18,7 +18,7 @@ from huggingface_hub import CommitInfo, constants
 from transformers.utils import logging as transformers_logging
 
 from taia_hub import hub
-from taia_hub.common.chat import embedding_rows, padding_id
+from taia_hub.common.chat import embedding_rows, give_padding
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, OutOfMemoryError, RepositoryError
 from taia_hub.repository import publishing
@@ -262,9 +262,7 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         try:
             model = modelling.build_model(job, plan, uniform_dtype=sharded)
             tokenizer = copy.deepcopy(job.tokenizer)  # the trainer may give it a padding token
-            padding = padding_id(tokenizer, embedding_rows(job.skeleton))
-            if padding != tokenizer.pad_token_id:
-                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+            give_padding(tokenizer, embedding_rows(job.skeleton))
             trainer = make_trainer(model, arguments, items.dataset, tokenizer, job.recipe, watch)
             if job.recipe.packing and not sharded:
                 check_packing(trainer)

@@ -161,12 +161,12 @@ def _check_bounds(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{said}; a finite number is expected.", _AGAIN) from error
         if isinstance(value, (dict, list)) and len(value) > (most := _MOST.get(name, _MOST[""])):
             raise ConfigError(f"{name} in {CONFIG_NAME} has {len(value):,} entries; at most {most:,} are read.", _AGAIN)
-        tokens = value.values() if isinstance(value, dict) else [value]
+        inside = value.values() if isinstance(value, dict) else [value]
         if name.endswith("token_indices") and any(
-            type(one) is int and one < 0 for held in tokens if isinstance(held, list) for one in held
+            type(one) is int and one < 0 for held in inside if isinstance(held, list) for one in held
         ):
             raise ConfigError(f"{name} in {CONFIG_NAME} has numbers below 0, which are no tokens.", _AGAIN)
-        for number in (value.values() if isinstance(value, dict) else [value]) if "alpha" in name else ():
+        for number in inside if "alpha" in name else ():
             if isinstance(number, (bool, int, float)) and (number is True or abs(number) > _LARGEST_ALPHA):
                 said = f"{name} in {CONFIG_NAME} is {str(number)[:40]}"
                 raise ConfigError(f"{said}; a number of at most {_LARGEST_ALPHA:,} is expected.", _AGAIN)
