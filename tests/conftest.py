@@ -311,12 +311,32 @@ class Pico:
         return torch.randint(3, 60, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    """Runs a model once; the keywords are those of its `forward`."""
+    return model(input_ids=ids, **keywords).logits
+
+
 @pytest.fixture(scope="session")
 def pico(shared: Path) -> Pico:
     """Random two-layer models and adapters."""
     folder = shared / "pico"
     folder.mkdir(exist_ok=True)
     return Pico(folder)
+
+
+@pytest.fixture(scope="session")
+def saved_taia(pico: Pico, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved TAIA repository, to be read alone; its base is a folder, so no Hub is asked."""
+    folder = tmp_path_factory.mktemp("saved") / "taia"
+    pico.taia("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def saved_copy(saved_taia: Path, tmp_path: Path) -> Path:
+    """A copy of it to change or damage."""
+    return shutil.copytree(saved_taia, tmp_path / "taia")
 
 
 @pytest.fixture(scope="session")

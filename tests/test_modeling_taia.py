@@ -26,13 +26,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.repository.info import repository_info
+from tests.conftest import logits
 
 MODES = ["none", "attention", "ffn", "all"]
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def generate(model, ids, **keywords):

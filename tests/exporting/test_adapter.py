@@ -37,16 +37,12 @@ from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molo
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.skeleton import skeleton
+from tests.conftest import logits
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 NUMBERS = itertools.count()
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def loaded(pico, name, folder, **keywords):

@@ -17,16 +17,9 @@ from taia_hub.repository.publishing import push_folder
 ADAPTER = "adapter/adapter_config.json"
 
 
-@pytest.fixture(scope="module")
-def made(pico, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("manifest") / "taia"
-    pico.taia("llama").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "taia")
+def folder(saved_copy):
+    return saved_copy
 
 
 def change(path, **values):

@@ -19,17 +19,9 @@ WEIGHTS = "adapter/adapter_model.safetensors"
 LORA_A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 
 
-@pytest.fixture(scope="module")
-def original(pico, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loading") / "taia"
-    pico.taia("llama").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(original, tmp_path):
-    """A saved TAIA repository to damage; its base is a folder, so no Hub is asked."""
-    return shutil.copytree(original, tmp_path / "taia")
+def folder(saved_copy):
+    return saved_copy
 
 
 def rewrite(folder, change, manifest=True):
@@ -318,7 +310,7 @@ def test_a_base_that_is_a_taia_repository_is_refused(online, pico):
 # Nothing is left behind by a failure
 
 
-def test_a_failed_load_leaves_the_classes_as_they_were(folder, original, pico):
+def test_a_failed_load_leaves_the_classes_as_they_were(folder, saved_taia, pico):
     before = pico.plain("llama")
     rewrite(folder, lambda tensors: {name: tensors[name] for name in tensors if name != LORA_A})
     for _ in range(2):
@@ -327,7 +319,7 @@ def test_a_failed_load_leaves_the_classes_as_they_were(folder, original, pico):
     after, ids = pico.plain("llama"), pico.ids()
     assert type(after) is type(before)
     assert torch.equal(after(ids).logits, before(ids).logits)
-    loaded = TAIAForCausalLM.from_pretrained(original)
+    loaded = TAIAForCausalLM.from_pretrained(saved_taia)
     peft_model = PeftModel.from_pretrained(pico.plain("llama"), str(pico.adapter("llama")))
     assert torch.equal(loaded(ids, inference_modules="all").logits, peft_model(ids).logits)
 

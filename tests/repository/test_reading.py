@@ -18,16 +18,9 @@ def edit(path, **values):
     renew_manifest(path.parent)
 
 
-@pytest.fixture(scope="module")
-def original(pico, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bad") / "taia"
-    pico.taia("llama").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "taia")
+def folder(saved_copy):
+    return saved_copy
 
 
 def test_a_folder_without_a_configuration(tmp_path):

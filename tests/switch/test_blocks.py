@@ -18,11 +18,7 @@ from starlette.testclient import TestClient
 
 from taia_hub.errors import SettingError
 from taia_hub.switch.blocks import ACTIVE
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
+from tests.conftest import logits
 
 
 def mode(model):

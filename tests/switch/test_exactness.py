@@ -5,6 +5,8 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
+from tests.conftest import logits
+
 ALL = ["llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral", "qwen3_moe", "qwen2_moe", "jamba", "qwen3_next"]
 VARIANTS = {
     "rslora": {"use_rslora": True},
@@ -13,11 +15,6 @@ VARIANTS = {
     "layers": {"layers_to_transform": [1], "target_modules": ["q_proj", "o_proj", "down_proj"]},
     "dropout": {"lora_dropout": 0.3},
 }
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def assert_exact(pico, name, model, references, ids):

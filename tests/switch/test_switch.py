@@ -14,14 +14,10 @@ from transformers import TextIteratorStreamer
 
 from taia_hub.errors import SettingError
 from taia_hub.switch.switch import KeepSetting, RowWeights
+from tests.conftest import logits
 
 MODES = ["none", "attention", "ffn", "all"]
 ROWS_TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def greedy(model, ids, **keywords):

@@ -18,6 +18,7 @@ from taia_hub.updates import fusing
 from taia_hub.updates.fusing import FuseReport
 from taia_hub.updates.molora.config import MoLoraSettings
 from taia_hub.updates.molora.update import add_molora, save_molora
+from tests.conftest import logits
 from tests.updates.peft.test_methods import TARGETS, VARIANTS, WORKS, config_of, known_here, lora
 
 MODES = ("none", "attention", "ffn", "all")
@@ -30,11 +31,6 @@ SAVED = {
 }
 NO_MERGE = {"BEFT": "bias", "LILY": "not supported"}
 # ^ PEFT itself cannot merge these here
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def tensors(model):

@@ -12,6 +12,7 @@ from peft import PeftConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from taia_hub import TAIAForCausalLM, errors
+from tests.conftest import logits
 from tests.updates.peft.test_fitting import as_of_018, by_expert
 
 TABLE = yaml.safe_load((Path(__file__).parents[2] / "data" / "peft_configurations.yaml").read_text())
@@ -105,11 +106,6 @@ DONE = {
     "compiled": compiled,
     "score": score,
 }
-
-
-def logits(model, ids, **keywords):
-    with torch.no_grad():
-        return model(input_ids=ids, **keywords).logits
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's on old keys

@@ -20,6 +20,7 @@ from taia_hub.repository.card import describe_files
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.info import repository_info
 from taia_hub.repository.update_files import open_repository
+from tests.conftest import logits
 
 WEIGHTS = "adapter_model.safetensors"
 _TEXT = {
@@ -64,11 +65,6 @@ def composite(tmp_path_factory):
         return root / kind, root / f"{kind}-text"
 
     return make
-
-
-def logits(model, ids, **keywords):
-    with torch.no_grad():
-        return model(input_ids=ids, **keywords).logits
 
 
 def trained(model, folder, config, seed=1):

@@ -23,6 +23,7 @@ from taia_hub.errors import SettingError, TAIAError, UnsupportedUpdateError
 from taia_hub.repository.creating import create_repository
 from taia_hub.repository.info import repository_info
 from taia_hub.updates.parts import parts_by_role
+from tests.conftest import logits
 
 MODES = ["none", "attention", "ffn", "all"]
 TARGETS = ["q_proj", "o_proj", "up_proj", "down_proj"]
@@ -80,11 +81,6 @@ REFUSED = {
     "SHADOW": "second stream",
     "XLORA": "gates",
 }
-
-
-@torch.no_grad()
-def logits(model, ids, **keywords):
-    return model(input_ids=ids, **keywords).logits
 
 
 def config_of(method):
