@@ -7,8 +7,9 @@ expect of each engine stands in `guide.md` beside this file: `taia serve --guide
 
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
+from taia_hub.serving.gguf import check_gguf
 from taia_hub.serving.launching import check_installed, check_startable, choose_engine, run, start
-from taia_hub.serving.planning import ServingPlan, check_gguf, plan_serving
+from taia_hub.serving.planning import ServingPlan, plan_serving
 
 __all__ = [
     "ENGINES",

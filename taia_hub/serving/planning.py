@@ -12,9 +12,9 @@ from pathlib import Path
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
-from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.repository.update_files import open_repository
+from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
@@ -128,6 +128,7 @@ def plan_serving(
         ```
     """
     found, settings = find_engine(engine), _settings(modes)
+    check_gguf(found, gguf)
     access = hub.HubAccess(token=token)
     files = open_repository(repo, access, revision=revision).with_weights(access)
     settings = settings or (files.config.setting,)
@@ -139,7 +140,6 @@ def plan_serving(
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
         modes=tuple(ServedMode(setting.slug) for setting in settings),
-        gguf=check_gguf(found, gguf),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
         host=host,
@@ -150,6 +150,9 @@ def plan_serving(
         head=head,
     )
     found.check(order)  # before the work
+    if found.needs == "gguf":
+        model = base_gguf(files, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
+        order = dataclasses.replace(order, gguf=model)
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
     ready = tuple(prepare(preparing, setting) for setting in settings)
@@ -190,25 +193,3 @@ def _name(name: str | None, repo: str) -> str:
             "Give --name of letters, digits, '_', '-' and '.'; the mode follows it after a colon.",
         )
     return name
-
-
-def check_gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> Path | None:
-    """Checks that a GGUF file is given where an engine needs one, and returns its path.
-
-    Raises:
-        ConfigError: If it is missing, no file or no GGUF, or the engine needs none.
-    """
-    if engine.needs != "gguf":
-        if gguf is not None:
-            raise ConfigError(f"--gguf has no meaning with --engine {engine.name}.", "Leave it out.")
-        return None
-    if gguf is None:
-        raise ConfigError("llama.cpp needs the base model as GGUF.", f"Give it with --gguf FILE. {HOW_TO_GET_A_GGUF}")
-    path = Path(gguf).absolute()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.", HOW_TO_GET_A_GGUF)
-    with hub.disk_errors(path), path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ConfigError(f"'{gguf}' is no GGUF file.", HOW_TO_GET_A_GGUF)
-    return path
