@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import options_of
+from taia_hub.cli.options import offering, options_of
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Source, Update, folder, modes, progress
 from taia_hub.engines import Order
+from taia_hub.errors import ConfigError
 
 
 def _print_guide(wanted: bool) -> None:
@@ -50,6 +52,16 @@ def serve_model(
         bool,
         typer.Option("--print", help="Prepare the files, print the exact commands for a shell, and start nothing."),
     ] = False,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="kserve|ray-serve|llm-d|dynamo",
+            help="With --print: the manifest with which this platform serves the modes by vLLM, in place of commands.",
+            show_default=False,
+            autocompletion=offering("kserve", "ray-serve", "llm-d", "dynamo"),
+        ),
+    ] = None,
     guide: Annotated[
         bool,
         typer.Option(
@@ -68,7 +80,13 @@ def serve_model(
     taia serve org/model-taia --engine transformers --mode attention
 
     taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
+
+    taia serve org/model-taia --mode attention --mode all --for kserve --print
     """
+    if platform is not None:
+        given = {**fields, "name": name, "out": out, "extra": flags or ()}
+        echo(_manifest(repo, platform, engine, mode or (), gguf, print_only, given), nl=False)
+        return
     from taia_hub.serving import check_gguf, check_startable, choose_engine, find_engine, plan_serving, run
 
     found = choose_engine(gguf) if engine is None else find_engine(engine)
@@ -85,3 +103,36 @@ def serve_model(
         return
     echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     raise typer.Exit(run(plan.commands[-1]))
+
+
+def _manifest(
+    repo: str,
+    platform: str,
+    engine: str | None,
+    modes: Sequence[Any],
+    gguf: Path | None,
+    print_only: bool,
+    fields: dict[str, Any],
+) -> str:
+    """Returns the manifest for a platform; what says where a server of ours would run is refused."""
+    from taia_hub.serving.handover import hand_over
+    from taia_hub.serving.platforms import find_platform
+
+    find_platform(platform)
+    if not print_only:
+        raise ConfigError(
+            f"--for {platform} writes a manifest, and nothing is started on a cluster from here.",
+            "Add --print, and give what it says to that platform.",
+        )
+    if engine not in (None, "vllm") or gguf is not None:
+        what = "--gguf" if gguf is not None else f"--engine {engine}"
+        raise ConfigError(f"--for {platform} is served by vLLM; {what} does not apply.", "Leave it out.")
+    for option in ("host", "port", "nodes", "head"):
+        default = Order.__dataclass_fields__[option].default
+        if fields.pop(option) != default:
+            raise ConfigError(
+                f"--{option} has no meaning with --for {platform}, which places its servers itself.",
+                "Leave it out; --data-parallel is the number of servers, --tensor-parallel the GPUs of each.",
+            )
+    with progress() as bars:
+        return hand_over(repo, platform, modes, **fields, progress=bars)

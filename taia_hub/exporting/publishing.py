@@ -72,7 +72,7 @@ def push_adapters(
     commit = commit or hub.Commit()
     hub.user(commit.token, repo_id)  # without a token that may write, nothing is converted
     whole = hub.full_repo_id(repo_id, commit.token)
-    heads = {name: _look(_named(whole, name), commit.token) for name in settings}
+    heads = {name: _look(export_id(whole, name), commit.token) for name in settings}
     repo_ids = {name: head.repo_id for name, head in heads.items()}
     access = hub.HubAccess(token=commit.token)
     if isinstance(source, Repository):
@@ -103,7 +103,13 @@ def push_adapters(
     return PushedExports({repo_ids[name]: report for name, report in reports.items()}, done, where)
 
 
-def _named(repo_id: str, name: str) -> str:
+def export_id(repo_id: str, name: str) -> str:
+    """Returns the repository that a mode's export goes to, of the name that those of several begin with.
+
+    Example:
+        >>> export_id("org/model", "attention+other"), export_id("org/model", "")
+        ('org/model-attention-other', 'org/model')
+    """
     return f"{repo_id}-{name.replace('+', '-')}" if name else repo_id
 
 

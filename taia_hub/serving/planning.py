@@ -57,16 +57,16 @@ class ServingPlan:
         """Returns the commands for a terminal, with comments that say what they are and what they need."""
         checked = "run" if self.engine.run_here else "checked against its sources, not run"
         lines = [
-            _comment(f"{self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}"),
-            _comment(f"Models: {', '.join(self.models)}"),
-            *(_comment(f"Made before: {command}") for command in self.prepared),
-            *map(_comment, self.notes),
-            _comment(memory_text(self.engine, self.order, self.commands[-1], self.base)),
+            comment(f"{self.engine.name}: commands for version {self.engine.version}, {checked}. {self.engine.docs}"),
+            comment(f"Models: {', '.join(self.models)}"),
+            *(comment(f"Made before: {command}") for command in self.prepared),
+            *map(comment, self.notes),
+            comment(memory_text(self.engine, self.order, self.commands[-1], self.base)),
         ]
         if self.order.nodes > 1:
-            lines.append(_comment("Every machine needs these files under the same path."))
+            lines.append(comment("Every machine needs these files under the same path."))
         for command in self.commands:
-            lines.append(_comment(f"On {command.where}:") if command.where else "")
+            lines.append(comment(f"On {command.where}:") if command.where else "")
             lines.append(command.shell())
         return "\n".join(lines)
 
@@ -165,7 +165,7 @@ def plan_serving(
     return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, notes)
 
 
-def _comment(text: str) -> str:
+def comment(text: str) -> str:
     """Makes a comment of a shell; a line that ended within it would be run."""
     return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
