@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # PEFT calls what transformers deprecates: nothing that whoever types a command can act on
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app(words, prog_name="hf taia" if Path(sys.argv[0]).stem == "hf-taia" else "taia")
+        app(words, prog_name="hf taia" if Path(sys.argv[0]).stem == "hf-taia" else "taia", obj=words)
     except KeyboardInterrupt:
         echo("Interrupted.", err=True)
         sys.exit(130)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.jobs import On, Print, is_job, job, kept
 from taia_hub.cli.options import filled, options_of, taken
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Loading, Update, echo_json, modes, progress, say_device
@@ -19,6 +20,7 @@ from taia_hub.evaluation.options import EvaluationOptions
 @options_of(Loading)
 @options_of(EvaluationOptions, first=True)
 def evaluate(
+    context: typer.Context,
     repo: Update,
     mode: Annotated[list[str] | None, modes("all four")] = None,
     out: Annotated[
@@ -45,6 +47,8 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(metavar="hf|vllm", help="hf evaluates here; vllm prints the commands that evaluate there.")
     ] = "hf",
+    on: On = None,
+    print_only: Print = False,
     as_json: Json = False,
     **fields: Any,
 ) -> None:
@@ -63,6 +67,8 @@ def evaluate(
     taia eval org/model-taia --task my_items.jsonl --limit 100
 
     taia eval org/model-taia --task commonsense_qa --mode attention --backend vllm
+
+    taia eval org/model-taia --task taia_paper --on hf-jobs --print
     """
     from taia_hub.common.devices import place
     from taia_hub.evaluation import evaluate as run
@@ -75,6 +81,11 @@ def evaluate(
     fields |= {"modes": mode or None, "num_fewshot": _numbers(fields["num_fewshot"])}
     given = filled({**fields, "gen_kwargs": {"max_gen_toks": max_gen_toks} if max_gen_toks else None})
     options = EvaluationOptions(**given)
+    if is_job(on, print_only):
+        if backend != "hf":
+            raise ConfigError(f"--backend {backend} prints commands itself.", "Leave --on hf-jobs out, or --backend.")
+        echo(_job(context, repo, options, (prompts, win_rate), (judge, preference_judge), out))
+        return
     if backend == "vllm":
         lines = _commands(repo, options, prompts, win_rate, revision=loading["revision"], token=loading["token"])
         echo_json(lines) if as_json else echo("\n".join(lines))
@@ -88,6 +99,34 @@ def evaluate(
         how = {"units": units, "out": target, "overwrite": overwrite, "progress": bars, "on_load": say_device}
         results = run(repo, **given, **loading, **how)
     echo_json(results.to_json()) if as_json else echo(to_text(summarise(results)))
+
+
+def _job(
+    context: typer.Context,
+    repo: str,
+    options: EvaluationOptions,
+    texts: tuple[Path | None, ...],
+    judges: tuple[str | None, ...],
+    out: Path | None,
+) -> str:
+    """Returns what evaluates elsewhere, with the results where they stay; what is only here is refused."""
+    for folder, what in ((repo, "repository"), *((str(one), "--include-path") for one in options.include_path)):
+        if Path(folder).is_dir():
+            raise ConfigError(
+                f"The {what} '{folder}' is a folder, which a job does not see.",
+                "Publish it with `taia push`, and name that."
+                if what == "repository"
+                else "Name a task's file instead.",
+            )
+    if own := [judge for judge in judges if judge and not judge.startswith("taia_hub.")]:
+        raise ConfigError(
+            f"The judge '{own[0]}' is code of this machine, which a job does not have.", "Evaluate with it here."
+        )
+    named = [one for one in (*map(Path, options.tasks), options.fewshot_path, *texts) if one is not None]
+    target = kept((out or _results_file(repo)).name)
+    note = f"The results stay in the bucket, in the folder that the start names, as {Path(target).name}."
+    files = [one for one in named if one.is_file()]
+    return job(context, "eval", files=files, instead=("--out", target), notes=[note])
 
 
 def _results_file(repo: str) -> Path:

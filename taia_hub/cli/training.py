@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taia_hub.cli.jobs import On, Print, is_job, job
 from taia_hub.cli.options import options_of, reading, typed
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Private, Source, echo_json, folder, next_step, parse_mode, progress, published
@@ -48,6 +49,8 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print the plan.", rich_help_panel=_RESULT)
     ] = False,
+    on: On = None,
+    print_only: Print = False,
     private: Private = None,
     as_json: Json = False,
     **fields: Any,
@@ -66,6 +69,8 @@ def train(
     taia train --base org/base --data items.jsonl --out model-taia
 
     taia train recipe.yaml --method molora --push org/model-taia --dry-run
+
+    taia train recipe.yaml --data items.jsonl --push org/model-taia --on hf-jobs --print
     """
     from taia_hub.training import plan_training
     from taia_hub.training import train as run
@@ -74,6 +79,9 @@ def train(
     token = fields.pop("token")
     given = {name: fields[name] for name in typed(context) & fields.keys()}
     made = _recipe(recipe, given, mode)
+    if is_job(on, print_only):
+        echo(_job(context, made, recipe, push))
+        return
     with progress("The checkpoints stay; the same command goes on from the last one.") as bars:
         if dry_run:
             _echo_plan(plan_training(made, out=out, push=push, token=token, progress=bars), made, as_json)
@@ -102,6 +110,26 @@ def _recipe(name: str | None, given: dict[str, Any], mode: Any) -> TrainingRecip
     elif "in_domain" in given:
         given = {"data": (), **given}
     return (TrainingRecipe.load(name) if name else TrainingRecipe()).replace(**given)
+
+
+def _job(context: typer.Context, made: TrainingRecipe, recipe: str | None, push: str | None) -> str:
+    """Returns what trains elsewhere; what is only here, or would be lost there, is refused."""
+    from taia_hub.training.sources import parse_name
+
+    made.check_complete()
+    if push is None:
+        raise ConfigError(
+            "A job's disk is gone when it ends, and --push names no repository for the trained model.",
+            "Add --push org/name; --out alone is lost there.",
+        )
+    if os.path.isdir(made.base):
+        raise ConfigError(
+            f"The base model '{made.base}' is a folder, which a job does not see.", "Publish it, and name its Hub id."
+        )
+    files = [name for name in (*made.data, *made.in_domain, *made.ood) if isinstance(parse_name(name), Path)]
+    if recipe is not None and Path(recipe).is_file():
+        files.append(recipe)
+    return job(context, "train", files=files, notes=["`taia train … --dry-run` says here what memory it needs."])
 
 
 def _echo_trained(trained: Any, as_json: bool) -> None:
