@@ -68,9 +68,11 @@ def pytest_runtest_teardown() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what asks a package index where nobody said that it may."""
+    """Skips what asks a package index, or starts vLLM, where nobody said that it may."""
     if item.get_closest_marker("network") and os.environ.get("TAIA_TEST_NETWORK") != "1":
         pytest.skip("asks a package index; TAIA_TEST_NETWORK=1 runs it")
+    if item.get_closest_marker("vllm") and os.environ.get("TAIA_TEST_VLLM") != "1":
+        pytest.skip("starts vLLM, which tests/engines/vllm.sh installs; TAIA_TEST_VLLM=1 runs it")
 
 
 # --- What is made once a run ---------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def serve_model(
         echo(plan.text())
         return
     echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
-    raise typer.Exit(run(plan.commands[-1]))
+    raise typer.Exit(run(plan.commands[-1], plan.check))
 
 
 def _manifest(

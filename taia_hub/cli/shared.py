@@ -17,7 +17,6 @@ import typer
 from taia_hub.cli.options import HUB, filled, offering, reading
 from taia_hub.cli.printing import echo
 from taia_hub.common.fields import asked
-from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, closest
 from taia_hub.switch.settings import MODES
 
@@ -130,17 +129,14 @@ def files_on(repo: str, base: str | None, revision: str | None, token: str | Non
 
 def parse_mode(text: str) -> Any:
     """Reads a mode from the command line: a name, or a JSON mapping; what is none is said before anything is loaded."""
-    from taia_hub.switch.settings import parse_setting
+    from taia_hub.switch.settings import parse_text
 
     try:
-        mode = parse_json(text) if text.lstrip().startswith("{") else text
-    except ValueError as error:
+        return parse_text(text).value
+    except ConfigError as error:
         raise ConfigError(
-            f"--mode {text!r} is no JSON: {error}.",
-            """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'.""",
+            error.message, """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'."""
         ) from error
-    parse_setting(mode)
-    return mode
 
 
 def one_prompt(argument: str | None, option: str | None) -> str | None:

@@ -48,7 +48,7 @@ def find_engine(name: str) -> Engine:
 
     Example:
         >>> find_engine("vllm").version
-        '0.27'
+        '0.32'
     """
     if name not in ENGINES:
         raise ConfigError(f"The engine '{name}' is not known.{closest(name, ENGINES)}", f"Choose {', '.join(ENGINES)}.")

@@ -133,6 +133,8 @@ class Engine:
         spreading: Those that it sets besides for several machines.
         build: Makes the commands.
         models: Makes the name of a model in requests from the model's and the mode's.
+        notes: Says what to know of an order.
+        mixes_base: Whether some version answers for the base with a mode's LoRA, so that a started server is checked.
         largest_rank: The largest rank that it takes, and the flag that sets the limit; None where there is none.
     """
 
@@ -147,6 +149,8 @@ class Engine:
     managed: tuple[str, ...]
     build: Callable[[Order], tuple[Command, ...]]
     models: Callable[[str, str], str]
+    notes: Callable[[Order], tuple[str, ...]] = lambda order: ()
+    mixes_base: bool = False
     largest_rank: tuple[int, str] | None = None
     spreading: tuple[str, ...] = ()
 
@@ -248,13 +252,19 @@ def unless_given(order: Order, flag: str, value: object) -> tuple[str, object]:
 
 def given_number(order: Order, flag: str, *, hint: str) -> int | None:
     """Reads the number that the user gave a flag, written with dashes; None where the flag was not given."""
+    if (value := given_word(order, flag)) is None:
+        return None
+    if not value.isdecimal():
+        raise ConfigError(f"{flag} {value!r} is no number.", hint)
+    return int(value)
+
+
+def given_word(order: Order, flag: str) -> str | None:
+    """Returns the first word that the user gave a flag, written with dashes; None where the flag was not given."""
     for index, word in enumerate(order.extra):
         if flag_of(word) == flag:
             _, equals, value = word.partition("=")
-            value = value if equals else "".join(order.extra[index + 1 : index + 2])
-            if not value.isdecimal():
-                raise ConfigError(f"{flag} {value!r} is no number.", hint)
-            return int(value)
+            return value if equals else "".join(order.extra[index + 1 : index + 2])
     return None
 
 

@@ -17,7 +17,7 @@ from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.layout import PREFIX
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `--max-lora-rank` may be (vllm/config/lora.py, `MaxLoRARanks`, v0.27.1)."""
+"""What vLLM's `--max-lora-rank` may be (vllm/config/lora.py, `MaxLoRARanks`, v0.32.0)."""
 
 VLLM_DEFAULT_RANK = 16
 
@@ -110,15 +110,24 @@ def _no_experts(adapter: Adapter) -> Iterator[str]:
         yield f"'{fused[0]}' are fused experts"
 
 
+def _vllm_patterns(adapter: Adapter) -> Iterator[str]:
+    if any(_one_scale(adapter)):
+        yield "its rank_pattern and alpha_pattern are read by vLLM from 0.32 on; older versions ignore them in silence"
+
+
 def _vllm_rank(adapter: Adapter) -> Iterator[str]:
-    if vllm_rank(adapter.rank) is None:
-        yield f"rank {adapter.rank} is above the largest --max-lora-rank, {VLLM_RANKS[-1]}"
+    if vllm_rank(_largest_rank(adapter)) is None:
+        yield f"rank {_largest_rank(adapter)} is above the largest --max-lora-rank, {VLLM_RANKS[-1]}"
 
 
 def _vllm_flag(adapter: Adapter) -> Iterator[str]:
-    allowed = vllm_rank(adapter.rank)
-    if allowed is not None and adapter.rank > VLLM_DEFAULT_RANK:
+    allowed, rank = vllm_rank(_largest_rank(adapter)), _largest_rank(adapter)
+    if allowed is not None and rank > VLLM_DEFAULT_RANK:
         yield f"--max-lora-rank {allowed}"
+
+
+def _largest_rank(adapter: Adapter) -> int:
+    return max([adapter.rank, *(adapter.config.get("rank_pattern") or {}).values()])
 
 
 def _vllm_embeddings(adapter: Adapter) -> Iterator[str]:
@@ -252,8 +261,11 @@ def _matches(path: str, names: str | Iterable[str] | None) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names or ())
 
 
-_VLLM = "vllm-project/vllm vllm/lora/peft_helper.py (main, 2026-08; e745bafffc)"
-_VLLM_NAMES = "vllm-project/vllm vllm/lora/utils.py, parse_fine_tuned_lora_name (main, 2026-08)"
+_VLLM = "vllm-project/vllm vllm/lora/peft_helper.py, _validate_features and validate_legal (v0.32.0)"
+_VLLM_FIELDS = "vllm-project/vllm vllm/lora/peft_helper.py, from_dict and __post_init__ (v0.32.0)"
+_VLLM_SCALES = "vllm-project/vllm vllm/lora/peft_helper.py, get_rank_and_scaling (v0.32.0)"
+_VLLM_NAMES = "vllm-project/vllm vllm/lora/utils.py, parse_fine_tuned_lora_name (v0.32.0)"
+_VLLM_RANKS = "vllm-project/vllm vllm/config/lora.py, MaxLoRARanks (v0.32.0)"
 _SGLANG = "sgl-project/sglang python/sglang/srt/lora/lora_config.py (0ceb81fe)"
 _SGLANG_MANAGER = "sgl-project/sglang python/sglang/srt/lora/lora_manager.py, validate_new_adapter (main, 2026-08)"
 _TGI = "huggingface/text-generation-inference server/text_generation_server/adapters/lora.py (45d95bdc)"
@@ -266,19 +278,24 @@ _ALIKE = (_required, _prefixed, _only_lora, _of_head_model, _no_dora, _no_bias, 
 """What TGI and LoRAX, which began as a copy of it, both hold against an adapter."""
 
 RULES: tuple[Rule, ...] = (
-    Rule("vllm", _VLLM, _required),
+    Rule("vllm", _VLLM_FIELDS, _required),
     Rule("vllm", _VLLM_NAMES, _of_head_model),
     Rule("vllm", _VLLM, _no_dora),
     Rule("vllm", _VLLM, _no_bias),
     Rule("vllm", _VLLM, _no_saved_modules),
     Rule("vllm", _VLLM, _plain_start),
-    Rule("vllm", _VLLM, _one_scale),  # e745bafffc ignores the patterns, later versions read them
-    Rule("vllm", "vllm-project/vllm vllm/config/lora.py (v0.27.1)", _vllm_rank),
-    Rule("vllm", "vllm-project/vllm vllm/config/lora.py (v0.27.1)", _vllm_flag, is_note=True),
+    Rule("vllm", _VLLM_SCALES, _vllm_patterns, is_note=True),
+    Rule("vllm", _VLLM_RANKS, _vllm_rank),
+    Rule("vllm", _VLLM_RANKS, _vllm_flag, is_note=True),
     Rule("vllm", _VLLM_NAMES, _only_lora),
     Rule("vllm", "vllm-project/vllm #52198", _no_experts),
     Rule("vllm", "vllm-project/vllm #48974", _no_latent_projection),
-    Rule("vllm", "vllm-project/vllm vllm/lora/utils.py, get_supported_lora_modules", _vllm_embeddings, is_note=True),
+    Rule(
+        "vllm",
+        "vllm-project/vllm vllm/lora/utils.py, get_supported_lora_modules (v0.32.0)",
+        _vllm_embeddings,
+        is_note=True,
+    ),
     Rule("sglang", _SGLANG, _required),
     Rule("sglang", "sgl-project/sglang python/sglang/srt/lora/lora.py", _of_head_model),
     Rule("sglang", _SGLANG_MANAGER, _no_dora),

@@ -26,14 +26,15 @@ _RANK, _LORAS = "--max-lora-rank", "--max-loras"
 def build(order: Order) -> tuple[Command, ...]:
     """Makes the commands: Ray's, where there are several machines, and `vllm serve` on the first one.
 
-    The modes are LoRA folders that every machine sees under the same path. Copies that do not spread evenly are
-    refused, and a flag that contradicts the ranks.
+    The modes are LoRA folders that every machine sees under the same path, in one slot less than there are: vLLM's CPU
+    backend answers a request for the base, which runs beside others, by the last slot (`index -1`). Copies that do not
+    spread evenly are refused, and a flag that contradicts the ranks.
     """
     needed = vllm_rank(order.rank) if order.rank else None
     given = given_number(order, _RANK, hint=f"Give one of {', '.join(map(str, VLLM_RANKS))}.")
     check_rank(order, _RANK, given, needed or order.rank)
     loras = given_number(
-        order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all."
+        order, _LORAS, hint="Give how many LoRAs one batch may mix, or leave it out: it is set to all and a free slot."
     )
     command = server(
         order,
@@ -44,13 +45,24 @@ def build(order: Order) -> tuple[Command, ...]:
         ("--served-model-name", colon_name(order.name, "none")),
         ("--enable-lora", bool(order.updates)),
         (_RANK, needed if given is None else None),
-        (_LORAS, (len(order.updates) or None) if loras is None else None),
+        (_LORAS, len(order.updates) + 1 if loras is None and order.updates else None),
         ("--lora-modules", [_module(order.name, mode) for mode in order.updates] or None),
         ("--tensor-parallel-size", several(order.tensor_parallel)),
         *_spread(order),
         where="the first machine" if order.nodes > 1 else "",
     )
     return (*_ray(order), command)
+
+
+def notes(order: Order) -> tuple[str, ...]:
+    """Says where the user's own number of slots leaves none free."""
+    loras, updates = given_number(order, _LORAS, hint=""), len(order.updates)
+    if loras is None or loras > updates or not updates:
+        return ()
+    return (
+        f"{_LORAS} {loras} leaves no slot free beside {updates} LoRAs: on CPUs vLLM 0.32 then answers "
+        f"{colon_name(order.name, 'none')} with another mode's LoRA. Give {_LORAS} {updates + 1}, or leave it out.",
+    )
 
 
 def _module(name: str, mode: ServedMode) -> str:
@@ -88,9 +100,9 @@ def _ray(order: Order) -> tuple[Command, ...]:
 
 ENGINE = Engine(
     name="vllm",
-    version="0.27",
+    version="0.32",
     docs="https://docs.vllm.ai/en/stable/features/lora/",
-    run_here=False,
+    run_here=True,
     install="pip install vllm",
     needs="adapter",
     serves_base=True,
@@ -104,6 +116,8 @@ ENGINE = Engine(
         *("--data-parallel-size-local", "-dpl", "--data-parallel-backend", "-dpb"),
     ),
     build=build,
+    notes=notes,
+    mixes_base=True,
     models=colon_name,
     largest_rank=(VLLM_RANKS[-1], _RANK),
 )

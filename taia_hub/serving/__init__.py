@@ -5,11 +5,16 @@ and merges, and knows the engines by `taia_hub.engines` alone. How to serve many
 expect of each engine stands in `guide.md` beside this file: `taia serve --guide`.
 """
 
+from typing import TYPE_CHECKING
+
+from taia_hub.common.imports import later
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
 from taia_hub.serving.gguf import check_gguf
 from taia_hub.serving.launching import check_installed, check_startable, choose_engine, run, start
-from taia_hub.serving.planning import ServingPlan, plan_serving
+
+if TYPE_CHECKING:
+    from taia_hub.serving.planning import ServingPlan, plan_serving
 
 __all__ = [
     "ENGINES",
@@ -29,3 +34,5 @@ __all__ = [
     "start",
     "write_gguf_lora",
 ]
+# exports and merges come with torch and PEFT, which starting an engine and vLLM's processes need not wait for
+__getattr__ = later(__name__, {"ServingPlan": "planning", "plan_serving": "planning"})

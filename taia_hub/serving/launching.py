@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from taia_hub.common.ports import check_port
 from taia_hub.engines import ENGINES, Command, Engine
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
 
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -83,14 +87,19 @@ def start(command: Command) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, cwd=command.folder, env=environment, start_new_session=True)
 
 
-def run(command: Command) -> int:
+Check = Callable[[Callable[[], bool]], str | None]
+"""Looks at a server that starts, as long as the function that it gets says that it runs; returns what is wrong."""
+
+
+def run(command: Command, check: Check | None = None) -> int:
     """Runs a command until it ends, with its output; at Ctrl-C or SIGTERM it is asked to end, by SIGTERM.
 
     At SIGINT some servers would say that they were aborted. A second signal is passed on as it is: most end at once
     then. Returns the command's exit code; 0 where it ended by the signal that asked it to, 128 and the signal's number
-    where another one ended it.
+    where another one ended it. A `check` runs beside it, and ends it where something is wrong.
 
     Raises:
+        ConfigError: If the check found something wrong.
         MissingDependencyError: If the program is not there.
         RepositoryError: If a file that it reads cannot be written.
 
@@ -99,6 +108,7 @@ def run(command: Command) -> int:
         3
     """
     received: list[int] = []
+    wrong: list[str] = []
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -108,6 +118,8 @@ def run(command: Command) -> int:
 
     with _handled(pass_on):
         child = start(command)
+        if check is not None:
+            threading.Thread(target=_look, args=(check, child, wrong), daemon=True).start()
         try:
             if received:  # before there was a process to ask
                 child.terminate()
@@ -116,9 +128,23 @@ def run(command: Command) -> int:
             if child.poll() is None:
                 child.terminate()
                 child.wait()
+    if wrong:
+        raise ConfigError(wrong[0], "The server was ended. Leave --max-loras out: it is set so that a slot stays free.")
     if received and -code in (signal.SIGTERM, *received):
         return 0
     return 128 - code if code < 0 else code
+
+
+def _look(check: Check, child: subprocess.Popen[bytes], wrong: list[str]) -> None:
+    try:
+        found = check(lambda: child.poll() is None)
+    except OSError as error:
+        if child.poll() is None:
+            logger.warning("Whether the base is answered as the base was not checked: %s", error)
+        return
+    if found:
+        wrong.append(found)
+        child.terminate()
 
 
 @contextmanager

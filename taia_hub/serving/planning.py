@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
+from taia_hub.engines.order import given_word
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.repository.update_files import open_repository
+from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.memory import memory_text
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
@@ -52,6 +54,14 @@ class ServingPlan:
     def url(self) -> str:
         """Where the API is."""
         return f"http://{self.order.host}:{self.order.port}/v1"
+
+    def check(self, alive: Callable[[], bool]) -> str | None:
+        """Asks the started server for the base beside a mode, where the engine may mix them up; as `check_base`."""
+        if not (self.engine.mixes_base and self.order.updates):
+            return None
+        none, lora = (self.engine.models(self.order.name, label) for label in ("none", self.order.updates[-1].label))
+        key = given_word(self.order, "--api-key") or os.environ.get("VLLM_API_KEY")
+        return check_base(self.url, none, lora, key=key, alive=alive)
 
     def text(self) -> str:
         """Returns the commands for a terminal, with comments that say what they are and what they need."""
@@ -134,7 +144,7 @@ def plan_serving(
     settings = settings or (files.config.setting,)
     if found.serves_base and not any(setting.name == "none" for setting in settings):
         settings = (*settings, parse_setting("none"))
-    name = _name(name, files.name)
+    name = served_name(name, files.name)
     order = Order(
         name=name,
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
@@ -161,7 +171,7 @@ def plan_serving(
     at = preparing.models if found.needs == "merged" else preparing.folder
     order = dataclasses.replace(order, modes=ready, folder=at, tokenizer=tokenizer)
     by_hand = [preparing.by_hand(one.slug, one) for one in settings if one.name != "none"]
-    notes = () if note is None else (note,)
+    notes = (*found.notes(order), *(() if note is None else (note,)))
     return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, notes)
 
 
@@ -183,7 +193,12 @@ def _settings(modes: Sequence[InferenceModules]) -> tuple[Setting, ...]:
     return settings
 
 
-def _name(name: str | None, repo: str) -> str:
+def served_name(name: str | None, repo: str) -> str:
+    """Returns the name that a model is served by: the given one, or one made of the last part of a repository's.
+
+    Raises:
+        ConfigError: If it cannot be one.
+    """
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", Path(repo).absolute().name if os.path.isdir(repo) else repo.rpartition("/")[2])
         name = name.strip("-.")

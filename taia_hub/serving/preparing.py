@@ -78,13 +78,15 @@ def default_folder(files: Repository, name: str) -> Path:
     return Path(constants.HF_HOME) / "taia-serving" / f"{name}-{digest(_identity(files))[:12]}"
 
 
-def prepare(preparing: Preparing, setting: Setting) -> ServedMode:
+def prepare(preparing: Preparing, setting: Setting, label: str | None = None) -> ServedMode:
     """Makes the files of a mode, or finds those that were made before from the same; the mode is ready to be served.
+
+    It is named by its `label`, by default the setting's.
 
     Raises:
         TAIAError: If the mode cannot be exported or merged, or the folder cannot be written or holds other files.
     """
-    label = setting.slug
+    label = label or setting.slug
     if label == "none":
         return ServedMode(label, _link_base(preparing) if preparing.engine.needs == "merged" else None)
     target = preparing.place(label)

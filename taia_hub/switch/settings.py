@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
-from taia_hub.errors import SettingError, closest, short
+from taia_hub.common.parsing import parse_json
+from taia_hub.errors import ConfigError, SettingError, closest, short
 from taia_hub.roles import ROLES
 
 MODES: Mapping[str, tuple[str, ...]] = {
@@ -191,6 +192,28 @@ def parse_setting(value: Any) -> Setting:
             'model.generate(**rows, inference_modules=["none", "attention"]).',
         )
     raise SettingError(f"Inference modules cannot be {short(value)} of type {type(value).__name__}.", _ALLOWED)
+
+
+def parse_text(text: str) -> Setting:
+    """Parses a setting that a person wrote into one line: a mode, roles joined by `+`, or a mapping as JSON.
+
+    Raises:
+        SettingError: As of `parse_setting`.
+        ConfigError: If what begins as a mapping is no JSON.
+
+    Example:
+        >>> parse_text('{"attention": 1, "ffn": 0.5}').value
+        {'attention': 1.0, 'ffn': 0.5}
+    """
+    if not text.lstrip().startswith("{"):
+        return parse_setting(text)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"The setting {short(text)} is no JSON: {error}.", """Write it as in {"attention": 1, "ffn": 0.5}."""
+        ) from error
+    return parse_setting(value)
 
 
 def parse_published(value: Any) -> Setting:

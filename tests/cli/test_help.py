@@ -159,7 +159,7 @@ def work(monkeypatch):
     monkeypatch.setattr("taia_hub.demo.run_demo", lambda *_, **__: said)
     monkeypatch.setattr("taia_hub.reproducing.reproduce", lambda *_, **__: SimpleNamespace(table=said))
     monkeypatch.setattr("taia_hub.page.launch_page", lambda *_, **__: None)
-    monkeypatch.setattr("taia_hub.serving.run", lambda _: 0)
+    monkeypatch.setattr("taia_hub.serving.run", lambda *_: 0)
     monkeypatch.setattr("taia_hub.serving.check_startable", lambda *_: None)
     monkeypatch.setattr(LocalHub, "serve_forever", LocalHub.stop)
 

@@ -47,8 +47,8 @@ def copied(folder, out, edit=None, **changes):
         (
             "llama",
             {"r": 3, "target_modules": TARGETS, "rank_pattern": {"q_proj": 5}},
-            {"peft"},
-            {"vllm": "rank_pattern", "sglang": "rank_pattern", "lorax": "rank_pattern", "llama.cpp": "rank"},
+            {"vllm", "peft"},
+            {"sglang": "rank_pattern", "lorax": "rank_pattern", "llama.cpp": "rank"},
         ),
         (
             "mixtral",

@@ -102,7 +102,7 @@ def test_the_rules_would_have_refused_the_adapters_themselves(pico):
         config = json.loads((folder / "adapter_config.json").read_text())
         shapes = {key: tuple(one.shape) for key, one in load_file(folder / "adapter_model.safetensors").items()}
         found |= {(label, engine) for engine, one in check_engines(config, shapes, BASE).items() if one.problems}
-    assert {("lora", "sglang"), ("rslora", "llama.cpp"), ("patterns", "vllm"), ("dora", "vllm")} <= found
+    assert {("lora", "sglang"), ("rslora", "llama.cpp"), ("patterns", "lorax"), ("dora", "vllm")} <= found
 
 
 def test_the_configuration_has_no_key_that_old_peft_does_not_know(pico, tmp_path):
@@ -144,8 +144,8 @@ def test_every_rule_has_a_source_and_an_engine():
         ({"init_lora_weights": "pissa_niter_16"}, {"vllm"}),
         ({"init_lora_weights": "gaussian"}, set()),
         ({"layer_replication": [[0, 2]]}, {"vllm", "llama.cpp"}),
-        ({"rank_pattern": {"q_proj": 4}}, {"vllm", "sglang", "tgi", "lorax", "llama.cpp"}),
-        ({"alpha_pattern": {"q_proj": 4}}, {"vllm", "sglang", "tgi", "lorax", "llama.cpp"}),
+        ({"rank_pattern": {"q_proj": 4}}, {"sglang", "tgi", "lorax", "llama.cpp"}),
+        ({"alpha_pattern": {"q_proj": 4}}, {"sglang", "tgi", "lorax", "llama.cpp"}),
         ({"alpha_pattern": {"q_proj": 16}}, set()),
         ({"use_rslora": True}, {"sglang", "llama.cpp"}),
         ({"target_parameters": ["experts.up_proj"]}, {"vllm", "sglang", "lorax", "llama.cpp"}),
@@ -233,6 +233,14 @@ def test_a_rank_names_the_flag_of_vllm(rank, flag):
     else:
         assert verdict.notes == ((f"--max-lora-rank {flag}",) if flag else ())
         assert flag is None or flag in VLLM_RANKS
+
+
+def test_vllm_reads_the_patterns_whose_largest_rank_counts():
+    for pattern, flag in (({"q_proj": 4}, None), ({"q_proj": 40, "k_proj": 2}, 64)):
+        verdict = check_engine("vllm", {**CONFIG, "rank_pattern": pattern}, shapes_of(), BASE)
+        assert "older versions ignore them" in verdict.notes[0]
+        assert verdict.notes[1:] == ((f"--max-lora-rank {flag}",) if flag else ())
+    assert "rank 600 is above" in problems("vllm", rank_pattern={"q_proj": 600})[0]
 
 
 def test_a_rank_above_the_limit_is_refused_where_the_engine_was_asked_for(pico, tmp_path):

@@ -64,7 +64,7 @@ def test_the_script_for_vllm_makes_every_folder_that_it_reads(pico, tmp_path, mo
         weighted = {"attention": 1, "ffn@0": 1 if label == "dora" else 0.5}
         lines = vllm_commands(label, ["mmlu"], ["none", "attention", weighted, "all"])
         exports = [line for line in lines if line.startswith("taia export ")]
-        assert len(exports) == (2 if label == "plain" else 3)  # vLLM takes the plain one's own adapter
+        assert len(exports) == (3 if label == "dora" else 2)  # vLLM takes the others' own adapter
         read = []
         for line in lines:
             if line in exports:

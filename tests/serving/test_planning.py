@@ -78,7 +78,7 @@ def test_vllm_on_one_machine():
         "    --served-model-name model:none \\\n"
         "    --enable-lora \\\n"
         "    --max-lora-rank 32 \\\n"
-        "    --max-loras 2 \\\n"
+        "    --max-loras 3 \\\n"  # one that stays free, by which vLLM on CPUs answers for the base
         "    --lora-modules model:attention=/m/attention model:all=/m/all \\\n"
         "    --host 127.0.0.1 \\\n"
         "    --port 8000"
@@ -122,6 +122,15 @@ def test_vllm_without_adapters_and_with_the_users_own_flags():
     with pytest.raises(ConfigError, match="'x' is no number") as caught:
         flat("vllm", extra=("--max-lora-rank", "x"))
     assert "Give one of 1, 8" in caught.value.hint
+
+
+def test_slots_without_a_free_one_are_noted():
+    notes = ENGINES["vllm"].notes
+    assert notes(order()) == notes(order(extra=("--max-loras", "3"))) == ()
+    (note,) = notes(order(extra=("--max_loras=2",)))
+    assert note.startswith("--max-loras 2 leaves no slot free beside 2 LoRAs")
+    assert note.endswith("answers model:none with another mode's LoRA. Give --max-loras 3, or leave it out.")
+    assert notes(order(modes=(ServedMode("none"),), extra=("--max-loras=1",))) == ()
 
 
 def test_signs_that_vllm_reads_as_its_own_go_into_json():
@@ -295,7 +304,7 @@ def test_engines_say_what_they_were_written_for():
         assert engine.version
         assert engine.docs.startswith("https://")
         assert engine.install.startswith("pip install")
-    assert {name for name, engine in ENGINES.items() if engine.run_here} == {"llama.cpp", "transformers"}
+    assert {name for name, engine in ENGINES.items() if engine.run_here} == {"vllm", "llama.cpp", "transformers"}
 
 
 def test_what_is_printed_is_what_a_shell_reads(tmp_path):
@@ -410,8 +419,7 @@ def test_a_hub_repository_is_fixed_by_commits(online, tmp_path):
         f"taia export {online.taia} --mode attention --out {tmp_path}/adapters/attention --revision {sha}",
     )
     assert plan.text().splitlines()[:3] == [
-        "# vllm: commands for version 0.27, checked against its sources, not run. "
-        "https://docs.vllm.ai/en/stable/features/lora/",
+        "# vllm: commands for version 0.32, run. https://docs.vllm.ai/en/stable/features/lora/",
         "# Models: model-taia:attention, model-taia:none",
         f"# Made before: {plan.prepared[0]}",
     ]
@@ -690,8 +698,8 @@ def test_the_memory_of_what_is_served_is_printed(taia_serve, repository, pico, t
 
     base, token = _size(weights_bytes(pico.base("llama"))), _size(kv_bytes(json_of(pico.base("llama")), itemsize=4))
     vllm = said("vllm")
-    adapted = _size(2 * 2 * weights_bytes(tmp_path / "vllm" / "adapters" / "all"))  # rank 4 in slots of 8
-    assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (2 slots of rank 8), {token} of ")
+    adapted = _size(2 * 3 * weights_bytes(tmp_path / "vllm" / "adapters" / "all"))  # rank 4 in slots of 8
+    assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (3 slots of rank 8), {token} of ")
     assert "(3 slots of rank 4)" in said("sglang")
     assert "(5 slots of rank 64)" in said("vllm", "--", "--max-loras", "5", "--max-lora-rank=64")
     gguf = write_base(tmp_path / "base.gguf")
@@ -734,8 +742,8 @@ def test_a_text_config_may_be_null(repository, pico, tmp_path):
 def test_the_guide_is_printed_without_a_repository(taia_serve):
     result = taia_serve("--guide")
     assert result.exit_code == 0, result.output
-    for title in ("Ten models on one base", "Thousands of adapters", "One machine and many", "What to expect"):
-        assert f"\n## {title}\n" in result.stdout
+    for title in ("Ten models on one base", "Any number of modes", "Several servers", "One machine", "What to expect"):
+        assert f"\n## {title}" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 120
 
 
