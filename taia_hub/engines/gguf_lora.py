@@ -7,7 +7,6 @@ GGUF file row by row as in the checkpoint, or with the one permutation that is w
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ import numpy as np
 from safetensors import safe_open
 
 from taia_hub import hub
-from taia_hub.common.atomic import scratch_file
 from taia_hub.common.imports import import_or_raise
+from taia_hub.engines.gguf_files import begin_tensors, new_gguf
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError, closest
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -50,20 +49,20 @@ class GGUFLora:
     size: int
 
 
-def _as_they_are(rows: np.ndarray, name: str, base: Base) -> np.ndarray:
+def _as_they_are(rows: Any, name: str, base: Base) -> Any:
     return rows
 
 
-def _rotary_pairs(rows: np.ndarray, name: str, base: Base) -> np.ndarray:
+def _rotary_pairs(rows: Any, name: str, base: Base) -> Any:
     """Puts the rows of a query or key side by side in pairs that rotate together, as Llama's GGUF files have them."""
-    heads = {"attn_q.weight": base.heads, "attn_k.weight": base.key_heads}.get(name.split(".", 2)[-1])
+    heads = {"attn_q": base.heads, "attn_k": base.key_heads}.get(name.rpartition(".")[0].split(".", 2)[-1])
     if heads is None:
         return rows
     size = rows.shape[0] // heads // 2
     return rows.reshape(heads, 2, size, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
-ROWS: Mapping[str, Callable[[np.ndarray, str, Base], np.ndarray]] = {
+ROWS: Mapping[str, Callable[[Any, str, Base], Any]] = {
     "llama": _rotary_pairs,  # Llama, Mistral: the converter permutes q and k; the file's layout is the original Llama's
     "qwen2": _as_they_are,  # the converter changes no tensor
     "qwen3": _as_they_are,  # the same
@@ -72,7 +71,7 @@ ROWS: Mapping[str, Callable[[np.ndarray, str, Base], np.ndarray]] = {
     "gemma3": _as_they_are,  # the same, and it drops rows of the embedding, which is refused here
     "phi3": _as_they_are,  # its fused qkv and gate-up are fused in the checkpoint already
 }
-"""Architecture of a GGUF file to how the rows of a lora_B are laid out in it (llama.cpp's conversion/*.py).
+"""Architecture of a GGUF file to how rows of a weight, a bias or a lora_B lie in it (llama.cpp's conversion/*.py).
 
 Deliberately closed: where the converter reorders rows (Falcon, BLOOM, GPT-NeoX, InternLM2), splits or joins matrices
 (experts, multi-head latent attention) or transposes them, a LoRA that was written as it is would be wrong in silence.
@@ -142,30 +141,20 @@ def write_gguf_lora(
     weights = hub.adapter_weights(adapter)
     scale = _scale(hub.read_json(adapter / hub.ADAPTER_CONFIG), adapter)
     header = base if isinstance(base, Base) else read_base(Path(base))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with hub.disk_errors(out.parent), safe_open(weights, framework="pt") as file:
+    with safe_open(weights, framework="pt") as file:
         places = _places(file, header)
         rank = next(iter(places.values()))[1][0]
-        scratch = scratch_file(out.parent, f".{out.name}-")
-        writer = gguf.GGUFWriter(scratch, header.architecture)
-        try:
+        with new_gguf(out, header.architecture) as writer:
             writer.add_type(gguf.GGUFType.ADAPTER)
             writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(scale * rank))  # llama.cpp divides it by the rank
             kind = np.dtype(_DTYPES[dtype])
             for name, (_, shape, _) in places.items():
                 writer.add_tensor_info(name, shape, kind, int(np.prod(shape)) * kind.itemsize)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
+            begin_tensors(writer)
             for key, _, rearrange in places.values():
                 tensor = file.get_tensor(key).float().numpy()
                 writer.write_tensor_data(np.ascontiguousarray(rearrange(tensor)).astype(kind, copy=False))
-            writer.close()
-            os.replace(scratch, out)
-        finally:
-            writer.close()
-            scratch.unlink(missing_ok=True)
     return GGUFLora(out, header.architecture, len(places) // 2, rank, out.stat().st_size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,24 @@ class HubTensor(StoredTensor):
 
     def read(self) -> Tensor:
         """Reads the tensor: from the cache where the file is there, else its bytes from the Hub."""
-        file = self.file.as_posix()
-        if (path := self.repo.folder / file).is_file():
-            return StoredTensor(self.name, path, self.kind, self.shape, self.start, self.size).read()
-        begin = 8 + int.from_bytes(hub.read_bytes(self.repo, file, 0, 8, self.access), "little") + self.start
-        content = bytearray(hub.read_bytes(self.repo, file, begin, self.size, self.access))
-        return torch.frombuffer(content, dtype=self.dtype).reshape(self.shape) if content else torch.empty(self.shape)
+        return self._here().read() if self._here().file.is_file() else self._piece(self.shape, 0)
+
+    def read_rows(self, first: int, count: int) -> Tensor:
+        """Reads some rows of a matrix, and fetches no others."""
+        if self._here().file.is_file():
+            return self._here().read_rows(first, count)
+        shape = (count, *self.shape[1:])
+        return self._piece(shape, first * math.prod(shape[1:]) * self.dtype.itemsize)
+
+    def _here(self) -> StoredTensor:
+        path = self.repo.folder / self.file
+        return StoredTensor(self.name, path, self.kind, self.shape, self.start, self.size)
+
+    def _piece(self, shape: tuple[int, ...], start: int) -> Tensor:
+        file, size = self.file.as_posix(), math.prod(shape) * self.dtype.itemsize
+        begin = 8 + int.from_bytes(hub.read_bytes(self.repo, file, 0, 8, self.access), "little") + self.start + start
+        content = bytearray(hub.read_bytes(self.repo, file, begin, size, self.access))
+        return torch.frombuffer(content, dtype=self.dtype).reshape(shape) if content else torch.empty(shape)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,15 @@ class StoredTensor:
             raise hub.damaged(self.file, error) from error
         return tensor
 
+    def read_rows(self, first: int, count: int) -> Tensor:
+        """Reads some rows of a matrix."""
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                rows: Tensor = file.get_slice(self.name)[first : first + count]
+        except (SafetensorError, OSError) as error:
+            raise hub.damaged(self.file, error) from error
+        return rows
+
 
 @dataclass(frozen=True)
 class Group:

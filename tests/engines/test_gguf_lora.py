@@ -25,21 +25,25 @@ MATRICES = {
 }
 
 
-def write_base(path, architecture="llama", hidden=HIDDEN, head=False, extra=None):
-    """The header of a pico model's GGUF; its weights are zeros, which a LoRA does not need."""
+def write_base(path, architecture="llama", hidden=HIDDEN, head=False, extra=None, of=None):
+    """The header of a pico model's GGUF; its weights are zeros, but for what is compared with the base `of`."""
+    own = load_file(of / "model.safetensors") if of else {}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KEY_HEADS)
     for key, value in (extra or {}).items():
         writer.add_uint32(key, value)
-    writer.add_tensor("token_embd.weight", np.zeros((64, hidden), np.float16))
+    embedding = own["model.embed_tokens.weight"].numpy() if own else np.zeros((64, hidden))
+    writer.add_tensor("token_embd.weight", embedding.astype(np.float16))
     if head:
         writer.add_tensor("output.weight", np.zeros((64, hidden), np.float16))
     for layer in range(LAYERS):
         for name, (rows, columns) in MATRICES.items():
             columns = hidden if columns == HIDDEN else columns
-            writer.add_tensor(f"blk.{layer}.{name}.weight", np.zeros((rows, columns), np.float16))
+            key = f"model.layers.{layer}.mlp.down_proj.weight"
+            values = own[key].numpy() if own and name == "ffn_down" else np.zeros((rows, columns))
+            writer.add_tensor(f"blk.{layer}.{name}.weight", values.astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -148,3 +148,24 @@ def test_transformers_serve_answers_with_the_merged_mode(real_repository, texts,
             assert ask(client, "m:attention", question).strip() == expected.strip()
         with pytest.raises(openai.BadRequestError):  # pinned to the one mode
             ask(client, "org/another-model", "Hello")
+
+
+def test_the_written_gguf_is_that_of_its_package(real_gguf):
+    """llama.cpp's own converter wrote the other one: the same numbers in the same places, the same vocabulary."""
+    import gguf
+    import numpy as np
+    import torch
+
+    from taia_hub.demo.base import gguf_path
+
+    ours, theirs = gguf.GGUFReader(real_gguf), gguf.GGUFReader(gguf_path())
+    numbers = {one.name: one for one in ours.tensors}
+    assert numbers.keys() == {one.name for one in theirs.tensors}
+    for tensor in theirs.tensors:
+        values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        kept = torch.from_numpy(values).bfloat16().float().numpy()  # as `smollm2` keeps them
+        assert np.array_equal(numbers[tensor.name].data, kept), tensor.name
+    for name, field in theirs.fields.items():
+        # what transformers made of it has lost its splitting of digits, and the prefix is the default of its kind
+        if not name.startswith(("GGUF.", "general.")) and name.split(".")[-1] not in ("pre", "add_space_prefix"):
+            assert (ours.fields[name].contents(), ours.fields[name].types) == (field.contents(), field.types), name
