@@ -42,7 +42,13 @@ def serve_model(
         str | None, typer.Option(help="Name of the model; requests ask for NAME:MODE.", show_default=False)
     ] = None,
     gguf: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="llama.cpp: the base model as GGUF.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="FILE|TYPE",
+            help="llama.cpp: the base model as GGUF: a file, ORG/REPO/FILE.gguf on the Hub, or a type to write it in "
+            "(float32, bfloat16, float16, q8_0); by default it is written as its weights are, and kept.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -72,14 +78,14 @@ def serve_model(
 ) -> None:
     """Serve modes of a repository with an engine: each is a model NAME:MODE of its OpenAI API, until Ctrl-C.
 
-    vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF; transformers serves a merged
-    model a mode, which needs no further engine. Flags of the engine itself follow after `--`.
+    vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF, which is written once;
+    transformers serves a merged model a mode, which needs no further engine. Flags of the engine follow after `--`.
 
     taia serve org/model-taia --engine vllm --mode attention --mode all --print
 
     taia serve org/model-taia --engine transformers --mode attention
 
-    taia serve org/model-taia --engine llama.cpp --gguf base.gguf --mode attention
+    taia serve org/model-taia --engine llama.cpp --gguf q8_0 --mode attention
 
     taia serve org/model-taia --mode attention --mode all --for kserve --print
     """
@@ -110,7 +116,7 @@ def _manifest(
     platform: str,
     engine: str | None,
     modes: Sequence[Any],
-    gguf: Path | None,
+    gguf: str | None,
     print_only: bool,
     fields: dict[str, Any],
 ) -> str:

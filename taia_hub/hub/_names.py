@@ -49,7 +49,7 @@ def meant(name: str, *, what: str = "", local: bool = True, online: bool = False
 
 def revision_meant(name: str, revision: str, *, what: str = "") -> str:
     """Returns which branch or tag of a repository was meant by one that it has not, else those that it has."""
-    refs = _asked(f"{_KINDS.get(what, 'models')}/{name}/refs", {})
+    refs = asked_once(f"{_KINDS.get(what, 'models')}/{name}/refs", {})
     found = [one["name"] for kind in ("branches", "tags") for one in (refs or {}).get(kind, ())]
     if near := _nearest(revision, {one: one for one in found}):
         return f" Did you mean '{near}'?"
@@ -58,7 +58,7 @@ def revision_meant(name: str, revision: str, *, what: str = "") -> str:
 
 def files_there(name: str, what: str = "") -> list[str]:
     """Returns the paths of a repository's files on the Hub; none where it does not say."""
-    found = _asked(f"{_KINDS.get(what, 'models')}/{name}", {})
+    found = asked_once(f"{_KINDS.get(what, 'models')}/{name}", {})
     return [str(one.get("rfilename")) for one in (found or {}).get("siblings") or ()]
 
 
@@ -90,11 +90,11 @@ def _nearest(name: str, known: dict[str, str], cutoff: float = 0.6) -> str | Non
 
 
 def _owned(owner: str, kind: str) -> Iterable[str]:
-    found = _asked(kind, {"author": owner, "limit": _MOST})
+    found = asked_once(kind, {"author": owner, "limit": _MOST})
     return [str(one["id"]) for one in found or () if "id" in one]
 
 
-def _asked(path: str, params: dict[str, Any]) -> Any:
+def asked_once(path: str, params: dict[str, Any]) -> Any:
     """Asks the Hub once and shortly; None where it does not answer."""
     url = f"{constants.ENDPOINT}/api/{path}"
     try:

@@ -5,6 +5,7 @@ Whoever wants to know something of a repository asks here; nothing outside this 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata
 from taia_hub.common.resuming import sha256
 from taia_hub.hub._cache import cached_names, is_known_absent
 from taia_hub.hub._errors import OutOfReachError, hub_errors
+from taia_hub.hub._names import asked_once
 from taia_hub.hub.access import HubAccess, Source, api, fetch
 
 
@@ -32,6 +34,29 @@ def info(
     """
     with hub_errors(name, what=what, revision=revision):
         return api(token).repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
+
+
+def quantised_from(name: str, *, most: int = 3) -> list[str]:
+    """Lists files of GGUF that repositories on the Hub hold of a model, as `ORG/REPO/FILE.gguf`, one a repository.
+
+    Those say that they were made of it, or have its name with -GGUF. Of each, the one with most bits a number that is
+    no part of several. Where the Hub does not answer at once, the list is empty.
+    """
+    found: dict[str, str] = {}
+    for asked in ({"search": f"{name.rpartition('/')[2]}-GGUF"}, {"filter": f"base_model:quantized:{name}"}):
+        for one in asked_once("models", {**asked, "full": "true", "limit": 20}) or ():
+            files = [each["rfilename"] for each in one.get("siblings") or () if _GGUF.search(each["rfilename"])]
+            if files:
+                found.setdefault(one["id"], f"{one['id']}/{min(files, key=_by_bits)}")
+    return list(found.values())[:most]
+
+
+_GGUF = re.compile(r"(?<!-of-\d{5})\.gguf$", re.IGNORECASE)
+_BITS = ("bf16", "f16", "fp16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+
+
+def _by_bits(file: str) -> tuple[int, str]:
+    return next((at for at, name in enumerate(_BITS) if name in file.lower()), len(_BITS)), file
 
 
 def user(token: str | bool | None, name: str, *, what: str = "repository") -> dict[str, Any]:

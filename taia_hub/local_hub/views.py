@@ -157,6 +157,8 @@ def _tags(card: Mapping[str, Any]) -> list[str]:
     for key in ("base_model", "dataset", "license"):
         value = card.get("datasets" if key == "dataset" else key) or []
         tags += [f"{key}:{name}" for name in (value if isinstance(value, list) else [value])]
+    if relation := card.get("base_model_relation"):
+        tags += [tag.replace(":", f":{relation}:", 1) for tag in tags if tag.startswith("base_model:")]
     return list(dict.fromkeys(tags))
 
 

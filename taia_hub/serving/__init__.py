@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from taia_hub.common.imports import later
 from taia_hub.engines import ENGINES, Command, Engine, Order, ServedMode, find_engine
+from taia_hub.engines.gguf_base import GGUFBase, write_gguf_base
 from taia_hub.engines.gguf_lora import GGUFLora, write_gguf_lora
-from taia_hub.serving.gguf import check_gguf
+from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.launching import check_installed, check_startable, choose_engine, run, start
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ __all__ = [
     "ENGINES",
     "Command",
     "Engine",
+    "GGUFBase",
     "GGUFLora",
     "Order",
     "ServedMode",
     "ServingPlan",
+    "base_gguf",
     "check_gguf",
     "check_installed",
     "check_startable",
@@ -32,6 +35,7 @@ __all__ = [
     "plan_serving",
     "run",
     "start",
+    "write_gguf_base",
     "write_gguf_lora",
 ]
 # exports and merges come with torch and PEFT, which starting an engine and vLLM's processes need not wait for

@@ -1,54 +1,147 @@
-"""The base model as GGUF, for llama.cpp: the user's file."""
+"""The base model as GGUF, for llama.cpp: the user's file, one on the Hub, or written from the base's own weights."""
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import constants
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.resuming import Mark, digest, sole, whole_folder
 from taia_hub.engines import Engine
+from taia_hub.engines.gguf_base import (
+    GGUF_TYPES,
+    GGUFType,
+    read_base_vocabulary,
+    read_parameters,
+    write_gguf_base,
+)
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
-from taia_hub.errors import ConfigError
-from taia_hub.repository.update_files import Repository
+from taia_hub.engines.gguf_match import check_gguf_base
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+
+MARKER = "taia_gguf.json"
+FILE = "base.gguf"
+_ADDRESS = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<file>[^@]+\.gguf)")
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf")
+_WAYS = f"Give --gguf a file, ORG/REPO/FILE.gguf on the Hub, or a type to write it in: {', '.join(GGUF_TYPES)}."
 
 
 def check_gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> None:
     """Checks what can be known of `--gguf` before anything is opened.
 
     Raises:
-        ConfigError: If it is missing, no file or no GGUF, or the engine needs none.
+        ConfigError: If it is no file, no GGUF, no address and no type, or the engine needs none.
     """
-    if engine.needs != "gguf":
-        if gguf is not None:
-            raise ConfigError(f"--gguf has no meaning with --engine {engine.name}.", "Leave it out.")
+    if engine.needs != "gguf" and gguf is not None:
+        raise ConfigError(f"--gguf has no meaning with --engine {engine.name}.", "Leave it out.")
+    if gguf is None or str(gguf) in GGUF_TYPES:
         return
-    if gguf is None:
-        raise ConfigError("llama.cpp needs the base model as GGUF.", f"Give it with --gguf FILE. {HOW_TO_GET_A_GGUF}")
     path = Path(gguf)
+    if not path.exists() and (address := _ADDRESS.fullmatch(str(gguf))):
+        if _PART.search(address["file"]):
+            raise ConfigError(f"'{gguf}' is one part of several.", "Take a file that is whole, or leave --gguf out.")
+        return
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is not there"
-        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.", HOW_TO_GET_A_GGUF)
+        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.", f"{_WAYS} {HOW_TO_GET_A_GGUF}")
     with hub.disk_errors(path), path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise ConfigError(f"'{gguf}' is no GGUF file.", HOW_TO_GET_A_GGUF)
+            raise ConfigError(f"'{gguf}' is no GGUF file.", f"{_WAYS} {HOW_TO_GET_A_GGUF}")
 
 
 def base_gguf(
-    files: Repository,
+    base: hub.Source,
     gguf: str | os.PathLike[str] | None = None,
     *,
     access: hub.HubAccess,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Returns the base model of a repository as a GGUF file on this disk.
+    """Returns a base model as a GGUF file on this disk.
+
+    A file that is given, or fetched, must be of this base. One that is written lies in the Hub's cache, for all
+    repositories of the base, and is found there the next time.
 
     Args:
-        files: The repository; its base model is meant.
-        gguf: What `--gguf` says.
+        base: The base model; its configuration must be on this disk.
+        gguf: What `--gguf` says: a file, an address on the Hub, a type to write; None writes the base's own type.
         access: How the Hub is reached.
         trust_remote_code: Whether the base model's own code may run.
         progress: Called with the stage, what is done of it and what there is.
+
+    Raises:
+        UnsupportedUpdateError: If it cannot be written here; the hint names files on the Hub.
+        UpdateMismatchError: If the file is of another model.
+        RepositoryError: If files are missing or out of reach, or the disk is full.
     """
-    return Path(gguf or "").absolute()
+    if gguf is None or str(gguf) in GGUF_TYPES:
+        kind = None if gguf is None else cast(GGUFType, str(gguf))
+        try:
+            return _written(base, kind, access, trust_remote_code, progress)
+        except UnsupportedUpdateError as error:
+            there = hub.quantised_from(base.name) if base.revision else []
+            ways = f"On the Hub are: {', '.join(f'--gguf {one}' for one in there)}. " if there else ""
+            raise UnsupportedUpdateError(
+                error.message, f"{ways}Or serve merged models with --engine transformers. {error.hint}"
+            ) from error
+    path = Path(gguf).absolute()
+    if not path.is_file():
+        path = _fetched(str(gguf), access)
+    check_gguf_base(path, base, access)
+    return path
+
+
+def _fetched(address: str, access: hub.HubAccess) -> Path:
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise ConfigError(f"There is no GGUF file '{address}'.", f"{_WAYS} {HOW_TO_GET_A_GGUF}")
+    repo, file, what = found["repo"], found["file"], "GGUF of the base model"
+    source = hub.fetch(repo, [glob.escape(file)], revision=found["revision"], access=access, what=what, local=False)
+    if not (source.folder / file).is_file():
+        there = sorted(name for name in hub.names_at(source, access, what=what) if name.endswith(".gguf"))
+        raise RepositoryError(
+            f"'{repo}' has no file '{file}'.", f"It has {', '.join(there[:10]) or 'no GGUF file'}. {_WAYS}"
+        )
+    return source.folder / file
+
+
+def _written(
+    base: hub.Source, kind: GGUFType | None, access: hub.HubAccess, trust_remote_code: bool, progress: Progress | None
+) -> Path:
+    """Writes the base once, under a lock; what can be known is checked before its weights are fetched."""
+    from transformers import AutoConfig
+
+    what = "base model"
+    with hub.foreign_errors(base.name, what=what, revision=base.revision):
+        config: Any = AutoConfig.from_pretrained(base.folder, trust_remote_code=trust_remote_code)
+    read_parameters(config, f"{what} '{base.name}'")
+    made_from = {"layout": 1, "base": hub.base_print(base), "type": kind}
+    name = f"{Path(base.name).name}-{digest(made_from)[:12]}"
+    target = Path(constants.HF_HOME) / "taia-serving" / "bases" / name
+    mark = Mark(target / MARKER, {"made_from": made_from})
+    with hub.disk_errors(target), sole(target.with_name(f".{name}.lock")):
+        path = target / FILE
+        if not (mark.fits() and path.is_file() and path.stat().st_size == mark.read().get("size")):
+            # the tokenizer first, which tells at once whether it can be done
+            code = ("*.py",) if trust_remote_code else ()
+            wanted = (hub.CONFIG, hub.GENERATION, *hub.TOKENIZER_FILES, *code)
+            there = hub.fetch(base.name, wanted, revision=base.revision, access=access, what=what)
+            vocabulary = read_base_vocabulary(there, trust_remote_code=trust_remote_code)
+            whole = hub.fetch_model(base.name, code, revision=base.revision, access=access, what=what)
+            with whole_folder(mark) as (folder, facts):
+                made = write_gguf_base(
+                    whole,
+                    folder / FILE,
+                    dtype=kind,
+                    vocabulary=vocabulary,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                )
+                facts |= {"size": made.size, "written_as": made.dtype}
+    return path

@@ -18,7 +18,6 @@ from types import FrameType
 from taia_hub.common.installing import extra_command
 from taia_hub.common.ports import check_port
 from taia_hub.engines import ENGINES, Command, Engine
-from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import ConfigError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
@@ -30,14 +29,11 @@ def choose_engine(gguf: str | os.PathLike[str] | None) -> Engine:
     """Chooses the engine where none was named: llama.cpp for a GGUF, else the first of `ENGINES` that is installed.
 
     Raises:
-        ConfigError: If only llama.cpp is, which a GGUF must be named for.
         MissingDependencyError: If none is.
     """
     for engine in ENGINES.values():
-        if (engine.needs == "gguf") if gguf is not None else (engine.needs != "gguf" and not _missing(engine)):
+        if engine.needs == "gguf" if gguf is not None else not _missing(engine):
             return engine
-    if not _missing(ENGINES["llama.cpp"]):
-        raise ConfigError("Of the engines only llama.cpp is here, and it needs --gguf FILE.", HOW_TO_GET_A_GGUF)
     raise MissingDependencyError(
         "No engine is installed here, and none was named.",
         f"transformers and llama.cpp come by {extra_command('serve')}   For a GPU install vllm or sglang as their own "

@@ -111,7 +111,8 @@ def plan_serving(
         name: Name of the model, without a mode; by default the last part of the repository's.
         revision: Revision of the repository.
         out: Folder for the prepared files; by default one in the Hub's cache. Files made before are used again.
-        gguf: The base model as GGUF, for llama.cpp.
+        gguf: For llama.cpp the base model as GGUF: a file, `ORG/REPO/FILE.gguf` on the Hub, or the type that it is
+            written in: `"float32"`, `"bfloat16"`, `"float16"` or `"q8_0"`; by default that of its weights.
         extra: Flags for the engine.
         host: Address to listen on; 0.0.0.0 is open to the network.
         port: Port to listen on.
@@ -127,9 +128,10 @@ def plan_serving(
         The commands; nothing is started.
 
     Raises:
-        ConfigError: If a value is not possible, or a GGUF is missing.
+        ConfigError: If a value is not possible.
         SettingError: If a mode is not understood, masks everything, or comes twice.
-        TAIAError: If the repository cannot be read, or a mode cannot be exported or merged.
+        TAIAError: If the repository cannot be read, a mode cannot be exported or merged, or the base not written as
+            GGUF.
 
     Example:
         ```python
@@ -161,7 +163,7 @@ def plan_serving(
     )
     found.check(order)  # before the work
     if found.needs == "gguf":
-        model = base_gguf(files, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
+        model = base_gguf(files.base, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
         order = dataclasses.replace(order, gguf=model)
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)

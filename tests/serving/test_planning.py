@@ -473,10 +473,10 @@ def test_merged_models_have_the_names_of_requests(repository, pico, tmp_path):
     plan_serving(repository, "transformers", ["attention", "none"], out=tmp_path, name="m")  # the link is made again
 
 
-def test_gguf_loras_are_made_of_exports(repository, tmp_path):
+def test_gguf_loras_are_made_of_exports(repository, pico, tmp_path):
     from tests.engines.test_gguf_lora import read, write_base
 
-    base = write_base(tmp_path / "base.gguf")
+    base = write_base(tmp_path / "base.gguf", of=pico.base("llama"))
     plan = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
     (mode, none) = plan.order.modes
     assert (mode.path, none.path) == (tmp_path / "gguf" / "attention" / "adapter.gguf", None)
@@ -510,20 +510,20 @@ def test_modes_and_names_that_cannot_be_served(repository, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gguf_is_asked_for_where_it_is_needed(repository, tmp_path):
-    with pytest.raises(ConfigError, match="needs the base model as GGUF") as caught:
-        plan_serving(repository, "llama.cpp", out=tmp_path)
-    assert "--gguf FILE" in caught.value.hint
-    assert "convert_hf_to_gguf.py" in caught.value.hint
+def test_a_gguf_that_cannot_be_is_refused(repository, tmp_path):
     mine = tmp_path / "a folder"
     for path, message in (
         (tmp_path / "missing.gguf", "There is no GGUF file .* is not there"),
+        ("q8", "There is no GGUF file 'q8': it is not there"),
         (repository, "There is no GGUF file .* is a folder"),
         (repository / "config.json", "is no GGUF file"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
             plan_serving(repository, "llama.cpp", out=mine, gguf=path)
         assert "convert_hf_to_gguf.py" in caught.value.hint
+        assert "float32, bfloat16, float16, q8_0" in caught.value.hint
+    with pytest.raises(ConfigError, match="one part of several"):
+        plan_serving(repository, "llama.cpp", out=mine, gguf="org/base-GGUF/base-00001-of-00002.gguf")
     with pytest.raises(ConfigError, match="--gguf has no meaning with --engine vllm"):
         plan_serving(repository, "vllm", out=tmp_path, gguf="x.gguf")
     assert list(tmp_path.iterdir()) == []
@@ -560,11 +560,8 @@ def test_the_engine_that_is_there_is_taken(monkeypatch):
     assert choose_engine(None).name == "sglang"
     there -= {"sglang"}
     assert choose_engine(None).name == "transformers"
-    there.clear()
     there |= set(ENGINES["llama.cpp"].modules)
-    with pytest.raises(ConfigError, match=r"only llama\.cpp is here, and it needs --gguf FILE") as caught:
-        choose_engine(None)
-    assert "convert_hf_to_gguf.py" in caught.value.hint
+    assert choose_engine(None).name == "llama.cpp"  # which the base is written for
     there.clear()
     with pytest.raises(MissingDependencyError, match="No engine is installed here") as caught:
         choose_engine(None)
@@ -659,10 +656,10 @@ def test_print_shows_the_commands_and_starts_nothing(taia_serve, repository, tmp
     assert subprocess.run(["sh", "-n", "-c", result.stdout], check=True)
 
 
-def test_print_writes_what_the_command_reads(taia_serve, repository, tmp_path):
+def test_print_writes_what_the_command_reads(taia_serve, repository, pico, tmp_path):
     from tests.engines.test_gguf_lora import write_base
 
-    base = write_base(tmp_path / "base.gguf")
+    base = write_base(tmp_path / "base.gguf", of=pico.base("llama"))
     result = taia_serve(repository, "--engine", "llama.cpp", "--gguf", base, "--out", tmp_path / "o", "--print")
     assert result.exit_code == 0, result.output
     (path,) = (tmp_path / "o").glob("llama_cpp_server-*.json")
@@ -682,7 +679,6 @@ def test_a_gguf_is_looked_at_before_anything_else(taia_serve, repository, tmp_pa
     for words in ((), ("--engine", "llama.cpp")):
         result = taia_serve(repository, *words, "--gguf", tmp_path / "base.gguf")
         assert "There is no GGUF file" in str(result.exception)
-    assert "GGUF" in str(taia_serve(repository, "--engine", "llama.cpp").exception)
     assert "No engine is installed" in str(taia_serve(repository).exception)
 
 
@@ -702,7 +698,7 @@ def test_the_memory_of_what_is_served_is_printed(taia_serve, repository, pico, t
     assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (3 slots of rank 8), {token} of ")
     assert "(3 slots of rank 4)" in said("sglang")
     assert "(5 slots of rank 64)" in said("vllm", "--", "--max-loras", "5", "--max-lora-rank=64")
-    gguf = write_base(tmp_path / "base.gguf")
+    gguf = write_base(tmp_path / "base.gguf", of=pico.base("llama"))
     assert f"# Memory: {_size(gguf.stat().st_size)} of GGUF weights, " in said("llama.cpp", "--gguf", gguf)
     assert f"# Memory: {_size(2 * weights_bytes(pico.base('llama')))} of weights where 2 models" in said("transformers")
 
