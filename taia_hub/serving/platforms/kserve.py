@@ -47,7 +47,12 @@ def _build(over: HandOver) -> list[dict[str, Any]]:
 
 
 def _steps(over: HandOver) -> list[str]:
-    return [*published(over, ":"), *tokenizer_step(over, claim(over)), "Then: kubectl apply -f FILE"]
+    return [
+        *published(over, ":"),
+        *tokenizer_step(over, claim(over)),
+        "A private repository needs HF_TOKEN in the container storage-initializer, from a secret, as the page says.",
+        "Then: kubectl apply -f FILE",
+    ]
 
 
 PLATFORM = Platform(
