@@ -77,7 +77,8 @@ PLATFORM = Platform(
     "llm-d",
     "llm-d, router of llm-d.ai/v1alpha2",
     "https://llm-d.ai/docs",
-    "fields checked against its resource definition; not run on a cluster.",
+    "the container's command and variables were run with vLLM 0.32, fields checked against its resource definition; "
+    "not run on a cluster.",
     from_hub=False,
     base="{name}:none",
     build=_build,
