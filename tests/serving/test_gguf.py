@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,35 @@ def test_repositories_of_a_base_share_it_and_a_changed_base_is_another(base, cac
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 5]}))
     other = base_gguf(hub.Source(str(copy), copy, None), access=ACCESS)
     assert other != plans[0].order.gguf
+
+
+def test_the_command_takes_a_type(base, cache, pico, tmp_path, taia):
+    TAIAForCausalLM.from_adapter(base.folder, pico.adapter("llama")).save_pretrained(tmp_path / "one")
+    words = ("serve", tmp_path / "one", "--engine", "llama.cpp", "--out", tmp_path / "out", "--print")
+    status, out, err = taia(*words, "--gguf", "float16")
+    assert status == 0, err
+    (file,) = (tmp_path / "out").glob("llama_cpp_server-*.json")
+    assert str(file) in out
+    path = Path(json.loads(file.read_text())["base"])
+    assert path == base_gguf(base, "float16", access=ACCESS)
+    status, _, err = taia(*words, "--gguf", "float17")
+    assert (status, "There is no GGUF file 'float17'" in err) == (1, True)
+
+
+def test_two_servers_write_a_base_once(base, cache, monkeypatch):
+    """They start at the same time: the second one waits, and finds what the first has written."""
+    from taia_hub.serving import gguf as module
+
+    written, write = [], module.write_gguf_base
+
+    def counted(*words, **keywords):
+        written.append(words)
+        return write(*words, **keywords)
+
+    monkeypatch.setattr(module, "write_gguf_base", counted)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: base_gguf(base, access=ACCESS), range(2))
+    assert (one, len(written)) == (other, 1)
 
 
 def test_a_full_disk_leaves_no_base_half(base, cache, monkeypatch):
