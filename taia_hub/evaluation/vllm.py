@@ -84,12 +84,15 @@ def vllm_commands(
     files = files.with_weights(access)
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
     whole, own = not config_refusals("vllm", adapter), own_tokenizer(files.places)
+    said = hub.read_json(files.base.folder / hub.CONFIG)
+    in_float32 = said.get("dtype", said.get("torch_dtype")) == "float32"
     lines: list[str] = []
     names: list[str] = []
     for setting in map(parse_setting, modes):
         names.append(_file_name(setting.slug, names))
         model = {"pretrained": files.base.name, "revision": files.base.revision}
         model |= {"tokenizer": str(own.folder)} if own else {}  # as every other way of evaluating takes it
+        model |= {"dtype": "float32"} if in_float32 else {}  # which vLLM would round to 16 bits
         if setting.label == "all" and whole:
             model |= _lora(files.folder, _rank(adapter))
         elif setting.label != "none":

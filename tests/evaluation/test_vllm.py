@@ -28,6 +28,7 @@ def test_weighted_settings_give_plain_names(online):
     assert args["lora_local_path"] == "./adapter-attention-1-ffn-0.5"
     assert args["max_lora_rank"] == 8
     assert args["pretrained"] == online.base
+    assert args["dtype"] == "float32"  # as its base is saved; vLLM would take 16 bits
     assert "--output_path results-attention-1-ffn-0.5" in command
 
 
