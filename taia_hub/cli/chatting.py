@@ -16,8 +16,7 @@ from taia_hub.cli.compare_output import show_answers, write_result
 from taia_hub.cli.options import options_of, taken
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Answering, Loading, Update, load_model, modes, read_answering
-from taia_hub.common.parsing import parse_json
-from taia_hub.errors import ConfigError, SettingError, TAIAError, closest
+from taia_hub.errors import ConfigError, TAIAError, closest
 
 if TYPE_CHECKING:
     from taia_hub.compare.chatting import Conversation
@@ -196,10 +195,10 @@ class _Session:
                 self.noted.add(note)
 
     def do_mode(self, text: str) -> None:
-        from taia_hub.switch.settings import MODES, mode_title
+        from taia_hub.switch.settings import MODES, mode_title, parse_text
 
         if text:
-            self.talk.switch(_read_mode(text))
+            self.talk.switch(parse_text(text).value)
             say(f"Now in mode {mode_title(self.talk.label)}.")
         else:
             say(f"In mode {mode_title(self.talk.label)}; there are {', '.join(map(mode_title, MODES))}.")
@@ -305,15 +304,6 @@ class _Session:
 def say(text: str) -> None:
     """Writes what is no answer, on standard error."""
     echo(text, err=True)
-
-
-def _read_mode(text: str) -> Any:
-    if not text.startswith("{"):
-        return text
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise SettingError(f"{text} is no JSON: {error}.", 'As in {"attention": 1, "ffn": 0.5}.') from error
 
 
 _OPTIONS: dict[str, tuple[type, Callable[[Any], bool], str]] = {

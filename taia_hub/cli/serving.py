@@ -78,8 +78,10 @@ def serve_model(
 ) -> None:
     """Serve modes of a repository with an engine: each is a model NAME:MODE of its OpenAI API, until Ctrl-C.
 
-    vLLM and SGLang hold the base once and a LoRA a mode; llama.cpp takes the base as GGUF, which is written once;
-    transformers serves a merged model a mode, which needs no further engine. Flags of the engine follow after `--`.
+    vLLM and SGLang hold the base once and a LoRA a mode; transformers serves a merged model a mode, which needs no
+    further engine. llama.cpp takes the base as GGUF, which is written once, and a LoRA a role: every setting is there
+    in each request, as the model NAME:SETTING or in the field inference_modules; --mode says which are listed first and
+    how the LoRAs are cut. Flags of the engine follow after `--`.
 
     taia serve org/model-taia --engine vllm --mode attention --mode all --print
 
@@ -107,6 +109,8 @@ def serve_model(
             command.write_files()
         echo(plan.text())
         return
+    for note in plan.notes:
+        echo(note, err=True)
     echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     raise typer.Exit(run(plan.commands[-1], plan.check))
 

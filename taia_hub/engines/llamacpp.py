@@ -1,14 +1,18 @@
-"""llama.cpp, by xllamacpp: the base as GGUF and a GGUF LoRA a mode, on a CPU or a GPU."""
+"""llama.cpp, by xllamacpp: the base as GGUF and a GGUF LoRA a role, which each request weighs, on a CPU or a GPU."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
+from pathlib import Path
 
+from taia_hub import hub
 from taia_hub.common.installing import extra_command
 from taia_hub.engines.order import Command, Engine, Order, colon_name, one_machine
+from taia_hub.engines.parts import Served
 from taia_hub.errors import ConfigError
+from taia_hub.switch.settings import parse_setting
 
 CONFIG = "llama_cpp_server-{}.json"
 """Name of the file that the server reads, by a hash of what it says: several servers share a folder."""
@@ -16,31 +20,44 @@ _FRONT = ("ssl_keyfile", "ssl_certfile", "root_path")
 
 
 def build(order: Order) -> tuple[Command, ...]:
-    """Makes the command and the file that it reads, with the LoRAs of each model on the order's `gguf`.
+    """Makes the command and the file that it reads: the order's `gguf`, its LoRAs, and the names of its models.
 
     The user's flags are parameters of llama.cpp, which are checked where xllamacpp is installed.
     """
     one_machine(order, "llama.cpp")
     settings = _settings(order.extra)
+    if "chat_template" not in settings and (template := _template(order.tokenizer)):
+        settings["chat_template"] = template
     front = {name: settings.pop(name) for name in _FRONT if name in settings}
     if importlib.util.find_spec("xllamacpp"):
         from taia_hub.engines.llamacpp_front import make_params  # a module that is started is not imported before
 
         make_params(settings)
+    models = {colon_name(order.name, mode.label): mode.setting or parse_setting(mode.label) for mode in order.modes}
     described = {
         "host": order.host,
         "port": order.port,
         "base": str(order.gguf),
-        "models": {
-            colon_name(order.name, mode.label): {} if mode.path is None else {str(mode.path): 1.0}
-            for mode in order.modes
-        },
+        "served": Served(order.name, models, order.parts).to_dict(),
         "settings": settings,
         "front": front,
     }
     text = json.dumps(described, indent=2) + "\n"
     path = order.folder / CONFIG.format(hashlib.sha256(text.encode()).hexdigest()[:8])
     return (Command((("python", "-m", "taia_hub.engines.llamacpp_front"), (str(path),)), files={path: text}),)
+
+
+def _template(tokenizer: Path | None) -> str | None:
+    """Reads the chat template in the folder of a tokenizer; None where there is none."""
+    if tokenizer is None:
+        return None
+    if (path := tokenizer / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    config = tokenizer / hub.TOKENIZER_CONFIG
+    found = hub.read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(found, list):  # several by name
+        found = {one["name"]: one["template"] for one in found}.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _settings(extra: tuple[str, ...]) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""llama.cpp's own server, with a name of a model for each mode: `python -m taia_hub.engines.llamacpp_front FILE`.
+"""llama.cpp's own server, which takes a setting with each request: `python -m taia_hub.engines.llamacpp_front FILE`.
 
-The server, as xllamacpp carries it, holds one base and all LoRAs, and takes their scales with each request. This front
-puts the scales of the mode that a request names into it, and passes on what comes and goes. Where llama.cpp would take
-another mode in silence, there is no passing: what generates without reading scales, and what keeps keys and values of
-a prompt without asking which LoRA made them, is left out.
+The server, as xllamacpp carries it, holds one base and a LoRA a part of the update, and takes the LoRAs' scales with
+each request. This front finds the setting that a request asks for, by the name of its model or the field
+`inference_modules`, puts the scale of every LoRA in its place, and passes on what comes and goes. Where llama.cpp would
+take another setting in silence, there is no passing: what generates without reading scales, and what keeps keys and
+values of a prompt without asking which LoRA made them, is left out.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from taia_hub.common.imports import import_or_raise
-from taia_hub.errors import ConfigError, TAIAError, closest
+from taia_hub.common.parsing import parse_json
+from taia_hub.engines.parts import Served
+from taia_hub.errors import ConfigError, SettingError, TAIAError, closest, short
+from taia_hub.switch.settings import parse_setting
 
 _GENERATE = ("chat/completions", "completions", "responses")
 GENERATING = (*(f"/v1/{name}" for name in _GENERATE), *(f"/{name}" for name in _GENERATE), "/completion", "/infill")
 """What reads the scales of a request. `/v1/messages` loses them, embeddings and reranking never look."""
 MODELESS = ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens")
-"""What else may be posted: no mode answers it differently."""
+"""What else may be posted: no setting answers it differently."""
+FIELD = "inference_modules"
+"""The field of a request that says its setting."""
 _FIXED = {
     # Prompts of one mode would be taken for another's: entries are found by their tokens alone.
     "cache_ram_mib": 0,
@@ -92,12 +98,73 @@ def _value(text: str, present: Any) -> Any:
     return value
 
 
-def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: str) -> Any:
+class Refusal(Exception):
+    """A request that is refused, and the OpenAI error that says why."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+
+
+def translate(asked: Any, served: Served) -> tuple[str, dict[str, Any]]:
+    """Makes llama.cpp's request of one that names a setting.
+
+    The field `inference_modules` says the setting, else the name of the model; where both say one, they must agree.
+
+    Args:
+        asked: The body of the request.
+        served: The models and the LoRAs; those with a file are numbered in their order.
+
+    Returns:
+        The name that the answer shall carry, and the body with the scale of every LoRA.
+
+    Raises:
+        Refusal: If the request is no object, or asks for what is not served.
+
+    Example:
+        ```python
+        translate({"model": "m:attention", "prompt": "Hi"}, served)[1]["lora"]  # [{"id": 0, "scale": 1.0}, …]
+        ```
+    """
+    if not isinstance(asked, dict):
+        raise Refusal(400, "The body of a request is a JSON object.", "invalid_json")
+    if asked.get("lora") is not None:
+        raise Refusal(400, f"Scales of LoRAs are set here. Write a setting into '{FIELD}' instead.", "lora", "lora")
+    body = {key: value for key, value in asked.items() if key != FIELD}
+    model, given = asked.get("model"), asked.get(FIELD)
+    with _refused("model", 404, "model_not_found"):
+        named = served.setting(model)
+    if given is None:
+        with _refused("model"):
+            weights = served.weights(named)
+    else:
+        with _refused(FIELD):
+            weights = served.weights(parse_setting(given))
+            if model and model != served.name and weights != served.weights(named):
+                raise SettingError(
+                    f"The model '{model}' came with another setting in '{FIELD}': {short(given)}.",
+                    f"Ask for the model '{served.name}', or leave '{FIELD}' out.",
+                )
+    files = [weight for part, weight in zip(served.parts, weights, strict=True) if part.path]
+    name = model or next(iter(served.models)) if given is None else model or served.name
+    return name, {**body, "lora": [{"id": place, "scale": scale} for place, scale in enumerate(files)]}
+
+
+@contextlib.contextmanager
+def _refused(param: str, status: int = 400, code: str = "invalid_inference_modules") -> Iterator[None]:
+    try:
+        yield
+    except (SettingError, ConfigError) as error:
+        raise Refusal(status, " ".join(filter(None, [error.message, error.hint])), code, param) from error
+
+
+def make_app(address: str, served: Served, alias: str) -> Any:
     """Makes the front of a server.
 
     Args:
         address: Where the server is, such as `"http://127.0.0.1:41234"`.
-        models: Name of each model to the scale of every LoRA; the first is taken where a request names none.
+        served: Names of models, settings and LoRAs.
         alias: What the server calls its model, in place of which an answer carries the name that was asked for.
 
     Returns:
@@ -113,19 +180,26 @@ def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: st
     plain = {"accept-encoding": "identity"}
     client = httpx.AsyncClient(base_url=address, headers=plain, timeout=None, trust_env=False)
 
-    def refuse(status: int, message: str, code: str) -> Response:
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-        return JSONResponse({"error": error}, status)
+    async def refuse(request: Request, refusal: Any) -> Response:
+        return JSONResponse({"error": refusal.error}, refusal.status)
+
+    async def sent(asked: httpx.Request) -> httpx.Response:
+        try:
+            return await client.send(asked, stream=True)
+        except httpx.TransportError as error:
+            raise Refusal(502, f"llama.cpp does not answer: {error}.", "no_answer") from error
 
     async def listed(request: Request) -> Response:
-        answer = await client.get("/v1/models", headers=_without(request.headers, "host", "accept-encoding"))
+        headers = _without(request.headers, "host", "accept-encoding")
+        answer = await sent(client.build_request("GET", "/v1/models", headers=headers))
+        await answer.aread()
         headers = _without(answer.headers, *_HOP, "content-encoding")
         if not answer.is_success:
             return Response(answer.content, answer.status_code, headers)
         body = answer.json()
         for key in ("data", "models"):
             own = json.dumps(body[key][0])
-            body[key] = [json.loads(own.replace(json.dumps(alias), json.dumps(name))) for name in models]
+            body[key] = [json.loads(own.replace(json.dumps(alias), json.dumps(name))) for name in served.models]
         return JSONResponse(body, headers=headers)
 
     async def passed_on(request: Request) -> Response:
@@ -134,30 +208,23 @@ def make_app(address: str, models: Mapping[str, list[dict[str, Any]]], alias: st
         if request.method == "POST" and path in GENERATING:
             asked = None
             with contextlib.suppress(ValueError):
-                asked = json.loads(body)
-            if not isinstance(asked, dict):
-                return refuse(400, "The body of a request is a JSON object.", "invalid_json")
-            name = asked.get("model") or next(iter(models))
-            if not isinstance(name, str) or name not in models:
-                there = ", ".join(models)
-                return refuse(404, f"There is no model '{name}' here. The models are: {there}.", "model_not_found")
-            body = json.dumps({**asked, "lora": models[name]}).encode()
+                asked = parse_json(body.decode())
+            name, translated = translate(asked, served)
+            body = json.dumps(translated).encode()
             headers = _without(headers, "accept-encoding")
         elif request.method not in ("GET", "HEAD", "OPTIONS") and path not in MODELESS:
             there = ", ".join((*GENERATING[: len(_GENERATE)], *MODELESS))
-            return refuse(404, f"{path} knows no modes, and is not served. Post to one of {there}.", "not_served")
-        sent = client.build_request(request.method, path, params=request.query_params, headers=headers, content=body)
-        try:
-            answer = await client.send(sent, stream=True)
-        except httpx.TransportError as error:
-            return refuse(502, f"llama.cpp does not answer: {error}.", "no_answer")
+            raise Refusal(404, f"{path} knows no settings, and is not served. Post to one of {there}.", "not_served")
+        asking = client.build_request(request.method, path, params=request.query_params, headers=headers, content=body)
+        answer = await sent(asking)
         return StreamingResponse(
             _renamed(answer, _field(alias), _field(name)), answer.status_code, _without(answer.headers, *_HOP)
         )
 
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     models_routes = [Route(path, listed) for path in ("/v1/models", "/models")]
-    return Starlette(routes=[*models_routes, Route("/{path:path}", passed_on, methods=methods)])
+    routes = [*models_routes, Route("/{path:path}", passed_on, methods=methods)]
+    return Starlette(routes=routes, exception_handlers={Refusal: refuse})
 
 
 _HOP = ("content-length", "transfer-encoding", "connection", "keep-alive")
@@ -187,8 +254,8 @@ def main(path: str) -> None:
     """Starts the server and its front, as a file says, until SIGINT or SIGTERM.
 
     Args:
-        path: A JSON file: `host`, `port`, `base` (a GGUF file), `models` (name to the scale of each GGUF LoRA),
-            `settings` (see `make_params`) and `front` (arguments of uvicorn).
+        path: A JSON file: `host`, `port`, `base` (a GGUF file), `served` (see `Served`), `settings` (see
+            `make_params`) and `front` (arguments of uvicorn).
 
     Raises:
         TAIAError: If the settings are not llama.cpp's, or it cannot load the files.
@@ -197,23 +264,20 @@ def main(path: str) -> None:
     import_or_raise("starlette", extra="serve", feature="llama.cpp")
     import_or_raise("httpx", extra="serve", feature="llama.cpp")
     config = json.loads(Path(path).read_text(encoding="utf-8"))
-    models, alias = config["models"], "taia"
+    served, alias = Served.of(config["served"]), "taia"
     params = make_params(config["settings"])
     xllamacpp = sys.modules["xllamacpp"]
-    files = list(dict.fromkeys(file for scales in models.values() for file in scales))
     params.model.path, params.model_alias = config["base"], {alias}
+    files = [str(part.path) for part in served.parts if part.path]
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(file, 0.0) for file in files]
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ConfigError(
-            f"llama.cpp cannot load '{config['base']}' with its LoRAs.", "Its own lines above say why."
+            f"llama.cpp cannot load '{config['base']}' with its LoRAs.",
+            "Its own lines above say why; a chat template that it cannot read is replaced by -- --chat-template TEXT.",
         ) from error
-    scales = {
-        name: [{"id": place, "scale": own.get(file, 0.0)} for place, file in enumerate(files)]
-        for name, own in models.items()
-    }
-    app = make_app(server.listening_address, scales, alias)
+    app = make_app(server.listening_address, served, alias)
     # a stream that is under way at the end is cut then
     uvicorn.run(app, host=config["host"], port=config["port"], timeout_graceful_shutdown=3, **config["front"])
 

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.fields import asked
+from taia_hub.engines.parts import Part
 from taia_hub.errors import ConfigError
 from taia_hub.hub import disk_errors
+from taia_hub.switch.settings import Setting
 
 HEAD_PORT = 6379
 """Where Ray's head listens."""
@@ -23,14 +25,17 @@ class ServedMode:
     """A mode that is ready to be served.
 
     Attributes:
-        label: What follows the colon of the model's name, such as `"attention"`; `"none"` is the base model.
+        label: What follows the colon of the model's name, such as `"attention"`; `"none"` is the base model, and no
+            label stands for the name alone.
         path: The prepared file or folder; None where the engine serves the base itself.
         rank: Rank of the LoRA; 0 where there is none.
+        setting: What it means, for an engine that weighs parts of the update.
     """
 
     label: str
     path: Path | None = None
     rank: int = 0
+    setting: Setting | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Order:
         base: Hub id or folder of the base model.
         revision: Commit of the base model; None for a folder.
         modes: The modes, each prepared as the engine needs it; the base is among them only where it was asked for.
+        parts: What the update was cut into, for an engine that weighs its parts in each request.
         gguf: The base model as GGUF, for llama.cpp.
         tokenizer: Folder of the tokenizer and the `generation_config.json`, where they are not the base model's.
         folder: Where files of the command itself may be written.
@@ -52,6 +58,7 @@ class Order:
     base: str
     revision: str | None = None
     modes: tuple[ServedMode, ...] = ()
+    parts: tuple[Part, ...] = ()
     host: str = asked("127.0.0.1", "Address to listen on; 0.0.0.0 is open to the network.")
     port: int = asked(8000, "Port to listen on.", least=1, most=65535)
     tensor_parallel: int = asked(1, "GPUs that each layer is cut over.", least=1)
@@ -210,8 +217,8 @@ def taia_command(
 
 
 def colon_name(name: str, label: str) -> str:
-    """Returns `name:mode`."""
-    return f"{name}:{label}"
+    """Returns `name:mode`, or the name alone where there is no label."""
+    return f"{name}:{label}" if label else name
 
 
 def one_machine(order: Order, engine: str) -> None:

@@ -20,7 +20,7 @@ from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import MADE, Made, digest
 from taia_hub.engines import check_engines
-from taia_hub.errors import ConfigError, UnsupportedUpdateError, UpdateMismatchError
+from taia_hub.errors import ConfigError, SettingError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.exporting.assembly import (
     adapter_config,
     base_facts,
@@ -96,7 +96,7 @@ def export_adapter(
         What was written, what was lost, and what each engine needs.
 
     Raises:
-        SettingError: If the setting masks every update, or is not possible on this one.
+        SettingError: If the setting masks every update, or all that change anything, or is not possible on this one.
         UnsupportedUpdateError: If an acting update cannot be a plain LoRA, loses more than `max_error`, or an engine of
             `engines` would refuse it.
         RepositoryError: If files are missing or damaged, `out` is not empty, or the disk is full.
@@ -252,7 +252,7 @@ def _factors(
         )
     pairs = tuple(_pairs(update, acting))
     if not pairs and not converted:
-        raise UnsupportedUpdateError(
+        raise SettingError(
             f"Under the setting '{setting.label}' the update adds nothing but zeros, so that there is nothing to "
             "export: it is the base model.",
             f"Serve '{update.base.name}' itself.",

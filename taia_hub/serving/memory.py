@@ -1,7 +1,7 @@
 """What serving costs in memory, from the shapes of files.
 
     vLLM, SGLang    base + slots x max rank x sum(rows + columns) x bytes of a number + tokens x KV bytes
-    llama.cpp       GGUF + the LoRAs of all modes + n_ctx x KV bytes
+    llama.cpp       GGUF + the LoRAs of all roles + n_ctx x KV bytes
     transformers    modes that are loaded x base + tokens x KV bytes
 
 vLLM and SGLang set slots of the largest rank aside at the start, however few adapters there are and however small their
@@ -134,7 +134,7 @@ def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> s
         held = merged_memory((weights_bytes(mode.path) for mode in order.modes if mode.path), token)
         parts.append(f"{_size(held.base)} of weights where {_count(len(order.modes), 'model')} loaded")
     elif engine.needs == "gguf":
-        loras = sum(mode.path.stat().st_size for mode in order.updates if mode.path)
+        loras = sum(part.path.stat().st_size for part in order.parts if part.path)
         held = ServingMemory(order.gguf.stat().st_size if order.gguf else 0, loras, token)
         parts.append(f"{_size(held.base)} of GGUF weights, {_size(held.adapters)} of LoRAs")
     else:

@@ -13,14 +13,16 @@ from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.order import given_word
+from taia_hub.engines.parts import Part, Served
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.memory import memory_text
+from taia_hub.serving.parts import prepare_parts
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
-from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
+from taia_hub.switch.settings import MODES, InferenceModules, Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -33,7 +35,8 @@ class ServingPlan:
         engine: The engine.
         order: What it is asked for.
         commands: The commands in their order; the last one is the server.
-        prepared: The `taia export` and `taia merge` commands that make the files of the modes by hand.
+        prepared: The `taia export` and `taia merge` commands that make the files of the modes by hand; of llama.cpp,
+            the LoRAs that its own are made of.
         base: Folder of the base model, of which only the configuration need be on this disk.
         notes: What to know of it.
     """
@@ -107,7 +110,8 @@ def plan_serving(
         repo: Hub id or folder of a TAIA repository, or of a PEFT adapter.
         engine: `"vllm"`, `"sglang"`, `"llama.cpp"` or `"transformers"`.
         modes: What is served; by default the mode that the repository publishes. The base is served besides where it
-            costs nothing.
+            costs nothing. llama.cpp takes every setting in a request, whatever is given here: these modes are listed
+            first, the update is cut so that each can be weighed, and they alone must be possible.
         name: Name of the model, without a mode; by default the last part of the repository's.
         revision: Revision of the repository.
         out: Folder for the prepared files; by default one in the Hub's cache. Files made before are used again.
@@ -143,15 +147,14 @@ def plan_serving(
     check_gguf(found, gguf)
     access = hub.HubAccess(token=token)
     files = open_repository(repo, access, revision=revision).with_weights(access)
-    settings = settings or (files.config.setting,)
-    if found.serves_base and not any(setting.name == "none" for setting in settings):
-        settings = (*settings, parse_setting("none"))
+    published = files.config.setting
+    listed = _listed(found, settings, published)
     name = served_name(name, files.name)
     order = Order(
         name=name,
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
-        modes=tuple(ServedMode(setting.slug) for setting in settings),
+        modes=tuple(ServedMode(label, setting=setting) for label, setting in listed.items()),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,
         host=host,
@@ -167,14 +170,33 @@ def plan_serving(
         order = dataclasses.replace(order, gguf=model)
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
-    ready = tuple(prepare(preparing, setting) for setting in settings)
+    parts: tuple[Part, ...] = ()
+    if found.needs == "gguf":
+        parts = prepare_parts(preparing, settings or (published,), published)
+        weighed = Served(name, {}, parts)
+        given = {"", *(setting.slug for setting in settings)}
+        ready = tuple(mode for mode in order.modes if mode.label in given or weighed.takes(listed[mode.label]))
+    else:
+        ready = tuple(prepare(preparing, setting) for setting in listed.values())
     tokenizer = served_tokenizer(files, preparing.folder, access, trust_remote_code=trust_remote_code)
-    note = tokenizer_note(found, tokenizer, serves_base=any(setting.name == "none" for setting in settings))
+    serves_base = any(setting.name == "none" for setting in listed.values())
     at = preparing.models if found.needs == "merged" else preparing.folder
-    order = dataclasses.replace(order, modes=ready, folder=at, tokenizer=tokenizer)
-    by_hand = [preparing.by_hand(one.slug, one) for one in settings if one.name != "none"]
-    notes = (*found.notes(order), *(() if note is None else (note,)))
-    return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, notes)
+    order = dataclasses.replace(order, modes=ready, parts=parts, folder=at, tokenizer=tokenizer)
+    made = [(part.label, part.setting) for part in parts if part.path] if parts else list(listed.items())
+    by_hand = [preparing.by_hand(label, setting) for label, setting in made if setting.name != "none"]
+    notes = list(found.notes(order))
+    notes += [f"The update of '{one.label}' is not served: {one.refused}" for one in parts if one.refused]
+    notes += filter(None, [tokenizer_note(found, tokenizer, serves_base=serves_base)])
+    return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, tuple(notes))
+
+
+def _listed(engine: Engine, settings: tuple[Setting, ...], published: Setting) -> dict[str, Setting]:
+    """Says which modes have names: label to setting, in their order; the model's name alone has an empty label."""
+    given = {setting.slug: setting for setting in settings}
+    if engine.needs == "gguf":
+        return given | {"": published} | {mode: parse_setting(mode) for mode in MODES}
+    given = given or {published.slug: published}
+    return given | ({"none": parse_setting("none")} if engine.serves_base else {})
 
 
 def comment(text: str) -> str:

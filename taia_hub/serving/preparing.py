@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ class Preparing:
 
     @functools.cached_property
     def gguf_base(self) -> Base:
-        """The header of the base's GGUF file, read once for all modes."""
+        """The header of the base's GGUF file, all that a GGUF LoRA depends on; read once."""
         return read_base(self.gguf or Path())
 
 
@@ -145,7 +146,8 @@ def _made_from(preparing: Preparing) -> dict[str, Any]:
     if files.revision is None:  # its own tokenizer, chat template and settings of generation
         made["beside"] = hub.folder_print(files.root, hub.ANSWER_PARTS)
     if preparing.gguf is not None:
-        made["gguf"] = [str(preparing.gguf.absolute()), *_stamp(preparing.gguf)]
+        header = dataclasses.asdict(preparing.gguf_base)
+        made["gguf"] = digest({name: value for name, value in header.items() if name != "path"})
     return made
 
 
@@ -161,11 +163,6 @@ def _identity(files: Repository) -> dict[str, Any]:
 def _sizes(folder: Path) -> dict[str, int]:
     """Returns the sizes of a mode's files, which tell one that was cut short or deleted since."""
     return {path.name: path.stat().st_size for path in sorted(folder.glob("*")) if path.name != MARKER}
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def _read(mark: Mark) -> dict[str, Any]:

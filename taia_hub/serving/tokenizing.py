@@ -47,8 +47,8 @@ def tokenizer_note(engine: Engine, tokenizer: Path | None, *, serves_base: bool)
     ends = f"answers end at the tokens {_ends(tokenizer)}" if _ends(tokenizer) else "answers end where the base's do"
     if engine.needs == "gguf":
         return (
-            "llama.cpp takes tokenizer, chat template and ends from the GGUF, not those of this model: give "
-            f"-- --chat-template with that of {tokenizer}; {ends}."
+            "llama.cpp gets the chat template of this model, and takes the tokenizer and the ends of answers from the "
+            f"GGUF; of this model {ends}."
         )
     if engine.name == "sglang":
         return f"SGLang takes the ends from the base and the tokenizer; {ends}: requests may need stop_token_ids."

@@ -58,6 +58,14 @@ class Adapted(Protocol):
         """Index of the layer that the module is in, or None outside the layers."""
 
 
+class Weighed(Adapted, Protocol):
+    """What is known of an adapted module that a setting gives its weight to."""
+
+    @property
+    def whole_only(self) -> str | None:
+        """Why the update cannot take a weight strictly between 0 and 1, or None when it can."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of a setting: what it selects and with which weight in [0, 1].
@@ -240,6 +248,20 @@ def parse_published(value: Any) -> Setting:
             )
         entries[entry.key] = entry
     return Setting(tuple(entries.values()))
+
+
+def check_weights(modules: Sequence[Weighed], weights: Sequence[float]) -> None:
+    """Refuses a weight strictly between 0 and 1 for an update that only acts as a whole.
+
+    Raises:
+        SettingError: If there is one.
+    """
+    for module, weight in zip(modules, weights, strict=True):
+        if module.whole_only and 0 < weight < 1:
+            raise SettingError(
+                f"The weight {weight:g} came for '{module.path}', which takes only 0 or 1: {module.whole_only}.",
+                "Use weights between 0 and 1 for plain LoRA updates, and 0 or 1 here.",
+            )
 
 
 def _check_number(entries: Sized) -> None:

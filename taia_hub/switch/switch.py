@@ -25,7 +25,7 @@ from taia_hub.errors import SettingError
 from taia_hub.roles import ROLES
 from taia_hub.switch.blocks import ACTIVE, Block, block_in_force
 from taia_hub.switch.calls import Calls
-from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.switch.settings import Setting, check_weights, parse_setting
 
 _CACHED_SETTINGS = 256
 
@@ -262,12 +262,7 @@ class Switch:
         if found is None:
             setting = parse_setting(value)
             weights = setting.weights(self.sites)
-            for site, weight in zip(self.sites, weights, strict=True):
-                if site.whole_only and 0 < weight < 1:
-                    raise SettingError(
-                        f"The weight {weight:g} came for '{site.path}', which takes only 0 or 1: {site.whole_only}.",
-                        "Use weights between 0 and 1 for plain LoRA updates, and 0 or 1 here.",
-                    )
+            check_weights(self.sites, weights)
             found = self._remember(key, Acting((setting,), weights))
         return found
 

@@ -2,15 +2,45 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from starlette.testclient import TestClient
 
 from taia_hub.engines.llamacpp_front import make_app
+from taia_hub.engines.parts import Module, Served, split
+from taia_hub.switch.settings import parse_setting
 
-MODELS = {"m:all": [{"id": 0, "scale": 1.0}], "m:none": [{"id": 0, "scale": 0.0}]}
+ATTENTION, FFN, IDLE, HEAD = split(
+    [
+        *(Module(f"l.{layer}.attn", "attention", layer) for layer in (0, 1)),
+        *(Module(f"l.{layer}.mlp", "ffn", layer) for layer in (0, 1, 2)),
+        Module("lm_head", "other", None),
+    ],
+    [parse_setting({"ffn@2": 0.5})],
+)
+SERVED = Served(
+    "m",
+    {
+        "m:half": parse_setting({"attention": 1, "ffn": 0.5}),
+        "m": parse_setting("attention"),
+        "m:none": parse_setting("none"),
+    },
+    (
+        replace(ATTENTION, path="a.gguf"),
+        IDLE,  # nothing acts in it: the LoRAs behind it have numbers of their own
+        replace(FFN, path="f.gguf"),
+        replace(HEAD, refused="it is an embedding."),
+    ),
+)
+
+
+def scales(*values):
+    return [{"id": place, "scale": value} for place, value in enumerate(values)]
 
 
 class Behind(BaseHTTPRequestHandler):
@@ -39,8 +69,8 @@ class Behind(BaseHTTPRequestHandler):
 def front(request):
     """A function that asks the front of a server, under a root path as uvicorn hands it on, or none."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Behind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    app = make_app(f"http://127.0.0.1:{server.server_port}", MODELS, "taia")
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    app = make_app(f"http://127.0.0.1:{server.server_port}", SERVED, "taia")
     with TestClient(app, root_path=request.param) as client:
         yield lambda method, path, **more: client.request(method, f"{request.param}{path}", **more)
     server.shutdown()
@@ -54,7 +84,7 @@ def test_a_request_gets_the_scales_of_its_mode_and_the_answer_its_name(front, ac
         assert answer.status_code == 200, answer.text
         assert "content-encoding" not in answer.headers
         said = answer.json()
-        assert (said["model"], said["path"], said["asked"]["lora"]) == ("m:none", path, MODELS["m:none"])
+        assert (said["model"], said["path"], said["asked"]["lora"]) == ("m:none", path, scales(0, 0))
     assert front("POST", "/v1/embeddings", json={}).json()["error"]["code"] == "not_served"
     assert front("POST", "/tokenize", json={}).json()["path"] == "/tokenize"
 
@@ -62,7 +92,7 @@ def test_a_request_gets_the_scales_of_its_mode_and_the_answer_its_name(front, ac
 def test_the_models_are_those_of_the_modes_also_where_the_answer_would_be_compressed(front):
     for path in ("/v1/models", "/models"):
         answer = front("GET", path, headers={"accept-encoding": "gzip"})
-        assert [one["id"] for one in answer.json()["data"]] == list(MODELS)
+        assert [one["id"] for one in answer.json()["data"]] == ["m:half", "m", "m:none"]
         refused = front("GET", path, headers={"accept-encoding": "gzip", "authorization": "wrong"})
         assert (refused.status_code, refused.json()["path"]) == (401, "/v1/models")
 
@@ -72,3 +102,75 @@ def test_what_else_is_asked_for_comes_as_it_is_accepted(front):
     plain = front("GET", "/props", headers={"accept-encoding": "identity"})
     assert "content-encoding" not in plain.headers
     assert plain.json()["path"] == "/props"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (1, 0.5)),
+        ({"model": ""}, (1, 0.5)),
+        ({"model": "m"}, (1, 0)),
+        ({"model": "m:half"}, (1, 0.5)),
+        ({"model": "m:TAIF", "inference_modules": None}, (0, 1)),
+        ({"model": "m:attention+ffn"}, (1, 1)),
+        ({"model": 'm:{"attention": 0.25, "l.*.mlp": 1}'}, (0.25, 1)),
+        ({"inference_modules": "ffn"}, (0, 1)),
+        ({"model": "m", "inference_modules": {"ffn": 0.5}}, (0, 0.5)),
+        ({"model": "m:none", "inference_modules": "base"}, (0, 0)),
+        ({"model": "m:half", "inference_modules": {"ffn": 0.5, "attention": 1.0}}, (1, 0.5)),
+    ],
+)
+def test_every_scale_of_a_setting_is_sent(front, asked, expected):
+    said = front("POST", "/v1/completions", json={**asked, "prompt": "x", "stream": True}).json()
+    assert said["asked"]["lora"] == scales(*expected)
+    assert said["asked"]["prompt"] == "x"
+    assert "inference_modules" not in said["asked"]
+    named = "m" if "inference_modules" in asked and "model" not in asked else "m:half"
+    assert said["model"] == (asked.get("model") or named)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code", "param", "message"),
+    [
+        ({"model": "n"}, 404, "model_not_found", "model", "The models are m:half, m, m:none; any other setting"),
+        ({"model": ["m"]}, 404, "model_not_found", "model", "There is no model ['m'] here."),
+        ({"model": "m:atention"}, 404, "model_not_found", "model", "Did you mean 'attention'? Choose one of"),
+        ({"model": "m:{1}"}, 404, "model_not_found", "model", "is no JSON"),
+        ({"model": "m:all"}, 400, "invalid_inference_modules", "model", "'other', which is not served here: it is an"),
+        ({"model": "m:ffn@0"}, 404, "model_not_found", "model", "Unknown inference modules 'ffn@0'"),
+        ({"inference_modules": {"ffn@0": 1}}, 400, None, None, """Start the server with --mode '{"ffn@0": 1.0}'"""),
+        ({"inference_modules": {"ffn@7": 1}}, 400, None, None, "'ffn@7' matches none of the model's 6 adapted modules"),
+        ({"inference_modules": ["all"]}, 400, None, None, "A list of 1 settings came where one setting is expected"),
+        ({"inference_modules": {"ffn": 1.5}}, 400, None, None, "from 0 (masked) to 1 (acts in full)"),
+        ({"inference_modules": 1}, 400, None, None, "cannot be 1 of type int"),
+        ({"model": "m:none", "inference_modules": "ffn"}, 400, None, None, "'m:none' came with another setting in"),
+        ({"model": "m", "lora": [{"id": 0, "scale": 2}]}, 400, "lora", "lora", "Write a setting into 'inference_mod"),
+    ],
+)
+def test_what_is_not_served_is_an_error_of_openai(front, asked, status, code, param, message):
+    answer = front("POST", "/v1/chat/completions", json=asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
+    assert error["code"] == (code or "invalid_inference_modules")
+    assert error["param"] == (param or "inference_modules")
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 9999, b'{"model": "\\ud800"}'])
+def test_a_body_that_is_no_object_is_refused(front, body):
+    answer = front("POST", "/v1/completions", content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_server_that_is_gone_is_said():
+    with TestClient(make_app("http://127.0.0.1:9", SERVED, "taia")) as client:
+        answer = client.post("/v1/completions", json={"model": "m"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "no_answer")
+        listed = client.get("/v1/models")
+        assert (listed.status_code, listed.json()["error"]["code"]) == (502, "no_answer")
+
+
+def test_the_front_starts_without_torch():
+    heavy = "{'torch', 'transformers', 'peft', 'numpy'}"
+    script = f"import sys, taia_hub.engines.llamacpp_front; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
