@@ -1,6 +1,5 @@
 """A real model on which engines are tried, SmolLM2 in float32, and this package's own answers of each mode."""
 
-import contextlib
 import json
 import socket
 import time
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import TAIAForCausalLM, hub
 from taia_hub.engines.gguf_base import write_gguf_base
-from taia_hub.serving import start
 from tests.conftest import made_once
 
 QUESTIONS = (
@@ -78,6 +76,8 @@ SETTINGS = {
     "attention-1-ffn-0.5": {"attention": 1, "ffn": 0.5},
 }
 """Slug of a setting to the setting."""
+BY_LAYERS = {"attention-1-ffn-0-9-0.5": {"attention": 1, "ffn@0-9": 0.5}}
+"""One more, which tells layers apart."""
 
 
 @pytest.fixture(scope="session")
@@ -86,15 +86,16 @@ def ours(real_repository, real_base, shared):
 
     def make(path):
         model = TAIAForCausalLM.from_pretrained(real_repository).eval()
-        answers = {slug: [] for slug in SETTINGS}
+        settings = SETTINGS | BY_LAYERS
+        answers = {slug: [] for slug in settings}
         for ids in prompts(real_base):
-            rows = torch.tensor([ids] * len(SETTINGS))  # one batch, a setting a row
+            rows = torch.tensor([ids] * len(settings))  # one batch, a setting a row
             made = model.generate(
                 rows,
                 attention_mask=torch.ones_like(rows),
                 max_new_tokens=LENGTH,
                 do_sample=False,
-                inference_modules=list(SETTINGS.values()),
+                inference_modules=list(settings.values()),
             )
             for row, slug in zip(made[:, len(ids) :].tolist(), answers, strict=True):
                 ends = [place for place, token in enumerate(row) if token == model.generation_config.eos_token_id]
@@ -118,20 +119,6 @@ def prompts(base):
         tokenizer.apply_chat_template([{"role": "user", "content": one}], add_generation_prompt=True, return_dict=False)
         for one in QUESTIONS
     ]
-
-
-@contextlib.contextmanager
-def serving(plan, port):
-    """Starts the server of a plan, waits until it answers, and ends it by its process id."""
-    from openai import OpenAI
-
-    process = start(plan.commands[-1])
-    try:
-        wait(process, port)
-        yield OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=200)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def wait(process, port):

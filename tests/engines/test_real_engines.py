@@ -1,5 +1,6 @@
 """Engines that can run here, on SmolLM2 in float32: their greedy answers are this package's own."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,8 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from taia_hub.serving import plan_serving
-from tests.engines.conftest import LENGTH, QUESTIONS, ask, free_port, reachable, serving, wait
+from tests.engines.conftest import BY_LAYERS, QUESTIONS, SETTINGS, ask, free_port, reachable, wait
 
 pytest.importorskip("gguf")
 pytestmark = [
@@ -22,109 +22,25 @@ pytestmark = [
 
 # greedy tokens are exact with keys and values in float32; the cores are shared with other tests
 EXACT = ("--cache-type-k=f32", "--cache-type-v=f32", "--flash-attn-type=disabled", "--cpuparams.n-threads=1")
+KEY = {"Authorization": "Bearer 123"}
+SHORT = 5
+"""Tokens of an answer of llama.cpp that are compared: most of the time goes into reading the questions."""
 
 
-def test_llama_cpp_gives_the_tokens_of_each_mode(real_repository, real_gguf, texts, tmp_path):
-    """Ten prompts, two modes, four requests at a time: each answer is that of its mode."""
-    openai = pytest.importorskip("openai")
-    pytest.importorskip("xllamacpp")
+@contextlib.contextmanager
+def command(repository, engine, *words, number):
+    """Runs `taia serve`, which a signal ends quietly; gives its port."""
     port = free_port()
-    plan = plan_serving(
-        *(real_repository, "llama.cpp", ["attention"]),
-        gguf=real_gguf, out=tmp_path, port=port, name="m", extra=(*EXACT, "--n-ctx", "1024"),
-    )  # fmt: skip
-    assert plan.models == ("m:attention", "m:none")
-    changed = sum(one != other for one, other in zip(texts["attention"], texts["none"], strict=True))
-    assert changed >= 3
-    with serving(plan, port) as client, ThreadPoolExecutor(4) as pool:
-        assert [model.id for model in client.models.list()] == ["m:attention", "m:none"]
-        asked = [(mode, index) for index in range(len(QUESTIONS)) for mode in ("attention", "none")]
-        answers = pool.map(lambda one: ask(client, f"m:{one[0]}", QUESTIONS[one[1]]), asked)
-        for (mode, index), answer in zip(asked, answers, strict=True):
-            assert answer.strip() == texts[mode][index].strip(), (mode, index)
-
-        with pytest.raises(openai.NotFoundError, match=r"There is no model 'm:ffn' here.*m:attention, m:none"):
-            ask(client, "m:ffn", "Hello")
-        message = [{"role": "user", "content": QUESTIONS[0]}]
-        keywords = {"messages": message, "temperature": 0, "max_tokens": LENGTH}
-        pieces = list(client.chat.completions.create(model="m:none", stream=True, **keywords))
-        assert {piece.model for piece in pieces} == {"m:none"}
-        assert len(pieces) > 3
-        streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
-        assert streamed.strip() == texts["none"][0].strip()
-        unnamed = client.chat.completions.create(model="", **keywords)  # the first one
-        assert unnamed.model == "m:attention"
-        assert unnamed.choices[0].message.content.strip() == texts["attention"][0].strip()
-
-
-def test_llama_cpp_takes_no_prompt_of_one_mode_for_anothers(real_repository, real_gguf, tmp_path):
-    """Prompts that begin differently, on one slot: llama.cpp would keep them, and find them by their tokens alone."""
-    pytest.importorskip("openai")
-    pytest.importorskip("xllamacpp")
-    port = free_port()
-    prompts = ("The capital of France is a city on the river Seine which", "Once upon a time a fox met a bear and")
-    extra = (*EXACT, "--n-ctx=256", "--n-parallel=1")
-    plan = plan_serving(
-        real_repository, "llama.cpp", ["all"], gguf=real_gguf, out=tmp_path, port=port, name="m", extra=extra
-    )
-    with serving(plan, port) as client:
-
-        def complete(mode, prompt):
-            made = client.completions.create(model=f"m:{mode}", prompt=prompt, temperature=0, max_tokens=12)
-            return made.choices[0].text
-
-        alone = [complete(mode, prompt) for prompt in prompts for mode in ("none", "all")]  # another mode each time
-        kept = [complete("all", prompt) for prompt in prompts]
-        complete("none", "1 2 3 4 5 6 7 8 9 10")
-        assert [complete("none", prompt) for prompt in prompts] == [alone[0], alone[2]]
-        assert kept == [alone[1], alone[3]]
-        assert alone[::2] != alone[1::2]
-
-
-def test_llama_cpps_front_serves_no_mode_in_anothers_name(real_repository, real_gguf, tmp_path):
-    """What llama.cpp would answer without reading scales is not there; keys are asked for; sampling is llama.cpp's."""
-    import httpx
-
-    pytest.importorskip("xllamacpp")
-    port, key = free_port(), {"Authorization": "Bearer 123"}
-    extra = (*EXACT, "--n-ctx=256", "--api-keys", "123", "--root-path=/behind")
-    plan = plan_serving(
-        real_repository, "llama.cpp", ["attention"], gguf=real_gguf, out=tmp_path, port=port, name="m", extra=extra
-    )
-    with serving(plan, port):
-        url, asked = f"http://127.0.0.1:{port}", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        assert httpx.post(f"{url}/v1/chat/completions", json={**asked, "model": "m:none"}).status_code == 401
-        with httpx.Client(base_url=url, headers=key, timeout=60) as client:
-            for path in ("/v1/messages", "/v1/embeddings", "/v1/rerank", "/slots/0", "/lora-adapters", "/props"):
-                refused = client.post(path, json={**asked, "model": "m:none"})
-                assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_served"), path
-            for body in (b"", b"{", b"[1]"):
-                assert client.post("/v1/chat/completions", content=body).status_code == 400
-            assert client.post("/v1/completions", json={"model": ["m:none"], "prompt": "x"}).status_code == 404
-            assert client.post("/tokenize", json={"content": "Hello"}).json()["tokens"]
-            assert client.get("/health").json() == {"status": "ok"}
-            assert client.get("/").headers["content-type"].startswith("text/html")
-            defaults = client.get("/props").json()["default_generation_settings"]["params"]
-            assert (defaults["repeat_penalty"], defaults["top_k"]) == (1.0, 40)
-            answer = client.post("/v1/responses", json={"model": "m:none", "input": "Hi", "max_output_tokens": 3})
-            assert answer.json()["model"] == "m:none"
-
-
-@pytest.mark.parametrize(("engine", "number"), [("llama.cpp", signal.SIGTERM), ("transformers", signal.SIGINT)])
-def test_a_signal_ends_a_server_quietly(real_repository, real_gguf, tmp_path, engine, number):
-    if engine == "llama.cpp":
-        pytest.importorskip("xllamacpp")
-    else:
-        pytest.importorskip("fastapi")
-    port = free_port()
-    words = ["serve", real_repository, "--engine", engine, "--out", tmp_path, "--port", str(port), "--name", "m"]
-    words += ["--gguf", real_gguf, "--", *EXACT] if engine == "llama.cpp" else []
+    words = ["serve", repository, "--engine", engine, "--port", port, "--name", "m", *words]
     process = subprocess.Popen(
-        [sys.executable, "-m", "taia_hub.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "taia_hub.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         wait(process, port)
+        yield port
         process.send_signal(number)
         said, _ = process.communicate(timeout=60)
     finally:
@@ -136,13 +52,138 @@ def test_a_signal_ends_a_server_quietly(real_repository, real_gguf, tmp_path, en
     assert not reachable(port)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Where the files of llama.cpp's server lie."""
+    return tmp_path_factory.mktemp("llama")
+
+
+@pytest.fixture(scope="module")
+def llama(real_repository, real_gguf, prepared):
+    """The address of llama.cpp's server, whose LoRAs are cut by layers too; Ctrl-C ends it at last."""
+    pytest.importorskip("xllamacpp")
+    (layers,) = BY_LAYERS.values()
+    words = ("--gguf", real_gguf, "--out", prepared, "--mode", "attention", "--mode", json.dumps(layers))
+    own = ("--", *EXACT, "--n-ctx", "2048", "--api-keys", "123", "--root-path=/behind")
+    with command(real_repository, "llama.cpp", *words, *own, number=signal.SIGINT) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def client(llama):
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{llama}/v1", api_key="123", max_retries=0, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def begun(ours, real_base):
+    """How the answers of `ours` begin, as texts."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real_base)
+    return {
+        slug: [tokenizer.decode(row[:SHORT], skip_special_tokens=True).strip() for row in rows]
+        for slug, rows in ours.items()
+    }
+
+
+def test_llama_cpp_gives_the_tokens_of_every_setting_at_once(client, begun):
+    """Ten prompts, six settings, four requests at a time: each answer is that of its setting."""
+    assert len({tuple(answers) for answers in begun.values()}) == len(begun)
+    assert [model.id for model in client.models.list()] == [
+        *("m:attention", "m:attention-1-ffn-0-9-0.5", "m", "m:ffn", "m:all", "m:none")
+    ]
+
+    def answer(case):
+        value, index = case
+        named = {"model": f"m:{value}"} if isinstance(value, str) else {"extra_body": {"inference_modules": value}}
+        messages = [{"role": "user", "content": QUESTIONS[index]}]
+        made = client.chat.completions.create(
+            **{"model": "m", "messages": messages, "temperature": 0, "max_tokens": SHORT, **named}
+        )
+        assert made.model == (f"m:{value}" if isinstance(value, str) else "m")
+        return made.choices[0].message.content.strip()
+
+    settings = SETTINGS | BY_LAYERS
+    cases = [(slug, index) for index in range(len(QUESTIONS)) for slug in settings]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(answer, ((settings[slug], index) for slug, index in cases)))
+    assert answers == [begun[slug][index] for slug, index in cases]
+
+
+def test_llama_cpp_streams_and_says_what_it_does_not_know(client, begun):
+    import openai
+
+    asked = {"messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0, "max_tokens": SHORT}
+    model = 'm:{"attention": 1, "ffn": 0.5}'
+    pieces = list(client.chat.completions.create(model=model, stream=True, **asked))
+    assert {piece.model for piece in pieces} == {model}
+    assert len(pieces) > 3
+    streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert streamed.strip() == begun["attention-1-ffn-0.5"][0]
+    for named in ("", "m"):  # the first that is listed; what is published, which is the same here
+        made = client.chat.completions.create(model=named, **asked)
+        assert made.model == (named or "m:attention")
+        assert made.choices[0].message.content.strip() == begun["attention"][0]
+    with pytest.raises(openai.NotFoundError, match=r"Did you mean 'attention'"):
+        client.chat.completions.create(model="m:atention", **asked)
+    with pytest.raises(openai.BadRequestError, match=r"Start the server with --mode"):
+        client.chat.completions.create(model="m", extra_body={"inference_modules": {"ffn@3": 1}}, **asked)
+
+
+def test_llama_cpp_takes_no_prompt_of_one_setting_for_anothers(client):
+    """Not on one slot, and not where more prompts came than there are slots, of which llama.cpp would keep some."""
+
+    def complete(mode, prompt, **extra):
+        keywords = {"prompt": prompt, "temperature": 0, "max_tokens": 8, "extra_body": extra}
+        return client.completions.create(model=f"m:{mode}", **keywords).choices[0].text
+
+    prompt = "The capital of France is a city on the river Seine which"
+    one_slot = [complete(mode, prompt, id_slot=0) for mode in ("attention", "all", "none", "attention", "all", "none")]
+    assert one_slot[:3] == one_slot[3:]
+    assert len(set(one_slot[:3])) == 3
+    for begins in ("1", "Once", "A", "What"):  # another prompt for every slot
+        complete("all", f"{begins} time a fox met a bear and")
+    assert complete("none", prompt) == one_slot[2]
+    assert complete("all", prompt) == one_slot[1]
+
+
+def test_llama_cpps_front_serves_no_setting_in_anothers_name(llama):
+    """What llama.cpp would answer without reading scales is not there; keys are asked for; sampling is llama.cpp's."""
+    import httpx
+
+    asked = {"model": "m:none", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    assert httpx.get(f"{llama}/v1/models").status_code == 401
+    assert httpx.post(f"{llama}/v1/chat/completions", json=asked).status_code == 401
+    with httpx.Client(base_url=llama, headers=KEY, timeout=60) as client:
+        for path in ("/v1/messages", "/v1/embeddings", "/v1/rerank", "/slots/0", "/lora-adapters", "/props"):
+            refused = client.post(path, json=asked)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_served"), path
+        assert client.post("/tokenize", json={"content": "Hello"}).json()["tokens"]
+        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/").headers["content-type"].startswith("text/html")
+        defaults = client.get("/props").json()["default_generation_settings"]["params"]
+        assert (defaults["repeat_penalty"], defaults["top_k"]) == (1.0, 40)
+        answer = client.post("/v1/responses", json={"model": "m:none", "input": "Hi", "max_output_tokens": 3})
+        assert answer.json()["model"] == "m:none"
+
+
+def test_a_running_server_needs_its_loras_no_more(client, begun, prepared):
+    """Another start may replace them."""
+    assert {path.name for path in (prepared / "gguf").iterdir()} == {"attention", "ffn@0-9", "ffn@10-29"}
+    for path in prepared.glob("gguf/*/adapter.gguf"):
+        path.write_bytes(b"other")
+    assert ask(client, "m:attention", QUESTIONS[1]).startswith(begun["attention"][1])
+
+
 def test_transformers_serve_answers_with_the_merged_mode(real_repository, texts, tmp_path):
     openai = pytest.importorskip("openai")
     pytest.importorskip("fastapi")
-    port = free_port()
-    plan = plan_serving(real_repository, "transformers", ["attention"], out=tmp_path, port=port, name="m")
-    assert json.loads((tmp_path / "merged" / "m:attention" / "config.json").read_text())["model_type"] == "llama"
-    with serving(plan, port) as client:
+    words = ("--out", tmp_path, "--mode", "attention")
+    with command(real_repository, "transformers", *words, number=signal.SIGTERM) as port:
+        merged = json.loads((tmp_path / "merged" / "m:attention" / "config.json").read_text())
+        assert merged["model_type"] == "llama"
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=200)
         assert [model.id for model in client.models.list()] == ["m:attention"]  # a page of chat takes the first
         for question, expected in zip(QUESTIONS[:5], texts["attention"], strict=False):
             assert ask(client, "m:attention", question).strip() == expected.strip()

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from taia_hub import TAIAForCausalLM
 from taia_hub.cli.serving import serve_model
 from taia_hub.engines.llamacpp_front import GENERATING, make_params
+from taia_hub.engines.parts import Module, Served, split
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, SettingError
 from taia_hub.repository.creating import create_repository
 from taia_hub.serving import (
@@ -45,6 +46,7 @@ from taia_hub.serving.memory import (
     slots_memory,
     weights_bytes,
 )
+from taia_hub.switch.settings import parse_setting
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 MODES = (
@@ -168,21 +170,29 @@ def test_sglang_on_several_machines():
         shown("sglang", nodes=2, head="h", tensor_parallel=3)
 
 
-def test_llama_cpp_has_a_file_with_the_loras_of_each_model():
-    modes = (ServedMode("attention", Path("/m/a.gguf"), 8), ServedMode("none"))
+def test_llama_cpp_has_a_file_that_says_all_it_serves():
+    half = parse_setting({"attention": 1, "ffn": 0.5})
+    (ffn,) = split([Module("l.mlp", "ffn", 0)], [])
+    modes = (ServedMode("half", setting=half), ServedMode("", setting=parse_setting("attention")), ServedMode("none"))
     own = ("--n_ctx", "4096", "--chat-template=x y", "--api-keys", "123", "--ssl-keyfile=k")
-    asked = order(modes=modes, gguf=Path("/b.gguf"), folder=Path("/out"), extra=own)
+    parts = (dataclasses.replace(ffn, path=Path("/m/ffn.gguf"), rank=8),)
+    asked = order(modes=modes, parts=parts, gguf=Path("/b.gguf"), folder=Path("/out"), extra=own)
     (command,) = ENGINES["llama.cpp"].commands(asked)
     ((path, text),) = command.files.items()
     assert command.shell() == f"python -m taia_hub.engines.llamacpp_front \\\n    {path}"
     assert path.parent == Path("/out")
     (other,) = ENGINES["llama.cpp"].commands(dataclasses.replace(asked, port=8001))
     assert path not in other.files  # two servers of one folder do not share a file
-    assert json.loads(text) == {
+    described = json.loads(text)
+    assert Served.of(described.pop("served")) == Served(
+        "model",
+        {"model:half": half, "model": parse_setting("attention"), "model:none": parse_setting("none")},
+        parts,
+    )
+    assert described == {
         "host": "127.0.0.1",
         "port": 8000,
         "base": "/b.gguf",
-        "models": {"model:attention": {"/m/a.gguf": 1.0}, "model:none": {}},
         "settings": {"n_ctx": "4096", "chat_template": "x y", "api_keys": "123"},
         "front": {"ssl_keyfile": "k"},
     }
@@ -473,26 +483,6 @@ def test_merged_models_have_the_names_of_requests(repository, pico, tmp_path):
     plan_serving(repository, "transformers", ["attention", "none"], out=tmp_path, name="m")  # the link is made again
 
 
-def test_gguf_loras_are_made_of_exports(repository, pico, tmp_path):
-    from tests.engines.test_gguf_lora import read, write_base
-
-    base = write_base(tmp_path / "base.gguf", of=pico.base("llama"))
-    plan = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
-    (mode, none) = plan.order.modes
-    assert (mode.path, none.path) == (tmp_path / "gguf" / "attention" / "adapter.gguf", None)
-    assert len(read(mode.path)[1]) == 2 * 2 * 4
-    assert plan.prepared[0].endswith(f"--out {tmp_path}/gguf/attention-lora")
-    trusting = plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base, trust_remote_code=True)
-    assert trusting.prepared[0].endswith("--trust-remote-code")
-    made = mode.path.stat().st_mtime_ns
-    plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
-    assert mode.path.stat().st_mtime_ns == made
-    os.utime(base, ns=(1, 1))  # another base perhaps
-    plan_serving(repository, "llama.cpp", ["attention"], out=tmp_path, gguf=base)
-    assert mode.path.stat().st_mtime_ns != made
-    assert [path.name for path in (tmp_path / "gguf").iterdir()] == ["attention"]
-
-
 # --- Bad input -----------------------------------------------------------------------------------------------------
 def test_modes_and_names_that_cannot_be_served(repository, tmp_path):
     for modes, message in (
@@ -666,9 +656,8 @@ def test_print_writes_what_the_command_reads(taia_serve, repository, pico, tmp_p
     assert path.name in result.stdout
     described = json.loads(path.read_text())
     assert Path(described["base"]) == base
-    ((attention, lora), none) = described["models"].items()
-    assert (attention, none) == ("pico-taia:attention", ("pico-taia:none", {}))
-    assert [Path(file).is_file() for file in lora] == [True]
+    assert list(described["served"]["models"])[:2] == ["pico-taia", "pico-taia:attention"]
+    assert [Path(part["path"]).is_file() for part in described["served"]["parts"]] == [True, True]
 
 
 def test_a_gguf_is_looked_at_before_anything_else(taia_serve, repository, tmp_path, monkeypatch):
@@ -856,3 +845,30 @@ def test_an_engine_keeps_the_bases_tokenizer_where_it_is_the_models(online, tmp_
     plan = plan_serving(online.taia, "vllm", ["attention"], out=tmp_path)
     assert plan.order.tokenizer is None
     assert "--tokenizer" not in plan.commands[-1].words
+
+
+def test_llama_cpp_gets_the_models_own_chat_template(online, repo_id, tokenizer, tmp_path):
+    from tests.engines.test_gguf_lora import write_base
+
+    online.push_adapter(repo_id)
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ messages[0]['content'] }}</s>"
+    own.push_to_hub(repo_id)
+    create_repository(online.base, repo_id, out=tmp_path / "made")
+    asked = {"gguf": write_base(tmp_path / "base.gguf"), "out": tmp_path / "out"}
+
+    def settings(*extra):
+        plan = plan_serving(tmp_path / "made", "llama.cpp", extra=extra, **asked)
+        assert "chat template of this model" in plan.notes[-1]
+        return json.loads(next(iter(plan.commands[-1].files.values())))["settings"]
+
+    assert settings() == {"chat_template": own.chat_template}
+    assert settings("--chat-template=chatml") == {"chat_template": "chatml"}
+    (folder,) = (tmp_path / "out").glob("tokenizer-*")
+    (folder / "chat_template.jinja").unlink()  # as older versions of transformers keep it
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for value in ("x", [{"name": "tools", "template": "y"}, {"name": "default", "template": "x"}]):
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": value}))
+        assert settings() == {"chat_template": "x"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": None}))
+    assert settings() == {}
