@@ -120,8 +120,8 @@ def write_gguf_lora(
     """Writes a plain LoRA of PEFT as a GGUF LoRA, one tensor in memory at a time.
 
     `adapter` is a folder of `taia export` or PEFT, with one scale for all modules; `base` is a GGUF of any precision,
-    of which only the header is read, or what `read_base` made of it. A file that is there is replaced when the new one
-    is whole.
+    of which only the header is read, or what `read_base` made of it. Pairs of zeros are left out. A file that is there
+    is replaced when the new one is whole.
 
     Raises:
         UnsupportedUpdateError: If llama.cpp cannot apply it: another method, several scales, biases, embeddings, or an
@@ -165,13 +165,17 @@ def _places(file: Any, base: Base) -> dict[str, tuple[str, tuple[int, ...], Call
     names = gguf.get_tensor_name_map(architecture, base.blocks)
     found: dict[str, tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = {}
     ranks: dict[str, set[int]] = {}
-    for key in sorted(file.keys()):
+    keys = set(file.keys())
+    for key in sorted(keys):
         match = _KEY.fullmatch(key)
         if match is None:
             raise UnsupportedUpdateError(
                 f"The adapter holds '{key}', no LoRA factor of a linear layer; llama.cpp applies nothing else.",
                 "Export the mode first with `taia export`, which writes plain LoRA or says why it cannot.",
             )
+        up = f"{key[: match.start('factor')]}B.weight"
+        if up in keys and not bool(file.get_tensor(up).any()):
+            continue  # it adds nothing, as where an export had to name more modules, and would be computed
         target = names.get_name(match["path"])
         shape = tuple(file.get_slice(key).get_shape())
         if target is None or f"{target}.weight" not in base.shapes:

@@ -76,7 +76,7 @@ SETTINGS = {
     "attention-1-ffn-0.5": {"attention": 1, "ffn": 0.5},
 }
 """Slug of a setting to the setting."""
-BY_LAYERS = {"attention-1-ffn-0-9-0.5": {"attention": 1, "ffn@0-9": 0.5}}
+BY_LAYERS = {"attention-0.5-ffn-0-14-1": {"attention": 0.5, "ffn@0-14": 1}}
 """One more, which tells layers apart."""
 
 

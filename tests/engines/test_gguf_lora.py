@@ -116,6 +116,17 @@ def test_only_the_rows_of_queries_and_keys_change_places(adapter, base, tmp_path
         assert np.array_equal(tensors[f"blk.0.{name}.weight.lora_b"], source[key(0, path, "B")].numpy())
 
 
+def test_pairs_that_add_nothing_are_left_out(edited, base, tmp_path):
+    def idle(tensors, end):
+        return {name: one * (not name.endswith(end)) for name, one in tensors.items()}
+
+    written = write_gguf_lora(edited(lambda all_: idle(all_, "1.mlp.up_proj.lora_B.weight")), base, tmp_path / "a.gguf")
+    assert written.modules == LAYERS * len(MATRICES) - 1
+    assert not [name for name in read(written.path)[1] if name.startswith("blk.1.ffn_up")]
+    with pytest.raises(UnsupportedUpdateError, match="holds no tensor"):
+        write_gguf_lora(edited(lambda all_: idle(all_, "lora_B.weight")), base, tmp_path / "b.gguf")
+
+
 def test_other_architectures_keep_their_rows(adapter, tmp_path):
     base = write_base(tmp_path / "base.gguf", "qwen2")
     source = load_file(adapter / "adapter_model.safetensors")
