@@ -47,6 +47,11 @@ def build(order: Order) -> tuple[Command, ...]:
     return (Command((("python", "-m", "taia_hub.engines.llamacpp_front"), (str(path),)), files={path: text}),)
 
 
+def notes(order: Order) -> tuple[str, ...]:
+    """Says that requests are not bound to the modes that are listed."""
+    return (f"Every other setting is there too: as the model {order.name}:SETTING, or in the field inference_modules.",)
+
+
 def _template(tokenizer: Path | None) -> str | None:
     """Reads the chat template in the folder of a tokenizer; None where there is none."""
     if tokenizer is None:
@@ -88,4 +93,5 @@ ENGINE = Engine(
     ),
     build=build,
     models=colon_name,
+    notes=notes,
 )

@@ -19,7 +19,7 @@ from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.memory import memory_text
-from taia_hub.serving.parts import prepare_parts
+from taia_hub.serving.parts import cut_update, prepare_parts
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
 from taia_hub.switch.settings import MODES, InferenceModules, Setting, parse_setting
@@ -165,14 +165,17 @@ def plan_serving(
         head=head,
     )
     found.check(order)  # before the work
+    cut = None
     if found.needs == "gguf":
+        wanted = settings or (published,)
+        cut = cut_update(files, wanted, published, access=access, trust_remote_code=trust_remote_code)
         model = base_gguf(files.base, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
         order = dataclasses.replace(order, gguf=model)
     folder = Path(out) if out is not None else default_folder(files, name)
     preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
     parts: tuple[Part, ...] = ()
-    if found.needs == "gguf":
-        parts = prepare_parts(preparing, settings or (published,), published)
+    if cut is not None:
+        parts = prepare_parts(preparing, cut)
         weighed = Served(name, {}, parts)
         given = {"", *(setting.slug for setting in settings)}
         ready = tuple(mode for mode in order.modes if mode.label in given or weighed.takes(listed[mode.label]))

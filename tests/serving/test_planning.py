@@ -847,7 +847,7 @@ def test_an_engine_keeps_the_bases_tokenizer_where_it_is_the_models(online, tmp_
     assert "--tokenizer" not in plan.commands[-1].words
 
 
-def test_llama_cpp_gets_the_models_own_chat_template(online, repo_id, tokenizer, tmp_path):
+def test_llama_cpp_gets_the_models_own_chat_template(online, repo_id, pico, tokenizer, tmp_path):
     from tests.engines.test_gguf_lora import write_base
 
     online.push_adapter(repo_id)
@@ -855,7 +855,7 @@ def test_llama_cpp_gets_the_models_own_chat_template(online, repo_id, tokenizer,
     own.chat_template = "{{ messages[0]['content'] }}</s>"
     own.push_to_hub(repo_id)
     create_repository(online.base, repo_id, out=tmp_path / "made")
-    asked = {"gguf": write_base(tmp_path / "base.gguf"), "out": tmp_path / "out"}
+    asked = {"gguf": write_base(tmp_path / "base.gguf", of=pico.base("llama")), "out": tmp_path / "out"}
 
     def settings(*extra):
         plan = plan_serving(tmp_path / "made", "llama.cpp", extra=extra, **asked)
