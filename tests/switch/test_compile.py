@@ -39,11 +39,13 @@ def forward(model, ids, **keywords):
     return model(input_ids=ids, use_cache=False, **keywords).logits
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_one_graph_serves_every_mode(pico, fullgraph, name):
-    model, ids = pico.taia(name), pico.ids()
+@pytest.mark.parametrize("name", [SMALL, "gpt2"])
+def test_one_graph_serves_every_mode_and_every_row(pico, fullgraph, name):
+    model, ids = pico.taia(name), pico.ids(4)
+    rows = MODES, MODES[::-1], ["all", "none", "none", {"ffn": 0.5}]
     with torch.no_grad():
         expected = [forward(model, ids, inference_modules=setting) for setting in SETTINGS]
+        expected_rows = [forward(model, ids, inference_modules=settings) for settings in rows]
         compiled, graphs = fullgraph(model)
 
         for setting, eager in zip(SETTINGS, expected, strict=True):
@@ -51,18 +53,21 @@ def test_one_graph_serves_every_mode(pico, fullgraph, name):
                 assert torch.equal(forward(compiled, ids), eager)
             model.inference_modules = setting
             assert torch.equal(forward(compiled, ids), eager)
+        for settings, eager in zip(rows, expected_rows, strict=True):
+            with model._taia_switch.hold(model._taia_switch.resolve_rows(settings)):
+                assert torch.equal(forward(compiled, ids), eager)
 
     assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor compiles with g++")
-@pytest.mark.parametrize("grad", [False, True])
-def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph, grad):
-    model, ids = pico.taia(SMALL, is_trainable=grad), pico.ids()
+def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph):
+    """The graph that inductor is given with gradients is the one of the tests of gradients below."""
+    model, ids = pico.taia(SMALL), pico.ids()
     compiled, graphs = fullgraph(model, "inductor")
 
-    with torch.set_grad_enabled(grad):
+    with torch.no_grad():
         for setting in SETTINGS:
             with model.using(setting):
                 torch.testing.assert_close(forward(compiled, ids), forward(model, ids), **CLOSE)
@@ -73,19 +78,17 @@ def test_inductor_serves_every_mode_with_one_graph(pico, fullgraph, grad):
     assert graphs.frame_count == 1
 
 
-def test_one_graph_serves_rows(pico, fullgraph):
-    model, ids = pico.taia(SMALL), pico.ids(4)
-    compiled, graphs = fullgraph(model)
-
+def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
+    model, ids = pico.taia(SMALL), pico.ids()
+    compiled, _ = fullgraph(model, "eager")
     with torch.no_grad():
-        for settings in (MODES, MODES[::-1], ["all", "none", "none", {"ffn": 0.5}]):
-            expected = forward(model, ids, inference_modules=settings)
-            with model._taia_switch.hold(model._taia_switch.resolve_rows(settings)):
-                assert torch.equal(forward(compiled, ids), expected)
-        with model.using("none"):
-            assert torch.equal(forward(compiled, ids), forward(model, ids))
-
-    assert graphs.frame_count == 1
+        forward(compiled, ids)
+        twin = copy.deepcopy(model)
+        twin.inference_modules = "all"
+        compiled_twin, _ = fullgraph(twin, "eager")
+        assert torch.equal(forward(compiled_twin, ids), forward(twin, ids))
+        assert torch.equal(forward(compiled, ids), forward(model, ids))
+        assert not torch.equal(forward(twin, ids), forward(model, ids))
 
 
 def test_the_keyword_works_on_a_compiled_model(pico):
@@ -108,67 +111,56 @@ def test_the_keyword_works_on_a_compiled_model(pico):
     assert graphs.frame_count == compiled_frames
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["bfloat16", "bias_and_dropout"])
-def test_gradients_equal_those_of_eager_code(pico, fullgraph, variant):
-    options = {} if variant == "bfloat16" else {"lora_bias": True, "lora_dropout": 0.3}  # dropout rests in eval mode
-    label = variant if options else "lora"
-    pico.adapter(SMALL, pico.lora(SMALL, **options), label)
-    dtype = torch.bfloat16 if variant == "bfloat16" else torch.float32
-    close = {"rtol": 0.1, "atol": 0.02} if variant == "bfloat16" else {"rtol": 1e-4, "atol": 1e-5}
-    model, ids = pico.taia(SMALL, label, is_trainable=True, dtype=dtype), pico.ids()
-    compiled, graphs = fullgraph(model)
+def gradients(model, loss):
+    """The gradient of each trainable parameter: none where a masked update gets none."""
+    model.zero_grad()
+    loss.backward()
+    return {key: value.grad for key, value in model.named_parameters() if value.requires_grad}
 
-    def gradients(one):
-        model.zero_grad()
-        one(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        return {key: value.grad for key, value in model.named_parameters() if value.requires_grad}
+
+def assert_gradients(ours, expected, **close):
+    """Compares them: a masked update gets no gradient in eager code, and zeros from the one graph of all modes."""
+    assert any(gradient is not None for gradient in expected.values())
+    for key, gradient in expected.items():
+        torch.testing.assert_close(ours[key], torch.zeros_like(ours[key]) if gradient is None else gradient, **close)
+
+
+@pytest.mark.slow
+def test_gradients_in_16_bit_equal_those_of_eager_code(pico, fullgraph):
+    model, ids = pico.taia(SMALL, is_trainable=True, dtype=torch.bfloat16), pico.ids()
+    compiled, graphs = fullgraph(model)
 
     for setting in SETTINGS[1:]:
         with model.using(setting):
-            expected, ours = gradients(model), gradients(compiled)
-        assert any(gradient is not None for gradient in expected.values())
-        for key, gradient in expected.items():
-            # a masked update gets no gradient in eager code, and zeros from the one graph of all modes
-            torch.testing.assert_close(
-                ours[key], torch.zeros_like(ours[key]) if gradient is None else gradient, **close
-            )
+            expected, ours = (gradients(model, one(ids, labels=ids, use_cache=False).loss) for one in (model, compiled))
+        assert_gradients(ours, expected, rtol=0.1, atol=0.02)
 
     assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
-def test_gradients_of_rows_equal_those_of_eager_code(pico, fullgraph):
-    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids(3)
-    compiled, _ = fullgraph(model)
+def test_gradients_equal_those_of_eager_code(pico, fullgraph):
+    """By mode and by row; and the backward pass goes by the weights that its forward had, whatever is in force then."""
+    pico.adapter(SMALL, pico.lora(SMALL, lora_bias=True, lora_dropout=0.3), "bias_and_dropout")
+    model, ids = pico.taia(SMALL, "bias_and_dropout", is_trainable=True), pico.ids(3)  # dropout rests in eval mode
+    compiled, graphs = fullgraph(model)
     rows = model._taia_switch.resolve_rows(["ffn", "all", {"attention": 0.5}])
+    every = [model._taia_switch.resolve(setting) for setting in SETTINGS[1:]]
 
-    def gradients(one):
-        model.zero_grad()
-        with model._taia_switch.hold(rows):
-            forward(one, ids).square().sum().backward()
-        return {key: value.grad for key, value in model.named_parameters() if value.requires_grad}
+    for setting in (*every, rows):
+        with model._taia_switch.hold(setting):
+            expected, ours = (gradients(model, forward(one, ids).square().mean()) for one in (model, compiled))
+        assert_gradients(ours, expected, **CLOSE)
 
-    expected, ours = gradients(model), gradients(compiled)
-
-    for key, gradient in expected.items():
-        torch.testing.assert_close(ours[key], gradient, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_gradients_of_a_graph_belong_to_its_forward(pico, fullgraph):
-    """The backward pass goes by the weights that the forward had, whatever is in force by then."""
-    model, ids = pico.taia(SMALL, is_trainable=True), pico.ids()
-    compiled, _ = fullgraph(model)
     weight = model.model.layers[0].mlp.up_proj.lora_B["default"].weight
-
-    def gradient(one, later):
+    found = []
+    for one, later in ((compiled, "none"), (model, "all")):
         with model.using({"*": 0.5}):
-            loss = one(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = forward(one, ids).square().mean()
         with model.using(later):
-            return torch.autograd.grad(loss, weight)[0]
-
-    torch.testing.assert_close(gradient(compiled, "none"), gradient(model, "all"), **CLOSE)
+            found.append(torch.autograd.grad(loss, weight)[0])
+    torch.testing.assert_close(*found, **CLOSE)
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow
@@ -184,20 +176,6 @@ def test_a_compiled_16_bit_model_equals_eager_code(pico, fullgraph, autocast):
                 assert torch.equal(forward(compiled, ids), forward(model, ids))
 
 
-@pytest.mark.slow
-def test_a_copy_of_a_compiled_model_obeys_its_own_switch(pico, fullgraph):
-    model, ids = pico.taia(SMALL), pico.ids()
-    compiled, _ = fullgraph(model)
-    with torch.no_grad():
-        forward(compiled, ids)
-        twin = copy.deepcopy(model)
-        twin.inference_modules = "all"
-        compiled_twin, _ = fullgraph(twin)
-        assert torch.equal(forward(compiled_twin, ids), forward(twin, ids))
-        assert torch.equal(forward(compiled, ids), forward(model, ids))
-        assert not torch.equal(forward(twin, ids), forward(model, ids))
-
-
 def generate(model, ids, **keywords):
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "cache_implementation": "static"}
     return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options, **keywords)
@@ -206,27 +184,26 @@ def generate(model, ids, **keywords):
 @pytest.mark.slow
 def test_a_compiled_forward_generates_in_every_mode(pico):
     """With a static cache, `generate` runs a compiled forward; here it is compiled by hand, as on a CPU it is not."""
-    model, ids = pico.taia(SMALL), pico.ids(1)
+    model, ids = pico.taia(SMALL), pico.ids(1).repeat(4, 1)
     expected = {mode: generate(model, ids, inference_modules=mode) for mode in MODES}
-    rows = generate(model, ids.repeat(4, 1), inference_modules=MODES)
+    rows = generate(model, ids, inference_modules=MODES)
 
-    graphs = CompileCounterWithBackend("aot_eager")
+    graphs = CompileCounterWithBackend("eager")
     model.forward = torch.compile(model.forward, backend=graphs)
 
     frames = set()
     for mode in (*MODES, "none"):
         assert torch.equal(generate(model, ids, inference_modules=mode), expected[mode])
         frames.add(graphs.frame_count)
-    assert len(frames) == 1  # the first mode compiled all that the others run
     for settings in (MODES, MODES[::-1], ["all", {"ffn": 0.5}, "none", "none"]):
-        tokens = generate(model, ids.repeat(4, 1), inference_modules=settings)
+        tokens = generate(model, ids, inference_modules=settings)
         assert settings != MODES or torch.equal(tokens, rows)
         frames.add(graphs.frame_count)
-    assert len(frames) == 2  # the larger batch compiled once, whatever its rows are set to
     for mode in (*MODES, MODES):
         model.inference_modules = "all"
-        generate(model, ids if isinstance(mode, str) else ids.repeat(4, 1), inference_modules=mode)
-    assert graphs.frame_count == max(frames)
+        generate(model, ids, inference_modules=mode)
+        frames.add(graphs.frame_count)
+    assert len(frames) == 1  # the first mode compiled all that the others run, and the rows whatever they are set to
 
 
 @pytest.mark.gpu
@@ -249,10 +226,14 @@ def test_static_cache_on_a_gpu_follows_the_mode_between_calls(pico, dtype):
 
 @pytest.mark.slow
 def test_fusing_compiles_once_and_is_left_again(pico, fullgraph):
-    """A graph from before must not add the update a second time, and one of a fused model none too few."""
+    """A graph from before must not add the update a second time, one of a fused model none too few or another."""
     model, ids = pico.taia(SMALL), pico.ids()
-    compiled, graphs = fullgraph(model)
+    compiled, graphs = fullgraph(model, "eager")
+    before = contextvars.copy_context()
+    before.run(model.using("all").__enter__)
     with torch.no_grad():
+        with model.using("all"), model.fused("attention"), pytest.raises(SettingError, match="is fused"):
+            forward(compiled, ids)
         expected = {mode: forward(model, ids, inference_modules=mode) for mode in ("attention", "all")}
         frames = []
         for _ in range(2):
@@ -263,21 +244,7 @@ def test_fusing_compiles_once_and_is_left_again(pico, fullgraph):
                     torch.testing.assert_close(forward(compiled, ids), unfused, **CLOSE)
                     assert torch.equal(forward(compiled, ids), forward(model, ids))
                 frames.append(graphs.frame_count)
-
-    assert frames == [2, 3, 3, 3]  # unfused; then one for each fused mode
-
-
-def test_a_graph_of_a_fused_model_refuses_another_setting(pico, fullgraph):
-    model, ids = pico.taia(SMALL), pico.ids()
-    compiled, graphs = fullgraph(model)
-    with torch.no_grad(), model.using("all"), model.fused("attention"), pytest.raises(SettingError, match="is fused"):
-        forward(compiled, ids)
-    before = contextvars.copy_context()
-    before.run(model.using("all").__enter__)
-    with torch.no_grad(), model.fused("attention"):
-        forward(compiled, ids)
-        frames = graphs.frame_count
-        with pytest.raises(SettingError, match="is fused"):
+        with model.fused("attention"), pytest.raises(SettingError, match="is fused"):
             before.run(forward, compiled, ids)
 
-    assert graphs.frame_count == frames
+    assert [*frames, graphs.frame_count] == [2, 3, 3, 3, 3]  # unfused; then one for each fused mode
