@@ -24,10 +24,12 @@ import copy  # noqa: E402
 import functools  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
+import multiprocessing  # noqa: E402
 import shutil  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -217,7 +219,7 @@ class Pico:
 
     def _copy(self, load: Callable[..., Any], *folders: Path, **keywords: Any) -> Any:
         """Returns a copy of what `load` gives, where it is loaded as most are: loading takes five times as long."""
-        if not keywords.keys() <= {"dtype", "inference_modules"}:
+        if not keywords.keys() <= {"dtype", "inference_modules", "is_trainable"}:
             return load(*folders, **keywords)
         key = (load, *folders, str(keywords))
         if key not in self._loaded:
@@ -478,6 +480,22 @@ def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
         )
 
     return run
+
+
+FORKS = multiprocessing.get_context("fork")
+"""Starts a process as a copy of this one: a fresh one imports for 8 s. Not for CUDA, and what else has threads."""
+
+
+def in_a_copy(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a function of a module in a copy of this process, and returns what it returns."""
+    with ProcessPoolExecutor(1, FORKS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return pool.submit(function, *arguments).result(timeout=120)
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process held; getrusage would begin with the peak of what started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 @pytest.fixture

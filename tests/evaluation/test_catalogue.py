@@ -1,20 +1,18 @@
 """Tasks, numbers and batches that cannot be evaluated: what came, what is allowed, what to do."""
 
+import functools
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import taia_hub
 from taia_hub import evaluate
 from taia_hub.cli import main
 from taia_hub.errors import ConfigError, MissingDependencyError
 from taia_hub.evaluation.catalogue import check_names, load_tasks
 from taia_hub.evaluation.options import EvaluationOptions, check_batch_size
 from taia_hub.results import summarise
+from tests.evaluation.conftest import in_two_processes
 
 TASK = """task: {name}
 dataset_path: json
@@ -144,23 +142,13 @@ def test_fewer_items_than_processes_are_refused(tmp_path, monkeypatch):
     assert len(load_tasks(EvaluationOptions([path], limit=2))[0]) == 1
 
 
-@pytest.mark.slow
 def test_two_processes_say_so_and_end(pico, tokenizer, tmp_path):
-    folder, script = tmp_path / "model", tmp_path / "run.py"
+    folder, path = tmp_path / "model", items(tmp_path / "t.jsonl")
     pico.taia("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    script.write_text("import sys, taia_hub; taia_hub.evaluate(sys.argv[1], sys.argv[2], ['none'], limit=1)")
-    here = {"PYTHONPATH": str(Path(taia_hub.__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        [*words, str(folder), str(items(tmp_path / "t.jsonl"))],
-        env={**os.environ, **here},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode
-    assert "ConfigError: The task 't' has 1 items, too few for 2 processes" in done.stderr
+    errors = in_two_processes(functools.partial(evaluate, limit=1), str(folder), str(path), ["none"])
+    assert [type(error) for error in errors] == [ConfigError, ConfigError]
+    assert all("The task 't' has 1 items, too few for 2 processes" in str(error) for error in errors)
 
 
 def test_names_need_lm_eval(monkeypatch):

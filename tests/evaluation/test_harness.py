@@ -2,10 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from taia_hub.evaluation import find_judge, safety_task, vllm_commands, win_rate
 from taia_hub.evaluation.catalogue import load_tasks
 from taia_hub.evaluation.options import EvaluationOptions
 from taia_hub.results import RESULTS_FILE, Results, summarise
+from tests.evaluation.conftest import in_two_processes
 
 MODES = ("none", "attention", "ffn", "all")
 CHOICES = ["the sea", "a tree", "the sun"]
@@ -607,24 +608,12 @@ def test_the_command_refuses_bad_words(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_two_processes_give_what_one_gives(pico, tokenizer, choices, tmp_path):
     folder = tmp_path / "model"
     pico.taia("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    code = "import sys, taia_hub; taia_hub.evaluate(sys.argv[1], sys.argv[2], out=sys.argv[3])"
-    script = tmp_path / "run.py"
-    script.write_text(code)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    here = {"PYTHONPATH": str(Path(taia_hub.__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*words, str(script), str(folder), str(choices), str(tmp_path / "two.json")],
-        env={**os.environ, **here},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "two.json"
+    assert in_two_processes(functools.partial(evaluate, out=out), str(folder), str(choices)) == [None, None]
     two = Results.load(tmp_path / "two.json")
     one = evaluate(str(folder), choices)
     assert two.environment["hardware"]["processes"] == 2
@@ -634,7 +623,7 @@ def test_two_processes_give_what_one_gives(pico, tokenizer, choices, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_model_on_real_items(smollm2, tmp_path):
-    """6 items each of two kinds, all four modes; `none` gives lm-eval's numbers on the bare base, item by item.
+    """4 items each of two kinds, all four modes; `none` gives lm-eval's numbers on the bare base, item by item.
 
     Of every mode it is shown on a random model: `test_every_mode_scores_as_lm_eval_on_the_model_it_stands_for`.
     """
@@ -644,31 +633,26 @@ def test_a_real_model_on_real_items(smollm2, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     torch.manual_seed(0)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    tuned = get_peft_model(base, lora)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_B" in name:
-                parameter.mul_(0.4)
-    tuned.save_pretrained(tmp_path / "adapter")
+    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
     data = Path(__file__).parents[1] / "data" / "eval"
     files = [tmp_path / "commonsense.jsonl", tmp_path / "numbers.jsonl"]
     for source, target in zip(("commonsense_qa_items.jsonl", "svamp_items.jsonl"), files, strict=True):
         shutil.copy(data / source, target)
     model = TAIAForCausalLM.from_adapter(smollm2, tmp_path / "adapter", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    keywords = {"gen_kwargs": {"max_gen_toks": 4}}
-    found = evaluate(model, files, MODES, tokenizer=tokenizer, limit=6, out=tmp_path / "r.json", **keywords)
+    keywords = {"gen_kwargs": {"max_gen_toks": 2}}
+    found = evaluate(model, files, MODES, tokenizer=tokenizer, limit=4, out=tmp_path / "r.json", **keywords)
 
     bare = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     lm = HFLM(bare, tokenizer=AutoTokenizer.from_pretrained(smollm2), batch_size=8)
-    for task in load_tasks(EvaluationOptions(files, limit=6))[0]:
-        alone = simple_evaluate(lm, tasks=[task.task], limit=6, bootstrap_iters=0, apply_chat_template=True, **keywords)
+    for task in load_tasks(EvaluationOptions(files, limit=4))[0]:
+        alone = simple_evaluate(lm, tasks=[task.task], limit=4, bootstrap_iters=0, apply_chat_template=True, **keywords)
         metric = task.blank.metric.partition(",")[0]
         samples = sorted(alone["samples"][task.blank.name], key=lambda sample: sample["doc_id"])
         ours = found.tasks[task.blank.key]
         assert ours.modes["none"].values[task.blank.metric] == tuple(float(row[metric]) for row in samples)
         assert ours.modes["none"].scores[task.blank.metric] == alone["results"][task.blank.name][task.blank.metric]
-        assert len(ours.items) == 6
+        assert len(ours.items) == 4
     values = [found.tasks["commonsense"].modes[mode].values["acc,none"] for mode in MODES]
     assert len(set(values)) > 1  # the modes do differ
     row = summarise(found).rows[0]

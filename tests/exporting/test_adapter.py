@@ -37,7 +37,7 @@ from taia_hub.updates.molora.update import MoLoraSettings, add_molora, save_molo
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED
 from taia_hub.weights import shards as dense_files
 from taia_hub.weights.skeleton import skeleton
-from tests.conftest import logits
+from tests.conftest import in_a_copy, logits, peak_memory
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -726,8 +726,23 @@ def _copy(folder, out, **changes):
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_large_adapter_takes_little_memory(clean_process, tmp_path):
+def _exported_twice(source, out):
+    """Exports factors as they are and scaled; returns the MiB of each file and those that its writing took."""
+    marks, real = [], adapter_module.write_tensors
+
+    def measured(*arguments):
+        marks.append(peak_memory())
+        return real(*arguments)
+
+    adapter_module.write_tensors = measured
+    found = []
+    for name, mode in (("copied", "attention"), ("computed", {"attention": 1, "ffn": 0.3})):
+        report = export_adapter(source, out / name, mode)
+        found.append((report.bytes >> 20, (peak_memory() - marks[-1]) >> 20))
+    return found
+
+
+def test_a_large_adapter_takes_little_memory(tmp_path):
     """320 MiB of factors, in a file with holes: what is read must not stay."""
     hidden, rank, layers = 2048, 1024, 4
     config = LlamaConfig(
@@ -747,38 +762,20 @@ def test_a_large_adapter_takes_little_memory(clean_process, tmp_path):
                     "data_offsets": [end, end + size],
                 }
                 end += size
-    adapter = tmp_path / "adapter"
+    folder = tmp_path / "adapter"
     LoraConfig(
         r=rank,
         lora_alpha=rank,
         target_modules=[name.rpartition(".")[2] for name in names],
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(tmp_path / "base"),
-    ).save_pretrained(adapter)
+    ).save_pretrained(folder)
     text = json.dumps(header).encode()
-    with (adapter / WEIGHTS).open("wb") as file:
+    with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
 
-    ran = clean_process(
-        f"""
-from taia_hub.exporting import adapter, export_adapter
-def peak():  # in MiB; getrusage would begin with the peak of the process that started this one
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
-marks, real = [], adapter.write_tensors
-def measured(*arguments):
-    marks.append(peak())
-    return real(*arguments)
-adapter.write_tensors = measured
-for name, mode in (("copied", "attention"), ("computed", {{"attention": 1, "ffn": 0.3}})):
-    report = export_adapter({str(adapter)!r}, {str(tmp_path)!r} + "/" + name, mode)
-    print(report.bytes >> 20, peak() - marks[-1])
-""",
-        OMP_NUM_THREADS="1",
-    )
-
-    assert ran.returncode == 0, ran.stderr
-    (copied, copying), (computed, computing) = (map(int, line.split()) for line in ran.stdout.splitlines())
+    (copied, copying), (computed, computing) = in_a_copy(_exported_twice, folder, tmp_path)
     assert (copied, computed) == (256, 320)
     assert max(copying, computing) < 64, "a tensor has 8 MiB"
 

@@ -59,9 +59,8 @@ def logits(model, ids, **keywords):
 
 
 @pytest.fixture
-def repository(pico, tmp_path):
-    pico.taia("llama").save_pretrained(tmp_path / "model-taia")
-    return tmp_path / "model-taia"
+def repository(saved_copy):
+    return saved_copy
 
 
 def load(repository, **options):

@@ -4,7 +4,7 @@ import os
 
 from tests.damages import make_repositories, try_damages
 
-COUNT = int(os.environ.get("TAIA_TEST_DAMAGES", "500"))
+COUNT = int(os.environ.get("TAIA_TEST_DAMAGES", "300"))
 SEED = int(os.environ.get("TAIA_TEST_DAMAGES_SEED", "0"))
 
 

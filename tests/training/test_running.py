@@ -4,10 +4,10 @@ import copy
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -42,6 +42,7 @@ from taia_hub.training.modelling import check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
 from taia_hub.training.trainer import check_trackers
 from taia_hub.training.workspace import MARK, WORK, Workspace, fingerprint, sole_run, training_inputs
+from tests.conftest import FORKS
 
 CONFIGS = Path(taia_hub.__file__).parent / "training" / "configs"
 CHATML = (
@@ -476,38 +477,30 @@ def test_other_methods_go_on_where_they_stopped(recipe, tmp_path, changes):
 
 
 # --- Killed, refused, full ------------------------------------------------------------------------------------------
-STOPPING = """
-import sys, time
-from pathlib import Path
-from taia_hub.training import TrainingRecipe, train
-def progress(stage, done, total):
-    if stage == "training" and done == 5:
-        time.sleep(600)
-train(TrainingRecipe.from_yaml(sys.argv[1]), out=Path(sys.argv[2]), progress=progress)
-"""
+def _train_to_step_5(recipe, out, told):
+    """Trains, tells of the fifth step, and stays there."""
+
+    def progress(stage, done, total):
+        if stage == "training" and done == 5:
+            told.send(done)
+            time.sleep(600)
+
+    torch.set_num_threads(1)
+    train(recipe, out=out, progress=progress)
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(recipe, tmp_path):
     one = recipe.replace(save_steps=2, dropout=0.3, micro_batch_size=4, max_steps=7)
-    (tmp_path / "recipe.yaml").write_text(one.to_yaml())
     train(one, out=tmp_path / "straight")
-    root = str(Path(taia_hub.__file__).parents[1])
-    running = subprocess.Popen(
-        [sys.executable, "-c", STOPPING, str(tmp_path / "recipe.yaml"), str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": root},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    mark = tmp_path / "killed" / WORK / "checkpoint-4" / MARK
-    for _ in range(1200):
-        if mark.is_file() or running.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert running.poll() is None
-    assert mark.is_file()
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    start = multiprocessing.get_context("spawn") if torch.cuda.is_available() else FORKS  # CUDA outlives no fork
+    told, tells = start.Pipe(duplex=False)
+    running = start.Process(target=_train_to_step_5, args=(one, tmp_path / "killed", tells))
+    running.start()
+    tells.close()
+    assert told.recv() == 5
+    running.kill()
+    running.join()
+    assert (tmp_path / "killed" / WORK / "checkpoint-4" / MARK).is_file()
     half = tmp_path / "killed" / WORK / "checkpoint-6"  # as if the kill came while it was written
     half.mkdir()
     (half / "trainer_state.json").write_text("{")
