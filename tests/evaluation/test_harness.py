@@ -623,7 +623,7 @@ def test_two_processes_give_what_one_gives(pico, tokenizer, choices, tmp_path):
 
 @pytest.mark.slow
 def test_a_real_model_on_real_items(smollm2, tmp_path):
-    """4 items each of two kinds, all four modes; `none` gives lm-eval's numbers on the bare base, item by item.
+    """6 items each of two kinds, all four modes; `none` gives lm-eval's numbers on the bare base, item by item.
 
     Of every mode it is shown on a random model: `test_every_mode_scores_as_lm_eval_on_the_model_it_stands_for`.
     """
@@ -633,7 +633,12 @@ def test_a_real_model_on_real_items(smollm2, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     torch.manual_seed(0)
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    tuned = get_peft_model(base, lora)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.4)
+    tuned.save_pretrained(tmp_path / "adapter")
     data = Path(__file__).parents[1] / "data" / "eval"
     files = [tmp_path / "commonsense.jsonl", tmp_path / "numbers.jsonl"]
     for source, target in zip(("commonsense_qa_items.jsonl", "svamp_items.jsonl"), files, strict=True):
@@ -641,18 +646,18 @@ def test_a_real_model_on_real_items(smollm2, tmp_path):
     model = TAIAForCausalLM.from_adapter(smollm2, tmp_path / "adapter", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     keywords = {"gen_kwargs": {"max_gen_toks": 2}}
-    found = evaluate(model, files, MODES, tokenizer=tokenizer, limit=4, out=tmp_path / "r.json", **keywords)
+    found = evaluate(model, files, MODES, tokenizer=tokenizer, limit=6, out=tmp_path / "r.json", **keywords)
 
     bare = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     lm = HFLM(bare, tokenizer=AutoTokenizer.from_pretrained(smollm2), batch_size=8)
-    for task in load_tasks(EvaluationOptions(files, limit=4))[0]:
-        alone = simple_evaluate(lm, tasks=[task.task], limit=4, bootstrap_iters=0, apply_chat_template=True, **keywords)
+    for task in load_tasks(EvaluationOptions(files, limit=6))[0]:
+        alone = simple_evaluate(lm, tasks=[task.task], limit=6, bootstrap_iters=0, apply_chat_template=True, **keywords)
         metric = task.blank.metric.partition(",")[0]
         samples = sorted(alone["samples"][task.blank.name], key=lambda sample: sample["doc_id"])
         ours = found.tasks[task.blank.key]
         assert ours.modes["none"].values[task.blank.metric] == tuple(float(row[metric]) for row in samples)
         assert ours.modes["none"].scores[task.blank.metric] == alone["results"][task.blank.name][task.blank.metric]
-        assert len(ours.items) == 4
+        assert len(ours.items) == 6
     values = [found.tasks["commonsense"].modes[mode].values["acc,none"] for mode in MODES]
     assert len(set(values)) > 1  # the modes do differ
     row = summarise(found).rows[0]
