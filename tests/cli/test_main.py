@@ -131,13 +131,12 @@ def test_info_reads_no_weights(taia, online, tmp_path):
     assert found["base_revision"] == online.base_sha
 
 
-@pytest.mark.slow
-def test_info_fetches_only_the_header_of_the_weights(online, clean_process):
-    online.hub.requests.clear()
-    done = clean_process(f"from taia_hub.cli import main; main(['info', '{online.taia}'])")
-    assert done.returncode == 0, done.stderr
-    assert "attention" in done.stdout
+def test_info_fetches_only_the_header_of_the_weights(online, taia, empty_cache):
+    status, out, err = taia("info", online.taia)
+    assert status == 0, err
+    assert "attention" in out
     fetched = [path for method, path in online.hub.requests if method == "GET" and "/resolve/" in path]
+    assert any(path.startswith(f"/{online.base}/") for path in fetched)  # nothing was in a cache
     assert not any(path.startswith(f"/{online.base}/") and path.endswith(".safetensors") for path in fetched)
 
 

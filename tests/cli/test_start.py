@@ -16,6 +16,7 @@ ROOT = Path(taia_hub.__file__).parents[1]
 HEAVY = ("rich", "torch", "transformers", "peft", "gradio", "lm_eval", "trl", "datasets", "matplotlib", "accelerate")
 _SERVER = """
 import json, os, sys
+import taia_hub.repository.card_updating  # half a second, and as light
 from taia_hub.cli import main
 from taia_hub.local_hub import LocalHub
 LocalHub.serve_forever = lambda hub: None  # it listens by then
@@ -42,7 +43,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A process that has imported the command line alone; it forks once a command, which saves the import."""
+    """A process that has imported the command line and what checks a card; it forks once a command."""
     environment = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
     code = _SERVER.replace("HEAVY", repr(HEAVY))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -173,9 +174,8 @@ def test_a_card_that_is_not_there_is_told_without_what_models_need(start, tmp_pa
         ("adapter/adapter_model.safetensors", b"short", "truncated"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told_without_what_models_need(start, pico, tmp_path, name, content, said):
-    folder = tmp_path / "taia"
-    pico.taia("llama").save_pretrained(folder)
+def test_what_is_wrong_with_a_folder_is_told_without_what_models_need(start, saved_copy, name, content, said):
+    folder = saved_copy
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     status, heavy, out = start("card", str(folder), "--check")
     assert (status, heavy) == (1, [])

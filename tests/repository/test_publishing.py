@@ -30,7 +30,7 @@ from tests.conftest import renew_manifest
 
 @pytest.fixture
 def model(online):
-    model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
+    model = online.model()
     online.hub.requests.clear()
     return model
 

@@ -41,13 +41,13 @@ def ids():
     return torch.randint(3, 35, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def expected(online, ids):
+@pytest.fixture(scope="module")
+def expected(_published, ids):
     """Logits of each mode of the model that was published, none and all as the base and PEFT give them."""
-    assembled = modes_of(TAIAForCausalLM.from_adapter(online.base, online.adapter), ids)
-    base = AutoModelForCausalLM.from_pretrained(online.base)
+    assembled = modes_of(TAIAForCausalLM.from_adapter(_published.base, _published.adapter), ids)
+    base = AutoModelForCausalLM.from_pretrained(_published.base)
     assert torch.equal(assembled["none"], logits_of(base, ids))
-    assert torch.equal(assembled["all"], logits_of(PeftModel.from_pretrained(base, online.adapter), ids))
+    assert torch.equal(assembled["all"], logits_of(PeftModel.from_pretrained(base, _published.adapter), ids))
     assert not any(torch.equal(assembled["attention"], assembled[mode]) for mode in ("none", "ffn", "all"))
     return assembled
 
@@ -125,7 +125,7 @@ def test_loading_keywords_reach_the_base(online):
 
 
 def test_generation_settings_of_the_repository_win(online, repo_id):
-    model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
+    model = online.model()
     model.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=2, pad_token_id=0)
     model.push_to_hub(repo_id)
     assert AutoModelForCausalLM.from_pretrained(repo_id).generation_config.max_new_tokens == 7
@@ -172,10 +172,20 @@ def test_a_real_tokenizer_gives_the_ids_and_chats_of_the_base(online, pico, smol
 
 # Clean processes
 
-TRUSTED = """
+CLEAN = """
 import sys, torch
-from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "taia_hub":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hide())
+for trust in (False, True):
+    try:
+        AutoModelForCausalLM.from_pretrained({repo!r}, trust_remote_code=trust)
+    except (ImportError, ValueError) as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+del sys.meta_path[0]
 assert "taia_hub" not in sys.modules
 config = AutoConfig.from_pretrained({repo!r}, trust_remote_code=True)
 backbone = AutoModel.from_pretrained({repo!r}, trust_remote_code=True)
@@ -192,12 +202,16 @@ with torch.no_grad():
 
 
 @pytest.mark.slow
-def test_a_clean_process_loads_through_the_stubs_and_saves_stubs(
+def test_a_clean_process_is_told_what_to_install_then_loads_through_the_stubs_and_saves_stubs(
     online, ids, expected, tmp_path, clean_process, repo_id
 ):
     torch.save(ids, tmp_path / "ids.pt")
-    result = clean_process(TRUSTED.format(repo=online.taia, again=repo_id, modes=list(MODES)))
+    result = clean_process(CLEAN.format(repo=online.taia, again=repo_id, modes=list(MODES)))
     assert result.returncode == 0, result.stderr
+    untrusted, trusted = result.stdout.splitlines()
+    assert "trust_remote_code=True" in untrusted
+    assert trusted.startswith("ImportError")
+    assert install_command() in trusted.replace(" # ", "  # ")  # and not a package of an index
     assert equal(torch.load(tmp_path / "logits.pt"), expected)
     assert [path.name for path in (tmp_path / "config").iterdir()] == ["config.json"]
     for folder in (tmp_path / "saved", Path(snapshot_download(repo_id))):
@@ -213,38 +227,13 @@ def test_a_clean_process_loads_through_the_stubs_and_saves_stubs(
         }
 
 
-HIDDEN = """
-import sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "taia_hub":
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Hide())
-from transformers import AutoModelForCausalLM
-for trust in (False, True):
-    try:
-        AutoModelForCausalLM.from_pretrained({repo!r}, trust_remote_code=trust)
-    except (ImportError, ValueError) as error:
-        print(type(error).__name__, " ".join(str(error).split()))
-"""
-
-
-@pytest.mark.slow
-def test_without_the_package_the_message_says_how_to_install_it(online, clean_process):
-    result = clean_process(HIDDEN.format(repo=online.taia))
-    untrusted, trusted = result.stdout.splitlines()
-    assert "trust_remote_code=True" in untrusted
-    assert trusted.startswith("ImportError")
-    assert install_command() in trusted.replace(" # ", "  # ")  # and not a package of an index
-
-
 # Revisions
 
 
 @pytest.fixture
 def history(online, repo_id):
     """A TAIA repository whose main moved on: tag v1 and branch old are the first commit."""
-    model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
+    model = online.model()
     first = model.push_to_hub(repo_id)
     online.api.create_tag(repo_id, tag="v1")
     online.api.create_branch(repo_id, branch="old")

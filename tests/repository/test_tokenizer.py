@@ -43,13 +43,13 @@ def test_a_push_with_another_base_brings_that_bases_tokenizer(online, repo_id, t
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["theother"])
     other.push_to_hub(f"{repo_id}-base2")
-    TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    online.model().push_to_hub(repo_id)
     TAIAForCausalLM.from_adapter(f"{repo_id}-base2", online.adapter).push_to_hub(repo_id)
     assert "theother" in AutoTokenizer.from_pretrained(repo_id).get_vocab()
 
 
 def test_a_tokenizer_that_a_person_pushed_for_the_same_base_stays(online, repo_id, tokenizer):
-    model = TAIAForCausalLM.from_adapter(online.base, online.adapter)
+    model = online.model()
     model.push_to_hub(repo_id)
     mine = copy.deepcopy(tokenizer)
     mine.add_tokens(["mine"])
@@ -123,7 +123,7 @@ def test_a_link_uses_its_adapters_tokenizer_until_it_has_one(online, repo_id, to
 
 
 def test_a_fork_and_a_copy_keep_the_repositorys_own_tokenizer(online, repo_id, tokenizer, tmp_path):
-    TAIAForCausalLM.from_adapter(online.base, online.adapter).push_to_hub(repo_id)
+    online.model().push_to_hub(repo_id)
     _with_own(tokenizer).push_to_hub(repo_id)
     model = TAIAForCausalLM.from_pretrained(repo_id)
     model.push_to_hub(f"{repo_id}-fork")

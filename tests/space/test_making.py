@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from packaging.requirements import Requirement
 
 import taia_hub
-from taia_hub import TAIAForCausalLM, cards
+from taia_hub import cards
 from taia_hub.cli import spaces as cli_spaces
 from taia_hub.errors import ConfigError, MissingDependencyError, RepositoryError, TAIAError
 from taia_hub.repository.card_request import CardRequest
@@ -56,15 +56,10 @@ def repo_id():
     return f"own/model-{next(NUMBERS)}"
 
 
-@pytest.fixture(scope="module")
-def loaded(_published):
-    return TAIAForCausalLM.from_adapter(_published.base, _published.adapter)
-
-
 @pytest.fixture
-def repo(online, loaded, repo_id):
+def repo(online, repo_id):
     """A TAIA repository of this test's own, whose card may be linked."""
-    loaded.push_to_hub(repo_id)
+    online.model().push_to_hub(repo_id)
     online.hub.requests.clear()
     return repo_id
 
@@ -624,11 +619,11 @@ def test_the_models_card_is_linked_and_nothing_else_of_it_changes(online, repo, 
     assert all(finding.ok for finding in check_repository_card(repo, CardRequest()))
 
 
-def test_the_link_stays_when_the_card_is_made_again(online, loaded, repo, space):
+def test_the_link_stays_when_the_card_is_made_again(online, repo, space):
     create_space(repo, space_id=space)
     made = make_card(repo, CardRequest())
     assert (made.difference(), made.kept) == ("", ())
-    loaded.push_to_hub(repo, tags=["more"])
+    online.model().push_to_hub(repo, tags=["more"])
     after = read(repo, "README.md", "model")
     assert front(after)["taia_space"] == space
     assert after.count(f"Try it: [Space](https://huggingface.co/spaces/{space})") == 1

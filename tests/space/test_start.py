@@ -16,16 +16,15 @@ from packaging.requirements import Requirement
 from tests.space.helpers import create_space
 
 
-@pytest.fixture
-def downloaded(online, tmp_path):
+@pytest.fixture(scope="module")
+def downloaded(_published, tmp_path_factory):
     """A published Space with the package's source in an empty folder, with the variables that were set for it."""
-    how = {"private": True, "token": online.hub.token, "link": False, "package": "bundle"}
-    made = create_space(online.taia, space_id="own/started", **how)
-    folder = tmp_path / "space"
-    snapshot_download(made.space_id, repo_type="space", local_dir=folder, token=online.hub.token)
-    variables = online.api.get_space_variables(made.space_id)
-    yield folder, {name: variable.value for name, variable in variables.items()}
-    online.api.delete_repo(made.space_id, repo_type="space")
+    how = {"private": True, "token": _published.hub.token, "link": False, "package": "bundle"}
+    made = create_space(_published.taia, space_id="own/started", **how)
+    folder = tmp_path_factory.mktemp("started") / "space"
+    snapshot_download(made.space_id, repo_type="space", local_dir=folder, token=_published.hub.token)
+    variables = _published.api.get_space_variables(made.space_id)
+    return folder, {name: variable.value for name, variable in variables.items()}
 
 
 def test_the_requirements_are_the_versions_in_use(downloaded):
