@@ -26,15 +26,18 @@ def main() -> None:
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_input, daemon=True).start()
     try:
+        from taia_hub.demo.inputs import Inputs
+
+        inputs = Inputs.from_json(task["inputs"])  # before the seconds that the next imports take
+
         from transformers.utils import logging
 
-        from taia_hub.demo.inputs import Inputs
         from taia_hub.demo.stages import run_stages
 
         logging.disable_progress_bar()
         report = run_stages(
             Path(task["folder"]),
-            Inputs.from_json(task["inputs"]),
+            inputs,
             steps=task["steps"],
             seed=task["seed"],
             log=lambda said: send(log=said),

@@ -36,7 +36,8 @@ def test_training_is_deterministic_and_used_again(chat_base, tmp_path):
     steps, first, is_new = _train(chat_base, tmp_path / "one")
     assert steps == [("training", done, 3) for done in (1, 2, 3)]
     assert is_new
-    assert all(torch.equal(tensor, _train(chat_base, tmp_path / "two")[1][name]) for name, tensor in first.items())
+    _, other, _ = _train(chat_base, tmp_path / "two")
+    assert all(torch.equal(tensor, other[name]) for name, tensor in first.items())
     again, same, is_new = _train(chat_base, tmp_path / "one")
     assert (again, is_new) == ([], False)
     assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())

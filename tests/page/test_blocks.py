@@ -403,7 +403,7 @@ def test_a_real_model_answers(chromium, smollm2, tmp_path):
         page.set_default_timeout(120_000)
         page.goto(server.local_url)
         page.wait_for_selector("#taia-prompt textarea")
-        ask(page, "What is the capital of France?", length=12)
+        ask(page, "What is the capital of France?", length=8)
         assert len(names(page)) == 4
         assert "Paris" in answers(page)[0]
         look(page, "13-real")
