@@ -84,8 +84,9 @@ class TAIAConfig(Fields, PreTrainedConfig):
                 obj=self,
             ) from error
 
-    def validate_token_ids(self) -> None:
-        """Does nothing: there are no tokens here, and the base must not be asked for each configuration."""
+    def validate(self) -> None:
+        """Checks what transformers does, without architecture and tokens: those are the base's, which is not asked."""
+        self.validate_output_attentions()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -9,7 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
 os.environ.setdefault("MKL_CBWR", "AUTO")  # else MKL rounds by where its operands lie, and two loads of one file differ
 _SCRATCH = tempfile.mkdtemp(prefix="taia-tests-")
 os.environ.update({"HF_HOME": f"{_SCRATCH}/hf", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"})
-for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+# without the last, each process that a test starts compiles the package again
+for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(_name, None)
 
 # huggingface_hub reads HF_ENDPOINT when it is imported, so the port of the loopback Hub is chosen before that. Until

@@ -236,10 +236,12 @@ def test_a_configuration_of_the_hub_reads_no_folder_of_this_machine(pico, tmp_pa
     assert not hasattr(loaded, "vocab_size")
 
 
-def test_making_a_configuration_asks_no_base(monkeypatch):
+def test_making_saving_and_loading_a_configuration_asks_no_base(monkeypatch, tmp_path):
     def ask(*args, **kwargs):
         raise AssertionError("the base was asked")
 
     monkeypatch.setattr(configuration_taia, "_text_config", ask)
 
     assert config(inference_modules="all").to_diff_dict()["inference_modules"] == "all"
+    config(inference_modules="all").save_pretrained(tmp_path)
+    assert TAIAConfig.from_pretrained(tmp_path).inference_modules == "all"

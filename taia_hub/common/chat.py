@@ -154,9 +154,7 @@ def template_errors(what: str = "the prompt") -> Iterator[None]:
         yield
     except TAIAError:
         raise
-    except (
-        *(TemplateError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError),
-    ) as error:  # also named templates without a default
+    except (TemplateError, ValueError, TypeError, RecursionError) as error:  # also named templates without a default
         raise ConfigError(
             f"The chat template refuses {what}: {str(error).rstrip('.')}.",
             "Leave out what it does not know, such as a system message, mend it, or do without it.",

@@ -87,18 +87,13 @@ def read_vocabulary(tokenizer: Any, size: int, ends: list[int], what: str) -> Vo
     model = described.get("model") or {}
     if model.get("type") != "BPE" or model.get("dropout") or not model.get("merges"):
         raise _unknown(what, f"it is of the kind {model.get('type') or type(tokenizer).__name__}")
-    last = max((*model["vocab"].values(), *(one["id"] for one in described["added_tokens"])))
-    if last >= size:
-        raise _unknown(what, f"it has a token {last}, and the model {size} tokens from 0 on")
-    if odd := [one for one in ends if not isinstance(one, int)]:
-        raise _unknown(what, f"answers end at {odd[0]!r}, which is no number of a token")
-    ends = [one for one in ends if 0 <= one < size]  # others never come
+    if len(tokenizer) > size:
+        raise _unknown(what, f"it has {len(tokenizer)} tokens, and the model {size}")
     kind = _sentencepiece(described, size, what) if model.get("byte_fallback") else _byte_level(described, what)
     tokens, types = _tokens(described, size, spaces=bool(model.get("byte_fallback")))
     fields: dict[str, Value] = {**kind, "ggml.tokens": tokens, "ggml.token_type": types, **_specials(tokenizer, ends)}
-    template = tokenizer.chat_template
-    if (text := template.get("default") if isinstance(template, Mapping) else template) is not None:
-        fields["chat_template"] = text
+    if (template := tokenizer.chat_template) is not None:
+        fields["chat_template"] = template["default"] if isinstance(template, Mapping) else template
     return Vocabulary(fields, tokenizer)
 
 
