@@ -5,6 +5,7 @@ A command's docstring is its help: paragraphs that begin with `taia ` are its ex
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import os
@@ -21,7 +22,7 @@ from typer.core import TyperCommand, TyperGroup
 from taia_hub._version import __version__
 from taia_hub.cli.options import name_kinds
 from taia_hub.cli.printing import SAFE_RECORDS, echo
-from taia_hub.errors import TAIAError, by_name
+from taia_hub.errors import TAIAError, by_name, short
 
 __all__ = ["app", "main"]
 
@@ -219,4 +220,6 @@ def _moved(words: Sequence[str]) -> list[str]:
 def _said(error: Exception) -> tuple[str, str]:
     if isinstance(error, TAIAError):
         return error.message, error.hint or "Run `taia --help`, or add --debug for the traceback."
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{short(error.filename)} is longer than the name of a file may be.", "Give a file or a folder's name."
     return by_name(f"{type(error).__name__}: {error}"), "Add --debug for the traceback."

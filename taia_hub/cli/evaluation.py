@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,8 +111,10 @@ def _job(
     out: Path | None,
 ) -> str:
     """Returns what evaluates elsewhere, with the results where they stay; what is only here is refused."""
+    from taia_hub.hub import check_repo_id
+
     for folder, what in ((repo, "repository"), *((str(one), "--include-path") for one in options.include_path)):
-        if Path(folder).is_dir():
+        if os.path.isdir(folder):
             raise ConfigError(
                 f"The {what} '{folder}' is a folder, which a job does not see.",
                 "Publish it with `taia push`, and name that."
@@ -122,10 +125,15 @@ def _job(
         raise ConfigError(
             f"The judge '{own[0]}' is code of this machine, which a job does not have.", "Evaluate with it here."
         )
+    check_repo_id(repo)
     named = [one for one in (*map(Path, options.tasks), options.fewshot_path, *texts) if one is not None]
+    if not (options.tasks or any(texts)):
+        raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
+    if gone := [one for one in named if one.suffix == ".jsonl" and not os.path.isfile(one)]:
+        raise ConfigError(f"There is no file '{gone[0]}' here, to be sent along.", "Check the path.")
     target = kept((out or _results_file(repo)).name)
     note = f"The results stay in the bucket, in the folder that the start names, as {Path(target).name}."
-    files = [one for one in named if one.is_file()]
+    files = [one for one in named if os.path.isfile(one)]
     return job(context, "eval", files=files, instead=("--out", target), notes=[note])
 
 
@@ -133,7 +141,7 @@ def _results_file(repo: str) -> Path:
     """Names the file of a model's results: in its folder, or here after its Hub id, or here as it was named before."""
     from taia_hub.results import RESULTS_FILE, Results
 
-    if Path(repo).is_dir():
+    if os.path.isdir(repo):
         return Path(repo, RESULTS_FILE)
     general = Path(RESULTS_FILE)
     with contextlib.suppress(TAIAError):  # a damaged one may be anybody's

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from taia_hub.cli.options import offering
-from taia_hub.common.jobs import DATA, job_commands
-from taia_hub.errors import ConfigError, closest
+from taia_hub.common.jobs import DATA, FILE_ENDS, LONGEST_WORD, job_commands
+from taia_hub.errors import ConfigError, closest, short
 
 _PLACES = ("hf-jobs",)
 _PANEL = "Elsewhere"
@@ -87,7 +87,19 @@ def job(
             "Give the command in another folder.",
         )
     told = [f"Sent along to the private bucket jobs-artifacts of yours: {', '.join(map(str, sent))}"] if sent else []
-    return job_commands([*words, *instead], extra, [*told, *notes])
+    words += instead
+    for word in words:
+        if len(os.fsencode(max(word.split("/"), key=len))) > LONGEST_WORD:
+            raise ConfigError(
+                f"{short(word)} is longer than the name of a file may be, and `hf` looks whether each word is one.",
+                "Say it shorter, or in a recipe.",
+            )
+        if word.endswith(FILE_ENDS) and not os.path.isfile(word):
+            raise ConfigError(
+                f"'{word}' is no file here, and `hf` sends along each word that ends so.",
+                "Check the path, or name it with another ending.",
+            )
+    return job_commands(words, extra, [*told, *notes])
 
 
 def kept(name: str) -> str:

@@ -114,6 +114,7 @@ def _recipe(name: str | None, given: dict[str, Any], mode: Any) -> TrainingRecip
 
 def _job(context: typer.Context, made: TrainingRecipe, recipe: str | None, push: str | None) -> str:
     """Returns what trains elsewhere; what is only here, or would be lost there, is refused."""
+    from taia_hub.hub import check_repo_id
     from taia_hub.training.sources import parse_name
 
     made.check_complete()
@@ -122,6 +123,7 @@ def _job(context: typer.Context, made: TrainingRecipe, recipe: str | None, push:
             "A job's disk is gone when it ends, and --push names no repository for the trained model.",
             "Add --push org/name; --out alone is lost there.",
         )
+    check_repo_id(push)
     if os.path.isdir(made.base):
         raise ConfigError(
             f"The base model '{made.base}' is a folder, which a job does not see.", "Publish it, and name its Hub id."

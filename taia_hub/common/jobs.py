@@ -17,6 +17,12 @@ from taia_hub.common.installing import requirement
 DATA = "/data"
 """Where a job sees the files that came with it, in the bucket `jobs-artifacts` of whoever starts it."""
 
+FILE_ENDS = (".py", ".sh", ".yaml", ".yml", ".toml")
+"""What `hf` takes for the name of a file that must be here, whatever the word is for."""
+
+LONGEST_WORD = 255
+"""The longest name of a file, in bytes; `hf` asks the disk for every word, which fails at a longer one."""
+
 FLAVOR = "a10g-large"
 SCRIPT = "taia_job.py"
 _WHEELS = "taia-wheel"

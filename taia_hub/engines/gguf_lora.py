@@ -23,6 +23,10 @@ from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
 _CONVERTER = "Use convert_lora_to_gguf.py of https://github.com/ggml-org/llama.cpp, or serve the merged model."
+_EXPORT = (
+    "`taia export` writes the plain LoRA of a mode, or says why it cannot; `taia merge`, and `taia serve --engine "
+    "transformers`, put any mode into a whole model."
+)
 _DTYPES = {"float32": np.float32, "float16": np.float16}
 
 
@@ -171,7 +175,7 @@ def _places(file: Any, base: Base) -> dict[str, tuple[str, tuple[int, ...], Call
         if match is None:
             raise UnsupportedUpdateError(
                 f"The adapter holds '{key}', no LoRA factor of a linear layer; llama.cpp applies nothing else.",
-                "Export the mode first with `taia export`, which writes plain LoRA or says why it cannot.",
+                _EXPORT,
             )
         up = f"{key[: match.start('factor')]}B.weight"
         if up in keys and not bool(file.get_tensor(up).any()):
@@ -221,7 +225,7 @@ def _check_pairs(found: Mapping[str, Any], ranks: Mapping[str, set[int]]) -> Non
     if len(set().union(*ranks.values())) > 1:
         raise UnsupportedUpdateError(
             f"The modules have ranks {sorted(set().union(*ranks.values()))}; llama.cpp scales them by one alpha.",
-            "Export the mode first with `taia export`, which gives them one rank.",
+            _EXPORT,
         )
 
 
@@ -238,7 +242,7 @@ def _scale(config: Mapping[str, Any], adapter: Path) -> float:
     if wrong := [what for what, is_so in told.items() if is_so]:
         raise UnsupportedUpdateError(
             f"The adapter '{adapter}' has {wrong[0]}, which llama.cpp does not apply.",
-            "Export the mode first with `taia export`, which writes plain LoRA or says why it cannot.",
+            _EXPORT,
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):

@@ -54,7 +54,7 @@ from taia_hub.hub.files import (
 )
 from taia_hub.hub.layout import MODEL_INDEX
 from taia_hub.hub.manifest import renewed_manifest, verify_manifest, write_manifest
-from taia_hub.hub.publish import RESUME_INDEX, Commit, Head, full_repo_id, look, publish, published_files
+from taia_hub.hub.publish import RESUME_INDEX, Commit, Head, check_repo_id, full_repo_id, look, publish, published_files
 from taia_hub.hub.reading import (
     bring,
     count_commits,
@@ -95,6 +95,7 @@ __all__ = [
     "base_print",
     "bring",
     "check_alone",
+    "check_repo_id",
     "check_space",
     "collect",
     "convert_pickled_adapter",

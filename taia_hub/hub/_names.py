@@ -67,7 +67,7 @@ def _path(name: str, *, files: bool) -> str | None:
     path = Path(name).expanduser()
     at = Path(path.anchor)
     for part in path.parts[1 if path.anchor else 0 :]:
-        if (at / part).exists() or part == "..":
+        if os.path.exists(at / part) or part == "..":
             at /= part
             continue
         is_last = part == path.parts[-1]

@@ -242,9 +242,19 @@ def full_repo_id(repo_id: str, token: str | bool | None = None) -> str:
     Raises:
         RepositoryError: If the id is malformed, or the user is not known because there is no token.
     """
+    check_repo_id(repo_id)
+    with hub_errors(repo_id, what="repository"):
+        return repo_id if "/" in repo_id else f"{hub_api(token).whoami()['name']}/{repo_id}"
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Checks that a name can be a repository's; nothing is asked.
+
+    Raises:
+        RepositoryError: If it cannot.
+    """
     with hub_errors(repo_id, what="repository"):
         validate_repo_id(repo_id)
-        return repo_id if "/" in repo_id else f"{hub_api(token).whoami()['name']}/{repo_id}"
 
 
 def _undone(api: HfApi, repo_id: str, branch: str | None, head: str | None, kind: str) -> None:

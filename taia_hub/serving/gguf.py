@@ -23,7 +23,7 @@ from taia_hub.engines.gguf_base import (
 )
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.engines.gguf_match import check_gguf_base
-from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError
+from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, closest
 
 MARKER = "taia_gguf.json"
 FILE = "base.gguf"
@@ -43,13 +43,15 @@ def check_gguf(engine: Engine, gguf: str | os.PathLike[str] | None) -> None:
     if gguf is None or str(gguf) in GGUF_TYPES:
         return
     path = Path(gguf)
-    if not path.exists() and (address := _ADDRESS.fullmatch(str(gguf))):
+    is_here = hub.is_path(str(gguf)) or os.path.exists(path) or os.path.isdir(path.parent)
+    if not is_here and (address := _ADDRESS.fullmatch(str(gguf))):
         if _PART.search(address["file"]):
             raise ConfigError(f"'{gguf}' is one part of several.", "Take a file that is whole, or leave --gguf out.")
         return
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.", f"{_WAYS} {HOW_TO_GET_A_GGUF}")
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "is not there"
+        near = "" if path.suffix else closest(str(gguf).lower(), GGUF_TYPES)
+        raise ConfigError(f"There is no GGUF file '{gguf}': it {what}.{near}", f"{_WAYS} {HOW_TO_GET_A_GGUF}")
     with hub.disk_errors(path), path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ConfigError(f"'{gguf}' is no GGUF file.", f"{_WAYS} {HOW_TO_GET_A_GGUF}")

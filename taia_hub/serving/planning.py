@@ -14,7 +14,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.order import given_word
 from taia_hub.engines.parts import Part, Served
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import ConfigError, SettingError, short
 from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
@@ -25,6 +25,7 @@ from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
 from taia_hub.switch.settings import MODES, InferenceModules, Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
+_LONGEST_NAME = 96  # as the Hub's names; folders are named by it, with the mode behind
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,10 @@ def served_name(name: str | None, repo: str) -> str:
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", Path(repo).absolute().name if os.path.isdir(repo) else repo.rpartition("/")[2])
         name = name.strip("-.")
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > _LONGEST_NAME:
         raise ConfigError(
-            f"The name '{name}' cannot be the name of a served model.",
-            "Give --name of letters, digits, '_', '-' and '.'; the mode follows it after a colon.",
+            f"The name {short(name)} cannot be the name of a served model.",
+            f"Give --name of letters, digits, '_', '-' and '.', of at most {_LONGEST_NAME} bytes; the mode follows it "
+            "after a colon.",
         )
     return name

@@ -6,6 +6,7 @@ module path to a weight in [0, 1]. It is parsed once, at the edge, into a `Setti
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -27,6 +28,8 @@ MODES: Mapping[str, tuple[str, ...]] = {
 
 PAPER_NAMES: Mapping[str, str] = {"attention": "TAIA", "ffn": "TAIF", "all": "vanilla", "none": "base"}
 """Mode name to what the paper calls it; in any case that is taken for the mode too, and never written to a file."""
+
+_LONGEST_SLUG = 64
 
 Mode = Literal["attention", "ffn", "all", "none"]
 """A mode by its name."""
@@ -124,11 +127,17 @@ class Setting:
     def slug(self) -> str:
         """The label in signs that folders, files and engines take: selectors and weights joined by dashes.
 
+        One that would be too long for a folder's name, or a repository's, ends with a hash.
+
         Example:
             >>> parse_setting("attention+other").slug, parse_setting({"attention": 1, "ffn@0-7": 0.5}).slug
             ('attention+other', 'attention-1-ffn-0-7-0.5')
         """
-        return re.sub(r"[^\w.+]+", "-", self.label).strip("-")
+        slug = re.sub(r"[^\w.+]+", "-", self.label).strip("-")
+        if len(slug.encode()) <= _LONGEST_SLUG:
+            return slug
+        begin = slug.encode()[: _LONGEST_SLUG - 16].decode(errors="ignore").rstrip("-.")
+        return f"{begin}-{hashlib.sha256(self.label.encode()).hexdigest()[:8]}"
 
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
         """Gives each adapted module its weight, in the order of `modules`; 0 where no entry selects the module.

@@ -19,6 +19,7 @@ from taia_hub import cli
 from taia_hub.common import installing, jobs
 
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+LONG = json.dumps({f"model.layers.{layer}.mlp.*": 0.5 for layer in range(12)})
 TRAIN = ("train", "--base", "org/base", "--push", "org/model-taia")
 
 
@@ -113,6 +114,18 @@ def test_a_recipe_and_its_data_on_the_hub_go_as_they_are(taia, here):
         ((*TRAIN, "--data", "items.jsonl", "--token", "hf_secret"), "would be shown", "hf auth login"),
         ((*TRAIN, "--data", "gone.jsonl"), "'gone.jsonl' is no file here", "Check the path"),
         (("train", "local.yaml", "--push", "org/m"), "'items.jsonl' is named in a recipe", "sends it along"),
+        (
+            ("train", "--base", "org/base", "--data", "items.jsonl", "--push", "no id!"),
+            "'no id!' is neither",
+            "Repo id",
+        ),
+        ((*TRAIN, "--data", "items.jsonl", "--mode", LONG), "longer than the name of a file", "shorter"),
+        (("eval", "org/m"), "No task was given", "JSONL file"),
+        (("eval", "x" * 300, "--task", "boolq"), "is neither a folder", "maximum length"),
+        (("eval", "no id!", "--task", "boolq"), "'no id!' is neither", "Repo id"),
+        (("eval", "org/m", "--task", "gone.jsonl"), "no file 'gone.jsonl' here", "Check the path"),
+        (("eval", "org/m", "--task", "gone.yaml"), "'gone.yaml' is no file here", "another ending"),
+        (("eval", "org/m", "--task", "boolq", "--out", "made.toml"), "'/data/made.toml' is no file", "another ending"),
         (("eval", ".", "--task", "boolq"), "The repository '.' is a folder", "taia push"),
         (("eval", "org/m", "--task", "boolq", "--include-path", "."), "--include-path '.' is a folder", "task's file"),
         (

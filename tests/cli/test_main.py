@@ -241,6 +241,19 @@ def test_generate_says_what_is_wrong(taia, online, words, message, hint):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("info", "x" * 300), "is neither a folder here nor a Hub id"),
+        (("push", "x" * 300, "org/m"), "is longer than the name of a file may be"),
+        (("train", "x" * 300), "is longer than the name of a file may be"),
+    ],
+)
+def test_a_name_that_no_disk_takes_is_no_failure_of_ours(taia, words, said):
+    status, _, err = taia(*words)
+    assert (status, said in err, "OSError" in err) == (1, True, False)
+
+
 def test_debug_shows_the_traceback(online):
     with pytest.raises(ConfigError):
         cli.main(["--debug", "generate", online.taia, "--prompt", ""])

@@ -492,7 +492,7 @@ def test_modes_and_names_that_cannot_be_served(repository, tmp_path):
     ):
         with pytest.raises(SettingError, match=message):
             plan_serving(repository, "vllm", modes, out=tmp_path)
-    for name in ("a:b", "a b", "org/model", "a=b", "-x", ""):
+    for name in ("a:b", "a b", "org/model", "a=b", "-x", "", "n" * 97):
         with pytest.raises(ConfigError, match="cannot be the name"):
             plan_serving(repository, "vllm", name=name, out=tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'vllm'"):
@@ -504,7 +504,9 @@ def test_a_gguf_that_cannot_be_is_refused(repository, tmp_path):
     mine = tmp_path / "a folder"
     for path, message in (
         (tmp_path / "missing.gguf", "There is no GGUF file .* is not there"),
-        ("q8", "There is no GGUF file 'q8': it is not there"),
+        ("Q8_0", "There is no GGUF file 'Q8_0': it is not there. Did you mean 'q8_0'"),
+        ("./models/base.gguf", r"There is no GGUF file '\./models/base\.gguf': it is not there"),
+        ("q" * 300, "There is no GGUF file 'q+': it is not there"),
         (repository, "There is no GGUF file .* is a folder"),
         (repository / "config.json", "is no GGUF file"),
     ):

@@ -103,6 +103,15 @@ def test_a_setting_has_a_short_label(setting, label):
     assert parse_setting(setting).label == label
 
 
+def test_a_slug_is_never_too_long_for_a_folder_and_tells_settings_apart():
+    long = [{f"model.layers.{layer}.mlp.*": weight for layer in range(12)} for weight in (0.5, 0.25)]
+    one, other = (parse_setting(setting).slug for setting in long)
+    assert one != other
+    assert one.startswith("model.layers.0.mlp.-0.5-model.layers.1.mlp.-0.5")
+    assert max(map(len, (one, other))) <= 64
+    assert len(parse_setting({"möd" * 99: 1}).slug.encode()) <= 64
+
+
 @pytest.mark.parametrize(
     ("given", "mode"),
     [
