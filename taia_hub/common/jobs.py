@@ -13,6 +13,7 @@ from pathlib import Path
 
 from taia_hub._version import __version__
 from taia_hub.common.installing import requirement
+from taia_hub.common.shell import comment
 
 DATA = "/data"
 """Where a job sees the files that came with it, in the bucket `jobs-artifacts` of whoever starts it."""
@@ -59,7 +60,7 @@ def job_commands(words: Sequence[str], extra: str, notes: Sequence[str] = ()) ->
     lines = [
         "# Hugging Face Jobs, by `hf` of huggingface_hub 2.4, which reads this command; no job was started.",
         f"# --flavor {FLAVOR} is one GPU with 24 GB: `hf jobs hardware` lists others. --timeout ends the job.",
-        *(f"# {note}" for note in notes),
+        *map(comment, notes),
     ]
     if requirement(extra) is None:
         clone = Path(__file__).parents[2]

@@ -13,9 +13,10 @@ from typing import Any
 import yaml
 
 from taia_hub import hub
+from taia_hub.common.shell import comment
 from taia_hub.errors import ConfigError
 from taia_hub.repository.update_files import Repository, open_repository
-from taia_hub.serving.planning import comment, plan_serving
+from taia_hub.serving.planning import plan_serving
 from taia_hub.serving.platforms import HandOver, Platform, find_platform
 from taia_hub.switch.settings import InferenceModules, parse_setting
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
+from taia_hub.common.shell import comment
 from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.order import given_word
 from taia_hub.engines.parts import Part, Served
@@ -201,11 +202,6 @@ def _listed(engine: Engine, settings: tuple[Setting, ...], published: Setting) -
         return given | {"": published} | {mode: parse_setting(mode) for mode in MODES}
     given = given or {published.slug: published}
     return given | ({"none": parse_setting("none")} if engine.serves_base else {})
-
-
-def comment(text: str) -> str:
-    """Makes a comment of a shell; a line that ended within it would be run."""
-    return "# " + "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _settings(modes: Sequence[InferenceModules]) -> tuple[Setting, ...]:

@@ -54,6 +54,12 @@ def test_the_script_says_what_it_needs_and_runs_the_same_words(taia, here, monke
     assert ran == words
 
 
+def test_a_name_of_a_file_cannot_end_a_comment(taia, here):
+    Path("items.jsonl").rename("a\ntouch b.jsonl")
+    _, out, err = taia(*TRAIN, "--data", "a\ntouch b.jsonl", "--on", "hf-jobs", "--print")
+    assert r"jobs-artifacts of yours: a\ntouch b.jsonl" in out, err
+
+
 def test_hf_reads_the_command_and_leaves_our_options_to_the_script(taia, here, monkeypatch):
     _, out, _ = taia(*TRAIN, "--data=items.jsonl", "--dry-run", "--json", "--on=hf-jobs", "--print")
     script, command = parts(out)
