@@ -13,6 +13,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
 
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
 _PROMPT = "The capital of France is"
 _LENGTH = 4
 _ROUNDING, _FAR = 0.01, 0.25
@@ -59,12 +60,12 @@ def check_base(
 def _wait(url: str, key: str | None, alive: Callable[[], bool]) -> bool:
     while alive():
         try:
-            with urllib.request.urlopen(_request(f"{url}/models", key), timeout=10):
+            with _OPENER.open(_request(f"{url}/models", key), timeout=10):
                 return True
-        except urllib.error.HTTPError:
-            raise
-        except OSError:  # not yet
-            time.sleep(1)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            time.sleep(1)  # it does not listen yet
     return False
 
 
@@ -87,7 +88,7 @@ def _distance(one: list[tuple[str, float]], other: list[tuple[str, float]]) -> f
 
 def _post(url: str, model: str, key: str | None, **values: Any) -> Any:
     asked = {"model": model, "prompt": _PROMPT, "temperature": 0, **values}
-    return urllib.request.urlopen(_request(f"{url}/completions", key, json.dumps(asked).encode()), timeout=60)
+    return _OPENER.open(_request(f"{url}/completions", key, json.dumps(asked).encode()), timeout=60)
 
 
 def _request(url: str, key: str | None, body: bytes | None = None) -> urllib.request.Request:

@@ -1,6 +1,7 @@
 """The check of a started server: whether it answers for the base as the base beside a request with a LoRA."""
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,8 +20,11 @@ def moved(answer, by):
 
 
 @pytest.fixture
-def server():
-    """A server whose base answers `beside` while a stream of the LoRA is open; a function that says what is found."""
+def server(monkeypatch):
+    """A server past any proxy whose base answers `beside` while the LoRA streams; a function says what is found."""
+
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
     class Handler(BaseHTTPRequestHandler):
         streaming = 0
@@ -46,7 +50,7 @@ def server():
             pass
 
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
+    threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True).start()
 
     def check(beside, lora=LORA, key="key"):
         found.beside, found.lora, Handler.streaming = beside, lora, 0
@@ -76,6 +80,14 @@ def test_a_server_that_cannot_be_asked_is_no_wrong_one(server):
         with pytest.raises(OSError, match=r"unexpected answer|401"):
             server(beside, key=key)
     assert check_base("http://127.0.0.1:9/v1", "m:none", "m:all", alive=lambda: False) is None
+
+
+def test_what_speaks_no_http_is_not_waited_for():
+    """As a server whose certificate the user named behind `--`."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=lambda: listening.accept()[0].close(), daemon=True).start()
+        with pytest.raises(OSError, match=r"reset|closed"):
+            check_base(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m:none", "m:all")
 
 
 WAITS = Command((("python", "-c", "import time; time.sleep(60)"),))
