@@ -26,7 +26,6 @@ from taia_hub.switch.settings import Setting
 
 MARKER = "taia_serving.json"
 GGUF_LORA = "adapter.gguf"
-_BASE = (hub.CONFIG, "generation_config.json", "*.safetensors", "*.safetensors.index.json", *hub.TOKENIZER_FILES)
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _link_base(preparing: Preparing) -> Path:
     """Gives the base the name of a mode, by a link to where its files are."""
     base = preparing.files.base
     access = hub.HubAccess(token=preparing.token)
-    folder = hub.fetch(base.name, _BASE, revision=base.revision, access=access, what="base model").folder.resolve()
+    whole = hub.fetch_model(base.name, hub.TOKENIZER_FILES, revision=base.revision, access=access, what="base model")
     link = preparing.place("none")
     with preparing.sole():
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ def _link_base(preparing: Preparing) -> Path:
             link.unlink()
         elif link.exists():
             raise _foreign(link)
-        link.symlink_to(folder, target_is_directory=True)
+        link.symlink_to(whole.folder.resolve(), target_is_directory=True)
     return link.absolute()
 
 
