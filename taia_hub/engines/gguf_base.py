@@ -17,9 +17,8 @@ import numpy as np
 
 from taia_hub import hub
 from taia_hub.common.chat import end_ids
-from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress, counted
-from taia_hub.engines.gguf_files import begin_tensors, new_gguf
+from taia_hub.engines.gguf_files import begin_tensors, gguf_package, new_gguf, tensor_names
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF, ROWS, Base
 from taia_hub.engines.gguf_tokens import check_vocabulary
 from taia_hub.engines.gguf_vocabulary import Value, Vocabulary, add_field, read_vocabulary
@@ -278,7 +277,7 @@ def write_gguf_base(
         write_gguf_base(hub.Source("base", Path("base"), None), "base.gguf", dtype="q8_0")
         ```
     """
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
+    gguf = gguf_package()
     from taia_hub.weights.checkpoint import open_checkpoint
 
     if dtype is not None and dtype not in GGUF_TYPES:
@@ -328,9 +327,7 @@ Places = Mapping[str, tuple[str, "Group", tuple[int, ...]]]
 
 
 def _places(checkpoint: Checkpoint, layout: Layout) -> Places:
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
-    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.name)
-    names = gguf.get_tensor_name_map(kind, checkpoint.config.num_hidden_layers)
+    names = tensor_names(layout.name, checkpoint.config.num_hidden_layers)
     own, groups = checkpoint.model.state_dict(), checkpoint.groups
     found: dict[str, tuple[str, Group, tuple[int, ...]]] = {}
     for path, tensor in own.items():
@@ -350,14 +347,14 @@ def _own_type(places: Places) -> GGUFType:
 
 
 def _type(matrices: Any, shape: tuple[int, ...]) -> Any:
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
+    gguf = gguf_package()
     block, _ = gguf.GGML_QUANT_SIZES[matrices]
     return matrices if len(shape) > 1 and shape[-1] % block == 0 else gguf.GGMLQuantizationType.F32
 
 
 def _bytes(kind: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of a tensor's bytes."""
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
+    gguf = gguf_package()
     block, size = gguf.GGML_QUANT_SIZES[kind]
     return (*shape[:-1], shape[-1] // block * size)
 
@@ -375,7 +372,7 @@ def _encoded(tensor: Tensor, kind: Any, name: str) -> np.ndarray:
 
     from taia_hub.weights.shards import sliced
 
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
+    gguf = gguf_package()
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     if kind.name in dtypes:
         made: np.ndarray = torch.cat(list(sliced(tensor, dtypes[kind.name], name))).numpy()

@@ -1,4 +1,4 @@
-"""GGUF files: written whole or not at all."""
+"""GGUF files by the `gguf` package: written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ from taia_hub.common.imports import import_or_raise
 from taia_hub.hub import disk_errors
 
 
+def gguf_package() -> Any:
+    """Imports the `gguf` package.
+
+    Raises:
+        MissingDependencyError: If it is not installed.
+    """
+    return import_or_raise("gguf", extra="serve", feature="GGUF")
+
+
+def tensor_names(architecture: str, blocks: int) -> Any:
+    """Returns the package's map from names of a checkpoint's modules and tensors to those in a GGUF file."""
+    gguf = gguf_package()
+    kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(kind, blocks)
+
+
 @contextlib.contextmanager
 def new_gguf(out: Path, architecture: str) -> Iterator[Any]:
     """Gives a `gguf.GGUFWriter` whose file takes its name, and the place of what has it, when the block succeeds.
@@ -21,7 +37,7 @@ def new_gguf(out: Path, architecture: str) -> Iterator[Any]:
     Raises:
         RepositoryError: If the disk is full or cannot be written; nothing is left of the new file.
     """
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file")
+    gguf = gguf_package()
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = scratch_file(out.parent, f".{out.name}-")

@@ -17,8 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from taia_hub import hub
-from taia_hub.common.imports import import_or_raise
-from taia_hub.engines.gguf_files import begin_tensors, new_gguf
+from taia_hub.engines.gguf_files import begin_tensors, gguf_package, new_gguf, tensor_names
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, UpdateMismatchError, closest
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -83,33 +82,38 @@ Deliberately closed: where the converter reorders rows (Falcon, BLOOM, GPT-NeoX,
 
 
 def read_base(path: Path) -> Base:
-    """Reads the header of a base model's GGUF file; one part of several is refused."""
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
+    """Reads the header of a base model's GGUF file; one part of several is refused.
+
+    Raises:
+        RepositoryError: If there is no such file, or it is no whole GGUF file.
+        UnsupportedUpdateError: If how its architecture lies in a GGUF file is not known here.
+    """
+    gguf = gguf_package()
     if not path.is_file():
         raise RepositoryError(f"There is no GGUF file '{path}'.", HOW_TO_GET_A_GGUF)
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise RepositoryError(f"'{path}' is no GGUF file, or is truncated: {error}.", HOW_TO_GET_A_GGUF) from error
 
     def value(key: str, default: Any = None) -> Any:
         found = reader.get_field(key)
         return default if found is None else found.contents()
 
-    if value("split.count", 0) > 1:
+    try:
+        reader = gguf.GGUFReader(path)
+        parts, architecture = value("split.count", 0), str(value("general.architecture", ""))
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:  # what stands in a foreign file
+        raise RepositoryError(f"'{path}' is no GGUF file, or is truncated: {error}.", HOW_TO_GET_A_GGUF) from error
+    if parts not in (0, 1):
         raise RepositoryError(f"'{path}' is one part of several.", "Join them with `llama-gguf-split --merge`.")
-    architecture = value("general.architecture", "")
     if architecture not in ROWS:
         raise UnsupportedUpdateError(
             f"How a '{architecture}' model lies in a GGUF file is not known here; known are {', '.join(ROWS)}.",
             _CONVERTER,
         )
-    heads = value(f"{architecture}.attention.head_count", 0)
+    blocks, heads = value(f"{architecture}.block_count", 0), value(f"{architecture}.attention.head_count", 0)
     key_heads = value(f"{architecture}.attention.head_count_kv", heads)
-    if not isinstance(heads, int) or not isinstance(key_heads, int):
+    if not all(isinstance(one, int) for one in (blocks, heads, key_heads)):
         raise UnsupportedUpdateError(f"The layers of '{path}' have different numbers of heads.", _CONVERTER)
     shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
-    return Base(path, architecture, value(f"{architecture}.block_count", 0), heads, key_heads, shapes)
+    return Base(path, architecture, blocks, heads, key_heads, shapes)
 
 
 HOW_TO_GET_A_GGUF = (
@@ -138,7 +142,7 @@ def write_gguf_lora(
         write_gguf_lora("export", "base.gguf", "attention.gguf")
         ```
     """
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
+    gguf = gguf_package()
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not known.{closest(dtype, _DTYPES)}", f"Choose {', '.join(_DTYPES)}.")
     adapter, out = Path(adapter), Path(out)
@@ -164,9 +168,7 @@ def write_gguf_lora(
 
 def _places(file: Any, base: Base) -> dict[str, tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]]:
     """Finds each tensor's name in the GGUF file, its shape, and how its rows are rearranged, in the file's order."""
-    gguf = import_or_raise("gguf", extra="serve", feature="Writing a GGUF LoRA")
-    architecture = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == base.architecture)
-    names = gguf.get_tensor_name_map(architecture, base.blocks)
+    names = tensor_names(base.architecture, base.blocks)
     found: dict[str, tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]] = {}
     ranks: dict[str, set[int]] = {}
     keys = set(file.keys())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from taia_hub import hub
-from taia_hub.common.imports import import_or_raise
 from taia_hub.engines.gguf_base import LAYOUTS
+from taia_hub.engines.gguf_files import gguf_package
 from taia_hub.engines.gguf_lora import read_base
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 
@@ -61,20 +61,22 @@ def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None =
             )
     try:
         stored = headers_of(base, access or hub.HubAccess())
+        tensors = {tensor.name: tensor for tensor in gguf_package().GGUFReader(path).tensors}
         for end, name in (
             ("embed_tokens.weight", "token_embd.weight"),
             (f".{file.blocks - 1}.mlp.down_proj.weight", f"blk.{file.blocks - 1}.ffn_down.weight"),
         ):
             own = next((one for key, one in stored.items() if key.endswith(end)), None)
-            if own is not None and own.kind in ("F32", "F16", "BF16") and name in file.shapes:
-                _compare(path, name, own, base)
-    except RepositoryError as error:
-        logger.warning("'%s' was not compared with the base model '%s': %s", path.name, base.name, error.message)
+            if own is not None and own.kind in ("F32", "F16", "BF16") and name in tensors:
+                _compare(path, tensors[name], own, base)
+    except (RepositoryError, NotImplementedError) as error:  # the latter of a kind of numbers that gguf cannot read
+        why = getattr(error, "message", error)
+        logger.warning("'%s' was not compared with the base model '%s': %s", path.name, base.name, why)
 
 
-def _compare(path: Path, name: str, own: StoredTensor, base: hub.Source) -> None:
-    gguf = import_or_raise("gguf", extra="serve", feature="Reading a GGUF file")
-    tensor = next(one for one in gguf.GGUFReader(path).tensors if one.name == name)
+def _compare(path: Path, tensor: Any, own: StoredTensor, base: hub.Source) -> None:
+    gguf = gguf_package()
+    name = tensor.name
     rows, columns = (int(size) for size in reversed(tensor.shape))
     if columns != own.shape[1] or rows > own.shape[0]:
         raise UpdateMismatchError(
@@ -101,7 +103,7 @@ def _compare(path: Path, name: str, own: StoredTensor, base: hub.Source) -> None
 
 def _rounded(values: np.ndarray, kind: Any) -> np.ndarray:
     """Rounds numbers to a type of 16 or 32 bits; any other type leaves them as they are."""
-    gguf = import_or_raise("gguf", extra="serve", feature="Reading a GGUF file")
+    gguf = gguf_package()
     if kind.name not in ("F16", "BF16"):
         return values
     made: np.ndarray = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)

@@ -82,9 +82,12 @@ def _llama_cpp(vocabulary: Vocabulary, name: str, asked: list[tuple[str, bool]])
         file = Path(folder) / "vocabulary.gguf"
         write_vocabulary_alone(vocabulary, file, name)
         command = [sys.executable, "-m", "taia_hub.engines.gguf_tokens", str(file)]
-        made = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=_SECONDS)
-    if made.returncode:
-        said = (made.stderr.strip() or f"it ended with {made.returncode}").splitlines()[-1]
+        try:
+            made = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=_SECONDS)
+            said = (made.stderr.strip() or f"it ended with {made.returncode}").splitlines()[-1]
+        except subprocess.TimeoutExpired:
+            made, said = None, f"it did not answer in {_SECONDS} seconds"
+    if made is None or made.returncode:
         raise UnsupportedUpdateError(
             f"llama.cpp cannot load the vocabulary of '{name}': {said}",
             f"Give --gguf FILE. {HOW_TO_GET_A_GGUF}",

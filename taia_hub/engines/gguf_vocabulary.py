@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from taia_hub.common.imports import import_or_raise
-from taia_hub.engines.gguf_files import new_gguf
+from taia_hub.engines.gguf_files import gguf_package, new_gguf
 from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
 from taia_hub.errors import UnsupportedUpdateError
 
@@ -89,7 +88,7 @@ def read_vocabulary(tokenizer: Any, size: int, ends: list[int], what: str) -> Vo
         raise _unknown(what, f"it is of the kind {model.get('type') or type(tokenizer).__name__}")
     if len(tokenizer) > size:
         raise _unknown(what, f"it has {len(tokenizer)} tokens, and the model {size}")
-    kind = _sentencepiece(described, size, what) if model.get("byte_fallback") else _byte_level(described, what)
+    kind = _sentencepiece(described, size) if model.get("byte_fallback") else _byte_level(described, what)
     tokens, types = _tokens(described, size, spaces=bool(model.get("byte_fallback")))
     fields: dict[str, Value] = {**kind, "ggml.tokens": tokens, "ggml.token_type": types, **_specials(tokenizer, ends)}
     if (template := tokenizer.chat_template) is not None:
@@ -124,7 +123,7 @@ def _splits(step: Any) -> Iterator[str]:
         yield f"<{kind}>"
 
 
-def _sentencepiece(described: Mapping[str, Any], size: int, what: str) -> dict[str, Value]:
+def _sentencepiece(described: Mapping[str, Any], size: int) -> dict[str, Value]:
     """Makes scores of merges: SentencePiece joins the pair whose whole has the highest one."""
     model, scores = described["model"], [-1e6] * size
     for rank, pair in reversed(list(enumerate(model["merges"]))):
@@ -138,7 +137,7 @@ def _sentencepiece(described: Mapping[str, Any], size: int, what: str) -> dict[s
 
 def _tokens(described: Mapping[str, Any], size: int, *, spaces: bool) -> tuple[list[str], list[int]]:
     """Lists all tokens by their ids, with llama.cpp's type of each; `spaces`: whether vocabularies write them as ▁."""
-    kinds = import_or_raise("gguf", extra="serve", feature="Writing a GGUF file").TokenType
+    kinds = gguf_package().TokenType
     tokens, types = [f"[PAD{token}]" for token in range(size)], [int(kinds.UNUSED)] * size
     for text, token in described["model"]["vocab"].items():
         is_byte = spaces and len(text) == 6 and text.startswith("<0x")

@@ -337,6 +337,13 @@ def test_llama_cpp_is_asked_in_a_process_of_its_own(base, monkeypatch):
         gguf_tokens.check_vocabulary(vocabulary, "base")
 
 
+def test_llama_cpp_that_does_not_answer_is_no_wait_without_end(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(gguf_tokens, "_SECONDS", 0.01)
+    with pytest.raises(UnsupportedUpdateError, match=r"it did not answer in 0\.01 seconds"):
+        checked(byte_level())
+
+
 def test_without_xllamacpp_that_is_said(monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     checked(byte_level())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -235,6 +236,28 @@ def test_files_that_are_no_base(adapter, base, tmp_path):
         read_base(tmp_path / "half.gguf")
     with pytest.raises(RepositoryError, match="one part of several"):
         read_base(write_base(tmp_path / "part.gguf", extra={"split.count": 2}))
+
+
+def test_a_foreign_header_is_refused_whatever_it_says(tmp_path, monkeypatch):
+    """Numbers where texts belong, lists, a name twice, lists in lists without end."""
+    path, nested = tmp_path / "odd.gguf", (9, 1) * 3000
+    head = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1)
+    for name, kind, value in (
+        ("general.architecture", 4, struct.pack("<I", 7)),
+        ("general.architecture", 9, struct.pack("<IQI", 4, 1, 7)),
+        ("split.count", 8, struct.pack("<Q3s", 3, b"two")),
+        ("general.architecture", 8, struct.pack("<Q2s", 2, b"\xff\xfe")),
+        ("GGUF.version", 4, struct.pack("<I", 3)),
+        ("any", 9, struct.pack("<" + "IQ" * 3000, *nested)),
+    ):
+        path.write_bytes(head + struct.pack(f"<Q{len(name)}sI", len(name), name.encode(), kind) + value)
+        with pytest.raises((RepositoryError, UnsupportedUpdateError)):
+            read_base(path)
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_block_count", lambda writer, _: writer.add_string("llama.block_count", "2")
+    )
+    with pytest.raises(UnsupportedUpdateError):
+        read_base(write_base(path))
 
 
 def test_what_was_there_stays_when_writing_fails(adapter, base, tmp_path, monkeypatch):

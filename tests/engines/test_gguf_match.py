@@ -73,6 +73,13 @@ def test_a_fine_tune_is_told_from_its_base_as_far_as_rounding_allows(wide, tmp_p
                 check_gguf_base(far, wide[0])
 
 
+def test_numbers_that_gguf_cannot_read_are_not_compared(wide, tmp_path, monkeypatch, caplog):
+    path = write_match(tmp_path / "base.gguf", wide[0].folder, "Q8_0")
+    monkeypatch.setattr(gguf.quants, "_type_traits", {})
+    check_gguf_base(path, wide[1])
+    assert "'base.gguf' was not compared with the base model 'base-1': Dequantization for Q8_0" in caplog.text
+
+
 def test_shapes_are_compared_first(wide, tmp_path):
     for changed, message in (
         ({"architecture": "qwen2"}, "its architecture is qwen2, and the base's llama"),
