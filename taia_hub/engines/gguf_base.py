@@ -298,12 +298,8 @@ def write_gguf_base(
     key_heads = int(fields["attention.head_count_kv"])  # type: ignore[arg-type]
     base = Base(out, layout.name, config.num_hidden_layers, config.num_attention_heads, key_heads, shapes)
     with new_gguf(out, layout.name) as writer:
-        writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(_short(source.name))
-        writer.add_file_type(gguf.LlamaFileType[_GGML[kept][1]])
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for name, value in fields.items():
-            add_field(writer, f"{layout.name}.{name}", value)
+        _describe(writer, kept, {f"{layout.name}.{name}": value for name, value in fields.items()})
         vocabulary.write(writer)
         if factors is not None:
             writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
@@ -320,6 +316,16 @@ def write_gguf_base(
             writer.write_tensor_data(data.reshape(sizes[name]))
             advance(data.nbytes)
     return GGUFBase(out, layout.name, kept, len(places), out.stat().st_size)
+
+
+def _describe(writer: Any, dtype: GGUFType, fields: Mapping[str, Value]) -> None:
+    """Puts into a file that it is a model, of which type, and its parameters."""
+    gguf = gguf_package()
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_file_type(gguf.LlamaFileType[_GGML[dtype][1]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for name, value in fields.items():
+        add_field(writer, name, value)
 
 
 Places = Mapping[str, tuple[str, "Group", tuple[int, ...]]]
