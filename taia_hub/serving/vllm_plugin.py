@@ -24,6 +24,7 @@ from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 if TYPE_CHECKING:
     from taia_hub.engines import ServedMode
     from taia_hub.hub import Source
+    from taia_hub.serving.preparing import Preparing
     from taia_hub.switch.settings import Setting
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def make_lora(repo: str, mode: str | None, served: str) -> ServedMode:
     preparing = Preparing(files, ENGINES["vllm"], name, default_folder(files, name).absolute())
     with _ALONE:
         made = prepare(preparing, setting, _folder(setting))
-        return _nothing(made) if is_base else made
+        return _nothing(preparing, made) if is_base else made
 
 
 def _acts(setting: Setting) -> bool:
@@ -185,7 +186,7 @@ def _check_base(repo: str, base: Source, served: str) -> None:
     )
 
 
-def _nothing(like: ServedMode) -> ServedMode:
+def _nothing(preparing: Preparing, like: ServedMode) -> ServedMode:
     """Makes the LoRA of mode `none` beside another, whose first pair it has as zeros: vLLM takes none without any."""
     import shutil
 
@@ -193,13 +194,14 @@ def _nothing(like: ServedMode) -> ServedMode:
     from safetensors.torch import save_file
 
     from taia_hub import hub
-    from taia_hub.common.resuming import Mark, sole, whole_folder
+    from taia_hub.common.resuming import Mark, whole_folder
     from taia_hub.engines import ServedMode
+    from taia_hub.serving.preparing import MARKER
 
     assert like.path is not None
-    folder = like.path.with_name("none")
-    mark = Mark(folder / "taia_serving.json", {"made_from": None})
-    with hub.disk_errors(folder), sole(folder.with_name(".none.lock")):
+    folder = preparing.place("none")
+    mark = Mark(folder / MARKER, {"made_from": None})
+    with preparing.sole():
         if not mark.fits():
             shapes = hub.tensor_shapes(like.path / hub.ADAPTER_WEIGHTS)
             first = min(shapes).partition(".lora_")[0] + ".lora_"
