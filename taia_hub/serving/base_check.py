@@ -13,6 +13,8 @@ from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any
 
+from taia_hub.errors import ConfigError
+
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this machine
 _PROMPT = "The capital of France is"
 _LENGTH = 4
@@ -22,7 +24,7 @@ _ROUNDING, _FAR = 0.01, 0.25
 
 def check_base(
     url: str, none: str, lora: str, *, key: str | None = None, alive: Callable[[], bool] = lambda: True
-) -> str | None:
+) -> ConfigError | None:
     """Asks a server for the base alone, then beside a LoRA, as soon as it answers.
 
     Args:
@@ -50,9 +52,10 @@ def check_base(
         raise OSError(f"unexpected answer: {error!r}") from error
     apart = _distance(beside, alone)
     if apart > _FAR or (apart > _ROUNDING and apart > _distance(beside, other)):
-        return (
+        return ConfigError(
             f"'{none}' answers otherwise beside a request for '{lora}' than alone (its log-probabilities differ by "
-            f"{apart:.2g}): the engine gives it the LoRA of another mode."
+            f"{apart:.2g}): the engine gives it the LoRA of another mode.",
+            "The server was ended. Leave --max-loras out: it is set so that a slot stays free.",
         )
     return None
 

@@ -83,7 +83,7 @@ def start(command: Command) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, cwd=command.folder, env=environment, start_new_session=True)
 
 
-Check = Callable[[Callable[[], bool]], str | None]
+Check = Callable[[Callable[[], bool]], ConfigError | None]
 """Looks at a server that starts, as long as the function that it gets says that it runs; returns what is wrong."""
 
 
@@ -104,7 +104,7 @@ def run(command: Command, check: Check | None = None) -> int:
         3
     """
     received: list[int] = []
-    wrong: list[str] = []
+    wrong: list[ConfigError] = []
     child: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -125,13 +125,13 @@ def run(command: Command, check: Check | None = None) -> int:
                 child.terminate()
                 child.wait()
     if wrong:
-        raise ConfigError(wrong[0], "The server was ended. Leave --max-loras out: it is set so that a slot stays free.")
+        raise wrong[0]
     if received and -code in (signal.SIGTERM, *received):
         return 0
     return 128 - code if code < 0 else code
 
 
-def _look(check: Check, child: subprocess.Popen[bytes], wrong: list[str]) -> None:
+def _look(check: Check, child: subprocess.Popen[bytes], wrong: list[ConfigError]) -> None:
     try:
         found = check(lambda: child.poll() is None)
     except OSError as error:

@@ -60,7 +60,7 @@ class ServingPlan:
         """Where the API is."""
         return f"http://{self.order.host}:{self.order.port}/v1"
 
-    def check(self, alive: Callable[[], bool]) -> str | None:
+    def check(self, alive: Callable[[], bool]) -> ConfigError | None:
         """Asks the started server for the base beside a mode, where the engine may mix them up; as `check_base`."""
         if not (self.engine.mixes_base and self.order.updates):
             return None

@@ -54,7 +54,8 @@ def server(monkeypatch):
 
     def check(beside, lora=LORA, key="key"):
         found.beside, found.lora, Handler.streaming = beside, lora, 0
-        return check_base(f"http://127.0.0.1:{found.server_port}/v1", "m:none", "m:all", key=key)
+        wrong = check_base(f"http://127.0.0.1:{found.server_port}/v1", "m:none", "m:all", key=key)
+        return wrong and str(wrong)
 
     yield check
     found.shutdown()
@@ -70,6 +71,7 @@ def test_the_base_beside_a_lora_is_the_base(server):
 
 def test_an_answer_of_the_lora_is_found(server):
     assert "'m:none' answers otherwise beside a request for 'm:all' than alone" in server(LORA)
+    assert "Leave --max-loras out" in server(LORA)
     weak = moved(BASE, -0.05)
     assert "differ by 0.05" in server(weak, lora=weak)  # of a weak LoRA
     assert "another mode" in server([[" x", " y", " z", " w"], [-2.07, -1, -1, -1]])  # of a third one
@@ -94,8 +96,8 @@ WAITS = Command((("python", "-c", "import time; time.sleep(60)"),))
 
 
 def test_a_wrong_server_is_ended_with_an_error():
-    with pytest.raises(ConfigError, match=r"(?s)as another.*Leave --max-loras out"):
-        run(WAITS, lambda alive: "The base answers as another." if alive() else None)
+    with pytest.raises(ConfigError, match=r"(?s)as another.*Leave it"):
+        run(WAITS, lambda alive: ConfigError("The base answers as another.", "Leave it.") if alive() else None)
 
 
 def test_a_check_that_fails_is_a_note(caplog):
