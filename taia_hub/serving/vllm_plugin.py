@@ -170,7 +170,7 @@ def _below_root(name: str) -> Path | None:
     if not root or not name or os.path.isabs(name) or {"", ".", ".."} & set(re.split(r"[/\\]", name)):
         return None
     folder = Path(root, name)
-    return folder.absolute() if folder.is_dir() else None
+    return folder.absolute() if os.path.isdir(folder) else None  # False, too, of what no path can be
 
 
 def _check_base(repo: str, base: Source, served: str) -> None:

@@ -155,6 +155,7 @@ def test_the_base_is_a_lora_of_zeros(vllm, root, pico, mode, monkeypatch):
         ("/etc:attention", 404, "neither a Hub id"),
         ("~:attention", 404, "neither a Hub id"),
         ("one@../two:attention", 404, "neither a Hub id"),
+        ("x" * 5000 + ":attention", 404, "neither a Hub id"),
     ],
 )
 def test_what_cannot_be_served_is_said(vllm, root, pico, hub, name, status, said, monkeypatch):
@@ -188,8 +189,7 @@ def test_a_base_in_the_cache_is_the_base_of_its_commit(vllm, online):
     assert f"vllm serve {online.base} --revision {online.base_sha} --enable-lora" in text
 
 
-def test_a_private_repository_is_refused_in_words(vllm, online, monkeypatch):
-    monkeypatch.setattr(vllm_plugin, "_place", lambda repo: repo)
+def test_a_private_repository_is_refused_in_words(vllm, online):
     online.hub.fail = 401
     assert "org/private-one" in refused(vllm, online.base, "org/private-one:all", 404)
 
