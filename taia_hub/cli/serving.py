@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,7 +113,10 @@ def serve_model(
     for note in plan.notes:
         echo(note, err=True)
     echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
-    raise typer.Exit(run(plan.commands[-1], plan.check))
+    if code := run(plan.commands[-1], plan.check):
+        given = f"; its flags here are {shlex.join(flags)}" if flags else ""
+        echo(f"Error: {found.name} ended with exit code {code}.\nHint: Its lines above say why{given}.", err=True)
+    raise typer.Exit(code)
 
 
 def _manifest(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from taia_hub import hub
@@ -29,6 +31,7 @@ def build(order: Order) -> tuple[Command, ...]:
     if "chat_template" not in settings and (template := _template(order.tokenizer)):
         settings["chat_template"] = template
     front = {name: settings.pop(name) for name in _FRONT if name in settings}
+    _check_tls(front)
     if importlib.util.find_spec("xllamacpp"):
         from taia_hub.engines.llamacpp_front import make_params  # a module that is started is not imported before
 
@@ -75,6 +78,15 @@ def _settings(extra: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"'{flag}' is no flag with a value.", "llama.cpp's have one here, as in -- --n-ctx 4096.")
         settings[flag[2:].replace("-", "_")] = words.pop(0)
     return settings
+
+
+def _check_tls(front: Mapping[str, str]) -> None:
+    """Refuses a key without its certificate, and files that are not there."""
+    if "ssl_keyfile" in front and "ssl_certfile" not in front:
+        raise ConfigError("--ssl-keyfile came without --ssl-certfile.", "Give both.")
+    for name in ("ssl_keyfile", "ssl_certfile"):
+        if name in front and not os.path.isfile(front[name]):
+            raise ConfigError(f"There is no file '{front[name]}' for --{name.replace('_', '-')}.", "Check the path.")
 
 
 ENGINE = Engine(

@@ -286,4 +286,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except TAIAError as error:
-        sys.exit(f"{error}\nHint: {error.hint}" if error.hint else str(error))
+        sys.exit(f"Error: {error.message}\nHint: {error.hint}" if error.hint else f"Error: {error.message}")

@@ -170,11 +170,13 @@ def test_sglang_on_several_machines():
         shown("sglang", nodes=2, head="h", tensor_parallel=3)
 
 
-def test_llama_cpp_has_a_file_that_says_all_it_serves():
+def test_llama_cpp_has_a_file_that_says_all_it_serves(tmp_path):
+    key = tmp_path / "key.pem"
+    key.touch()
     half = parse_setting({"attention": 1, "ffn": 0.5})
     (ffn,) = split([Module("l.mlp", "ffn", 0)], [])
     modes = (ServedMode("half", setting=half), ServedMode("", setting=parse_setting("attention")), ServedMode("none"))
-    own = ("--n_ctx", "4096", "--chat-template=x y", "--api-keys", "123", "--ssl-keyfile=k")
+    own = ("--n_ctx", "4096", "--chat-template=x y", "--api-keys", "123", f"--ssl-certfile={key}")
     parts = (dataclasses.replace(ffn, path=Path("/m/ffn.gguf"), rank=8),)
     asked = order(modes=modes, parts=parts, gguf=Path("/b.gguf"), folder=Path("/out"), extra=own)
     (command,) = ENGINES["llama.cpp"].commands(asked)
@@ -194,10 +196,16 @@ def test_llama_cpp_has_a_file_that_says_all_it_serves():
         "port": 8000,
         "base": "/b.gguf",
         "settings": {"n_ctx": "4096", "chat_template": "x y", "api_keys": "123"},
-        "front": {"ssl_keyfile": "k"},
+        "front": {"ssl_certfile": str(key)},
     }
     with pytest.raises(ConfigError, match="'--n-ctx' is no flag with a value"):
         ENGINES["llama.cpp"].commands(order(extra=("--n-ctx",), gguf=Path("/b.gguf")))
+    for own, message in (
+        (("--ssl-keyfile", str(key)), "--ssl-keyfile came without --ssl-certfile"),
+        (("--ssl-certfile", str(key), "--ssl-keyfile", "/nowhere"), "There is no file '/nowhere' for --ssl-keyfile"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ENGINES["llama.cpp"].check(order(extra=own, gguf=Path("/b.gguf")))
 
 
 def test_llama_cpps_flags_are_its_parameters():
@@ -660,6 +668,18 @@ def test_print_writes_what_the_command_reads(taia_serve, repository, pico, tmp_p
     assert Path(described["base"]) == base
     assert list(described["served"]["models"])[:2] == ["pico-taia", "pico-taia:attention"]
     assert [Path(part["path"]).is_file() for part in described["served"]["parts"]] == [True, True]
+
+
+def test_an_engine_that_ends_by_itself_is_an_error(taia_serve, repository, tmp_path, monkeypatch):
+    """Its own last lines may be of a debugger, as llama.cpp's where it aborts."""
+    monkeypatch.setattr("taia_hub.serving.check_startable", lambda *_: None)
+    for code in (134, 0):
+        monkeypatch.setattr("taia_hub.serving.run", lambda *_, code=code: code)
+        result = taia_serve(repository, "--engine", "vllm", "--out", tmp_path, "--", "--max-model-len", "1")
+        said = (
+            "Error: vllm ended with exit code 134.\nHint: Its lines above say why; its flags here are --max-model-len 1"
+        )
+        assert (result.exit_code, said in result.stderr) == (code, bool(code))
 
 
 def test_a_gguf_is_looked_at_before_anything_else(taia_serve, repository, tmp_path, monkeypatch):
