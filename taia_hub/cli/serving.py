@@ -114,8 +114,8 @@ def serve_model(
         echo(note, err=True)
     echo(f"{found.name} serves at {plan.url}: {', '.join(plan.models)}. Ctrl-C ends it.", err=True)
     if code := run(plan.commands[-1], plan.check):
-        given = f"; its flags here are {shlex.join(flags)}" if flags else ""
-        echo(f"Error: {found.name} ended with exit code {code}.\nHint: Its lines above say why{given}.", err=True)
+        own = f"; its flags here are {shlex.join(flags)}" if flags else ""
+        echo(f"Error: {found.name} ended with exit code {code}.\nHint: Its lines above say why{own}.", err=True)
     raise typer.Exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from taia_hub.errors import ConfigError
 from taia_hub.hub import disk_errors
 from taia_hub.switch.settings import Setting
 
+_NUMBER = re.compile(r"-[\d.]+")
 HEAD_PORT = 6379
 """Where Ray's head listens."""
 
@@ -163,6 +165,11 @@ class Engine:
 
     def check(self, order: Order) -> None:
         """Refuses what cannot be served in this way; the files of the modes need not be there yet."""
+        if order.extra and not order.extra[0].startswith("-"):
+            raise ConfigError(
+                f"'{order.extra[0]}' came first among {self.name}'s own flags, and is none.",
+                "Flags begin with dashes, and their values follow, as in -- --seed 1.",
+            )
         managed = (*self.managed, *(self.spreading if order.nodes > 1 else ()))
         for word in order.extra:
             flag = flag_of(word)
@@ -307,12 +314,12 @@ def extra_lines(words: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Groups a user's words into a flag and its values a line.
 
     Example:
-        >>> extra_lines(["--max-model-len", "4096", "--enforce-eager"])
-        (('--max-model-len', '4096'), ('--enforce-eager',))
+        >>> extra_lines(["--seed", "-1", "--enforce-eager"])
+        (('--seed', '-1'), ('--enforce-eager',))
     """
     lines: list[list[str]] = []
     for word in words:
-        if word.startswith("-") or not lines:
+        if (word.startswith("-") and not _NUMBER.fullmatch(word)) or not lines:
             lines.append([word])
         else:
             lines[-1].append(word)

@@ -14,11 +14,15 @@ import yaml
 
 from taia_hub import hub
 from taia_hub.common.shell import comment
+from taia_hub.engines.order import extra_lines, flag_of
 from taia_hub.errors import ConfigError
+from taia_hub.exporting.publishing import export_id
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.serving.planning import plan_serving
 from taia_hub.serving.platforms import HandOver, Platform, find_platform
 from taia_hub.switch.settings import InferenceModules, parse_setting
+
+_SECRETS = ("--api-key", "--hf-token")
 
 
 def hand_over(
@@ -52,12 +56,15 @@ def hand_over(
         ```
     """
     found = find_platform(platform)
+    _check_flags(found, values.get("extra", ()))
     access, revision = hub.HubAccess(token=values.get("token")), values.get("revision")
     files = open_repository(repo, access, revision=revision)
     _check_reach(found, files)
     asked = tuple(map(parse_setting, modes)) or (files.config.setting,)
     if all(setting.name == "none" for setting in asked):
         raise ConfigError("Only the base model is left: there is no mode to hand over.", "Add --mode attention.")
+    for setting in asked if found.from_hub else ():
+        hub.check_repo_id(export_id(files.name, setting.slug))  # the Hub's own limit of a name
     plan = plan_serving(repo, "vllm", modes, **values)
     return manifest(found, HandOver(plan, files.name, files.revision, asked, data_parallel))
 
@@ -74,6 +81,23 @@ def manifest(platform: Platform, over: HandOver) -> str:
     ]
     documents = (yaml.safe_dump(one, sort_keys=False, width=120, allow_unicode=True) for one in platform.build(over))
     return "\n".join(map(comment, head)) + "\n" + "---\n".join(documents)
+
+
+def _check_flags(platform: Platform, extra: Sequence[str]) -> None:
+    """Refuses flags whose values a manifest would show to all, or that are files of this machine."""
+    for line in extra_lines(extra):
+        flag, equals, value = line[0].partition("=")
+        if flag_of(flag) in _SECRETS:
+            raise ConfigError(
+                f"The secret of {flag} would stand in the manifest.",
+                f"Leave it out, and give it to {platform.title.split(',')[0]} as a secret of the cluster.",
+            )
+        for word in (value,) if equals else line[1:]:
+            if os.path.isfile(word):
+                raise ConfigError(
+                    f"'{word}', the value of {flag}, is a file of this machine, which no server of a cluster sees.",
+                    "Put it where the servers see it, and give that path.",
+                )
 
 
 def _check_reach(platform: Platform, files: Repository) -> None:

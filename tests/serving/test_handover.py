@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from taia_hub.engines import ENGINES, Order, ServedMode
-from taia_hub.errors import ConfigError
+from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting.options import by_folder
 from taia_hub.exporting.publishing import export_id
 from taia_hub.serving.handover import hand_over, manifest
@@ -134,6 +134,12 @@ def test_ray_names_a_mode_by_its_sub_folder():
     assert "--long-name" in caught.value.hint
 
 
+def test_a_negative_number_is_a_value():
+    _, (one,) = written("ray-serve", extra=("--seed", "-1", "--enforce-eager"))
+    (config,) = one["applications"][0]["args"]["llm_configs"]
+    assert (config["engine_kwargs"]["seed"], config["engine_kwargs"]["enforce_eager"]) == (-1, True)
+
+
 def test_llm_d_splits_requests_between_the_modes():
     text, (deployment, rewrite) = written("llm-d", "attention", "all")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -192,6 +198,10 @@ def test_a_platform_that_is_not_known():
         (("--print", "--gguf", "base.gguf"), "--gguf does not apply", "Leave it out"),
         (("--print", "--nodes", "2"), "--nodes has no meaning", "--data-parallel is the number of servers"),
         (("--print", "--host", "0.0.0.0"), "--host has no meaning", "--tensor-parallel the GPUs"),
+        (("--print", "--", "--api-key", "sk-1"), "The secret of --api-key would stand", "KServe 0.21 as a secret"),
+        (("--print", "--", "--api_key=sk-1"), "The secret of --api_key would stand", "Leave it out"),
+        (("--print", "--", "--chat-template", __file__), "is a file of this machine", "give that path"),
+        (("--print", "--", "stray"), "'stray' came first among vllm's own flags", "begin with dashes"),
         (("--print", "--mode", "none"), "Only the base model is left", "--mode attention"),
     ],
 )
@@ -200,6 +210,13 @@ def test_what_does_not_go_with_a_platform(taia, online, words, said, hint):
     assert status == 1
     assert said in err
     assert hint in err
+
+
+def test_an_export_whose_name_the_hub_refuses_is_refused_before_the_work(online, tmp_path, monkeypatch):
+    monkeypatch.setattr("taia_hub.serving.handover.export_id", lambda repo, name: f"org/{'x' * 90}-{name}")
+    with pytest.raises(RepositoryError, match="x-attention' is neither a folder here nor a Hub id"):
+        hand_over(online.taia, "dynamo", ["attention"], out=tmp_path)
+    assert hand_over(online.taia, "llm-d", ["attention"], out=tmp_path)  # which asks the Hub for no export
 
 
 def test_a_folder_is_refused_where_exports_come_from_the_hub(taia, online, saved_taia, tmp_path):
