@@ -34,6 +34,7 @@ GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 """What matrices are written as; norms and biases are float32."""
 _GGML = {"float32": ("F32", "ALL_F32"), "bfloat16": ("BF16", "MOSTLY_BF16"), "float16": ("F16", "MOSTLY_F16")}
 _GGML["q8_0"] = ("Q8_0", "MOSTLY_Q8_0")
+_LARGEST_Q8_0 = 127 * 65_504.0  # a block's scale is a float16
 _ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"),
     *("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -383,4 +384,9 @@ def _encoded(tensor: Tensor, kind: Any, name: str) -> np.ndarray:
     if kind.name in dtypes:
         made: np.ndarray = torch.cat(list(sliced(tensor, dtypes[kind.name], name))).numpy()
         return made
+    if not (largest := float(tensor.abs().amax())) <= _LARGEST_Q8_0:
+        raise ConfigError(
+            f"'{name}' holds {largest:.3g}; the largest number of q8_0 is {_LARGEST_Q8_0:.3g}.",
+            "Choose bfloat16 or float32.",
+        )
     return np.ascontiguousarray(gguf.quants.quantize(tensor.float().contiguous().numpy(), kind)).view(np.uint8)

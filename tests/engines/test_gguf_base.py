@@ -204,6 +204,11 @@ def test_what_sixteen_bits_cannot_hold_is_refused_and_nothing_stays(base, tmp_pa
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"'blk\.1\.ffn_down\.weight' holds 1e\+05, which becomes infinite"):
         write_gguf_base(hub.Source("base", folder, None), tmp_path / "out" / "base.gguf", dtype="float16")
+    for value, said in ((1e9, r"1e\+09"), (-1e9, r"1e\+09"), (float("nan"), "nan")):
+        tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ConfigError, match=rf"'blk\.1\.ffn_down\.weight' holds {said}; the largest .* 8\.32e\+06"):
+            write_gguf_base(hub.Source("base", folder, None), tmp_path / "out" / "base.gguf", dtype="q8_0")
     assert list((tmp_path / "out").iterdir()) == []
 
 
