@@ -12,6 +12,7 @@ import typer
 
 from taia_hub.cli.options import offering
 from taia_hub.common.jobs import DATA, FILE_ENDS, LONGEST_WORD, job_commands
+from taia_hub.common.shell import split_options
 from taia_hub.errors import ConfigError, closest, short
 
 _PLACES = ("hf-jobs",)
@@ -69,7 +70,8 @@ def job(
             something else is a file.
     """
     dropped = ("--on", *instead[:1])
-    words = [word for word in _without(_split(context.find_root().obj or sys.argv[1:]), dropped) if word != "--print"]
+    typed = split_options(context.find_root().obj or sys.argv[1:])  # `hf` knows a file by a word of its own
+    words = [word for word in _without(typed, dropped) if word != "--print"]
     if "--token" in words:
         raise ConfigError(
             "The token of --token would be shown, and stay in the shell's history.",
@@ -105,11 +107,6 @@ def job(
 def kept(name: str) -> str:
     """Returns where a job writes a file that stays: beside its script, in the bucket."""
     return f"{DATA}/{name}"
-
-
-def _split(words: Sequence[str]) -> list[str]:
-    """Parts options from their values, since `hf` sends along only what is a file as a word of its own."""
-    return [part for word in words for part in (word.split("=", 1) if word.startswith("--") else (word,))]
 
 
 def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:

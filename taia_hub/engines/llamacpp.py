@@ -11,6 +11,7 @@ from pathlib import Path
 
 from taia_hub import hub
 from taia_hub.common.installing import extra_command
+from taia_hub.common.shell import split_options
 from taia_hub.engines.order import Command, Engine, Order, colon_name, one_machine
 from taia_hub.engines.parts import Served
 from taia_hub.errors import ConfigError
@@ -71,7 +72,7 @@ def _template(tokenizer: Path | None) -> str | None:
 def _settings(extra: tuple[str, ...]) -> dict[str, str]:
     """Reads `--n-ctx 4096` and the like: name to text."""
     settings: dict[str, str] = {}
-    words = [part for word in extra for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = split_options(extra)
     while words:
         flag = words.pop(0)
         if not flag.startswith("--") or not words or words[0].startswith("--"):

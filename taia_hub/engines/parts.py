@@ -6,7 +6,6 @@ mean another setting than the rest of the package.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from taia_hub.common.resuming import digest
 from taia_hub.errors import ConfigError, SettingError, closest, short
 from taia_hub.roles import ROLES
 from taia_hub.switch.settings import (
@@ -119,8 +119,7 @@ def _part(part: Sequence[Module], of_role: Sequence[Module]) -> Part:
         names = tuple(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
         if len(names) <= 4:
             return Part(f"{role}@{'+'.join(names)}", tuple(part), tuple(f"{role}@{name}" for name in names))
-    hashed = hashlib.sha256(json.dumps(sorted(paths)).encode()).hexdigest()[:8]
-    return Part(f"{role}-{hashed}", tuple(part), tuple(map(escape, paths)))
+    return Part(f"{role}-{digest(sorted(paths))[:8]}", tuple(part), tuple(map(escape, paths)))
 
 
 def _weights(setting: Setting, modules: Sequence[Module]) -> tuple[float, ...]:
