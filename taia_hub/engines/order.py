@@ -48,6 +48,7 @@ class Order:
         name: Name of the model, without a mode.
         base: Hub id or folder of the base model.
         revision: Commit of the base model; None for a folder.
+        dtype: What the base model's numbers are saved in, by its `config.json`.
         modes: The modes, each prepared as the engine needs it; the base is among them only where it was asked for.
         parts: What the update was cut into, for an engine that weighs its parts in each request.
         gguf: The base model as GGUF, for llama.cpp.
@@ -59,6 +60,7 @@ class Order:
     name: str
     base: str
     revision: str | None = None
+    dtype: str | None = None
     modes: tuple[ServedMode, ...] = ()
     parts: tuple[Part, ...] = ()
     host: str = asked("127.0.0.1", "Address to listen on; 0.0.0.0 is open to the network.")
@@ -77,6 +79,14 @@ class Order:
     def updates(self) -> tuple[ServedMode, ...]:
         """The modes other than the base model."""
         return tuple(mode for mode in self.modes if mode.label != "none")
+
+    @property
+    def computed_in(self) -> str | None:
+        """What vLLM and SGLang compute in: as they are told, else 16 bits where the base is saved in 32."""
+        given = given_word(self, "--dtype")
+        if given in (None, "auto"):
+            return "16 bits" if self.dtype == "float32" else self.dtype
+        return "float32" if given == "float" else given
 
     @property
     def rank(self) -> int:

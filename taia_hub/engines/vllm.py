@@ -55,14 +55,20 @@ def build(order: Order) -> tuple[Command, ...]:
 
 
 def notes(order: Order) -> tuple[str, ...]:
-    """Says where the user's own number of slots leaves none free."""
+    """Says where vLLM rounds the base, and where the user's own number of slots leaves none free."""
+    said = []
+    if order.dtype == "float32" != order.computed_in:
+        said.append(
+            "The base is saved in float32 and vLLM computes in 16 bits, so that answers may differ from those of "
+            "transformers. On CPUs `-- --dtype float32` avoids that; on GPUs vLLM 0.32 takes LoRAs in 16 bits only."
+        )
     loras, updates = given_number(order, _LORAS, hint=""), len(order.updates)
-    if loras is None or loras > updates or not updates:
-        return ()
-    return (
-        f"{_LORAS} {loras} leaves no slot free beside {updates} LoRAs: on CPUs vLLM 0.32 then answers "
-        f"{colon_name(order.name, 'none')} with another mode's LoRA. Give {_LORAS} {updates + 1}, or leave it out.",
-    )
+    if updates and loras is not None and loras <= updates:
+        said.append(
+            f"{_LORAS} {loras} leaves no slot free beside {updates} LoRAs: on CPUs vLLM 0.32 then answers "
+            f"{colon_name(order.name, 'none')} with another mode's LoRA. Give {_LORAS} {updates + 1}, or leave it out."
+        )
+    return tuple(said)
 
 
 def _module(name: str, mode: ServedMode) -> str:

@@ -120,11 +120,20 @@ def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
     return ServingMemory(sum(models), 0, token)
 
 
+def saved_dtype(config: Mapping[str, Any]) -> str | None:
+    """Returns what `config.json` says that a model's numbers are saved in, of a text model within it too."""
+    inner = config.get("text_config") or {}
+    found = (one.get(name) for one in (config, inner) for name in ("dtype", "torch_dtype"))
+    return next(filter(None, found), None)
+
+
 def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> str:
     """Says what the served modes need in memory, as far as the files on this disk tell; the base's weights may lack."""
     config = hub.read_json(base / hub.CONFIG)
     config = {**config, **(config.get("text_config") or {})}
-    itemsize = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    itemsize = saved = 4 if saved_dtype(config) == "float32" else 2
+    if engine.needs == "adapter":
+        itemsize = 4 if order.computed_in == "float32" else 2
     try:
         token = kv_bytes(config, itemsize)
     except (KeyError, TypeError, ValueError):  # an architecture without keys and values, or with other names
@@ -139,7 +148,7 @@ def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> s
         parts.append(f"{_size(held.base)} of GGUF weights, {_size(held.adapters)} of LoRAs")
     else:
         try:
-            weights = weights_bytes(base)
+            weights = weights_bytes(base) * itemsize // saved
             parts.append(f"{_size(weights)} of weights")
         except ConfigError:  # not on this disk
             weights = 0

@@ -19,7 +19,7 @@ from taia_hub.errors import ConfigError, SettingError, short
 from taia_hub.repository.update_files import open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
-from taia_hub.serving.memory import memory_text
+from taia_hub.serving.memory import memory_text, saved_dtype
 from taia_hub.serving.parts import cut_update, prepare_parts
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
@@ -156,6 +156,7 @@ def plan_serving(
         name=name,
         base=files.base.name if files.base.revision else str(files.base.folder.absolute()),
         revision=files.base.revision,
+        dtype=saved_dtype(hub.read_json(files.base.folder / hub.CONFIG)),
         modes=tuple(ServedMode(label, setting=setting) for label, setting in listed.items()),
         extra=tuple(extra),
         trust_remote_code=trust_remote_code,

@@ -137,19 +137,12 @@ def make_lora(repo: str, mode: str | None, served: str) -> ServedMode:
     name = served_name(None, files.name)
     preparing = Preparing(files, ENGINES["vllm"], name, default_folder(files, name).absolute())
     with _ALONE:
-        made = prepare(preparing, setting, _folder(setting))
+        made = prepare(preparing, setting)
         return _nothing(preparing, made) if is_base else made
 
 
 def _acts(setting: Setting) -> bool:
     return any(entry.weight for entry in setting.entries)
-
-
-def _folder(setting: Setting) -> str:
-    """Names the folder of a setting's LoRA, which vLLM reads again at any time: no other setting may share it."""
-    from taia_hub.common.resuming import digest
-
-    return setting.slug if setting.name else f"{setting.slug[:80]}-{digest(setting.published)[:12]}"
 
 
 def _place(repo: str) -> str:

@@ -7,6 +7,7 @@ module path to a weight in [0, 1]. It is parsed once, at the edge, into a `Setti
 from __future__ import annotations
 
 import hashlib
+import json
 import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
@@ -127,17 +128,20 @@ class Setting:
     def slug(self) -> str:
         """The label in signs that folders, files and engines take: selectors and weights joined by dashes.
 
-        One that would be too long for a folder's name, or a repository's, ends with a hash.
+        No other setting has the same: one with globs, whose signs are lost, and one that would be too long for the name
+        of a folder or a repository end with a hash.
 
         Example:
             >>> parse_setting("attention+other").slug, parse_setting({"attention": 1, "ffn@0-7": 0.5}).slug
             ('attention+other', 'attention-1-ffn-0-7-0.5')
+            >>> parse_setting({"*.q_proj": 1}).slug, parse_setting({"?*.q_proj": 1}).slug
+            ('q_proj-1-cd36e163906c', 'q_proj-1-ed5a2b448034')
         """
-        slug = re.sub(r"[^\w.+]+", "-", self.label).strip("-")
-        if len(slug.encode()) <= _LONGEST_SLUG:
-            return slug
-        begin = slug.encode()[: _LONGEST_SLUG - 16].decode(errors="ignore").rstrip("-.")
-        return f"{begin}-{hashlib.sha256(self.label.encode()).hexdigest()[:8]}"
+        text = re.sub(r"[^\w.+]+", "-", self.label, flags=re.ASCII).strip("-.")
+        if len(text) <= _LONGEST_SLUG and all(entry.role for entry in self.entries):
+            return text
+        hashed = hashlib.sha256(json.dumps(self.published).encode()).hexdigest()[:12]
+        return f"{text[: _LONGEST_SLUG - 13].rstrip('-.')}-{hashed}"
 
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
         """Gives each adapted module its weight, in the order of `modules`; 0 where no entry selects the module.

@@ -135,6 +135,16 @@ def test_slots_without_a_free_one_are_noted():
     assert notes(order(modes=(ServedMode("none"),), extra=("--max-loras=1",))) == ()
 
 
+def test_a_base_that_vllm_rounds_is_noted():
+    notes = ENGINES["vllm"].notes
+    for words in ((), ("--dtype", "auto"), ("--dtype=half",)):
+        (note,) = notes(order(dtype="float32", extra=words))
+        assert "vLLM computes in 16 bits" in note
+    for words in (("--dtype", "float32"), ("--dtype=float",)):
+        assert notes(order(dtype="float32", extra=words)) == ()
+    assert notes(order(dtype="bfloat16")) == notes(order()) == ()
+
+
 def test_signs_that_vllm_reads_as_its_own_go_into_json():
     odd = ServedMode("attention", Path("/m/r=8,v=2"), 8)
     words = ENGINES["vllm"].commands(order(modes=(odd,)))[-1].words
@@ -465,6 +475,14 @@ def test_damaged_and_foreign_files_are_named(repository, tmp_path):
         plan_serving(repository, "transformers", ["none"], out=tmp_path, name="m")
 
 
+def test_settings_of_which_only_signs_differ_are_served_beside_each_other(repository, tmp_path):
+    plan = plan_serving(repository, "vllm", [{"*.q_proj": 1}, {"?*.[qk]_proj": 1}], out=tmp_path)
+    later = plan_serving(repository, "vllm", [{"?*.q_proj": 1}], out=tmp_path)
+    modes = (*plan.order.updates, *later.order.updates)
+    assert len({mode.label for mode in modes}) == len({mode.path for mode in modes}) == 3
+    assert [len(lora_shapes(mode.path)) for mode in modes] == [2, 4, 2]
+
+
 def test_the_default_folder_is_in_the_cache(online):
     from huggingface_hub import constants
 
@@ -703,10 +721,13 @@ def test_the_memory_of_what_is_served_is_printed(taia_serve, repository, pico, t
         (line,) = (line for line in result.stdout.splitlines() if line.startswith("# Memory: "))
         return line
 
-    base, token = _size(weights_bytes(pico.base("llama"))), _size(kv_bytes(json_of(pico.base("llama")), itemsize=4))
-    vllm = said("vllm")
-    adapted = _size(2 * 3 * weights_bytes(tmp_path / "vllm" / "adapters" / "all"))  # rank 4 in slots of 8
-    assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (3 slots of rank 8), {token} of ")
+    for number in (4, 2):  # vLLM rounds what is saved in four bytes
+        told = ("--", "--dtype=float32") if number == 4 else ()
+        base = _size(weights_bytes(pico.base("llama")) * number // 4)
+        token = _size(kv_bytes(json_of(pico.base("llama")), itemsize=number))
+        vllm = said("vllm", *told)
+        adapted = _size(3 * weights_bytes(tmp_path / "vllm" / "adapters" / "all") * number // 2)  # rank 4 in slots of 8
+        assert vllm.startswith(f"# Memory: {base} of weights, at least {adapted} of LoRAs (3 slots of rank 8), {token}")
     assert "(3 slots of rank 4)" in said("sglang")
     assert "(5 slots of rank 64)" in said("vllm", "--", "--max-loras", "5", "--max-lora-rank=64")
     gguf = write_base(tmp_path / "base.gguf", of=pico.base("llama"))

@@ -112,6 +112,21 @@ def test_a_slug_is_never_too_long_for_a_folder_and_tells_settings_apart():
     assert len(parse_setting({"möd" * 99: 1}).slug.encode()) <= 64
 
 
+def test_no_two_settings_have_one_slug():
+    """Their files would share a folder, of which a running engine may read the other's."""
+    rising = {f"ffn@{layer}": layer / 64 for layer in range(64)}
+    settings = [
+        *({glob: 1} for glob in ("*.q_proj", "?*.q_proj", "*[.]q_proj", "**.Q_PROJ", "*.q proj", "слой.*", "*", "?")),
+        *({"*.k_proj": 1, "*.v_proj": weight} for weight in (0, 0.25)),
+        *(rising | {"ffn@63": weight} for weight in (0, 1)),
+        *("attention+other", {"attention": 1, "other": 1}, {"attention": 1}, "attention", "none"),
+    ]
+    slugs = [parse_setting(setting).slug for setting in settings]
+    assert len({slug.lower() for slug in slugs}) == len(settings)
+    assert all(re.fullmatch(r"[\w+][\w.+-]{0,63}", slug, re.ASCII) for slug in slugs)
+    assert slugs[-5:] == ["attention+other", "attention-1-other-1", "attention-1", "attention", "none"]
+
+
 @pytest.mark.parametrize(
     ("given", "mode"),
     [
