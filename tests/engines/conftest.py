@@ -25,6 +25,8 @@ QUESTIONS = (
     "What do bees make?",
     "Tell me a fact about the moon.",
 )
+CHATS = [[{"role": "system", "content": "Hi"}, {"role": "user", "content": question}] for question in QUESTIONS]
+"""The messages of each question; the template's own system message is longer, and is read by every setting again."""
 LENGTH = 10
 
 
@@ -116,8 +118,7 @@ def prompts(base):
     """Returns the token ids of the questions as chats, by the tokenizer of a folder."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     return [
-        tokenizer.apply_chat_template([{"role": "user", "content": one}], add_generation_prompt=True, return_dict=False)
-        for one in QUESTIONS
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) for messages in CHATS
     ]
 
 
@@ -140,10 +141,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def ask(client, model, question, **extra):
+def ask(client, model, messages, **extra):
     answer = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": question}],
+        messages=messages,
         temperature=0,
         max_tokens=LENGTH,
         extra_body=extra,
