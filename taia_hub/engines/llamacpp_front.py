@@ -9,13 +9,15 @@ values of a prompt without asking which LoRA made them, is left out.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.parsing import parse_json
@@ -178,7 +180,19 @@ def make_app(address: str, served: Served, alias: str) -> Any:
 
     # else httpx would ask for compression itself, and names in what is compressed cannot be replaced
     plain = {"accept-encoding": "identity"}
-    client = httpx.AsyncClient(base_url=address, headers=plain, timeout=None, trust_env=False)
+    unlimited = httpx.Limits(max_connections=None)  # llama.cpp holds the queue
+    client = httpx.AsyncClient(headers=plain, timeout=None, limits=unlimited, trust_env=False)
+
+    def asking(
+        request: Request, method: str, path: str, left_out: tuple[str, ...], body: bytes | None = None
+    ) -> httpx.Request:
+        headers = httpx.Headers(_without(request.headers.raw, "host", *_HOP, *left_out), encoding="latin-1")
+        query = request.scope["query_string"] or None
+        try:
+            url = httpx.URL(address).copy_with(path=quote(path), query=query)
+        except httpx.InvalidURL as error:
+            raise Refusal(414, f"The path of a request cannot be passed on: {error}.", "invalid_path") from error
+        return client.build_request(method, url, headers=headers, content=body)
 
     async def refuse(request: Request, refusal: Any) -> Response:
         return JSONResponse({"error": refusal.error}, refusal.status)
@@ -189,11 +203,21 @@ def make_app(address: str, served: Served, alias: str) -> Any:
         except httpx.TransportError as error:
             raise Refusal(502, f"llama.cpp does not answer: {error}.", "no_answer") from error
 
+    async def sent_while_awaited(request: Request, asked: httpx.Request) -> httpx.Response:
+        answer, leaving = asyncio.create_task(sent(asked)), asyncio.create_task(request.receive())
+        try:
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise Refusal(499, "The client left before there was an answer.", "client_left")
+        finally:  # llama.cpp ends what nobody waits for, and its slot is free
+            answer.cancel()
+            leaving.cancel()
+
     async def listed(request: Request) -> Response:
-        headers = _without(request.headers, "host", "accept-encoding")
-        answer = await sent(client.build_request("GET", "/v1/models", headers=headers))
+        answer = await sent(asking(request, "GET", "/v1/models", ("accept-encoding",)))
         await answer.aread()
-        headers = _without(answer.headers, *_HOP, "content-encoding")
+        headers = _without(answer.headers.raw, *_HOP, "content-encoding")
         if not answer.is_success:
             return Response(answer.content, answer.status_code, headers)
         body = answer.json()
@@ -204,21 +228,21 @@ def make_app(address: str, served: Served, alias: str) -> Any:
 
     async def passed_on(request: Request) -> Response:
         path, body, name = f"/{request.path_params['path']}", await request.body(), alias  # without a root path
-        headers = _without(request.headers, "host", "content-length")
+        left_out: tuple[str, ...] = ()
         if request.method == "POST" and path in GENERATING:
-            asked = None
-            with contextlib.suppress(ValueError):
+            try:
                 asked = parse_json(body.decode())
+            except ValueError as error:
+                raise Refusal(400, f"The body of a request is a JSON object: {error}.", "invalid_json") from error
             name, translated = translate(asked, served)
             body = json.dumps(translated).encode()
-            headers = _without(headers, "accept-encoding")
+            left_out = ("accept-encoding",)
         elif request.method not in ("GET", "HEAD", "OPTIONS") and path not in MODELESS:
             there = ", ".join((*GENERATING[: len(_GENERATE)], *MODELESS))
             raise Refusal(404, f"{path} knows no settings, and is not served. Post to one of {there}.", "not_served")
-        asking = client.build_request(request.method, path, params=request.query_params, headers=headers, content=body)
-        answer = await sent(asking)
+        answer = await sent_while_awaited(request, asking(request, request.method, path, left_out, body))
         return StreamingResponse(
-            _renamed(answer, _field(alias), _field(name)), answer.status_code, _without(answer.headers, *_HOP)
+            _renamed(answer, _field(alias), _field(name)), answer.status_code, _without(answer.headers.raw, *_HOP)
         )
 
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -227,11 +251,16 @@ def make_app(address: str, served: Served, alias: str) -> Any:
     return Starlette(routes=routes, exception_handlers={Refusal: refuse})
 
 
-_HOP = ("content-length", "transfer-encoding", "connection", "keep-alive")
+_HOP = (
+    *("content-length", "transfer-encoding", "te", "trailer", "expect", "upgrade"),
+    *("connection", "keep-alive", "proxy-connection"),
+)
+"""Headers of a connection, not of what it carries."""
 
 
-def _without(headers: Mapping[str, str], *names: str) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in names}
+def _without(headers: Iterable[tuple[bytes, bytes]], *names: str) -> dict[str, str]:
+    texts = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
+    return {name: value for name, value in texts if name not in names}
 
 
 def _field(name: str) -> bytes:

@@ -1,5 +1,6 @@
 """The front of llama.cpp's server, before a server that says what it was asked."""
 
+import asyncio
 import gzip
 import json
 import subprocess
@@ -48,6 +49,10 @@ class Behind(BaseHTTPRequestHandler):
 
     def do_GET(self):
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
+        assert "transfer-encoding" not in self.headers
+        if body.get("waits"):  # an answer that is not there before the client leaves
+            self.server.left = self.connection.recv(1) == b""
+            return
         said = {"model": "taia", "path": self.path, "asked": body, "data": [{"id": "taia"}], "models": [{}]}
         content = json.dumps(said, separators=(",", ":")).encode()
         compressed = "gzip" in self.headers.get("accept-encoding", "gzip")
@@ -72,7 +77,12 @@ def front(request):
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     app = make_app(f"http://127.0.0.1:{server.server_port}", SERVED, "taia")
     with TestClient(app, root_path=request.param) as client:
-        yield lambda method, path, **more: client.request(method, f"{request.param}{path}", **more)
+
+        def ask(method, path, **more):
+            return client.request(method, f"{request.param}{path}", **more)
+
+        ask.app, ask.server = app, server
+        yield ask
     server.shutdown()
     server.server_close()
 
@@ -174,3 +184,50 @@ def test_the_front_starts_without_torch():
     heavy = "{'torch', 'transformers', 'peft', 'numpy'}"
     script = f"import sys, taia_hub.engines.llamacpp_front; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("path", ["/%00", "/a%7Fb", "/a%3Fb", "/x//y", "/a%23b?c=%0A&c=d"])
+def test_a_path_is_passed_on_as_it_came(front, path):
+    assert front("GET", path).json()["path"] == path
+
+
+def test_what_the_front_cannot_pass_on_is_an_error_of_openai(front):
+    answer = front("GET", "/" + ":" * 30_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (414, "invalid_path")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"x-title": b"\xfc"}, {"authorization": b"Bearer \xe4\xb8"}, {"expect": "100-continue"}]
+)
+def test_headers_of_any_letters_are_passed_on(front, headers):
+    assert front("GET", "/v1/models", headers=headers).status_code == 200
+    assert front("POST", "/v1/completions", json={"model": "m"}, headers=headers).status_code == 200
+
+
+def test_a_body_in_pieces_is_sent_as_a_whole(front):
+    answer = front("POST", "/v1/completions", content=iter([b'{"model":', b' "m"}']))
+    assert answer.json()["asked"]["lora"] == scales(1, 0)
+    assert front("HEAD", "/v1/models").status_code == 200
+
+
+def test_what_nobody_waits_for_is_ended(front):
+    """A whole answer comes at its end: until then llama.cpp knows by the connection alone that its client is there."""
+    body = json.dumps({"model": "m", "waits": True}).encode()
+    coming = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": []}
+
+    async def receive():
+        await asyncio.sleep(0.05)
+        return coming.pop(0)
+
+    async def send(message):
+        said.append(message)
+
+    said = []
+    asyncio.run(asyncio.wait_for(front.app(scope, receive, send), 5))
+    assert said[0]["status"] == 499
+    for _ in range(100):
+        if hasattr(front.server, "left"):
+            break
+        threading.Event().wait(0.01)
+    assert front.server.left
