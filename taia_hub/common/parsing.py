@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from taia_hub.errors import short
+
 _DEEPEST = 64
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, unique: bool = False) -> Any:
     """Reads JSON; also what Python cannot hold or print is a ValueError: too many levels, half of a letter.
+
+    With `unique` so is a key that comes twice in one object, of which Python takes the first place and the last value.
 
     Example:
         >>> parse_json('{"r": 8}')
         {'r': 8}
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique if unique else None)
         _check_depth(value)
         if "\\ud" in text.lower():  # half of a letter may be escaped there, of which no text can be made
             json.dumps(value, ensure_ascii=False).encode()
@@ -56,3 +60,11 @@ def _check_depth(value: Any) -> None:
         if not level:
             return
     raise ValueError("it is nested too deeply")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {short(next(key for key in made if keys.count(key) > 1))} comes twice")
+    return made

@@ -195,7 +195,9 @@ def make_app(address: str, served: Served, alias: str) -> Any:
         return client.build_request(method, url, headers=headers, content=body)
 
     async def refuse(request: Request, refusal: Any) -> Response:
-        return JSONResponse({"error": refusal.error}, refusal.status)
+        origin = request.headers.get("origin")  # llama.cpp lets pages of every origin read its answers
+        headers = {"access-control-allow-origin": origin} if origin else None
+        return JSONResponse({"error": refusal.error}, refusal.status, headers)
 
     async def sent(asked: httpx.Request) -> httpx.Response:
         try:
@@ -231,7 +233,7 @@ def make_app(address: str, served: Served, alias: str) -> Any:
         left_out: tuple[str, ...] = ()
         if request.method == "POST" and path in GENERATING:
             try:
-                asked = parse_json(body.decode())
+                asked = parse_json(body.decode(), unique=True)
             except ValueError as error:
                 raise Refusal(400, f"The body of a request is a JSON object: {error}.", "invalid_json") from error
             name, translated = translate(asked, served)

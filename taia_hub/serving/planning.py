@@ -58,7 +58,8 @@ class ServingPlan:
     @property
     def url(self) -> str:
         """Where the API is."""
-        return f"http://{self.order.host}:{self.order.port}/v1"
+        host = f"[{self.order.host}]" if ":" in self.order.host else self.order.host  # of IPv6
+        return f"http://{host}:{self.order.port}/v1"
 
     def check(self, alive: Callable[[], bool]) -> ConfigError | None:
         """Asks the started server for the base beside a mode, where the engine may mix them up; as `check_base`."""

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,27 @@ def prepare(preparing: Preparing, setting: Setting, label: str | None = None) ->
     if label == "none":
         return ServedMode(label, _link_base(preparing) if preparing.engine.needs == "merged" else None)
     target = preparing.place(label)
-    mark = Mark(target / MARKER, {"made_from": {**_made_from(preparing), "setting": setting.published}})
+    made_from = {**_made_from(preparing), "setting": setting.published}
     with preparing.sole():
-        known = _read(mark)
-        if known.get("files") != _sizes(target) or not mark.fits():
-            if not known and target.exists() and any(target.iterdir()):
-                raise _foreign(target)
-            with whole_folder(mark) as (folder, known):
-                known |= {"rank": _write(preparing, setting, folder), "files": _sizes(folder)}
+        rank = kept(target, made_from, lambda folder: _write(preparing, setting, folder))
     path = target / GGUF_LORA if preparing.engine.needs == "gguf" else target
-    return ServedMode(label, path.absolute(), known["rank"])
+    return ServedMode(label, path.absolute(), rank)
+
+
+def kept(target: Path, made_from: Any, write: Callable[[Path], int]) -> int:
+    """Finds a folder of files that were made before and are whole, or makes it; returns the rank that `write` did.
+
+    Raises:
+        RepositoryError: If the folder holds other files.
+    """
+    mark = Mark(target / MARKER, {"made_from": made_from})
+    known = _read(mark)
+    if known.get("files") != _sizes(target) or not mark.fits():
+        if not known and target.exists() and any(target.iterdir()):
+            raise _foreign(target)
+        with whole_folder(mark) as (folder, known):
+            known |= {"rank": write(folder), "files": _sizes(folder)}
+    return int(known["rank"])
 
 
 def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:

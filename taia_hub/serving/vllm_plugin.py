@@ -187,22 +187,22 @@ def _nothing(preparing: Preparing, like: ServedMode) -> ServedMode:
     from safetensors.torch import save_file
 
     from taia_hub import hub
-    from taia_hub.common.resuming import Mark, whole_folder
     from taia_hub.engines import ServedMode
-    from taia_hub.serving.preparing import MARKER
+    from taia_hub.serving.preparing import kept
 
     assert like.path is not None
-    folder = preparing.place("none")
-    mark = Mark(folder / MARKER, {"made_from": None})
+    made, folder = like.path, preparing.place("none")
+
+    def write(new: Path) -> int:
+        shapes = hub.tensor_shapes(made / hub.ADAPTER_WEIGHTS)
+        first = min(shapes).partition(".lora_")[0] + ".lora_"
+        zeros = {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(first)}
+        save_file(zeros, new / hub.ADAPTER_WEIGHTS)
+        shutil.copyfile(made / hub.ADAPTER_CONFIG, new / hub.ADAPTER_CONFIG)
+        return like.rank
+
     with preparing.sole():
-        if not mark.fits():
-            shapes = hub.tensor_shapes(like.path / hub.ADAPTER_WEIGHTS)
-            first = min(shapes).partition(".lora_")[0] + ".lora_"
-            with whole_folder(mark) as (new, _):
-                zeros = {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(first)}
-                save_file(zeros, new / hub.ADAPTER_WEIGHTS)
-                shutil.copyfile(like.path / hub.ADAPTER_CONFIG, new / hub.ADAPTER_CONFIG)
-    return ServedMode("none", folder, like.rank)
+        return ServedMode("none", folder, kept(folder, None, write))
 
 
 def _status(error: TAIAError) -> HTTPStatus:
@@ -211,5 +211,9 @@ def _status(error: TAIAError) -> HTTPStatus:
 
     if not isinstance(error, RepositoryError):
         return HTTPStatus.BAD_REQUEST
-    later = isinstance(error, OutOfReachError) or getattr(error.__cause__, "errno", None) is not None
+    later, cause = isinstance(error, OutOfReachError), error.__cause__
+    while cause is not None:  # the disk, or a Hub that is ill or has enough of us
+        status = getattr(getattr(cause, "response", None), "status_code", 0)
+        later |= getattr(cause, "errno", None) is not None or status == 429 or status >= 500
+        cause = cause.__cause__
     return HTTPStatus.SERVICE_UNAVAILABLE if later else HTTPStatus.NOT_FOUND

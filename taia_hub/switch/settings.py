@@ -229,7 +229,7 @@ def parse_text(text: str) -> Setting:
     if not text.lstrip().startswith("{"):
         return parse_setting(text)
     try:
-        value = parse_json(text)
+        value = parse_json(text, unique=True)
     except ValueError as error:
         raise ConfigError(
             f"The setting {short(text)} is no JSON: {error}.", """Write it as in {"attention": 1, "ffn": 0.5}."""

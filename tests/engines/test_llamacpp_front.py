@@ -166,7 +166,10 @@ def test_what_is_not_served_is_an_error_of_openai(front, asked, status, code, pa
     assert message in error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 9999, b'{"model": "\\ud800"}'])
+TWICE = b'{"inference_modules": {"ffn": 1, "*": 0.5, "ffn": 0}}'
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 9999, b'{"model": "\\ud800"}', TWICE])
 def test_a_body_that_is_no_object_is_refused(front, body):
     answer = front("POST", "/v1/completions", content=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
@@ -189,6 +192,17 @@ def test_the_front_starts_without_torch():
 @pytest.mark.parametrize("path", ["/%00", "/a%7Fb", "/a%3Fb", "/x//y", "/a%23b?c=%0A&c=d"])
 def test_a_path_is_passed_on_as_it_came(front, path):
     assert front("GET", path).json()["path"] == path
+
+
+def test_a_page_of_another_origin_may_read_a_refusal(front):
+    answer = front("POST", "/v1/completions", json={"model": "n"}, headers={"origin": "http://page"})
+    assert answer.headers["access-control-allow-origin"] == "http://page"
+
+
+def test_a_setting_that_says_something_twice_is_none(front):
+    """Of keys that come twice Python keeps the first one's place and the last one's value."""
+    answer = front("POST", "/v1/completions", json={"model": 'm:{"ffn": 1, "l.*": 0.5, "ffn": 0}'})
+    assert "the key 'ffn' comes twice" in answer.json()["error"]["message"]
 
 
 def test_what_the_front_cannot_pass_on_is_an_error_of_openai(front):

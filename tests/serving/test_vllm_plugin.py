@@ -110,7 +110,7 @@ def test_a_name_of_the_hub_becomes_the_lora_that_serve_makes(vllm, online):
     assert made == LoRARequest(f"{online.taia}:attention", 1, str(plan.order.modes[0].path))
     assert vllm(online.base, online.taia).lora_path == made.lora_path  # what it publishes
     assert vllm(online.base, f"{online.adapter}:TAIA").lora_path != made.lora_path
-    online.hub.fail = 404  # what was opened is in the cache
+    online.hub.fail = lambda method, path: 404  # what was opened is in the cache
     for name in ("base", "llama", "org", ""):
         assert vllm(online.base, name) is None
 
@@ -156,6 +156,8 @@ def test_the_base_is_a_lora_of_zeros(vllm, root, pico, mode, monkeypatch):
         ("~:attention", 404, "neither a Hub id"),
         ("one@../two:attention", 404, "neither a Hub id"),
         ("x" * 5000 + ":attention", 404, "neither a Hub id"),
+        ("org/" + "x" * 5000 + ":attention", 404, "neither a folder here nor a Hub id"),
+        ('one:{"ffn": 1, "*": 0.5, "ffn": 0}', 400, "the key 'ffn' comes twice"),
     ],
 )
 def test_what_cannot_be_served_is_said(vllm, root, pico, hub, name, status, said, monkeypatch):
@@ -190,8 +192,14 @@ def test_a_base_in_the_cache_is_the_base_of_its_commit(vllm, online):
 
 
 def test_a_private_repository_is_refused_in_words(vllm, online):
-    online.hub.fail = 401
+    online.hub.fail = lambda method, path: 401
     assert "org/private-one" in refused(vllm, online.base, "org/private-one:all", 404)
+
+
+@pytest.mark.parametrize(("answer", "status"), [(503, 503), (429, 503), (500, 503), (403, 404), (404, 404)])
+def test_a_hub_that_is_ill_is_no_repository_that_is_not_there(vllm, online, answer, status):
+    online.hub.fail = lambda method, path: answer
+    refused(vllm, online.base, f"org/ill-{answer}:all", status)
 
 
 def test_experts_and_whole_modules_are_refused_in_words(vllm, pico, tmp_path, monkeypatch):
@@ -203,6 +211,15 @@ def test_experts_and_whole_modules_are_refused_in_words(vllm, pico, tmp_path, mo
     ):
         TAIAForCausalLM.from_adapter(pico.base(base), adapter).save_pretrained(tmp_path / name)
         assert "taia merge" in refused(vllm, pico.base(base), f"{name}:all", 400)
+
+
+def test_zeros_that_were_lost_are_made_again(vllm, root, pico, monkeypatch):
+    monkeypatch.setenv(ROOT, str(root))
+    weights = Path(vllm(pico.base("llama"), "one:none").lora_path) / "adapter_model.safetensors"
+    for damage in (weights.unlink, lambda: weights.write_bytes(weights.read_bytes()[:-8])):
+        damage()
+        assert Path(vllm(pico.base("llama"), "one:none").lora_path) == weights.parent
+        assert load_file(weights)
 
 
 def test_what_vllm_does_not_load_is_explained(vllm, root, pico, monkeypatch):
