@@ -206,7 +206,7 @@ def make_app(address: str, served: Served, alias: str) -> Any:
             raise Refusal(502, f"llama.cpp does not answer: {error}.", "no_answer") from error
 
     async def sent_while_awaited(request: Request, asked: httpx.Request) -> httpx.Response:
-        answer, leaving = asyncio.create_task(sent(asked)), asyncio.create_task(request.receive())
+        answer, leaving = asyncio.ensure_future(sent(asked)), asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():

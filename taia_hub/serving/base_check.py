@@ -6,6 +6,7 @@ vLLM 0.32 does not on CPUs where every slot is taken: a row without a LoRA gets 
 from __future__ import annotations
 
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -76,7 +77,10 @@ def _first(url: str, model: str, key: str | None) -> list[tuple[str, float]]:
     """Returns the first tokens of an answer, each with its log-probability."""
     with _post(url, model, key, max_tokens=_LENGTH, logprobs=1) as answer:
         given = json.load(answer)["choices"][0]["logprobs"]
-    return list(zip(given["tokens"], given["token_logprobs"], strict=True))
+    found = list(zip(given["tokens"], map(float, given["token_logprobs"]), strict=True))
+    if not found or not all(math.isfinite(likelihood) for _, likelihood in found):
+        raise ValueError(f"no log-probabilities of '{model}'")
+    return found
 
 
 def _distance(one: list[tuple[str, float]], other: list[tuple[str, float]]) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from taia_hub.engines import ENGINES, Command, Order, ServedMode
 from taia_hub.errors import ConfigError
-from taia_hub.serving import run
+from taia_hub.serving import planning, run
 from taia_hub.serving.base_check import check_base
 
 BASE, LORA = [[" Paris", ".", "\n", "It"], [-1.0, -0.5, -0.5, -2.0]], [[" a", " b", " c", " d"], [-2.0, -3.0, -3.0, -1]]
@@ -78,7 +78,8 @@ def test_an_answer_of_the_lora_is_found(server):
 
 
 def test_a_server_that_cannot_be_asked_is_no_wrong_one(server):
-    for beside, key in ((None, "key"), (BASE, None)):
+    unknown = ([[], []], [["x"], [None]], [["x"], [float("nan")]])
+    for beside, key in ((None, "key"), (BASE, None), *((one, "key") for one in unknown)):
         with pytest.raises(OSError, match=r"unexpected answer|401"):
             server(beside, key=key)
     assert check_base("http://127.0.0.1:9/v1", "m:none", "m:all", alive=lambda: False) is None
@@ -90,6 +91,11 @@ def test_what_speaks_no_http_is_not_waited_for():
         threading.Thread(target=lambda: listening.accept()[0].close(), daemon=True).start()
         with pytest.raises(OSError, match=r"reset|closed"):
             check_base(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m:none", "m:all")
+
+
+def test_an_address_of_ipv6_has_brackets(tmp_path):
+    order = Order("m", "org/base", host="::1")
+    assert planning.ServingPlan(ENGINES["vllm"], order, (), (), tmp_path).url == "http://[::1]:8000/v1"
 
 
 WAITS = Command((("python", "-c", "import time; time.sleep(60)"),))
@@ -110,8 +116,6 @@ def test_a_check_that_fails_is_a_note(caplog):
 
 
 def test_only_what_may_be_mixed_up_is_asked(monkeypatch, tmp_path):
-    from taia_hub.serving import planning
-
     asked = []
     monkeypatch.setattr(planning, "check_base", lambda *words, **keywords: asked.append((words, keywords["key"])))
     modes = tuple(ServedMode(label, tmp_path, 8) for label in ("attention", "all"))
