@@ -84,9 +84,9 @@ def serve_model(
     in each request, as the model NAME:SETTING or in the field inference_modules; --mode says which are listed first and
     how the LoRAs are cut. Flags of the engine follow after `--`.
 
-    taia serve org/model-taia --engine vllm --mode attention --mode all --print
+    taia serve org/model-taia
 
-    taia serve org/model-taia --engine transformers --mode attention
+    taia serve org/model-taia --engine vllm --mode attention --mode all --print
 
     taia serve org/model-taia --engine llama.cpp --gguf q8_0 --mode attention
 

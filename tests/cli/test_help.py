@@ -174,7 +174,7 @@ def test_examples_run_as_they_stand(taia, published, work, help_of, tmp_path, mo
     monkeypatch.chdir(tmp_path / "here")
     for example in examples_in(help_of(command)):
         _, *words = shlex.split(example.replace("org/", "docs/").replace("somebody/", "docs/"))
-        if "llama.cpp" in words:  # its base.gguf is not made here
+        if command == "serve" and not {"vllm", "--for"} & {*words}:  # llama.cpp would make a GGUF of the base
             words.append("--help")
         if command in SHORTER and "--ui" not in words and SHORTER[command] not in words:
             words.append(SHORTER[command])
