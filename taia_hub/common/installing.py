@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taia_hub._version import __version__
+
 SOURCE: str | None = None
 """Where anyone gets it: `"index"` once a package index has it, or an address such as `"git+https://…"`.
 
@@ -36,6 +38,16 @@ def install_command(extra: str | None = None) -> str:
         place = f'".[{extra}]"' if extra else "."
         return f"pip install {place}  # in a clone of taia-hub, which no package index has yet"
     return f'pip install "{found}"' if found != "taia-hub" else f"pip install {found}"
+
+
+def wheel_requirement(extra: str, folder: str) -> str:
+    """Returns the requirement of this version's wheel in a folder, by its absolute path.
+
+    Example:
+        >>> wheel_requirement("eval", "/wheels").startswith("taia-hub[eval] @ file:///wheels/taia_hub-")
+        True
+    """
+    return f"taia-hub[{extra}] @ file://{folder}/taia_hub-{__version__}-py3-none-any.whl"
 
 
 def extra_command(extra: str) -> str:

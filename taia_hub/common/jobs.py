@@ -11,8 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from taia_hub._version import __version__
-from taia_hub.common.installing import requirement
+from taia_hub.common.installing import requirement, wheel_requirement
 from taia_hub.common.shell import comment
 
 DATA = "/data"
@@ -36,11 +35,11 @@ def job_script(extra: str) -> str:
         >>> print(job_script("train").splitlines()[0])
         # /// script
     """
-    wheel = f"taia-hub[{extra}] @ file:///{_WHEELS}/taia_hub-{__version__}-py3-none-any.whl"
+    needed = requirement(extra) or wheel_requirement(extra, f"/{_WHEELS}")
     return (
         "# /// script\n"
         '# requires-python = ">=3.11"\n'  # as transformers and trl do
-        f'# dependencies = ["{requirement(extra) or wheel}"]\n'
+        f'# dependencies = ["{needed}"]\n'
         "# ///\n"
         '"""Runs the command line of taia-hub with the words of this script."""\n\n'
         "from taia_hub.cli import main\n\n"
