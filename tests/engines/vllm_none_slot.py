@@ -43,6 +43,7 @@ def main(folder: Path) -> int:
         max_model_len=64,
         enable_lora=True,
         max_loras=1,
+        enforce_eager=True,
         enable_prefix_caching=False,
     )
     lora = LoRARequest("lora", 1, str(folder / "lora"))
