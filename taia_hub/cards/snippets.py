@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from taia_hub.cards.data import CardData
 from taia_hub.cards.escaping import python
+from taia_hub.engines.facts import largest_rank
 from taia_hub.engines.rules import config_refusals, vllm_rank
 from taia_hub.hub.layout import PEFT
 
@@ -44,11 +45,11 @@ def engines(card: CardData) -> Engines:
     other = card.parts.get("other")
     plain = bool(card.base_model) and "peft_type" in config and not (other and other.modules)
     takes = {engine: plain and not config_refusals(engine, config) for engine in ("vllm", "llama.cpp")}
-    rank = card.adapter_config.get("r")
+    rank = largest_rank(card.adapter_config)
     return Engines(
         # PEFT alone takes another vocabulary only on a base that was resized before
         peft=bool(card.base_model) and card.update_kind == PEFT.name and not (other and other.resized),
-        vllm_rank=vllm_rank(rank) if takes["vllm"] and isinstance(rank, int) else None,
+        vllm_rank=vllm_rank(rank) if takes["vllm"] and rank is not None else None,
         llama_cpp=takes["llama.cpp"],
         repo=repo,
         revision=card.adapter_revision,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from taia_hub.engines import llamacpp, sglang, transformers, vllm
 from taia_hub.engines.checking import AdapterCheck, check_adapter
-from taia_hub.engines.facts import BaseFacts, Verdict
+from taia_hub.engines.facts import BaseFacts, Verdict, largest_rank
 from taia_hub.engines.order import Command, Engine, Order, ServedMode, taia_command
 from taia_hub.engines.rules import LOADERS, check_engine, check_engines, config_refusals, vllm_rank
 from taia_hub.errors import ConfigError, closest
@@ -30,6 +30,7 @@ __all__ = [
     "check_engines",
     "config_refusals",
     "find_engine",
+    "largest_rank",
     "taia_command",
     "vllm_rank",
 ]

@@ -92,3 +92,14 @@ class Adapter:
         """The target modules as a list; an expression is one entry."""
         value = self.config.get("target_modules") or ()
         return (value,) if isinstance(value, str) else tuple(value)
+
+
+def largest_rank(config: Mapping[str, Any]) -> int | None:
+    """Returns the largest rank that an `adapter_config.json` gives a module; None where it gives none.
+
+    Example:
+        >>> largest_rank({"r": 8, "rank_pattern": {"q_proj": 24}}), largest_rank({"peft_type": "IA3"})
+        (24, None)
+    """
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    return max((rank for rank in ranks if isinstance(rank, int)), default=None)

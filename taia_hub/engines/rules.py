@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from taia_hub.common.patterns import check_patterns
-from taia_hub.engines.facts import TENSOR, Adapter, BaseFacts, Rule, Verdict
+from taia_hub.engines.facts import TENSOR, Adapter, BaseFacts, Rule, Verdict, largest_rank
 from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.layout import PREFIX
 
@@ -116,18 +116,16 @@ def _vllm_patterns(adapter: Adapter) -> Iterator[str]:
 
 
 def _vllm_rank(adapter: Adapter) -> Iterator[str]:
-    if vllm_rank(_largest_rank(adapter)) is None:
-        yield f"rank {_largest_rank(adapter)} is above the largest --max-lora-rank, {VLLM_RANKS[-1]}"
+    rank = largest_rank(adapter.config) or 0
+    if vllm_rank(rank) is None:
+        yield f"rank {rank} is above the largest --max-lora-rank, {VLLM_RANKS[-1]}"
 
 
 def _vllm_flag(adapter: Adapter) -> Iterator[str]:
-    allowed, rank = vllm_rank(_largest_rank(adapter)), _largest_rank(adapter)
+    rank = largest_rank(adapter.config) or 0
+    allowed = vllm_rank(rank)
     if allowed is not None and rank > VLLM_DEFAULT_RANK:
         yield f"--max-lora-rank {allowed}"
-
-
-def _largest_rank(adapter: Adapter) -> int:
-    return max([adapter.rank, *(adapter.config.get("rank_pattern") or {}).values()])
 
 
 def _vllm_embeddings(adapter: Adapter) -> Iterator[str]:

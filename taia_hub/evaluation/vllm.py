@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.engines import config_refusals, taia_command, vllm_rank
+from taia_hub.common.devices import choose_device
+from taia_hub.engines import config_refusals, largest_rank, taia_command, vllm_rank
 from taia_hub.engines.rules import VLLM_RANKS
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
@@ -85,14 +86,14 @@ def vllm_commands(
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
     whole, own = not config_refusals("vllm", adapter), own_tokenizer(files.places)
     said = hub.read_json(files.base.folder / hub.CONFIG)
-    in_float32 = said.get("dtype", said.get("torch_dtype")) == "float32"
+    in_float32 = said.get("dtype", said.get("torch_dtype")) == "float32" and choose_device() == "cpu"
     lines: list[str] = []
     names: list[str] = []
     for setting in map(parse_setting, modes):
         names.append(_file_name(setting.slug, names))
         model = {"pretrained": files.base.name, "revision": files.base.revision}
         model |= {"tokenizer": str(own.folder)} if own else {}  # as every other way of evaluating takes it
-        model |= {"dtype": "float32"} if in_float32 else {}  # which vLLM would round to 16 bits
+        model |= {"dtype": "float32"} if in_float32 else {}  # vLLM would round it; its LoRAs on GPUs are of 16 bits
         if setting.label == "all" and whole:
             model |= _lora(files.folder, _rank(adapter))
         elif setting.label != "none":
@@ -116,10 +117,10 @@ def _file_name(slug: str, taken: Sequence[str]) -> str:
 
 def _rank(config: Mapping[str, Any]) -> int:
     """Returns the limit that takes a mode's LoRA: its rank is the largest of a LoRA's pairs, or found by the export."""
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or not all(isinstance(one, int) for one in ranks):
+    rank = largest_rank(config)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or rank is None:
         return VLLM_RANKS[-1]
-    return vllm_rank(max(ranks)) or VLLM_RANKS[-1]
+    return vllm_rank(rank) or VLLM_RANKS[-1]
 
 
 def _lora(folder: str | Path, rank: int) -> dict[str, str | None]:

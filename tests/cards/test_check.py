@@ -945,7 +945,7 @@ def test_ranks_by_role_come_from_the_file_where_a_pattern_makes_them_differ(taia
     model.push_to_hub(repo_id)
     text = ModelCard.load(repo_id).content
     assert measures(text)["rank"] == {"attention": "4", "ffn": "2"}
-    assert "vllm" not in text
+    assert "--enable-lora --max-lora-rank 8 " in text
     assert taia_card(repo_id)[1] == text
     assert taia_card(repo_id, "--check")[0] == 0
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.results import Results
-from tests.engines.conftest import LENGTH, QUESTIONS, SETTINGS, free_port, prompts, reachable
+from tests.engines.conftest import CHATS, LENGTH, QUESTIONS, SETTINGS, free_port, prompts, reachable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -136,7 +136,7 @@ def test_eval_runs_as_it_is_printed_and_gives_the_score_of_transformers(real_rep
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "says.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl", length=LENGTH))
     words = [sys.executable, "-m", "taia_hub.cli", "eval", real_repository, "--task", tmp_path / "says.yaml"]
-    words += ["--mode", "attention"]
+    words += ["--mode", "attention", "--system", CHATS[0][0]["content"]]
     run = {"cwd": tmp_path, "check": True, "text": True, "stdout": subprocess.PIPE}
     subprocess.run([*words, "--out", tmp_path / "ours.json"], **run)
     (task,) = Results.load(tmp_path / "ours.json").tasks.values()

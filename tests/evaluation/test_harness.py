@@ -531,10 +531,14 @@ def test_the_command_alone_finds_judges_of_the_working_folder(tmp_path, monkeypa
     assert "'judges_of_mine:pi' is no function" in " ".join(capsys.readouterr().err.split())
 
 
-def test_vllm_commands(online):
+def test_vllm_commands(online, monkeypatch):
+    monkeypatch.setattr("taia_hub.evaluation.vllm.choose_device", lambda: "cuda")
+    assert "float32" not in "".join(vllm_commands(online.taia, ["mmlu"], ["all"]))  # its LoRAs there are of 16 bits
+    monkeypatch.undo()
     lines = vllm_commands(online.taia, ["mmlu", "taia_svamp"], ["none", "all", "attention"], num_fewshot=[0, 5])
     assert len(lines) == 7
     model = f"pretrained={online.base},revision={online.base_sha},tokenizer={snapshot_download(online.taia)}"
+    model += ",dtype=float32"  # which the base is saved in
     assert f"{model} --tasks mmlu,taia_svamp" in lines[0]
     assert "lora_local_path" not in lines[0]
     assert "adapter,max_lora_rank=8 " in lines[2]
