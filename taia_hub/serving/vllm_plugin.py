@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from taia_hub.engines import ServedMode
     from taia_hub.hub import Source
     from taia_hub.serving.preparing import Preparing
-    from taia_hub.switch.settings import Setting
 
 logger = logging.getLogger(__name__)
 
@@ -130,19 +129,15 @@ def make_lora(repo: str, mode: str | None, served: str) -> ServedMode:
     files = open_repository(_place(repo), access)
     _check_base(repo, files.base, served)
     setting = setting or files.config.setting
-    is_base = not _acts(setting)
+    is_base = not setting.acts
     if is_base:
-        setting = files.config.setting if _acts(files.config.setting) else parse_text("all")
+        setting = files.config.setting if files.config.setting.acts else parse_text("all")
     files = files.with_weights(access)
     name = served_name(None, files.name)
     preparing = Preparing(files, ENGINES["vllm"], name, default_folder(files, name).absolute())
     with _ALONE:
         made = prepare(preparing, setting)
         return _nothing(preparing, made) if is_base else made
-
-
-def _acts(setting: Setting) -> bool:
-    return any(entry.weight for entry in setting.entries)
 
 
 def _place(repo: str) -> str:

@@ -115,6 +115,11 @@ class Setting:
         return self.name if self.name is not None else [[entry.key, entry.weight] for entry in self.entries]
 
     @property
+    def acts(self) -> bool:
+        """Whether any update may act: false of `none`, and of zeros alone."""
+        return any(entry.weight for entry in self.entries)
+
+    @property
     def value(self) -> str | dict[str, float]:
         """The form that users write: the string, or a mapping of selectors to weights."""
         return self.name if self.name is not None else {entry.key: entry.weight for entry in self.entries}

@@ -11,7 +11,7 @@ from typing import Any
 
 from taia_hub.common.resuming import digest
 from taia_hub.engines import Order, ServedMode
-from taia_hub.engines.order import flag_of
+from taia_hub.engines.order import colon_name, flag_of
 from taia_hub.exporting.publishing import export_id
 from taia_hub.serving.planning import ServingPlan
 from taia_hub.switch.settings import Setting
@@ -68,7 +68,7 @@ class HandOver:
 
     def served(self, mode: ServedMode) -> str:
         """The name of a mode in requests."""
-        return f"{self.order.name}:{mode.label}"
+        return colon_name(self.order.name, mode.label)
 
     def exported(self, mode: ServedMode) -> str:
         """Hub id of the repository that `push` publishes a mode's export to."""
