@@ -88,6 +88,11 @@ def read_base(path: Path) -> Base:
         RepositoryError: If there is no such file, or it is no whole GGUF file.
         UnsupportedUpdateError: If how its architecture lies in a GGUF file is not known here.
     """
+    return open_base(path)[0]
+
+
+def open_base(path: Path) -> tuple[Base, Any]:
+    """Reads the header as `read_base` does; gives the `gguf.GGUFReader` too, which takes seconds to make."""
     gguf = gguf_package()
     if not path.is_file():
         raise RepositoryError(f"There is no GGUF file '{path}'.", HOW_TO_GET_A_GGUF)
@@ -113,7 +118,7 @@ def read_base(path: Path) -> Base:
     if not all(isinstance(one, int) for one in (blocks, heads, key_heads)):
         raise UnsupportedUpdateError(f"The layers of '{path}' have different numbers of heads.", _CONVERTER)
     shapes = {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
-    return Base(path, architecture, blocks, heads, key_heads, shapes)
+    return Base(path, architecture, blocks, heads, key_heads, shapes), reader
 
 
 HOW_TO_GET_A_GGUF = (

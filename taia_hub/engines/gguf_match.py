@@ -11,7 +11,7 @@ import numpy as np
 from taia_hub import hub
 from taia_hub.engines.gguf_base import LAYOUTS
 from taia_hub.engines.gguf_files import gguf_package
-from taia_hub.engines.gguf_lora import read_base
+from taia_hub.engines.gguf_lora import Base, open_base
 from taia_hub.errors import RepositoryError, UpdateMismatchError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _PLACES, _ROWS = 4, 16  # so many pieces of so many rows, over the whole matrix
 _HINT = "Give the GGUF of the base model that the update is for, or leave --gguf out, and it is written."
 
 
-def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None = None) -> None:
+def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None = None) -> Base:
     """Refuses a GGUF file of another model than a base; of one on the Hub only the rows that are compared are fetched.
 
     Numbers of 16 or 32 bits must be the base's own, rounded. Where a number has b bits, rounding in blocks takes two to
@@ -36,6 +36,9 @@ def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None =
         base: The base model; its configuration must be on this disk.
         access: How the Hub is reached.
 
+    Returns:
+        The file's header.
+
     Raises:
         UpdateMismatchError: If it is of another model.
         UnsupportedUpdateError: If how its architecture lies in a GGUF file is not known here.
@@ -43,7 +46,7 @@ def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None =
     """
     from taia_hub.weights.base_weights import headers_of
 
-    file = read_base(path)
+    file, reader = open_base(path)
     values = hub.read_json(base.folder / hub.CONFIG)
     layout = LAYOUTS.get(str(values.get("model_type")))
     heads = values.get("num_attention_heads")
@@ -61,7 +64,7 @@ def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None =
             )
     try:
         stored = headers_of(base, access or hub.HubAccess())
-        tensors = {tensor.name: tensor for tensor in gguf_package().GGUFReader(path).tensors}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
         for end, name in (
             ("embed_tokens.weight", "token_embd.weight"),
             (f".{file.blocks - 1}.mlp.down_proj.weight", f"blk.{file.blocks - 1}.ffn_down.weight"),
@@ -72,6 +75,7 @@ def check_gguf_base(path: Path, base: hub.Source, access: hub.HubAccess | None =
     except (RepositoryError, NotImplementedError) as error:  # the latter of a kind of numbers that gguf cannot read
         why = getattr(error, "message", error)
         logger.warning("'%s' was not compared with the base model '%s': %s", path.name, base.name, why)
+    return file
 
 
 def _compare(path: Path, tensor: Any, own: StoredTensor, base: hub.Source) -> None:

@@ -21,7 +21,7 @@ from taia_hub.engines.gguf_base import (
     read_parameters,
     write_gguf_base,
 )
-from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF
+from taia_hub.engines.gguf_lora import HOW_TO_GET_A_GGUF, Base, read_base
 from taia_hub.engines.gguf_match import check_gguf_base
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, closest
 
@@ -64,8 +64,8 @@ def base_gguf(
     access: hub.HubAccess,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
-) -> Path:
-    """Returns a base model as a GGUF file on this disk.
+) -> Base:
+    """Returns the header of a base model's GGUF file on this disk, which is read once.
 
     A file that is given, or fetched, must be of this base. One that is written lies in the Hub's cache, for all
     repositories of the base, and is found there the next time.
@@ -85,7 +85,7 @@ def base_gguf(
     if gguf is None or str(gguf) in GGUF_TYPES:
         kind = None if gguf is None else cast(GGUFType, str(gguf))
         try:
-            return _written(base, kind, access, trust_remote_code, progress)
+            return read_base(_written(base, kind, access, trust_remote_code, progress))
         except UnsupportedUpdateError as error:
             there = hub.quantised_from(base.name) if base.revision else []
             ways = f"On the Hub are: {', '.join(f'--gguf {one}' for one in there)}. " if there else ""
@@ -95,8 +95,7 @@ def base_gguf(
     path = Path(gguf).absolute()
     if not path.is_file():
         path = _fetched(str(gguf), access)
-    check_gguf_base(path, base, access)
-    return path
+    return check_gguf_base(path, base, access)
 
 
 def _fetched(address: str, access: hub.HubAccess) -> Path:
@@ -145,5 +144,5 @@ def _written(
                     trust_remote_code=trust_remote_code,
                     progress=progress,
                 )
-                facts |= {"size": made.size, "written_as": made.dtype}
+                facts["size"] = made.size
     return path

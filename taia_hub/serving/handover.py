@@ -65,7 +65,7 @@ def hand_over(
         raise ConfigError("Only the base model is left: there is no mode to hand over.", "Add --mode attention.")
     for setting in asked if found.from_hub else ():
         hub.check_repo_id(export_id(files.name, setting.slug))  # the Hub's own limit of a name
-    plan = plan_serving(repo, "vllm", modes, **values)
+    plan = plan_serving(files, "vllm", modes, **values)
     return manifest(found, HandOver(plan, files.name, files.revision, asked, data_parallel))
 
 

@@ -16,7 +16,7 @@ from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
 from taia_hub.engines.order import given_word
 from taia_hub.engines.parts import Part, Served
 from taia_hub.errors import ConfigError, SettingError, short
-from taia_hub.repository.update_files import open_repository
+from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
 from taia_hub.serving.memory import memory_text, saved_dtype
@@ -88,7 +88,7 @@ class ServingPlan:
 
 
 def plan_serving(
-    repo: str | os.PathLike[str],
+    repo: str | os.PathLike[str] | Repository,
     engine: str,
     modes: Sequence[InferenceModules] = (),
     *,
@@ -110,7 +110,7 @@ def plan_serving(
     """Prepares what an engine needs for each mode, and makes the commands that serve them.
 
     Args:
-        repo: Hub id or folder of a TAIA repository, or of a PEFT adapter.
+        repo: Hub id or folder of a TAIA repository, or of a PEFT adapter, or one that was opened.
         engine: `"vllm"`, `"sglang"`, `"llama.cpp"` or `"transformers"`.
         modes: What is served; by default the mode that the repository publishes. The base is served besides where it
             costs nothing. llama.cpp takes every setting in a request, whatever is given here: these modes are listed
@@ -149,7 +149,8 @@ def plan_serving(
     found, settings = find_engine(engine), _settings(modes)
     check_gguf(found, gguf)
     access = hub.HubAccess(token=token)
-    files = open_repository(repo, access, revision=revision).with_weights(access)
+    files = repo if isinstance(repo, Repository) else open_repository(repo, access, revision=revision)
+    files = files.with_weights(access)
     published = files.config.setting
     listed = _listed(found, settings, published)
     name = served_name(name, files.name)
@@ -169,14 +170,14 @@ def plan_serving(
         head=head,
     )
     found.check(order)  # before the work
-    cut = None
+    cut = model = None
     if found.needs == "gguf":
         wanted = settings or (published,)
         cut = cut_update(files, wanted, published, access=access, trust_remote_code=trust_remote_code)
         model = base_gguf(files.base, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
-        order = dataclasses.replace(order, gguf=model)
+        order = dataclasses.replace(order, gguf=model.path)
     folder = Path(out) if out is not None else default_folder(files, name)
-    preparing = Preparing(files, found, name, folder.absolute(), order.gguf, token, trust_remote_code, progress)
+    preparing = Preparing(files, found, name, folder.absolute(), model, token, trust_remote_code, progress)
     parts: tuple[Part, ...] = ()
     if cut is not None:
         parts = prepare_parts(preparing, cut)
@@ -210,7 +211,7 @@ def _settings(modes: Sequence[InferenceModules]) -> tuple[Setting, ...]:
     settings = tuple(parse_setting(mode) for mode in modes)
     labels = [setting.slug for setting in settings]
     for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):
-        if setting.name != "none" and not any(entry.weight for entry in setting.entries):
+        if setting.name != "none" and not setting.acts:
             raise SettingError(
                 f"The mode '{setting.label}' masks every update: it is the base model.", "Serve that as --mode none."
             )

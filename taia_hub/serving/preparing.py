@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import Mark, digest, sole, whole_folder
 from taia_hub.engines import LOADERS, Engine, ServedMode, taia_command
-from taia_hub.engines.gguf_lora import Base, read_base, write_gguf_lora
+from taia_hub.engines.gguf_lora import Base, write_gguf_lora
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import export_adapter
 from taia_hub.merging import merge
@@ -30,13 +29,13 @@ GGUF_LORA = "adapter.gguf"
 
 @dataclass(frozen=True)
 class Preparing:
-    """What files of modes are made from, for which engine, and where they go; `gguf` is the base, for llama.cpp."""
+    """What files of modes are made from, for which engine, and where they go; `gguf` heads the base for llama.cpp."""
 
     files: Repository
     engine: Engine
     name: str
     folder: Path
-    gguf: Path | None = None
+    gguf: Base | None = None
     token: str | bool | None = None
     trust_remote_code: bool = False
     progress: Progress | None = None
@@ -66,11 +65,6 @@ class Preparing:
         """Waits until nobody else prepares files in the folder, and says of a disk what is wrong with it."""
         with hub.disk_errors(self.folder), sole(self.folder / ".lock"):
             yield
-
-    @functools.cached_property
-    def gguf_base(self) -> Base:
-        """The header of the base's GGUF file, all that a GGUF LoRA depends on; read once."""
-        return read_base(self.gguf or Path())
 
 
 def default_folder(files: Repository, name: str) -> Path:
@@ -126,10 +120,10 @@ def _write(preparing: Preparing, setting: Setting, folder: Path) -> int:
     engines = (preparing.engine.name,) if preparing.engine.name in LOADERS else ()
     if needs == "adapter":
         return export_adapter(files, folder, setting, engines=engines, **common).rank
-    base = preparing.gguf_base  # its errors come before the work
+    assert preparing.gguf is not None
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent) as exported:
         export_adapter(files, Path(exported) / "lora", setting, engines=engines, **common)
-        return write_gguf_lora(Path(exported) / "lora", base, folder / GGUF_LORA).rank
+        return write_gguf_lora(Path(exported) / "lora", preparing.gguf, folder / GGUF_LORA).rank
 
 
 def _link_base(preparing: Preparing) -> Path:
@@ -156,7 +150,7 @@ def _made_from(preparing: Preparing) -> dict[str, Any]:
     if files.revision is None:  # its own tokenizer, chat template and settings of generation
         made["beside"] = hub.folder_print(files.root, hub.ANSWER_PARTS)
     if preparing.gguf is not None:
-        header = dataclasses.asdict(preparing.gguf_base)
+        header = dataclasses.asdict(preparing.gguf)  # all that a GGUF LoRA depends on
         made["gguf"] = digest({name: value for name, value in header.items() if name != "path"})
     return made
 

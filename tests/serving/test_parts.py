@@ -79,6 +79,20 @@ def test_each_lora_has_the_scale_of_its_modules_in_full(plan, pico):
             np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_header_of_the_bases_file_is_parsed_once(plan, monkeypatch):
+    """That of 100,000 tokens takes seconds."""
+    package = pytest.importorskip("gguf")
+    parsed, reader = [], package.GGUFReader
+
+    def counted(path, *args):
+        parsed.append(path)
+        return reader(path, *args)
+
+    monkeypatch.setattr(package, "GGUFReader", counted)
+    found = plan()
+    assert parsed == [found.order.gguf]
+
+
 def test_loras_are_made_once_and_kept_where_the_cut_is_another(plan, pico, gguf, tmp_path):
     def stamps(found):
         return {part.label: part.path.stat().st_mtime_ns for part in found.order.parts}
