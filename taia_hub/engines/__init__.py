@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from taia_hub.engines import llamacpp, sglang, transformers, vllm
 from taia_hub.engines.checking import AdapterCheck, check_adapter
-from taia_hub.engines.facts import BaseFacts, Verdict, largest_rank
+from taia_hub.engines.facts import BaseFacts, Verdict, largest_rank, saved_dtype
 from taia_hub.engines.order import Command, Engine, Order, ServedMode, taia_command
 from taia_hub.engines.rules import LOADERS, check_engine, check_engines, config_refusals, vllm_rank
 from taia_hub.errors import ConfigError, closest
@@ -31,6 +31,7 @@ __all__ = [
     "config_refusals",
     "find_engine",
     "largest_rank",
+    "saved_dtype",
     "taia_command",
     "vllm_rank",
 ]

@@ -103,3 +103,15 @@ def largest_rank(config: Mapping[str, Any]) -> int | None:
     """
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     return max((rank for rank in ranks if isinstance(rank, int)), default=None)
+
+
+def saved_dtype(config: Mapping[str, Any]) -> str | None:
+    """Returns what `config.json` says that a model's numbers are saved in, of a text model within it too.
+
+    Example:
+        >>> saved_dtype({"text_config": {"dtype": "bfloat16"}})
+        'bfloat16'
+    """
+    inner = config.get("text_config") or {}
+    found = (one.get(name) for one in (config, inner) for name in ("dtype", "torch_dtype"))
+    return next(filter(None, found), None)

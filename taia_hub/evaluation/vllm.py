@@ -10,7 +10,7 @@ from typing import Any
 
 from taia_hub import hub
 from taia_hub.common.devices import choose_device
-from taia_hub.engines import config_refusals, largest_rank, taia_command, vllm_rank
+from taia_hub.engines import config_refusals, largest_rank, saved_dtype, taia_command, vllm_rank
 from taia_hub.engines.rules import VLLM_RANKS
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.evaluation.catalogue import check_names
@@ -85,8 +85,8 @@ def vllm_commands(
     files = files.with_weights(access)
     adapter = hub.read_json(files.folder / hub.ADAPTER_CONFIG)
     whole, own = not config_refusals("vllm", adapter), own_tokenizer(files.places)
-    said = hub.read_json(files.base.folder / hub.CONFIG)
-    in_float32 = said.get("dtype", said.get("torch_dtype")) == "float32" and choose_device() == "cpu"
+    dtype = saved_dtype(hub.read_json(files.base.folder / hub.CONFIG))
+    in_float32 = dtype == "float32" and choose_device() == "cpu"
     lines: list[str] = []
     names: list[str] = []
     for setting in map(parse_setting, modes):

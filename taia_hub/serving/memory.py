@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub import hub
-from taia_hub.engines import Command, Engine, Order
+from taia_hub.engines import Command, Engine, Order, saved_dtype
 from taia_hub.engines.order import given_number
 from taia_hub.errors import ConfigError
 from taia_hub.hub.layout import PREFIX
@@ -118,13 +118,6 @@ def slots_memory(base: int, token: int, shapes: Shapes, *, slots: int, max_rank:
 def merged_memory(models: Iterable[int], token: int) -> ServingMemory:
     """Returns what `transformers serve` holds: every merged model that is loaded."""
     return ServingMemory(sum(models), 0, token)
-
-
-def saved_dtype(config: Mapping[str, Any]) -> str | None:
-    """Returns what `config.json` says that a model's numbers are saved in, of a text model within it too."""
-    inner = config.get("text_config") or {}
-    found = (one.get(name) for one in (config, inner) for name in ("dtype", "torch_dtype"))
-    return next(filter(None, found), None)
 
 
 def memory_text(engine: Engine, order: Order, command: Command, base: Path) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 from taia_hub import hub
 from taia_hub.common.progress import Progress
 from taia_hub.common.shell import comment
-from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine
+from taia_hub.engines import Command, Engine, Order, ServedMode, find_engine, saved_dtype
 from taia_hub.engines.order import given_word
 from taia_hub.engines.parts import Part, Served
 from taia_hub.errors import ConfigError, SettingError, short
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.serving.base_check import check_base
 from taia_hub.serving.gguf import base_gguf, check_gguf
-from taia_hub.serving.memory import memory_text, saved_dtype
+from taia_hub.serving.memory import memory_text
 from taia_hub.serving.parts import cut_update, prepare_parts
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
