@@ -1,8 +1,9 @@
 """Caches and tokens of the tests lie in a scratch folder; the loopback Hub and small models are made once."""
 
 import os
-import socket
 import tempfile
+
+from tests.ports import free_port
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,9 +16,7 @@ for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PYTHONDONTWRITEBYTE
 
 # huggingface_hub reads HF_ENDPOINT when it is imported, so the port of the loopback Hub is chosen before that. Until
 # a test asks for the fixture `hub` nothing listens there, and no test can reach the network by mistake.
-with socket.socket() as _free:
-    _free.bind(("127.0.0.1", 0))
-    _PORT = _free.getsockname()[1]
+_PORT = free_port()
 os.environ.update({"HF_ENDPOINT": f"http://127.0.0.1:{_PORT}", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
 
 import contextlib  # noqa: E402

@@ -135,12 +135,6 @@ def reachable(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def ask(client, model, messages, **extra):
     answer = client.chat.completions.create(
         model=model,

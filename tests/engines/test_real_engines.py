@@ -10,7 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.engines.conftest import BY_LAYERS, CHATS, SETTINGS, ask, free_port, reachable, wait
+from tests.engines.conftest import BY_LAYERS, CHATS, SETTINGS, ask, reachable, wait
+from tests.ports import free_port
 
 pytest.importorskip("gguf")
 pytestmark = [

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.results import Results
-from tests.engines.conftest import CHATS, LENGTH, QUESTIONS, SETTINGS, free_port, prompts, reachable
+from tests.engines.conftest import CHATS, LENGTH, QUESTIONS, SETTINGS, prompts, reachable
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from huggingface_hub import snapshot_download
 from packaging.requirements import Requirement
 
+from tests.ports import free_port
 from tests.space.helpers import create_space
 
 
@@ -60,9 +60,7 @@ def python(request, downloaded, tmp_path):
 @pytest.mark.slow
 def test_a_downloaded_space_answers(downloaded, python, online, tmp_path):
     folder, variables = downloaded
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     own = {"GRADIO_SERVER_PORT": port, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": online.hub.token}
     log = (tmp_path / "log.txt").open("w+")
     app = subprocess.Popen(
