@@ -253,8 +253,8 @@ class Pico:
         asked = json.dumps({"seed": seed, **config.to_dict()}, sort_keys=True, default=sorted)
 
         def make(folder: Path) -> None:
+            torch.manual_seed(seed)  # before PEFT draws the first factors
             model = get_peft_model(self.plain(name), config)
-            torch.manual_seed(seed)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad and parameter.is_floating_point():
