@@ -16,9 +16,14 @@ from taia_hub.results.identity import ModelIdentity, config_sha256
 from taia_hub.results.statistics import Interval, Score
 from taia_hub.results.summary import Row, Summary, summarise
 from taia_hub.results.text import format_difference, format_value, to_text
+from taia_hub.results.tuning import TUNING_FILE, Candidate, Choice, Tuned, TuningData, WeightGroup
+from taia_hub.results.tuning_text import tuning_text
 
 __all__ = [
     "RESULTS_FILE",
+    "TUNING_FILE",
+    "Candidate",
+    "Choice",
     "DatasetSource",
     "Group",
     "Interval",
@@ -29,10 +34,14 @@ __all__ = [
     "Score",
     "Summary",
     "TaskResults",
+    "Tuned",
+    "TuningData",
+    "WeightGroup",
     "conclusion",
     "config_sha256",
     "format_difference",
     "format_value",
     "summarise",
     "to_text",
+    "tuning_text",
 ]

@@ -1,0 +1,107 @@
+"""The tuning file: kept whole, refused when damaged, readable."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results import Candidate, Choice, Interval, ModelIdentity, Tuned, TuningData, WeightGroup
+
+
+def candidate(label: str, target: float, retention: float, **more: Any) -> Candidate:
+    values: dict[str, Any] = {"kind": "mode", "setting": label, "weights": (0.0, 0.0), **more}
+    gain = {"none": Interval(3 - target, 2.9 - target, 3.1 - target)}
+    saved = {"all": Interval(0.5 - retention, 0.4 - retention, 0.6 - retention)}
+    bounds = (Interval(value, value - 0.1, value + 0.1) for value in (target, retention))
+    return Candidate(label=label, target=next(bounds), retention=next(bounds), gain=gain, saved=saved, **values)
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Tuned:
+    found = candidate(
+        "tuned 1",
+        1.9,
+        0.1,
+        kind="tuned",
+        setting=[["attention@0", 0.8], ["ffn@1", 0.25]],
+        weights=(0.8, 0.25),
+        trade_off=2.5,
+        kept=Interval(0.98, 0.97, 0.99),
+        on_front=True,
+    )
+    plain = [candidate("none", 3, 0, on_front=True), candidate("all", 2, 0.5, weights=(1.0, 1.0))]
+    return Tuned(
+        model=ModelIdentity("m", None, "b", None, "ab12", "float32"),
+        objective="kl",
+        by="role x layer",
+        groups=(
+            WeightGroup("attention@0", "attention@0", "attention", (0, 0), 4, 100),
+            WeightGroup("ffn@1", "ffn@1", "ffn", (1, 1), 3, 200),
+        ),
+        candidates=(found, *plain),
+        choice=Choice("tuned 1", "Use it: it gains.", "all", True, Interval(0.1, 0.05, 0.2), Interval(0.4, 0.3, 0.5)),
+        target=TuningData("items.jsonl", "0a", 40, 40, 1234),
+        retain=TuningData("shipped", "0b", 32, 32, 4321, 2),
+        seed=3,
+        steps=60,
+        tokens=12345,
+        seconds=67.5,
+        complete=False,
+        notes=("2 texts stand in the target too.",),
+        versions={"torch": "2"},
+    )
+
+
+def test_a_tuning_is_read_as_it_was_written(tuned: Tuned, tmp_path: Path) -> None:
+    tuned.save(tmp_path)
+    found = Tuned.load(tmp_path / "taia_tuning.json")
+    assert found == tuned
+    assert found.recommended.parsed.value == {"attention@0": 0.8, "ffn@1": 0.25}
+    assert [one.label for one in found.front] == ["tuned 1", "none"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "its format is 2"),
+        ({"objective": "speed"}, "'speed' is unknown"),
+        ({"groups": []}, "another number of weights"),
+        ({"seeds": 1}, "seeds"),
+        ({"steps": ...}, "steps"),
+        ({"candidates": []}, "none of the candidates"),
+    ],
+)
+def test_a_damaged_tuning_is_refused(tuned: Tuned, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    values = json.loads(json.dumps(tuned.to_json()))
+    values = {key: one for key, one in {**values, **changes}.items() if one is not ...}
+    (tmp_path / "taia_tuning.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=said):
+        Tuned.load(tmp_path)
+
+
+@pytest.mark.parametrize("broken", [{"setting": [["atention@0", 1]]}, {"target": Interval(float("nan"), 0, 1)}])
+def test_a_candidate_that_cannot_be_is_refused(tuned: Tuned, broken: dict[str, Any]) -> None:
+    first = dataclasses.replace(tuned.candidates[0], **broken)
+    wrong = dataclasses.replace(tuned, candidates=(first, *tuned.candidates[1:]))
+    with pytest.raises(ConfigError, match="damaged"):
+        Tuned.from_json(json.loads(json.dumps(wrong.to_json())))
+
+
+def test_a_tuning_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="taia tune"):
+        Tuned.load(tmp_path)
+
+
+def test_the_text_shows_what_is_gained_and_kept_and_what_to_use(tuned: Tuned) -> None:
+    lines = str(tuned).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("* tuned 1")]
+    assert row[3:6] == ["1.900", "+1.100", "[+1.000,"]
+    assert row[-1] == "98.0%"
+    assert "0.1000" in row
+    assert [line.split()[:2] for line in lines[1:3]] == [["*", "none"], ["all", "(vanilla)"]], "plain modes come first"
+    assert "Use it: it gains." in lines
+    assert "The budget ended the search" in str(tuned)
+    assert lines[-1] == "2 texts stand in the target too."
