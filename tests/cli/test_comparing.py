@@ -656,7 +656,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(taia, online, tmp_path, g
                 return signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background may ignore it
-    watching = threading.Thread(target=interrupt)
+    watching, others = threading.Thread(target=interrupt), set(threading.enumerate())
     watching.start()
     try:
         status, _, err = taia(*words)
@@ -670,6 +670,8 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(taia, online, tmp_path, g
     assert f"Stopped: {len(kept)} of 400 prompts are in '{out}'. The same command goes on from there." in err
     assert "Traceback" not in err
     prompts(path, *({"prompt": "the sea", "id": n} for n in range(len(kept) + 2)))
+    for thread in set(threading.enumerate()) - others:  # what was interrupted may be about to begin an answer
+        thread.join(60)
     generated.clear()
     assert taia(*words)[0] == 0
     assert len(generated) == 2

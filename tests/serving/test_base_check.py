@@ -38,8 +38,8 @@ def server(monkeypatch):
             self.send_response(200)
             self.end_headers()
             if asked.get("stream"):
+                Handler.streaming += 1  # before whoever reads on asks for the base
                 self.wfile.write(b"data: {}\n\n")
-                Handler.streaming += 1
                 return
             given = self.server.lora if asked["model"] == "m:all" else self.server.beside
             given = BASE if asked["model"] == "m:none" and not Handler.streaming else given
