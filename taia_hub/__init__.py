@@ -12,6 +12,7 @@ in and what goes out; what is public stands in the README or in a room's `__all_
     serving             the modes of a repository behind an engine: files, commands, start
     training            from a recipe to a repository, by TRL, PEFT and accelerate
     evaluation          lm-evaluation-harness on one loaded model under every mode
+    retaining           losses and divergence from the base, by mode, on texts
     compare             one prompt, an answer by each mode
     analysis            norms, ranks and hidden states of an update
     modeling_taia       `TAIAModel` and `TAIAForCausalLM`: a base model of any class, with a switch

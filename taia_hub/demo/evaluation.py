@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from taia_hub.common.labels import IGNORED_LABEL, Encoded
 from taia_hub.common.progress import Progress
 from taia_hub.demo.losses import MODES, DomainLosses, ItemLoss, summarise
 from taia_hub.demo.samples import Item
-from taia_hub.training.encoding import IGNORED_LABEL, Encoded, Encoder
+from taia_hub.training.encoding import Encoder
 
 Losses = Mapping[str, Sequence[ItemLoss]]
 """Name of a domain to the losses of its items, in their order."""

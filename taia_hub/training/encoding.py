@@ -21,22 +21,11 @@ from taia_hub.common.chat import (
     tools_of,
 )
 from taia_hub.common.imports import import_or_raise
+from taia_hub.common.labels import IGNORED_LABEL, Encoded
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 
-IGNORED_LABEL = -100
-"""The label that the models of transformers leave out of the loss."""
-
-
 _PROBE = ({"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes"})
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A conversation as the model reads it; its labels are `IGNORED_LABEL` where the loss does not look."""
-
-    input_ids: list[int]
-    labels: list[int]
 
 
 class Encoder:

@@ -10,7 +10,7 @@ import torch
 
 from taia_hub import hub
 from taia_hub.common.chat import embedding_rows, padding_id
-from taia_hub.training.encoding import IGNORED_LABEL, Encoded
+from taia_hub.common.labels import IGNORED_LABEL, Encoded
 from taia_hub.training.job import Fitted, Job
 
 _TRIED, _MORE, _MOST = 64, 16, 96

@@ -11,9 +11,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from taia_hub.common.imports import import_or_raise
+from taia_hub.common.labels import IGNORED_LABEL
 from taia_hub.common.progress import Progress, ProgressBars
 from taia_hub.errors import ConfigError, MissingDependencyError, closest
-from taia_hub.training.encoding import IGNORED_LABEL
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.workspace import Workspace

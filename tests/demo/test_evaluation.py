@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from taia_hub.common.labels import IGNORED_LABEL, Encoded
 from taia_hub.demo.evaluation import domain_losses, mode_table
 from taia_hub.demo.losses import mean_loss
 from taia_hub.demo.samples import DOMAINS, load_items
-from taia_hub.training.encoding import IGNORED_LABEL, Encoded, Encoder
+from taia_hub.training.encoding import Encoder
 from tests.demo.conftest import ITEMS
 
 

@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from taia_hub.common.chat import chat_tokens
 from taia_hub.common.jsonl import LineError
+from taia_hub.common.labels import IGNORED_LABEL
 from taia_hub.compare import compare
 from taia_hub.compare.prompting import encode_prompt, read_messages
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.evaluation.harness import make_lm
 from taia_hub.evaluation.prompts import generate_responses
 from taia_hub.training import TrainingRecipe, plan_training, train
-from taia_hub.training.encoding import IGNORED_LABEL, Encoder
+from taia_hub.training.encoding import Encoder
 from taia_hub.training.ending import ends
 from taia_hub.training.forms import find_form, to_messages
 

@@ -24,6 +24,7 @@ from trl import SFTTrainer
 import taia_hub
 from taia_hub import hub
 from taia_hub.cards import training_from_json
+from taia_hub.common.labels import IGNORED_LABEL
 from taia_hub.errors import (
     ConfigError,
     MissingDependencyError,
@@ -36,7 +37,7 @@ from taia_hub.hub import sha256
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.training import TrainingRecipe, plan_training, train
 from taia_hub.training.data import prepare_data
-from taia_hub.training.encoding import IGNORED_LABEL, Encoder
+from taia_hub.training.encoding import Encoder
 from taia_hub.training.job import prepare_job
 from taia_hub.training.modelling import check_sharding
 from taia_hub.training.selection import lora_arguments, select, trained_parameters
