@@ -121,7 +121,7 @@ class TAIAMixin(Habits, Loading, Writing, Rebuildable):
         """
 
     @property
-    def inference_modules(self) -> str | dict[str, float]:
+    def inference_modules(self) -> str | dict[str, Any]:
         """The setting of this loaded model: a mode name, roles joined by `+`, or a mapping of selectors to weights.
 
         Setting it changes neither a weight nor what `config.json` publishes. A block of `using` and the keyword of

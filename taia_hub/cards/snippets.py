@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taia_hub.cards.data import CardData
 from taia_hub.cards.escaping import python
 from taia_hub.engines.facts import largest_rank
 from taia_hub.engines.rules import config_refusals, vllm_rank
 from taia_hub.hub.layout import PEFT
+from taia_hub.switch.settings import parse_setting
 
 _DEFAULTS = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"]}
 """What stands in for what a card's configuration does not say: the rules shall judge what it says."""
@@ -58,13 +60,13 @@ def engines(card: CardData) -> Engines:
     )
 
 
-def literal(setting: str | Mapping[str, float]) -> str:
+def literal(setting: str | Mapping[str, Any]) -> str:
     """Writes a setting as Python that can be assigned to `inference_modules`.
 
     Example:
-        >>> literal({"attention": 1.0, "ffn@0-7": 0.5})
-        '{"attention": 1.0, "ffn@0-7": 0.5}'
+        >>> literal({"attention": 1.0, "*@0-7": [0.2, 1.0]})
+        '{"attention": 1.0, "*@0-7": [0.2, 1.0]}'
     """
     if isinstance(setting, str):
         return python(setting)
-    return "{" + ", ".join(f"{python(key)}: {float(weight)!r}" for key, weight in setting.items()) + "}"
+    return "{" + ", ".join(f"{python(key)}: {weight!r}" for key, weight in parse_setting(setting).pairs) + "}"

@@ -34,7 +34,7 @@ class ComparedAnswer:
     """
 
     mode: str
-    setting: str | Mapping[str, float]
+    setting: str | Mapping[str, Any]
     text: str = ""
     tokens: tuple[int, ...] = ()
     finished: str | None = None

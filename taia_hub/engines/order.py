@@ -217,7 +217,7 @@ class Engine:
 def taia_command(
     verb: str,
     repo: str,
-    mode: str | Mapping[str, float],
+    mode: str | Mapping[str, Any],
     out: str | Path,
     *words: str,
     revision: str | None = None,

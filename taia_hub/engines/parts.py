@@ -17,14 +17,8 @@ from typing import Any
 from taia_hub.common.resuming import digest
 from taia_hub.errors import ConfigError, SettingError, closest, short
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import (
-    Entry,
-    Setting,
-    check_weights,
-    parse_published,
-    parse_setting,
-    parse_text,
-)
+from taia_hub.switch.entries import Entry
+from taia_hub.switch.settings import Setting, check_weights, parse_published, parse_setting, parse_text
 
 
 @dataclass(frozen=True)

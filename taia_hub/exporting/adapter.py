@@ -191,7 +191,7 @@ def _made_of(update: OpenedUpdate, settings: Mapping[str, Setting], options: Exp
     return digest(
         {
             **update.print,
-            "settings": {name: setting.label for name, setting in settings.items()},
+            "settings": {name: setting.whole_label for name, setting in settings.items()},
             "options": [options.rank, options.max_error, options.verify, options.engines],
         }
     )

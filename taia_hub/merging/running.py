@@ -189,7 +189,7 @@ def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> s
     """Names all that a merge depends on, before the base's weights are fetched."""
     files = update.files
     beside = hub.folder_print(files.root, hub.ANSWER_PARTS) if files.revision is None else {}  # what comes along
-    return digest([_shards_from(update, setting, dtype), parse_setting(setting).label, beside])
+    return digest([_shards_from(update, setting, dtype), parse_setting(setting).whole_label, beside])
 
 
 def _shards_from(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:

@@ -51,7 +51,7 @@ class ModeScores:
         seconds: How long the mode took.
     """
 
-    setting: str | Mapping[str, float]
+    setting: str | Mapping[str, Any]
     scores: Mapping[str, float]
     values: Mapping[str, tuple[float, ...]]
     seconds: float
@@ -192,13 +192,19 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _task(value: Mapping[str, Any]) -> TaskResults:
-    modes = {
-        label: ModeScores(**{**mode, "values": {name: tuple(items) for name, items in mode["values"].items()}})
-        for label, mode in value["modes"].items()
-    }
+    modes = {}
+    for label, mode in value["modes"].items():
+        values = {name: tuple(items) for name, items in mode["values"].items()}
+        modes[_label(label, mode["setting"])] = ModeScores(**{**mode, "values": values})
     return TaskResults(
         **{**value, "dataset": DatasetSource(**value["dataset"]), "items": tuple(value["items"]), "modes": modes}
     )
+
+
+def _label(label: str, setting: Any) -> str:
+    """Returns the label of today for one of a file that was written before long labels were shortened."""
+    parsed = parse_setting(setting)
+    return parsed.label if label == parsed.whole_label else label
 
 
 def _check(results: Results) -> None:

@@ -1,7 +1,8 @@
 """The grammar of a setting: which roles' updates act, and with which weight.
 
-A setting is a mode name, roles joined by `+`, or a mapping from a role, a role at layers or a glob on the
-module path to a weight in [0, 1]. It is parsed once, at the edge, into a `Setting`; files store `Setting.published`.
+A setting is a mode name, roles joined by `+`, or a mapping from a role, a role at layers or a glob on the module path
+to a weight, or from layers to a ramp of weights. Weights are in [0, 1]; in [-2, 2] where the setting says so itself. It
+is parsed once, at the edge, into a `Setting`; files store `Setting.published`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal, Protocol
 
 from taia_hub.common.parsing import parse_json
-from taia_hub.errors import ConfigError, SettingError, closest, short
+from taia_hub.errors import ConfigError, SettingError, closest, misspelt, short
 from taia_hub.roles import ROLES
+from taia_hub.switch.entries import ANY, Adapted, Entry
 
 MODES: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention",),
@@ -30,7 +31,12 @@ MODES: Mapping[str, tuple[str, ...]] = {
 PAPER_NAMES: Mapping[str, str] = {"attention": "TAIA", "ffn": "TAIF", "all": "vanilla", "none": "base"}
 """Mode name to what the paper calls it; in any case that is taken for the mode too, and never written to a file."""
 
+EXTRAPOLATES = "allow_extrapolation"
+"""Beside the selectors of a mapping, `True` allows weights that go beyond what was trained."""
+
+_LOWEST, _HIGHEST = -2, 2  # people probe with -1 and 1.5; far outside, a model says nothing any more
 _LONGEST_SLUG = 64
+_LONGEST_LABEL = 80
 
 Mode = Literal["attention", "ffn", "all", "none"]
 """A mode by its name."""
@@ -38,28 +44,12 @@ Mode = Literal["attention", "ffn", "all", "none"]
 _NAMES = {**{mode: mode for mode in MODES}, **{name.lower(): mode for mode, name in PAPER_NAMES.items()}}
 _ALLOWED = (
     f"Choose one of {', '.join(map(repr, MODES))} (or {', '.join(PAPER_NAMES.values())}), roles joined by '+' (as in "
-    "'attention+other'), or a mapping of a role ('ffn'), a role at layers ('ffn@0-7') or a glob on the module path "
-    "('model.layers.3.mlp.*') to a weight in [0, 1]."
+    "'attention+other'), or a mapping of a role ('ffn'), a role at layers ('ffn@0-7', '*@0-7') or a glob on the module "
+    "path ('model.layers.3.mlp.*') to a weight in [0, 1]."
 )
 _LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 _MOST = 1_024
 _LONGEST = 512
-
-
-class Adapted(Protocol):
-    """What a setting needs to know of an adapted module."""
-
-    @property
-    def path(self) -> str:
-        """Module path as in the head model."""
-
-    @property
-    def role(self) -> str:
-        """One of `ROLES`."""
-
-    @property
-    def layer(self) -> int | None:
-        """Index of the layer that the module is in, or None outside the layers."""
 
 
 class Weighed(Adapted, Protocol):
@@ -67,36 +57,12 @@ class Weighed(Adapted, Protocol):
 
     @property
     def whole_only(self) -> str | None:
-        """Why the update cannot take a weight strictly between 0 and 1, or None when it can."""
+        """Why the update cannot take another weight than 0 or 1, or None when it can."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a setting: what it selects and with which weight in [0, 1].
-
-    A selector is a `role` with first and last of its `layers` (inclusive, None for every one), or a glob without a
-    role.
-    """
-
-    key: str
-    weight: float
-    role: str | None
-    layers: tuple[int, int] | None
-
-    def selects(self, module: Adapted) -> bool:
-        """Tells whether this entry's weight applies to `module`."""
-        if self.role is None:
-            return fnmatchcase(module.path, self.key)
-        if self.role != module.role:
-            return False
-        if self.layers is None:
-            return True
-        return module.layer is not None and self.layers[0] <= module.layer <= self.layers[1]
-
-
-def _short(weight: float) -> str:
-    """Writes a weight in as few digits as tell it from every other."""
-    return f"{weight:g}" if float(f"{weight:g}") == weight else repr(weight)
+def _said(entry: Entry) -> str:
+    """Writes the weight of an entry in as few digits as tell it from every other."""
+    return " to ".join(f"{end:g}" if float(f"{end:g}") == end else repr(end) for end in entry.ends)
 
 
 @dataclass(frozen=True)
@@ -110,24 +76,52 @@ class Setting:
     name: str | None = None
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether a weight lies outside [0, 1]; files and users then say that this is meant."""
+        return any(not 0 <= end <= 1 for entry in self.entries for end in entry.ends)
+
+    @property
+    def pairs(self) -> list[tuple[str, Any]]:
+        """Selectors with their weights, as numbers or lists of two, in order; and what allows extrapolation."""
+        pairs: list[tuple[str, Any]] = [(entry.key, entry.value) for entry in self.entries]
+        return [*pairs, (EXTRAPOLATES, True)] if self.extrapolates else pairs
+
+    @property
     def published(self) -> str | list[list[Any]]:
-        """The form that config.json stores: the string, or a list of `[selector, weight]` pairs in order."""
-        return self.name if self.name is not None else [[entry.key, entry.weight] for entry in self.entries]
+        """The form that config.json stores: the string, or a list of `[selector, weight]` pairs in order.
+
+        A ramp is stored as its two weights; one more pair, `["allow_extrapolation", true]`, says that weights outside
+        [0, 1] are meant.
+        """
+        return self.name if self.name is not None else [list(pair) for pair in self.pairs]
 
     @property
     def acts(self) -> bool:
         """Whether any update may act: false of `none`, and of zeros alone."""
-        return any(entry.weight for entry in self.entries)
+        return any(any(entry.ends) for entry in self.entries)
 
     @property
-    def value(self) -> str | dict[str, float]:
+    def value(self) -> str | dict[str, Any]:
         """The form that users write: the string, or a mapping of selectors to weights."""
-        return self.name if self.name is not None else {entry.key: entry.weight for entry in self.entries}
+        return self.name if self.name is not None else dict(self.pairs)
+
+    @property
+    def whole_label(self) -> str:
+        """The string, or `selector=weight` joined by commas, however many these are."""
+        return self.name or ", ".join(f"{entry.key}={_said(entry)}" for entry in self.entries) or "none"
 
     @property
     def label(self) -> str:
-        """A short text for tables: the string, or `selector=weight` joined by commas."""
-        return self.name or ", ".join(f"{entry.key}={_short(entry.weight)}" for entry in self.entries) or "none"
+        """A short text for tables: `whole_label`, or what is too long for a line counted, with a hash.
+
+        Example:
+            >>> parse_setting({"attention": 1, "*@0-7": [0.2, 1]}).label
+            'attention=1, *@0-7=0.2 to 1'
+            >>> parse_setting({f"ffn@{layer}": layer / 64 for layer in range(64)}).label
+            '64 weights (4ee38f5f)'
+        """
+        text = self.whole_label
+        return text if len(text) <= _LONGEST_LABEL else f"{len(self.entries)} weights ({self._hash[:8]})"
 
     @property
     def slug(self) -> str:
@@ -137,16 +131,20 @@ class Setting:
         of a folder or a repository end with a hash.
 
         Example:
-            >>> parse_setting("attention+other").slug, parse_setting({"attention": 1, "ffn@0-7": 0.5}).slug
-            ('attention+other', 'attention-1-ffn-0-7-0.5')
+            >>> parse_setting("attention+other").slug, parse_setting({"attention": 1, "*@0-7": [0.2, 1]}).slug
+            ('attention+other', 'attention-1-any-0-7-0.2-to-1')
             >>> parse_setting({"*.q_proj": 1}).slug, parse_setting({"?*.q_proj": 1}).slug
             ('q_proj-1-cd36e163906c', 'q_proj-1-ed5a2b448034')
         """
-        text = re.sub(r"[^\w.+]+", "-", self.label, flags=re.ASCII).strip("-.")
+        text = re.sub(r"(?<==)-|(?<= to )-", "minus", self.whole_label).replace(f"{ANY}@", "any@")
+        text = re.sub(r"[^\w.+]+", "-", text, flags=re.ASCII).strip("-.")
         if len(text) <= _LONGEST_SLUG and all(entry.role for entry in self.entries):
             return text
-        hashed = hashlib.sha256(json.dumps(self.published).encode()).hexdigest()[:12]
-        return f"{text[: _LONGEST_SLUG - 13].rstrip('-.')}-{hashed}"
+        return f"{text[: _LONGEST_SLUG - 13].rstrip('-.')}-{self._hash[:12]}"
+
+    @property
+    def _hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.published).encode()).hexdigest()
 
     def weights(self, modules: Sequence[Adapted]) -> tuple[float, ...]:
         """Gives each adapted module its weight, in the order of `modules`; 0 where no entry selects the module.
@@ -158,14 +156,14 @@ class Setting:
         for entry in self.entries:
             hits = [index for index, module in enumerate(modules) if entry.selects(module)]
             if not hits and (entry.role is None or entry.layers is not None):
-                raise _no_match(entry, modules)
+                raise entry.no_match(modules)
             for index in hits:
-                result[index] = entry.weight
+                result[index] = entry.weight_of(modules[index])
         return tuple(result)
 
 
-InferenceModules = Mode | str | Mapping[str, float] | Setting
-"""What says which updates act: a mode, roles joined by `+`, or a mapping of selectors to weights in [0, 1]."""
+InferenceModules = Mode | str | Mapping[str, float | Sequence[float]] | Setting
+"""What says which updates act: a mode, roles joined by `+`, or a mapping of selectors to weights."""
 
 
 def canonical_mode(name: str) -> str:
@@ -188,10 +186,13 @@ def mode_title(label: str) -> str:
     return f"{label} ({PAPER_NAMES[label]})" if label in PAPER_NAMES else label
 
 
-def parse_setting(value: Any) -> Setting:
-    """Parses a mode name, roles joined by `+`, a mapping of selectors to weights in [0, 1], or a `Setting`.
+def parse_setting(value: Any, *, allow_extrapolation: bool = False) -> Setting:
+    """Parses a mode name, roles joined by `+`, a mapping of selectors to weights, or a `Setting`.
 
-    A mode may be called as the paper does: `TAIA`, `TAIF`, `vanilla` and `base`, in any case.
+    A mode may be called as the paper does: `TAIA`, `TAIF`, `vanilla` and `base`, in any case. A weight is a number in
+    [0, 1]; of a role at several layers it may be a pair, a ramp that is linear over the layers with both ends included
+    (LiNeS, arXiv 2410.17146). Weights in [-2, 2], which go beyond what was trained, are taken where the mapping holds
+    `"allow_extrapolation": True`, or the caller says so.
 
     Raises:
         SettingError: If `value` is none of these; the message names the closest match.
@@ -199,10 +200,10 @@ def parse_setting(value: Any) -> Setting:
     Example:
         >>> parse_setting("TAIA").published
         'attention'
-        >>> parse_setting("attention+other").published
-        'attention+other'
-        >>> parse_setting({"attention": 1, "ffn@0-7": 0.5}).published
-        [['attention', 1.0], ['ffn@0-7', 0.5]]
+        >>> parse_setting({"attention": 1, "*@0-7": [0.2, 1]}).published
+        [['attention', 1.0], ['*@0-7', [0.2, 1.0]]]
+        >>> parse_setting({"attention": 1.5, "allow_extrapolation": True}).published
+        [['attention', 1.5], ['allow_extrapolation', True]]
     """
     if isinstance(value, Setting):
         return value
@@ -210,7 +211,7 @@ def parse_setting(value: Any) -> Setting:
         return _parse_name(value)
     if isinstance(value, Mapping):
         _check_number(value)
-        return Setting(tuple(_parse_entry(key, weight) for key, weight in value.items()))
+        return _parse_pairs(value.items(), allow_extrapolation)
     if isinstance(value, (list, tuple)):
         raise SettingError(
             f"A list of {len(value)} settings came where one setting is expected.",
@@ -220,7 +221,7 @@ def parse_setting(value: Any) -> Setting:
     raise SettingError(f"Inference modules cannot be {short(value)} of type {type(value).__name__}.", _ALLOWED)
 
 
-def parse_text(text: str) -> Setting:
+def parse_text(text: str, *, allow_extrapolation: bool = False) -> Setting:
     """Parses a setting that a person wrote into one line: a mode, roles joined by `+`, or a mapping as JSON.
 
     Raises:
@@ -239,7 +240,7 @@ def parse_text(text: str) -> Setting:
         raise ConfigError(
             f"The setting {short(text)} is no JSON: {error}.", """Write it as in {"attention": 1, "ffn": 0.5}."""
         ) from error
-    return parse_setting(value)
+    return parse_setting(value, allow_extrapolation=allow_extrapolation)
 
 
 def parse_published(value: Any) -> Setting:
@@ -252,33 +253,26 @@ def parse_published(value: Any) -> Setting:
     if not isinstance(value, (list, tuple)):
         return parse_setting(value)
     _check_number(value)
-    entries: dict[str, Entry] = {}
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise SettingError(
                 f"Published inference modules hold {short(pair)} where a pair of selector and weight is expected.",
                 'Write them as [["attention", 1.0], ["ffn@0-7", 0.5]].',
             )
-        entry = _parse_entry(*pair)
-        if entry.key in entries:
-            raise SettingError(
-                f"The selector '{entry.key}' comes twice.", "Keep the later pair; it overrides the other."
-            )
-        entries[entry.key] = entry
-    return Setting(tuple(entries.values()))
+    return _parse_pairs(value)
 
 
 def check_weights(modules: Sequence[Weighed], weights: Sequence[float]) -> None:
-    """Refuses a weight strictly between 0 and 1 for an update that only acts as a whole.
+    """Refuses another weight than 0 or 1 for an update that only acts as a whole.
 
     Raises:
         SettingError: If there is one.
     """
     for module, weight in zip(modules, weights, strict=True):
-        if module.whole_only and 0 < weight < 1:
+        if module.whole_only and weight not in (0, 1):
             raise SettingError(
                 f"The weight {weight:g} came for '{module.path}', which takes only 0 or 1: {module.whole_only}.",
-                "Use weights between 0 and 1 for plain LoRA updates, and 0 or 1 here.",
+                "Use other weights for plain LoRA updates, and 0 or 1 here.",
             )
 
 
@@ -309,25 +303,40 @@ def _parse_name(name: str) -> Setting:
     return Setting(tuple(Entry(role, 1.0, role, None) for role in roles), name)
 
 
-def _parse_entry(key: Any, weight: Any) -> Entry:
+def _parse_pairs(pairs: Iterable[tuple[Any, Any]], allow_extrapolation: bool = False) -> Setting:
+    """Parses selectors and weights in order; the pair that allows extrapolation may stand anywhere."""
+    pairs, said = list(pairs), [value for key, value in pairs if key == EXTRAPOLATES]
+    if any(not isinstance(one, bool) for one in said):
+        raise SettingError(f"'{EXTRAPOLATES}' is {short(said[0])}.", "Write true or false, without quotes.")
+    if said and len(pairs) == len(said):
+        raise SettingError(
+            f"'{EXTRAPOLATES}' came alone: no weight is given.",
+            f'Write it as in {{"ffn": 1.5, "{EXTRAPOLATES}": true}}.',
+        )
+    entries: dict[str, Entry] = {}
+    for key, value in pairs:
+        if key == EXTRAPOLATES:
+            continue
+        entry = _parse_entry(key, value, allow_extrapolation or any(said))
+        if key in entries:
+            raise SettingError(f"The selector '{key}' comes twice.", "Keep the later pair; it overrides the other.")
+        entries[key] = entry
+    return Setting(tuple(entries.values()))
+
+
+def _parse_entry(key: Any, weight: Any, extrapolates: bool) -> Entry:
     if not isinstance(key, str) or not 0 < len(key) <= _LONGEST:
         raise SettingError(f"A selector of inference modules cannot be {short(key)}.", _ALLOWED)
-    real: Any = weight  # compared as it is: of a whole number no float may be large enough
-    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= real <= 1:
-        raise SettingError(
-            f"The weight of '{key}' is {short(weight)}; it must be a number from 0 (masked) to 1 (acts in full).",
-            'Write it as in {"attention": 1, "ffn": 0.5}.',
-        )
-    number = float(real)
+    ends = _parse_weight(key, weight, extrapolates)
     role, at, layers = key.partition("@")
-    if role not in ROLES:
+    if role not in ROLES and not (role == ANY and at):
         if at or key.lower() in _NAMES or "+" in key:
             hint = f"Use the selector '*' for every module. {_ALLOWED}" if key.lower() in _NAMES else _ALLOWED
             meant = closest(canonical_mode(role), ROLES)
             raise SettingError(f"Unknown selector '{key}' in a mapping.{meant}", hint)
-        return Entry(key, number, None, None)
+        return Entry(key, _flat(key, ends), None, None)
     if not at:
-        return Entry(key, number, role, None)
+        return Entry(key, _flat(key, ends), role, None)
     match = _LAYERS.fullmatch(layers)
     first = int(match["first"]) if match else 0
     last = int(match["last"] or first) if match else -1
@@ -336,28 +345,42 @@ def _parse_entry(key: Any, weight: Any) -> Entry:
             f"Layers '{layers}' in '{key}' are neither one layer nor a rising range.",
             f"Write '{role}@12' or '{role}@0-7', both ends included.",
         )
-    return Entry(key, number, role, (first, last))
+    if len(ends) == 2 and first < last:
+        return Entry(key, (ends[0], ends[1]), role, (first, last))
+    return Entry(key, _flat(key, ends), role, (first, last))
 
 
-def _no_match(entry: Entry, modules: Iterable[Adapted]) -> SettingError:
-    modules = list(modules)
-    if entry.role is not None:
-        layers = sorted({module.layer for module in modules if module.role == entry.role and module.layer is not None})
-        has, hint = f"none of them is {entry.role} in a layer", "Leave it out: where there is no update, nothing acts."
-        if layers:
-            has = f"its adapted {entry.role} modules are in layers {_ranges(layers)}"
-            hint = f"Write '{entry.role}@{layers[0]}-{layers[-1]}', or '{entry.role}' for every layer."
-        return SettingError(f"'{entry.key}' matches none of the model's {len(modules)} adapted modules; {has}.", hint)
-    paths = [module.path for module in modules]
-    example = f" The first adapted module is '{paths[0]}'." if paths else ""
-    return SettingError(
-        f"'{entry.key}' matches none of the model's {len(paths)} adapted modules."
-        f"{closest(entry.key, [*ROLES, *paths])}",
-        f"A selector is a role, a role at layers, or a glob on the module path.{example}",
-    )
+def _parse_weight(key: str, weight: Any, extrapolates: bool) -> tuple[float, ...]:
+    """Reads a weight, or the two of a ramp."""
+    is_ramp = isinstance(weight, (list, tuple))
+    given = tuple(weight) if is_ramp else (weight,)
+    is_form = len(given) == 1 + is_ramp
+    low, high = (_LOWEST, _HIGHEST) if extrapolates else (0, 1)
+    if is_form and all(_is_number(one, low, high) for one in given):
+        return tuple(float(one) + 0.0 for one in given)  # of -0.0 a plain zero
+    what = f"{low} to {high}, where 0 masks and 1 acts in full" if extrapolates else "0 (masked) to 1 (acts in full)"
+    hint = 'Write it as in {"attention": 1, "ffn": 0.5}, or as a ramp over layers: {"*@0-7": [0.2, 1]}.'
+    if is_form and all(_is_number(one, _LOWEST, _HIGHEST) for one in given):
+        hint = (
+            f"Weights from {_LOWEST} to {_HIGHEST} go beyond what was trained; a setting that means them says so: "
+            f'{{"ffn": 1.5, "{EXTRAPOLATES}": true}}.'
+        )
+    elif isinstance(weight, bool) and misspelt(key, (EXTRAPOLATES,)):
+        hint = f"Did you mean '{EXTRAPOLATES}'?"
+    raise SettingError(f"The weight of '{key}' is {short(weight)}; it must be a number from {what}.", hint)
 
 
-def _ranges(numbers_: Sequence[int]) -> str:
-    if numbers_[-1] - numbers_[0] == len(numbers_) - 1:
-        return f"{numbers_[0]}-{numbers_[-1]}"
-    return ", ".join(map(str, numbers_))
+def _is_number(value: Any, low: int, high: int) -> bool:
+    """Tells a number of a range; it is compared as it is, because of a whole number no float may be large enough."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(low <= value <= high)  # type: ignore[operator]
+
+
+def _flat(key: str, ends: tuple[float, ...]) -> float:
+    """Returns the one weight of a selector that is no range of layers; a ramp has nothing to run over there."""
+    if len(ends) > 1:
+        ramp = ", ".join(f"{end:g}" for end in ends)
+        raise SettingError(
+            f"'{key}' came with the two weights {ramp}, and is no range of layers.",
+            f'A ramp runs over at least two layers: {{"*@0-7": [{ramp}]}}, or of one role: {{"ffn@0-7": [{ramp}]}}.',
+        )
+    return ends[0]

@@ -28,6 +28,7 @@ from taia_hub.switch.calls import Calls
 from taia_hub.switch.settings import Setting, check_weights, parse_setting
 
 _CACHED_SETTINGS = 256
+_SHOWN_WEIGHTS = 6
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Site:
         path: Module path as in the head model, without PEFT's wrapper names.
         method: Name of the tuner layer's class, as in `"Linear"` or `"LoHa Linear"`.
         parameters: Number of parameters of the update.
-        whole_only: Why the update cannot take a weight strictly between 0 and 1, or None when it can.
+        whole_only: Why the update cannot take another weight than 0 or 1, or None when it can.
         same_rows: Why the rows of a batch cannot take different weights here, or None when they can.
     """
 
@@ -52,7 +53,7 @@ class Site:
 
 
 class RowWeights:
-    """The weights in [0, 1] of the R rows of a call at one adapted module; not all the same."""
+    """The weights of the R rows of a call at one adapted module; not all the same."""
 
     def __init__(self, weights: tuple[float, ...]) -> None:
         self.weights = weights
@@ -112,7 +113,7 @@ class Acting:
 
 @dataclass(frozen=True)
 class RoleStatus:
-    """How the adapted modules of one role stand now: acting with a weight above 0, or masked.
+    """How the adapted modules of one role stand now: acting with a weight other than 0, or masked.
 
     `weights` is each weight in use with the number of modules that have it; `parameters` those of the role's updates.
     """
@@ -136,17 +137,19 @@ class SwitchStatus(Shown):
         fused: The setting whose updates are folded into the weights, so that no other can act; None when none are.
     """
 
-    inference_modules: str | dict[str, float]
+    inference_modules: str | dict[str, Any]
     roles: Mapping[str, RoleStatus]
     methods: Mapping[str, int]
     unplaced: tuple[str, ...] = ()
-    fused: str | dict[str, float] | None = None
+    fused: str | dict[str, Any] | None = None
 
     def to_text(self) -> str:
         """Says which setting is in force, and lays out what acts by role."""
         rows = [["role", "adapted", "acting", "masked", "weights", "parameters"]]
         for role, part in self.roles.items():
             weights = ", ".join(f"{weight:g}" for weight in part.weights)
+            if len(part.weights) > _SHOWN_WEIGHTS:
+                weights = f"{min(part.weights):g} to {max(part.weights):g}"
             rows.append([role, *map(str, (part.adapted, part.acting, part.masked)), weights, f"{part.parameters:,}"])
         fused = "" if self.fused is None else ", fused into the weights"
         methods = ", ".join(f"{count} {method}" for method, count in self.methods.items())
@@ -253,8 +256,7 @@ class Switch:
         Raises:
             SettingError: If the setting is not understood, or not possible on one of the modules.
         """
-        # The types belong to the key because True == 1, and only one of them is a weight.
-        key = (Mapping, *((k, v, type(v)) for k, v in value.items())) if isinstance(value, Mapping) else value
+        key = (Mapping, *((k, *_typed(v)) for k, v in value.items())) if isinstance(value, Mapping) else value
         try:
             found = self._cache.get(key)
         except TypeError:  # not hashable, so certainly not a setting: parsing says why
@@ -368,4 +370,9 @@ class KeepSetting:
 
 
 def _largest(weight: Weight) -> float:
-    return max(weight.weights) if isinstance(weight, RowWeights) else weight
+    return max(weight.weights, key=abs) if isinstance(weight, RowWeights) else weight
+
+
+def _typed(weight: Any) -> tuple[Any, ...]:
+    """Tells a weight or a ramp from others; the types belong to it because True == 1, and only one is a weight."""
+    return (tuple, *weight, *map(type, weight)) if isinstance(weight, (list, tuple)) else (weight, type(weight))

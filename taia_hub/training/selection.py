@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.roles.sublayers import find_sublayers, layer_of
-from taia_hub.switch.settings import Entry
+from taia_hub.switch.entries import Entry
 from taia_hub.training.fields import TRAINED_ROLES
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.updates.peft.plain_lora import is_state_space

@@ -42,7 +42,7 @@ class FuseReport(Shown):
             modules that the update holds anyway (`modules_to_save`) are shown, not copied, and do not count.
     """
 
-    setting: str | dict[str, float]
+    setting: str | dict[str, Any]
     modules: int
     bytes: int
 

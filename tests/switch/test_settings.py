@@ -13,7 +13,7 @@ import torch
 import taia_hub
 from taia_hub.errors import SettingError, TAIAError
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import MODES, Setting, mode_title, parse_published, parse_setting
+from taia_hub.switch.settings import MODES, Setting, mode_title, parse_published, parse_setting, parse_text
 
 
 @dataclass
@@ -62,6 +62,8 @@ def paths(role, layers=range(4)):
         ({"model.layers.[01].mlp.up_proj": 1.0}, paths("ffn", [0, 1])),
         ({"ffn": 1, "ffn@1-3": 0}, paths("ffn", [0])),
         ({"lm_head": 0.5}, {"lm_head": 0.5}),
+        ({"*@1": 1}, {**paths("attention", [1]), **paths("ffn", [1])}),
+        ({"*@2-99": 1}, {**paths("attention", [2, 3]), **paths("ffn", [2, 3])}),
     ],
 )
 def test_a_setting_selects_by_role_layer_and_glob(setting, expected):
@@ -71,6 +73,40 @@ def test_a_setting_selects_by_role_layer_and_glob(setting, expected):
 def test_later_entries_override_earlier_ones():
     assert acting({"ffn": 1, "model.layers.0.*": 0.25})["model.layers.0.mlp.up_proj"] == 0.25
     assert acting({"model.layers.0.*": 0.25, "ffn": 1})["model.layers.0.mlp.up_proj"] == 1.0
+
+
+# A ramp
+
+
+def by_layer(weights, roles=("attention", "ffn")):
+    return {one.path: weights[one.layer] for one in MODULES if one.role in roles and weights.get(one.layer)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"*@0-3": [0.25, 1]}, by_layer({0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0})),
+        ({"*@0-3": (1, 0.25)}, by_layer({0: 1.0, 1: 0.75, 2: 0.5, 3: 0.25})),
+        ({"ffn@1-3": [0, 1]}, by_layer({2: 0.5, 3: 1.0}, ["ffn"])),
+        ({"*@0-1": [0.1, 0.7]}, by_layer({0: 0.1, 1: 0.7})),
+        ({"*@0-6": [0.25, 1]}, by_layer({0: 0.25, 1: 0.375, 2: 0.5, 3: 0.625})),
+        ({"*@0-3": [0.25, 1], "attention@2": 0}, by_layer({0: 0.25, 1: 0.5, 3: 1.0}) | by_layer({2: 0.75}, ["ffn"])),
+        ({"*@0-3": [0.5, 0.5]}, by_layer(dict.fromkeys(range(4), 0.5))),
+    ],
+)
+def test_a_ramp_is_linear_over_its_layers_with_both_ends(setting, expected):
+    assert acting(setting) == expected
+
+
+def test_a_ramp_meets_its_ends_and_rises_whatever_is_rounded():
+    layers = [Module(f"l.{layer}.mlp", "ffn", layer) for layer in range(33)]
+    generator = random.Random(0)
+    for _ in range(50):
+        start, end = sorted(generator.uniform(0, 1) for _ in "ab")
+        weights = parse_setting({"ffn@0-32": [start, end]}).weights(layers)
+        assert (weights[0], weights[-1]) == (start, end)
+        assert list(weights) == sorted(weights)
+        assert all(abs(one - (start + (end - start) * n / 32)) < 1e-15 for n, one in enumerate(weights))
 
 
 def test_the_four_modes_are_roles():
@@ -96,6 +132,8 @@ def test_a_parsed_setting_parses_to_itself():
         ("attention", "attention"),
         ({"ffn": 0.5, "other": 1}, "ffn=0.5, other=1"),
         ({"ffn": 0.12345671}, "ffn=0.12345671"),
+        ({"*@0-7": [0.2, 1]}, "*@0-7=0.2 to 1"),
+        ({"ffn": -0.5, "allow_extrapolation": True}, "ffn=-0.5"),
         ({}, "none"),
     ],
 )
@@ -112,6 +150,14 @@ def test_a_slug_is_never_too_long_for_a_folder_and_tells_settings_apart():
     assert len(parse_setting({"möd" * 99: 1}).slug.encode()) <= 64
 
 
+def test_the_label_of_a_long_setting_counts_its_weights_and_tells_it_from_others():
+    rising = {f"ffn@{layer}": layer / 200 for layer in range(200)}
+    labels = [parse_setting(rising | {"ffn@199": last}).label for last in (0.5, 0.75)]
+    assert all(re.fullmatch(r"200 weights \([0-9a-f]{8}\)", label) for label in labels)
+    assert labels[0] != labels[1]
+    assert parse_setting(rising).whole_label.endswith("ffn@198=0.99, ffn@199=0.995")
+
+
 def test_no_two_settings_have_one_slug():
     """Their files would share a folder, of which a running engine may read the other's."""
     rising = {f"ffn@{layer}": layer / 64 for layer in range(64)}
@@ -119,6 +165,9 @@ def test_no_two_settings_have_one_slug():
         *({glob: 1} for glob in ("*.q_proj", "?*.q_proj", "*[.]q_proj", "**.Q_PROJ", "*.q proj", "слой.*", "*", "?")),
         *({"*.k_proj": 1, "*.v_proj": weight} for weight in (0, 0.25)),
         *(rising | {"ffn@63": weight} for weight in (0, 1)),
+        *({"attention@1-2": 0.5}, {"attention": 1, "*@2": 0.5}, {"*@1-2": 0.5}),
+        *({"ffn@0-7": weight} for weight in (1, [0, 1], [1, 0], [0.2, 1])),
+        *({"ffn@0-7": weight, "allow_extrapolation": True} for weight in (-1, [0, -1], [-1, 0], [-1, -1])),
         *("attention+other", {"attention": 1, "other": 1}, {"attention": 1}, "attention", "none"),
     ]
     slugs = [parse_setting(setting).slug for setting in settings]
@@ -215,16 +264,88 @@ def test_a_weight_is_a_number_from_0_to_1(weight):
     assert error.hint
 
 
+@pytest.mark.parametrize(
+    "ramp", [[0.2, 0.5, 1], [], [1], [0.2, math.nan], [True, 1], ["0", "1"], [0.2, None], [[0, 1], 1], {0: 0.2}]
+)
+def test_a_ramp_is_two_numbers_from_0_to_1(ramp):
+    error = refusal({"*@0-3": ramp})
+    assert "The weight of '*@0-3' is " in error.message
+    assert '{"*@0-7": [0.2, 1]}' in error.hint
+
+
+@pytest.mark.parametrize("key", ["ffn", "ffn@2", "*@2", "ffn@2-2", "*", "model.layers.*"])
+def test_a_ramp_runs_over_at_least_two_layers(key):
+    error = refusal({key: [0.2, 1]})
+    assert f"'{key}' came with the two weights 0.2, 1" in error.message
+    assert '{"*@0-7": [0.2, 1]}' in error.hint
+
+
+# Extrapolation
+
+
+@pytest.mark.parametrize("weight", [1.5, -1, 2, -2, [-1, 2], [0.5, 1.01]])
+def test_a_weight_beyond_what_was_trained_is_said_to_be_meant(weight):
+    given = {"ffn@0-3": weight}
+    error = refusal(given)
+    assert f"The weight of 'ffn@0-3' is {weight}" in error.message
+    assert '"allow_extrapolation": true' in error.hint
+    said = parse_setting({**given, "allow_extrapolation": True})
+    assert said == parse_setting({"allow_extrapolation": True, **given})
+    assert said == parse_setting(given, allow_extrapolation=True)
+    assert said == parse_text(json.dumps(given), allow_extrapolation=True)
+    assert said.extrapolates
+    ends = weight if isinstance(weight, list) else [weight, weight]
+    assert said.weights(MODULES)[1:8:6] == tuple(map(float, ends))
+
+
+@pytest.mark.parametrize("weight", [2.5, -2.01, 10**400, math.nan, [0, 2.5], "1.5", True])
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_weight_beyond_2_is_none(weight, is_allowed):
+    error = refusal({"ffn@0-3": weight, "allow_extrapolation": is_allowed})
+    assert "The weight of 'ffn@0-3' is " in error.message
+    assert "allow_extrapolation" not in error.hint
+    assert ("from -2 to 2" in error.message) is is_allowed
+
+
+@pytest.mark.parametrize("value", ["true", 1, 0, None, [True]])
+def test_what_allows_extrapolation_is_true_or_false(value):
+    assert f"'allow_extrapolation' is {value!r}" in refusal({"ffn": 1, "allow_extrapolation": value}).message
+
+
+def test_what_allows_extrapolation_needs_a_weight_and_is_none():
+    assert "alone" in refusal({"allow_extrapolation": True}).message
+    assert "alone" in refusal([["allow_extrapolation", False]], parse_published).message
+    assert "alone" in refusal([["allow_extrapolation", True]] * 2, parse_published).message
+    assert refusal({"ffn": 1, "allow_extrapolations": True}).hint == "Did you mean 'allow_extrapolation'?"
+
+
+def test_what_needs_no_extrapolation_is_the_same_without_it():
+    plain = parse_setting({"ffn": 0.5})
+    for allowed in (True, False):
+        assert parse_setting({"ffn": 0.5, "allow_extrapolation": allowed}) == plain
+    assert plain.value == {"ffn": 0.5}
+    assert not plain.extrapolates
+
+
+def test_only_zeros_do_not_act():
+    for value in ({"ffn": 0}, {"*@0-3": [0, 0]}, {"ffn": -0.0}, "none", {}):
+        assert not parse_setting(value).acts
+    for value in ({"ffn": 0.1}, {"*@0-3": [0, 0.1]}, {"ffn": -1, "allow_extrapolation": True}, "all"):
+        assert parse_setting(value).acts
+
+
 @pytest.mark.parametrize("key", ["", None, 3, ("ffn",)])
 def test_a_selector_is_a_text(key):
     assert repr(key) in refusal({key: 1}).message
 
 
-@pytest.mark.parametrize("key", ["ffn@", "ffn@x", "ffn@3-1", "ffn@-1", "ffn@1-", "ffn@1,2", "ffn@1.5"])
+@pytest.mark.parametrize(
+    "key", ["ffn@", "ffn@x", "ffn@3-1", "*@5-2", "*@", "*@x", "ffn@-1", "ffn@1-", "ffn@1,2", "ffn@1.5"]
+)
 def test_layers_are_one_or_a_rising_range(key):
     error = refusal({key: 1})
     assert f"'{key}'" in error.message
-    assert "'ffn@0-7'" in error.hint
+    assert f"'{key.partition('@')[0]}@0-7'" in error.hint
 
 
 def test_a_misspelt_role_at_layers_names_the_closest_one():
@@ -271,6 +392,9 @@ def test_layers_that_no_adapted_module_is_in_are_refused():
     with pytest.raises(SettingError, match=r"'ffn@7-9' matches none .* ffn modules are in layers 0-3") as caught:
         parse_setting({"ffn@7-9": 1}).weights(MODULES)
     assert "'ffn@0-3'" in caught.value.hint
+    with pytest.raises(SettingError, match=r"'\*@7-9' matches none .* adapted modules are in layers 0-3") as caught:
+        parse_setting({"*@7-9": [0, 1]}).weights(MODULES)
+    assert "'*@0-3'" in caught.value.hint
     with pytest.raises(SettingError, match=r"'other@0' matches none") as caught:
         parse_setting({"other@0": 1}).weights(MODULES)
     assert caught.value.hint
@@ -286,7 +410,12 @@ def test_a_role_that_the_update_lacks_is_no_error():
 
 
 @pytest.mark.parametrize(
-    "value", ["attention", "attention+other", {"other": 1, "attention": 0.1, "ffn@0-7": 0.3}, {"z": 1, "a": 0}, {}]
+    "value",
+    [
+        *("attention", "attention+other", {"other": 1, "attention": 0.1, "ffn@0-7": 0.3}, {"z": 1, "a": 0}, {}),
+        {"*@0-29": [0.2, 1.0], "attention": 1},
+        {"attention": 1.5, "ffn@0-7": [-1, 0.5], "allow_extrapolation": True},
+    ],
 )
 def test_the_published_form_survives_json_with_its_order(value):
     published = json.loads(json.dumps(parse_setting(value).published, sort_keys=True))
@@ -296,7 +425,9 @@ def test_the_published_form_survives_json_with_its_order(value):
     assert isinstance(value, str) or list(parsed.value) == list(value)
 
 
-@pytest.mark.parametrize("value", [[["ffn"]], [["ffn", 1, 2]], ["ffn", "attention"], ["ab"], [None], [["ffn", "1"]]])
+@pytest.mark.parametrize(
+    "value", [[["ffn"]], [["ffn", 1, 2]], ["ffn", "attention"], [["ffn", 1.5]], ["ab"], [None], [["ffn", "1"]]]
+)
 def test_published_pairs_of_another_form_are_refused(value):
     refusal(value, parse_published)
 
@@ -320,7 +451,17 @@ def random_setting(generator):
         )
         for role in roles
     ]
-    return {key: generator.choice([0, 1, 0.5, generator.random()]) for key in keys}
+    values = {
+        key: [generator.random(), generator.uniform(-2, 2)]
+        if "-" in key and key[-1] > key[-3] and generator.random() < 0.5
+        else generator.choice([0, 1, 0.5, generator.random()])
+        for key in keys
+    }
+    return (
+        {**values, "allow_extrapolation": True}
+        if parse_setting(values, allow_extrapolation=True).extrapolates
+        else values
+    )
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -365,6 +506,9 @@ def ways(model, ids):
         ({"ffn": 1.5}, "The weight of 'ffn' is 1.5"),
         ({"ffn": -0.1}, "The weight of 'ffn' is -0.1"),
         ({"ffn": math.nan}, "The weight of 'ffn' is nan"),
+        ({"*@0-1": [1, True]}, "The weight of '*@0-1' is [1, True]"),
+        ({"*@0-1": [0.5, 1.5]}, "The weight of '*@0-1' is [0.5, 1.5]"),
+        ({"ffn": 2.5, "allow_extrapolation": True}, "The weight of 'ffn' is 2.5"),
         ({"ffn": True}, "The weight of 'ffn' is True"),
         ({"ffn": "0.5"}, "The weight of 'ffn' is '0.5'"),
         ({"model.layers.9.*": 1}, "matches none of the model's 14 adapted modules"),
@@ -432,3 +576,62 @@ def test_what_anybody_sends_is_bounded(value, match):
     with pytest.raises(SettingError, match=match) as caught:
         parse_published(value) if isinstance(value, list) else parse_setting(value)
     assert len(str(caught.value)) < 2_000
+
+
+# What a ramp and weights beyond [0, 1] compute
+
+
+def written_out(ramp, layers):
+    """The same as entries of a layer each, by another arithmetic: exact for these numbers."""
+    (start, end), steps = ramp, layers - 1
+    return {f"*@{layer}": start + (end - start) * layer / steps for layer in range(layers)}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("ramp", [[0.25, 1], [1.5, -0.5]])
+def test_a_ramp_computes_what_its_weights_by_layer_do(pico, name, ramp):
+    model, ids = pico.taia(name), pico.ids()
+    extrapolates = {"allow_extrapolation": True} if max(ramp) > 1 else {}
+    with model.using({"*@0-1": ramp, **extrapolates}):
+        logits = model(ids).logits
+        assert "*@0-1" in str(model.status())
+    with model.using({**written_out(ramp, 2), **extrapolates}):
+        assert torch.equal(model(ids).logits, logits)
+    with model.using("all"):
+        assert not torch.equal(model(ids).logits, logits)
+
+
+def test_rows_of_a_batch_take_ramps_and_weights_beyond_1(model, pico):
+    settings = [
+        "none",
+        {"*@0-1": [0.25, 1]},
+        {"attention": 1.5, "ffn": -1, "allow_extrapolation": True},
+        {"*@0-1": [0.25, 0.75]},
+    ]
+    ids = pico.ids(rows=1).expand(4, -1)
+    model.inference_modules = "attention"
+    together = model(ids, inference_modules=settings).logits
+    for row, setting in enumerate(settings):
+        alone = model(ids[:1], inference_modules=setting).logits
+        assert torch.allclose(together[row], alone[0], atol=1e-5)
+    assert len({row.sum().item() for row in together}) == 4
+
+
+def test_an_update_with_weight_minus_1_is_taken_away(model, pico):
+    """To first order: of a small update, base minus update and base plus update lie around the base."""
+    ids = pico.ids()
+    extrapolates = {"allow_extrapolation": True}
+    step = 2**-10
+    plus, minus, base = (
+        model(ids, inference_modules={"*": weight, **extrapolates}).logits for weight in (step, -step, 0)
+    )
+    assert not torch.equal(minus, base)
+    assert torch.allclose(plus - base, base - minus, atol=0.05 * float((plus - base).abs().max()))
+
+
+def test_the_status_tells_a_negative_weight_from_a_masked_one(model):
+    model.inference_modules = {"attention": -1, "allow_extrapolation": True}
+    part = model.status().roles["attention"]
+    assert (part.acting, part.masked, dict(part.weights)) == (part.adapted, 0, {-1.0: part.adapted})
+    with model._taia_switch.hold(model._taia_switch.resolve_rows([model.inference_modules, "none"])):
+        assert model.status().roles["attention"].acting == part.adapted
