@@ -42,11 +42,13 @@ def test_two_configurations_do_not_share_an_update():
 
 
 def test_pairs_keep_their_order_in_the_file(tmp_path):
-    config(inference_modules={"other": 1, "ffn": 0.5, "attention@0-3": 0.25}).save_pretrained(tmp_path)
+    given = {"other": 1, "ffn": -0.5, "*@0-3": [0.25, 1], "allow_extrapolation": True}
+    config(inference_modules=given).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored["inference_modules"] == [["other", 1.0], ["ffn", 0.5], ["attention@0-3", 0.25]]
+    pairs = [["other", 1.0], ["ffn", -0.5], ["*@0-3", [0.25, 1.0]], ["allow_extrapolation", True]]
+    assert stored["inference_modules"] == pairs
     assert list(stored) == sorted(stored)  # transformers sorts keys: the reason why pairs are stored
-    assert list(TAIAConfig.from_pretrained(tmp_path).setting.value) == ["other", "ffn", "attention@0-3"]
+    assert list(TAIAConfig.from_pretrained(tmp_path).setting.value) == list(given)
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -53,11 +53,11 @@ def export(
     """Write what a mode computes as a plain LoRA, for vLLM, SGLang, TGI, LoRAX, llama.cpp and PEFT.
 
     It is made from files alone: no base model is loaded, and tensors go one at a time. All engines take it: one rank,
-    one scale, plain module names. LoRAs keep their bytes where all modules share rank and scale; weights in [0, 1],
-    rank-stabilised scaling and patterns are multiplied into them. Other methods, full fine-tunes too, become LoRAs by
-    singular value decomposition, exactly where that is possible. MoE experts as parameters, routed experts of a MoLoRA
-    and whole modules (`modules_to_save`) are refused. The report says of each engine which flag it needs, or why it
-    refuses.
+    one scale, plain module names. LoRAs keep their bytes where all modules share rank and scale; other
+    weights, rank-stabilised scaling and patterns are multiplied into them. Other methods, full fine-tunes too, become
+    LoRAs by singular value decomposition, exactly where that is possible. MoE experts as parameters, routed experts of
+    a MoLoRA and whole modules (`modules_to_save`) are refused. The report says of each engine which flag it needs, or
+    why it refuses.
 
     taia export org/model-taia --mode attention --out attention-lora
 

@@ -35,7 +35,7 @@ _MERGE = "Or write the setting into a whole model, which every engine serves: `t
 
 @dataclass(frozen=True)
 class ActingModule:
-    """A module whose update acts with a weight in (0, 1]; one that is no plain LoRA pair is made of its difference."""
+    """A module whose update acts, with any weight but 0; one that is no plain LoRA pair is made of its difference."""
 
     entry: Entry
     weight: float

@@ -27,7 +27,7 @@ _WAY_OUT = "Choose a mode in which it does not act, or use the update unmerged."
 
 @dataclass(frozen=True)
 class Change:
-    """The update of one module that acts, with a weight in (0, 1].
+    """The update of one module that acts, with a weight other than 0.
 
     `entry` is as in `OpenedUpdate.layers`; `parameters` are names of tensors within the module to those in the whole
     model.

@@ -78,10 +78,10 @@ def merged_weights(
     """Merges the update of one module into the base's tensors, as PEFT's own `merge` does.
 
     Bit for bit what `PeftModel.merge_and_unload` gives on the CPU for this module, in the dtype of `base`. A weight
-    between 0 and 1 multiplies the LoRA's scaling. Of a full fine-tune: the tuned tensors, or `torch.lerp` of both.
+    other than 1 multiplies the LoRA's scaling. Of a full fine-tune: the tuned tensors, or `torch.lerp` of both.
 
     `base` is the base's tensors on the CPU, by their names within the module, as are those returned; with `in_place`
-    they may be overwritten, which saves a copy. `weight` is in (0, 1], below 1 only where `Site.whole_only` is None.
+    they may be overwritten, which saves a copy. `weight` is not 0, and 1 unless `Site.whole_only` is None.
     """
     _, site, layer = entry
     if isinstance(layer, SwitchedTensors):

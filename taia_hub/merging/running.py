@@ -100,7 +100,7 @@ def merge(
     Args:
         source: Hub id or folder of a TAIA repository, or of a PEFT adapter; or `Repository`.
         out: A new or empty folder; where this very result lies there, nothing is done.
-        inference_modules: What acts, as `TAIAForCausalLM`'s setting; weights between 0 and 1 scale the update.
+        inference_modules: What acts, as `TAIAForCausalLM`'s setting; weights scale the update.
         revision: Revision of the source.
         dtype: What floating-point weights are converted to after merging; by default each keeps its own. Those that
             transformers keeps in float32 stay as they are.

@@ -91,7 +91,7 @@ class OpenedUpdate:
         return {"base": hub.base_print(self.base), "update": files}
 
     def weights(self, setting: Any) -> tuple[tuple[Entry, float], ...]:
-        """Says how strongly each of `layers` acts under a setting, in [0, 1]; the setting is one for all rows.
+        """Says how strongly each of `layers` acts under a setting, which is one for all rows.
 
         Raises:
             SettingError: If the setting is not understood or cannot act on this update.

@@ -36,7 +36,7 @@ class Adapted(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a setting: what it selects and with which weight in [0, 1], or with which ramp over its layers.
+    """One line of a setting: what it selects and with which weight, or with which ramp over its layers.
 
     A selector is a `role`, or `ANY`, with first and last of its `layers` (inclusive, None for every one), or a glob
     without a role. `ANY` always has layers, and a ramp at least two of them.

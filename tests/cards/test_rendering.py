@@ -404,12 +404,30 @@ def test_an_update_of_embeddings_or_the_head_is_not_served():
     assert (found.peft, found.vllm_rank, found.llama_cpp) == (True, None, False)
 
 
-def test_a_mapping_that_is_recommended_is_a_line_that_runs():
-    label = "attention=1, ffn@0-1=0.5"
+def recommending(setting):
+    """A card whose results are best under a setting, and its label."""
+    label = parse_setting(setting).label
     one = task("svamp", "SVAMP", 400, {"none": 0.2, "attention": 0.3, label: 0.9, "all": 0.3})
-    setting = {"attention": 1.0, "ffn@0-1": 0.5}
     modes = {**one.modes, label: dataclasses.replace(one.modes[label], setting=setting)}
-    text = rendered(results=results(dataclasses.replace(one, modes=modes))).content
+    return rendered(results=results(dataclasses.replace(one, modes=modes))).content, label
+
+
+def test_weights_that_are_too_many_for_a_line_are_where_they_can_be_read():
+    text, label = recommending({f"ffn@{layer}": layer / 60 for layer in range(60)})
+    assert f"the weights of `{label}` stand in `taia_results.json`" in text
+    assert "ffn@17" not in text
+    assert max(map(len, text.splitlines())) < 400
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention": 1.0, "ffn@0-1": 0.5},
+        {"*@0-1": [0.25, 1], "ffn": -1, "allow_extrapolation": True},
+    ],
+)
+def test_a_mapping_that_is_recommended_is_a_line_that_runs(setting):
+    text, label = recommending(setting)
     line = re.search(r"`(model\.inference_modules = .*?)` changes it", text)[1]
     model = SimpleNamespace()
     exec(line, {"model": model})

@@ -41,6 +41,7 @@ def served(*settings, modules=MODULES):
         (({"ffn@0-1": 0.5, "ffn@2-3": 0.5},), ["attention", "ffn", "other"]),  # one weight after all
         (({"ffn": 0.5, "model.layers.2.mlp.*": 1},), ["attention", "ffn@0-1+3", "ffn@2", "other"]),
         (({"*_head": 1},), ["attention", "ffn", "other"]),
+        (({"*@0-3": [0.25, 1]},), [*(f"{r}@{n}" for r in ("attention", "ffn") for n in range(4)), "other"]),
     ],
 )
 def test_an_update_is_cut_where_settings_tell_modules_apart(settings, labels):
@@ -55,6 +56,7 @@ def test_an_update_is_cut_where_settings_tell_modules_apart(settings, labels):
         (),
         ({"attention": 1, "ffn@0-1": 0.5},),
         ({"*.q_proj": 0.25, "other": 1},),
+        ({"ffn@0-3": [-1, 1.5], "allow_extrapolation": True},),
         ({"*.layers.[13].mlp.up_proj": 1}, {"attention@0": 1, "*o_proj": 0.5}),
     ],
 )
@@ -109,6 +111,9 @@ def test_an_update_that_acts_as_a_whole_takes_no_half_of_it():
         given.weights(parse_setting({"attention": 0.5}))
     with pytest.raises(SettingError, match="which takes only 0 or 1"):
         split(modules, [parse_setting({"*": 0.5})])
+    for weight in (1.5, -1):
+        with pytest.raises(SettingError, match="which takes only 0 or 1"):
+            given.weights(parse_setting({"attention": weight, "allow_extrapolation": True}))
 
 
 def test_a_part_without_a_file_is_refused_only_where_it_would_act():
@@ -129,6 +134,8 @@ def test_a_part_without_a_file_is_refused_only_where_it_would_act():
         ("m:TAIF", "ffn"),
         ("m:attention+other", "attention+other"),
         ('m:{"attention": 1, "ffn": 0.5}', {"attention": 1, "ffn": 0.5}),
+        ('m:{"*@0-3": [0, 1]}', {"*@0-3": [0, 1]}),
+        ('m:{"ffn": -1, "allow_extrapolation": true}', {"ffn": -1, "allow_extrapolation": True}),
     ],
 )
 def test_names_of_models_are_settings(model, value):

@@ -153,6 +153,10 @@ def test_tensors_keep_their_bytes(pico, tmp_path):
         ({}, {"attention": 1, "ffn": 0.25}, 6, torch.bfloat16),
         ({}, {"attention": 0.3, "ffn": 1}, 6, torch.float32),
         ({}, {"attention": 0.3}, 4, torch.float32),
+        ({}, {"*@0-1": [0.25, 1]}, 6, torch.bfloat16),
+        ({}, {"attention": 1.5, "ffn": -1, "allow_extrapolation": True}, 9, torch.float32),
+        ({}, {"attention": 1, "ffn": -0.5, "allow_extrapolation": True}, 6, torch.bfloat16),
+        ({}, {"attention": -1, "allow_extrapolation": True}, 4, torch.float32),
     ],
 )
 def test_scales_are_shared_with_as_few_touched_bits_as_possible(pico, options, mode, alpha, dtype, tmp_path):
@@ -345,7 +349,9 @@ def test_a_product_of_a_large_matrix_finds_its_rank():
     assert error <= EXACT
 
 
-@pytest.mark.parametrize("mode", ["attention", "all", {"attention": 0.5}])
+@pytest.mark.parametrize(
+    "mode", ["attention", "all", {"attention": 0.5}, {"attention": 1.5, "ffn": -1, "allow_extrapolation": True}]
+)
 def test_a_full_fine_tune_becomes_a_lora(pico, mode, tmp_path):
     tuned = _tuned(pico, tmp_path / "tuned", "proj")
 

@@ -116,12 +116,20 @@ def test_variants_of_lora(pico, tmp_path, options):
     assert_same(state(tmp_path / "out"), pefts_merge(pico.base("llama"), adapter))
 
 
-def test_weights_between_scale_the_update(pico, tmp_path):
-    merge(pico.adapter("llama"), tmp_path / "out", {"attention": 1, "ffn@1": 0.25})
+@pytest.mark.parametrize(
+    ("setting", "attention", "ffn"),
+    [
+        ({"attention": 1, "ffn@1": 0.25}, (1, 1), (0, 0.25)),
+        ({"*@0-1": [0.25, 1]}, (0.25, 1), (0.25, 1)),
+        ({"attention": 1.5, "ffn@0-1": [-1, 2], "allow_extrapolation": True}, (1.5, 1.5), (-1, 2)),
+    ],
+)
+def test_weights_scale_the_update(pico, tmp_path, setting, attention, ffn):
+    merge(pico.adapter("llama"), tmp_path / "out", setting)
     model = pico.peft("llama", pico.adapter("llama"))
     for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and "mlp" in name:
-            layer.scaling["default"] *= 0.25 if ".1." in name else 0
+        if isinstance(layer, BaseTunerLayer):
+            layer.scaling["default"] *= (ffn if "mlp" in name else attention)[int(".1." in name)]
     assert_same(state(tmp_path / "out"), state(model.merge_and_unload()))
 
 
@@ -192,15 +200,18 @@ def test_dtype_is_converted_after_merging(pico, tmp_path):
     assert report.dtype == "bfloat16"
 
 
+BEYOND = {"attention": 1, "ffn": -1, "allow_extrapolation": True}
+
+
 @pytest.mark.parametrize("name", ["llama", "opt", "mixtral"])
-@pytest.mark.parametrize("setting", ["attention", "all", {"attention": 1, "ffn": 0.5}])
+@pytest.mark.parametrize("setting", ["attention", "all", {"attention": 1, "ffn": 0.5}, BEYOND])
 def test_full_fine_tunes(pico, tmp_path, name, setting):
     dense = Dense(pico, tmp_path)
     repository = _dense_repository(pico.base(name), dense.tuned(name), tmp_path / "taia")
     merge(repository, tmp_path / "out", setting)
     if isinstance(setting, dict):
         expected = dense.reference(name, ["attention"])
-        dense.reference(name, ["ffn"], 0.5, base=expected)
+        dense.reference(name, ["ffn"], setting["ffn"], base=expected)
     else:
         expected = dense.reference(name, ["attention"] if setting == "attention" else ["attention", "ffn", "other"])
     assert_same(state(tmp_path / "out"), state(expected))

@@ -108,8 +108,14 @@ def test_a_setting_at_load_leaves_what_is_published(online, tmp_path, setting):
     assert json.loads((tmp_path / "config.json").read_text())["inference_modules"] == "attention"
 
 
-def test_what_is_published_can_be_chosen(online, ids, expected, repo_id):
-    setting = {"ffn": 0.5, "attention": 1, "ffn@0": 0}
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"ffn": 0.5, "attention": 1, "ffn@0": 0},
+        {"*@0-1": [0.25, 1.0], "attention@0": -1.0, "allow_extrapolation": True},
+    ],
+)
+def test_what_is_published_can_be_chosen(online, ids, setting, repo_id):
     model = TAIAForCausalLM.from_adapter(online.base, online.adapter, inference_modules=setting)
     model.push_to_hub(repo_id)
     loaded = AutoModelForCausalLM.from_pretrained(repo_id)

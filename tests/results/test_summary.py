@@ -19,6 +19,7 @@ from taia_hub.results import (
 )
 from taia_hub.results.statistics import combine, resample
 from taia_hub.results.text import recommendation_text
+from taia_hub.switch.settings import parse_setting
 
 MODEL = ModelIdentity("org/model-taia", "a" * 40, "org/base", "b" * 40, "c" * 64, "float32")
 
@@ -62,6 +63,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         results(task("a", none=[1])).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_from_before_long_labels_were_shortened_gets_todays(tmp_path):
+    setting = {f"ffn@{layer}": layer / 32 for layer in range(32)}
+    parsed = parse_setting(setting)
+    value = json.loads(json.dumps(results(task("a", none=[0, 1])).to_json()))
+    modes = value["tasks"]["a"]["modes"]
+    modes[parsed.whole_label] = {**modes["none"], "setting": setting}
+    modes["*@0-3=0.2 to 1"] = {**modes["none"], "setting": {"*@0-3": [0.2, 1]}}
+    read = Results.from_json(value, "file")
+    assert list(read.tasks["a"].modes) == ["none", parsed.label, "*@0-3=0.2 to 1"]
+    assert list(Results.from_json(json.loads(json.dumps(read.to_json())), "file").tasks["a"].modes)[1] == parsed.label
 
 
 @pytest.mark.parametrize(

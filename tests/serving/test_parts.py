@@ -116,6 +116,9 @@ def test_the_cut_follows_the_published_setting(plan, pico, tmp_path):
     assert labels(found) == ["attention", "ffn@0", "ffn@1"]
     assert served(found).weights(served(found).setting("m")) == (1, 0.5, 0)
     assert labels(plan({"*.up_proj": 0.5}, repo=repo))[0] == "attention"
+    beyond = [["attention", 1.5], ["ffn@0-1", [-1, 0.5]], ["allow_extrapolation", True]]
+    found = plan(repo=repository(pico, tmp_path / "b", published=beyond))
+    assert served(found).weights(served(found).setting("m")) == (1.5, -1, 0.5)
     globs = repository(pico, tmp_path / "g", published=[["*.layers.1.mlp.up_proj", 0.5]])
     found = plan(repo=globs, out=tmp_path / "globs")
     assert labels(found)[0] == "attention"

@@ -13,11 +13,13 @@ from types import ModuleType
 
 import pytest
 import tomllib
+import torch
 from safetensors.torch import load_file
 
 from taia_hub import TAIAForCausalLM
 from taia_hub.serving import plan_serving, vllm_plugin
 from taia_hub.serving.vllm_plugin import REPOS, ROOT, register
+from tests.conftest import logits
 
 
 @dataclass
@@ -126,6 +128,17 @@ def test_weights_that_have_one_slug_have_folders_of_their_own(vllm, root, pico, 
         load_file(paths[2] / "adapter_model.safetensors").keys()
         > load_file(paths[0] / "adapter_model.safetensors").keys()
     )
+
+
+def test_a_name_may_hold_a_ramp_and_weights_beyond_1(vllm, root, pico, monkeypatch):
+    monkeypatch.setenv(ROOT, str(root))
+    beyond = {"attention": 1.5, "ffn": -1, "allow_extrapolation": True}
+    for setting in ({"*@0-1": [0.25, 1]}, beyond):
+        path = vllm(pico.base("llama"), f"one:{json.dumps(setting)}").lora_path
+        expected = logits(pico.taia("llama"), pico.ids(), inference_modules=setting)
+        assert torch.allclose(logits(pico.peft("llama", Path(path)), pico.ids()), expected, atol=1e-4)
+    text = refused(vllm, pico.base("llama"), 'one:{"attention": 1.5}', 400)
+    assert '"allow_extrapolation": true' in text
 
 
 @pytest.mark.parametrize("mode", ["none", "base", '{"attention": 0}', "{}"])

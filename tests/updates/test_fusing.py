@@ -22,6 +22,7 @@ from tests.conftest import logits
 from tests.updates.peft.test_methods import TARGETS, VARIANTS, WORKS, config_of, known_here, lora
 
 MODES = ("none", "attention", "ffn", "all")
+BEYOND = {"attention": 1.5, "ffn": -1, "allow_extrapolation": True}
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 SAVED = {
     "head_saved": {"modules_to_save": ["lm_head"]},
@@ -109,7 +110,7 @@ def test_other_architectures_fuse(pico, name):
     """Conv1D, biases, parameters of experts (two of one module, so that wrappers are nested), linear attention."""
     model, ids = pico.taia(name), pico.ids()
 
-    for mode in (*MODES, {"ffn": 0.5, "attention": 0.25}):
+    for mode in (*MODES, {"ffn": 0.5, "attention": 0.25}, {"*@0-1": [0.25, 1]}, BEYOND):
         assert_fuses(model, ids, mode)
 
 
@@ -190,7 +191,7 @@ def finetuned(pico, tmp_path_factory):
 
 def test_a_full_fine_tune_fuses_exactly(pico, finetuned):
     model, ids = TAIAForCausalLM.from_finetuned(pico.base("llama"), finetuned).eval(), pico.ids()
-    for mode in (*MODES, "attention+other", {"*": 0.5}):
+    for mode in (*MODES, "attention+other", {"*": 0.5}, BEYOND):
         expected = logits(model, ids, inference_modules=mode)
         assert_fuses(model, ids, mode)
         with model.fused(mode):

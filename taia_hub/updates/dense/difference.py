@@ -277,7 +277,7 @@ def _notes(
     for before, after in list(resized.values())[:1]:
         yield (
             f"The vocabulary has {before} rows in the base model and {after} in the fine-tune: the logits' width "
-            "depends on whether the head's update acts, and such tensors take no weight between 0 and 1."
+            "depends on whether the head's update acts, and such tensors take no weight but 0 and 1."
         )
     kinds = [sorted({one.kind for group in it.groups.values() for one, _ in group.sources}) for it in (base, tuned)]
     if kinds[0] != kinds[1]:

@@ -85,9 +85,9 @@ class TunedTensor:
         return {**self.__dict__, "_ready": {}}
 
     def at(self, base: Tensor, weight: float) -> Tensor:
-        """Gives the tuned tensor, or `torch.lerp(base, tuned, weight)` for a weight in (0, 1).
+        """Gives the tuned tensor, or `torch.lerp(base, tuned, weight)` for a weight other than 0 and 1.
 
-        The two weights below 1 that were used last keep theirs. A tensor on the meta device, of a model without
+        Of these the two that were used last keep theirs. A tensor on the meta device, of a model without
         weights, is given back.
         """
         found = self._ready.get(weight)

@@ -130,7 +130,7 @@ class MoLoraLinear(nn.Module, LoraLayer):
 
     @torch.compiler.disable
     def add_update(self, y: Tensor, x: Tensor, name: str, weight: Weight, in_place: bool = False) -> Tensor:
-        """Adds the chosen experts' updates to `y` under a weight above 0 or weights by row; no masked row is computed.
+        """Adds the chosen experts' updates to `y` under a weight but 0 or weights by row; no masked row is computed.
 
         `x` is (N, ..., D_in), `y` and the result, in its dtype, (N, ..., D_out); with `in_place`, which needs gradients
         off, the result may be `y` itself. Where rows cannot be told apart, a `SettingError` says so.

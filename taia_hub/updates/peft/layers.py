@@ -75,7 +75,7 @@ class SwitchedLayer(Rebuildable):
 
 
 class SwitchedLinear(ShortLinear, SwitchedLayer):
-    """A plain LoRA layer on Linear or Conv1D: weights between 0 and 1, rows, one compiled graph."""
+    """A plain LoRA layer on Linear or Conv1D: any weight, rows, one compiled graph."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Adds the update under the setting in force: (N, ..., D_in) to (N, ..., D_out), in the base layer's dtype."""
@@ -158,7 +158,7 @@ class SwitchedParameters(SwitchedLayer):
 
 
 class SwitchedExperts(SwitchedLayer):
-    """A linear layer with routed LoRA experts (MoLoRA): weights between 0 and 1, and rows."""
+    """A linear layer with routed LoRA experts (MoLoRA): any weight, and rows."""
 
     @torch.compiler.disable  # the sizes of the groups of tokens depend on the data
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -200,7 +200,7 @@ def switched_class(layer: nn.Module, adapter: str) -> type:
 
 
 def whole_only(layer: nn.Module, adapter: str) -> str | None:
-    """Says why the layer's update cannot take a weight strictly between 0 and 1; None when it can."""
+    """Says why the layer's update cannot take another weight than 0 or 1; None when it can."""
     if _mixin(layer, adapter) is not SwitchedLayer:
         return None
     return f"{describe(layer)} is switched as a whole; only plain LoRA on Linear, Conv1D and MoE parameters scales"

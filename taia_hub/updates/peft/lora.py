@@ -23,7 +23,7 @@ def add_update(
     """Adds `weight * scaling * b @ a @ x` to `y`; a masked row is not computed.
 
     `y` is (N, ..., D_out), `x` (N, ..., D_in) in the dtype of `a`, `a` (r, D_in), `b` (D_out, r) and `bias`, that of
-    the second factor (`lora_bias`), (D_out,) or None. `weight` is above 0, or weights by row. With `in_place`, for
+    the second factor (`lora_bias`), (D_out,) or None. `weight` is not 0, or weights by row. With `in_place`, for
     which gradients must be off, `y` may be overwritten and returned.
     """
     if type(weight) is not RowWeights:
