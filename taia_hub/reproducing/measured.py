@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taia_hub.results import Interval, Results, Row, summarise
-from taia_hub.results.statistics import FEWEST, Resampled, combine, resample
+from taia_hub.results.drawing import draw
+from taia_hub.results.statistics import FEWEST, Resampled, combine
 from taia_hub.results.summary import AVERAGE
 
 BASE = "none"
@@ -93,9 +94,7 @@ def _drawn(results: Results, key: str, labels: Sequence[str]) -> Resampled | Non
     if key in results.groups:
         group = results.groups[key]
         return _combined(results, group.tasks, labels, pooled=group.pooled)
-    task = results.tasks[key]
-    values = [task.modes[label].values.get(task.metric) for label in labels]
-    return resample([row for row in values if row], stream=key) if all(values) else None
+    return draw(results.tasks[key], labels)
 
 
 def _combined(results: Results, keys: Sequence[str], labels: Sequence[str], *, pooled: bool) -> Resampled | None:

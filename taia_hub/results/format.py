@@ -74,6 +74,8 @@ class TaskResults:
             and, with examples, the number of processes that share the items.
         items: A hash of each of the N items.
         modes: Label of a setting to its scores.
+        weights: Number of tokens of each item where scores are means a token, and the `values` of the modes sums over
+            an item's tokens; None where every item counts alike.
     """
 
     name: str
@@ -87,6 +89,7 @@ class TaskResults:
     prompts_sha256: str
     items: tuple[str, ...]
     modes: Mapping[str, ModeScores] = field(default_factory=dict)
+    weights: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -143,7 +146,11 @@ class Results(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """Returns the results as JSON values."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        value = {"format": FORMAT, **dataclasses.asdict(self)}
+        for task in value["tasks"].values():
+            if task["weights"] is None:  # earlier versions read a file without them
+                del task["weights"]
+        return value
 
     @classmethod
     def from_json(cls, value: Any, name: str = RESULTS_FILE) -> Results:
@@ -196,9 +203,9 @@ def _task(value: Mapping[str, Any]) -> TaskResults:
     for label, mode in value["modes"].items():
         values = {name: tuple(items) for name, items in mode["values"].items()}
         modes[_label(label, mode["setting"])] = ModeScores(**{**mode, "values": values})
-    return TaskResults(
-        **{**value, "dataset": DatasetSource(**value["dataset"]), "items": tuple(value["items"]), "modes": modes}
-    )
+    weights = {"weights": tuple(value["weights"])} if value.get("weights") is not None else {}
+    dataset, items = DatasetSource(**value["dataset"]), tuple(value["items"])
+    return TaskResults(**{**value, "dataset": dataset, "items": items, "modes": modes, **weights})
 
 
 def _label(label: str, setting: Any) -> str:
@@ -211,23 +218,36 @@ def _check(results: Results) -> None:
     for key, task in results.tasks.items():
         if key != task.key:
             raise ValueError(f"the task {task.key!r} stands under {key!r}")
+        _check_weights(task)
         for label, mode in task.modes.items():
             if task.metric not in mode.scores:
                 raise ValueError(f"mode {label!r} of {key!r} lacks its metric {task.metric!r}")
             if parse_setting(mode.setting).label != label:
                 raise ValueError(f"mode {label!r} of {key!r} has the setting {mode.setting!r}")
-            _check_numbers(f"mode {label!r} of {key!r}", mode, len(task.items))
+            _check_numbers(f"mode {label!r} of {key!r}", mode, task)
 
 
-def _check_numbers(where: str, mode: ModeScores, items: int) -> None:
+def _check_weights(task: TaskResults) -> None:
+    if task.weights is None:
+        return
+    if len(task.weights) != len(task.items):
+        raise ValueError(f"{task.key!r} has another number of weights than of items")
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in task.weights):
+        raise ValueError(f"{task.key!r} has a weight that is no number of tokens")
+    if not any(task.weights):
+        raise ValueError(f"{task.key!r} has no item with tokens")
+
+
+def _check_numbers(where: str, mode: ModeScores, task: TaskResults) -> None:
     if not all(_is_finite(score) for score in mode.scores.values()):
         raise ValueError(f"{where} has a score that is no number")
     for metric, values in mode.values.items():
-        if len(values) != items:
+        if len(values) != len(task.items):
             raise ValueError(f"{where} has another number of values than of items")
         if not all(map(_is_finite, values)):
             raise ValueError(f"{where} has a value that is no number")
-        mean = math.fsum(values) / items if items else 0.0
+        weight = len(task.items) if task.weights is None else sum(task.weights)
+        mean = math.fsum(values) / weight if weight else 0.0
         if metric in mode.scores and not math.isclose(mean, mode.scores[metric], rel_tol=1e-6, abs_tol=1e-9):
             raise ValueError(f"{where} has the score {mode.scores[metric]!r}, but its values have the mean {mean:g}")
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from taia_hub.common.shown import Shown
+from taia_hub.results.drawing import draw
 from taia_hub.results.format import Results, TaskResults
-from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine, resample
+from taia_hub.results.retained import is_retention, sentences
+from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine
 
 REFERENCES = ("none", "all")
 """The modes that every other one is compared with: the base model and the vanilla fine-tune."""
@@ -32,7 +34,7 @@ class Row:
         differences: `(label, reference)` to the score of the setting less that of the reference, with its paired 95 %
             interval; only where every item has a value and there are at least 10 items. `all` is compared with `none`
             and not the other way round.
-        best: Labels with the best score, alone or tied.
+        best: Labels with the best score, alone or tied; none of a row of retention, where the base wins by what it is.
         second: Labels with the second best score.
         within_noise: Labels beside the best whose difference from it may be noise (its interval holds zero, or there
             is none).
@@ -83,15 +85,20 @@ class Summary(Shown):
     Attributes:
         modes: Labels of the settings, in the order of the table.
         rows: Groups before their tasks, the average last.
+        retained: What each mode keeps of the base, in sentences; empty where that was not measured.
     """
 
     modes: tuple[str, ...]
     rows: tuple[Row, ...]
+    retained: tuple[str, ...] = ()
 
     @property
     def recommendation(self) -> Recommendation | None:
-        """Which mode to use; None while fewer than two modes, or tasks that cannot be averaged, were evaluated."""
-        own = [row for row in self.rows if row.depth == 0 and len(row.scores) > 1]
+        """Which mode to use; None while fewer than two modes, or tasks that cannot be averaged, were evaluated.
+
+        What a mode keeps of the base decides nothing: the base keeps all.
+        """
+        own = [row for row in self.rows if row.depth == 0 and len(row.scores) > 1 and not is_retention(row.key)]
         averages = [row for row in own if row.key.partition("@")[0] == AVERAGE]
         deciding = averages if averages else own
         if len(deciding) != 1:
@@ -134,7 +141,9 @@ class _Table:
     def summary(self) -> Summary:
         top = [key for key in (*self.results.groups, *self.results.tasks) if key not in self.members]
         rows = [row for key in top for row in self.rows(key, 0)]
-        return Summary(self.results.modes, (*rows, *self.averages(rows)))
+        tasks = [task for task in self.results.tasks.values() if is_retention(task.name)]
+        lines = [line for task in tasks for line in sentences(task)]
+        return Summary(self.results.modes, (*rows, *self.averages(rows)), tuple(lines))
 
     def rows(self, key: str, depth: int) -> list[Row]:
         """Returns the row of a task, or that of a group before those of its members."""
@@ -154,16 +163,16 @@ class _Table:
         labels = [label for label in self.results.modes if label in task.modes]
         modes = [task.modes[label] for label in labels]
         self.asked[task.key] = task.fewshot_asked
-        if all(task.metric in mode.values for mode in modes):
-            values = [mode.values[task.metric] for mode in modes]
-            self.drawn[task.key] = resample(values, resamples=self.resamples, seed=self.seed, stream=task.key)
+        if drawn := draw(task, labels, resamples=self.resamples, seed=self.seed):
+            self.drawn[task.key] = drawn
         scores = {
             label: Score(mode.scores[task.metric], None, len(task.items))
             for label, mode in zip(labels, modes, strict=True)
         }
         metric = task.metric.removesuffix(",none")
         row = Row(task.key, task.title, task.num_fewshot, metric, len(task.items), task.higher_is_better, depth, scores)
-        return _judged(row, self.drawn.get(task.key))
+        row = _judged(row, drawn)
+        return dataclasses.replace(row, best=(), second=(), within_noise=()) if is_retention(task.name) else row
 
     def joined(self, key: str, title: str, rows: Sequence[Row], *, pooled: bool, depth: int) -> Row | None:
         """Puts rows together in the modes that all of them have.

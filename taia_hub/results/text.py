@@ -5,6 +5,7 @@ from __future__ import annotations
 from taia_hub.common.shown import text_of
 from taia_hub.common.text_tables import aligned
 from taia_hub.results.format import Results
+from taia_hub.results.retained import is_retention
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.summary import AVERAGE, Row, Summary, summarise
 from taia_hub.switch.settings import mode_title
@@ -33,10 +34,14 @@ def to_text(summary: Summary) -> str:
     differences = [line for row in summary.rows if row.depth == 0 for line in _differences(row)]
     if differences:
         text += ["", "Differences with paired 95 % intervals over items:", *differences]
-    few = [row.title for row in summary.rows if row.depth == 0 and row.items < FEWEST and len(row.scores) > 1]
+    others = [row for row in summary.rows if not is_retention(row.key)]
+    few = [row.title for row in others if row.depth == 0 and row.items < FEWEST and len(row.scores) > 1]
     if few:
         text += ["", f"Fewer than {FEWEST} items tell nothing about a difference: {', '.join(few)}."]
-    text += ["", recommendation_text(summary)]
+    if summary.retained:
+        text += ["", *summary.retained]
+    if others:
+        text += ["", recommendation_text(summary)]
     return "\n".join(text)
 
 

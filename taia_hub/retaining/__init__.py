@@ -1,9 +1,12 @@
 """What a mode keeps of the base: losses and divergence from it on texts, by mode, on one loaded model.
 
-A loaded model and texts, or tokens with labels, come in; `Losses` go out. It may import `compare` and what lies below.
+`measure` takes a loaded model, tokens with labels and settings, and gives `Losses`, a value a setting; `task_results`
+makes a task of a results file of them. The room is not called `retention`, because `taia_hub.retention` is a function.
+It may import `compare` and what lies below.
 """
 
 from taia_hub.retaining.losses import Losses
 from taia_hub.retaining.measuring import measure
+from taia_hub.retaining.tasks import task_results
 
-__all__ = ["Losses", "measure"]
+__all__ = ["Losses", "measure", "task_results"]

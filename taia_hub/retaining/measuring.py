@@ -252,7 +252,7 @@ def _item(number: int, row: Encoded) -> _Item | None:
 
 
 def _compared(logits: torch.Tensor, labels: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-    """Returns of (P, V) logits the nats of (P,) labels, the KL from (P, V) log-probabilities and the changes: (3, P)."""
+    """Returns nats of (P,) labels, KL from (P, V) log-probabilities, and changes, for (P, V) logits: (3, P)."""
     scores = logits.float().log_softmax(-1)
     nats = -scores.gather(1, labels[:, None])[:, 0]
     if reference is None:

@@ -1,6 +1,5 @@
 """Losses and divergences of a batch against each item alone in float64."""
 
-
 import pytest
 import torch
 
