@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from taia_hub.common.forms import FORMS, find_form, to_messages
 from taia_hub.common.jsonl import LineError
+from taia_hub.common.rows import Row
 from taia_hub.errors import ConfigError
-from taia_hub.training.forms import FORMS, find_form, to_messages
-from taia_hub.training.rows import Row
 
 _SHOWN = 5
 

@@ -19,9 +19,9 @@ from taia_hub.cards.data import DatasetFacts
 from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
+from taia_hub.common.rows import Row, read_rows
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.training.checking import Problems, check_rows
-from taia_hub.training.rows import Row, read_rows
 
 _EVERY = 512  # items between two reports of progress
 _VERSION = 3  # of the conversion: another one makes what was converted before out of date

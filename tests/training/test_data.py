@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from taia_hub.common.forms import Form, find_form, to_messages
 from taia_hub.common.jsonl import LineError
+from taia_hub.common.rows import read_rows
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.training.composition import Composition, plot_composition
 from taia_hub.training.data import prepare_data
-from taia_hub.training.forms import Form, find_form, to_messages
 from taia_hub.training.recipe import TrainingRecipe
-from taia_hub.training.rows import read_rows
 from taia_hub.training.sources import HubName, parse_name
 
 
@@ -226,14 +226,14 @@ def test_the_items_of_an_array_have_the_lines_that_they_begin_at(tmp_path):
 
 
 def test_a_line_too_long_for_one_item_is_a_fault(tmp_path, monkeypatch):
-    monkeypatch.setattr("taia_hub.training.rows._LONGEST", 100)
+    monkeypatch.setattr("taia_hub.common.rows._LONGEST", 100)
     path = write(tmp_path / "data.jsonl", [alpaca(1), alpaca(2, "x" * 100)])
     with pytest.raises(ConfigError, match=r"data\.jsonl:2: longer than"):
         prepare(path)
 
 
 def test_what_follows_a_line_too_long_is_checked_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("taia_hub.training.rows._LONGEST", 100)
+    monkeypatch.setattr("taia_hub.common.rows._LONGEST", 100)
     path = tmp_path / "data.jsonl"
     item = json.dumps({"prompt": "a", "completion": "b"})
     path.write_text(f"{item}\n\n\n{'x' * 350}\n{item}\nnonsense\n")

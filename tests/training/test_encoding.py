@@ -10,6 +10,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from taia_hub.common.chat import chat_tokens
+from taia_hub.common.forms import find_form, to_messages
 from taia_hub.common.jsonl import LineError
 from taia_hub.common.labels import IGNORED_LABEL
 from taia_hub.compare import compare
@@ -20,7 +21,6 @@ from taia_hub.evaluation.prompts import generate_responses
 from taia_hub.training import TrainingRecipe, plan_training, train
 from taia_hub.training.encoding import Encoder
 from taia_hub.training.ending import ends
-from taia_hub.training.forms import find_form, to_messages
 
 ASK = {"role": "user", "content": "the sea"}
 SAY = {"role": "assistant", "content": "a hat"}
