@@ -1,10 +1,11 @@
-"""Single files that are either the old one or the new one, never half of it."""
+"""Files that are either the old ones or the new ones, never half of it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -25,15 +26,50 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         >>> path.read_text()
         'content'
     """
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_file(path.parent, f".{path.name}-")
-    try:
-        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        put_in_place(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, str | bytes]) -> None:
+    """Writes files that belong together, each as `write_atomically` does: all of them, or none.
+
+    All are written beside their places before the first takes its own, so that a full disk changes nothing; where one
+    cannot take its place, those before it get back what they had. They take their places in the order given.
+
+    Args:
+        contents: File to its new content.
+
+    Raises:
+        OSError: If a folder or a file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_together({folder / "config.json": "{}", folder / "README.md": "# Model"})
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json']
+    """
+    with contextlib.ExitStack() as left:
+        staged = []
+        for path, content in contents.items():
+            target = path.resolve()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = scratch_file(target.parent, f".{target.name}-")
+            left.callback(scratch.unlink, missing_ok=True)
+            scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            staged.append((scratch, target, target.read_bytes() if len(contents) > 1 and target.exists() else None))
+        with contextlib.ExitStack() as undo:
+            for scratch, target, before in staged:
+                if len(staged) > 1:
+                    undo.callback(_restore, target, before)
+                put_in_place(scratch, target)
+            undo.pop_all()
+
+
+def _restore(path: Path, before: bytes | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != before:
+        write_atomically(path, before)
 
 
 def put_in_place(scratch: Path, path: Path) -> None:

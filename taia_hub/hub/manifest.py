@@ -44,7 +44,7 @@ def write_manifest(folder: Path, files: Mapping[str, Path]) -> None:
     `config.json` is read from there.
     """
     entries = {name: _entry(path) for name, path in sorted(files.items())}
-    (folder / MANIFEST).write_text(_text({"config": _deciding(folder), "files": entries}), encoding="utf-8")
+    (folder / MANIFEST).write_text(_text({"config": _deciding(read_json(folder / CONFIG)), "files": entries}), encoding="utf-8")
 
 
 def verify_manifest(folder: Path, files: Mapping[str, Path], *, required: bool, published: bool = True) -> None:
@@ -69,7 +69,7 @@ def verify_manifest(folder: Path, files: Mapping[str, Path], *, required: bool, 
     if is_older:
         _say_older(str(folder))
         return
-    held, now = values.get("config"), _deciding(folder)
+    held, now = values.get("config"), _deciding(read_json(folder / CONFIG))
     if not isinstance(held, dict):
         raise ConfigError(f"{MANIFEST} in '{folder}' says nothing usable of {CONFIG}.", _AGAIN)
     for key in sorted({*held, *now}):
@@ -80,18 +80,22 @@ def verify_manifest(folder: Path, files: Mapping[str, Path], *, required: bool, 
             )
 
 
-def renewed_manifest(folder: Path, update: Path, *, configured: bool = False) -> str | None:
+def renewed_manifest(
+    folder: Path, update: Path, *, configured: bool = False, values: Mapping[str, Any] | None = None
+) -> str | None:
     """Returns the text of a manifest that holds what `config.json` publishes now; None where nothing is to be renewed.
 
     One of an older version gets what it lacks. Nothing else of it changes, unless all that is `configured`, in both
-    configurations, was written anew. `update` is the folder of the update.
+    configurations, was written anew. `update` is the folder of the update, and `values` what `config.json` will say
+    where it is not written yet.
     """
     if not (folder / MANIFEST).is_file():
         return None
-    values, now = _read(folder), _deciding(folder)
+    configuration = read_json(folder / CONFIG) if values is None else values
+    values, now = _read(folder), _deciding(configuration)
     entries, held = values.get("files"), values.get("config")
     if (configured or values["version"] == 1) and isinstance(entries, dict):
-        place = RepositoryConfig.of(read_json(folder / CONFIG)).place
+        place = RepositoryConfig.of(configuration).place
         if not (update / place.kind.config).is_file():  # it lies in another repository, at a fixed commit
             return None
         entries = dict(sorted({**entries, place.config: _entry(update / place.kind.config)}.items()))
@@ -138,9 +142,8 @@ def _check_file(folder: Path, name: str, path: Path, entries: Any) -> None:
         raise RepositoryError(f"{said}: its sha256 is {found}; {MANIFEST} says {digest}.", hint)
 
 
-def _deciding(folder: Path) -> dict[str, Any]:
-    """Returns the fields of a folder's `config.json` that decide what is computed, in the form that JSON keeps."""
-    values = read_json(folder / CONFIG)
+def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a `config.json` that decide what is computed, in the form that JSON keeps."""
     config = RepositoryConfig.of(values)
     own = {key: getattr(config, key) for key in Fields.__annotations__}
     further = {key: values[key] for name in _OF_TRANSFORMERS for key in (name, f"_{name}") if key in values}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo
 
 from taia_hub import cards, hub
 from taia_hub.cards.escaping import is_repo_id
-from taia_hub.common.atomic import write_atomically
+from taia_hub.common.atomic import write_atomically, write_together
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
-from taia_hub.hub.config import Fields
+from taia_hub.hub.config import Fields, RepositoryConfig
 from taia_hub.repository.card import card_facts, describe_files, render_over, with_side_files
 from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.reading import base_license
@@ -32,6 +34,7 @@ from taia_hub.repository.side_files import (
 from taia_hub.repository.update_files import Repository, open_repository
 from taia_hub.results import RESULTS_FILE
 from taia_hub.results.analysis import ANALYSIS_FILE
+from taia_hub.switch.settings import Setting
 
 _FETCHED = (hub.CONFIG, hub.MANIFEST, hub.CARD, *SIDE_FILES)
 
@@ -90,18 +93,24 @@ def make_card(
     revision: str | None = None,
     trust_remote_code: bool = False,
     pr: bool = False,
+    setting: Setting | None = None,
 ) -> MadeCard:
     """Makes the card of a repository again, from its files and with a person's edits; nothing is written.
 
     A plain adapter's own card stays, and gets a section about its modes. The base model's own code runs, where
-    `trust_remote_code` says so, to learn its structure. `pr` says that a pull request shall come of it.
+    `trust_remote_code` says so, to learn its structure. `pr` says that a pull request shall come of it. With `setting`
+    the repository publishes that from now on: its `config.json` and manifest go with the card.
 
     Raises:
         TAIAError: If a file is missing, malformed or of another model, or the card that is there is somebody else's.
     """
     access = access or hub.HubAccess()
     given = _given_files(request)
-    found, source, before = _opened(name, revision, access)
+    found, source, before = _opened(name, revision, access, plain=setting is None)
+    published: dict[str, Any] | None = None
+    if setting is not None:
+        published = {**hub.read_json(source.folder / hub.CONFIG), "inference_modules": setting.published}
+        found = dataclasses.replace(found, config=RepositoryConfig.of(published))
     data = _described(found, request, before, access, trust_remote_code)
     data = with_side_files(data, found.config, given.over(SideFiles.of(source.folder)))
     if found.is_plain:
@@ -117,9 +126,10 @@ def make_card(
             files[str(Path(path).with_suffix(".svg").as_posix())] = figure.with_suffix(".svg")
     stale = stale_eval_results(eval_results_there(source.folder), data.results)
     scores = cards.eval_results_files(data.results, data.repo_id, source.revision if pr else None)
-    if not found.is_plain and (renewed := hub.renewed_manifest(source.folder, found.folder)):
-        scores[hub.MANIFEST] = renewed  # the card says which setting is published, and so does the manifest
-    return MadeCard(source, merged.text, before, merged.kept, scores, files, stale)
+    texts = {} if published is None else {hub.CONFIG: json.dumps(published, indent=2) + "\n"}
+    if not found.is_plain and (renewed := hub.renewed_manifest(source.folder, found.folder, values=published)):
+        texts[hub.MANIFEST] = renewed  # the card says which setting is published, and so does the manifest
+    return MadeCard(source, merged.text, before, merged.kept, {**scores, **texts}, files, stale)
 
 
 def _of_adapter(data: cards.CardData, request: CardRequest, before: str | None) -> cards.Merged:
@@ -135,14 +145,13 @@ def _of_adapter(data: cards.CardData, request: CardRequest, before: str | None) 
 
 
 def write_card(made: MadeCard) -> str:
-    """Writes a card, and what goes with it, into its folder, and says where it is."""
+    """Writes a card, and what goes with it, into its folder, all or nothing, and says where it is."""
     folder = made.source.folder
+    given = {name: path for name, path in made.files.items() if not hub.same_bytes(path, folder / name)}
     with hub.disk_errors(folder):
-        for name, path in made.files.items():
-            if not hub.same_bytes(path, folder / name):
-                write_atomically(folder / name, path.read_bytes())
-        for name, text in {**made.texts, hub.CARD: made.text}.items():
-            write_atomically(folder / name, text)
+        contents: dict[str, str | bytes] = {name: path.read_bytes() for name, path in given.items()}
+        contents |= {**made.texts, hub.CARD: made.text}
+        write_together({folder / name: content for name, content in contents.items()})
         for name in made.stale:
             (folder / name).unlink(missing_ok=True)
     return str(folder / hub.CARD)

@@ -1,10 +1,10 @@
-"""Single files that are written whole, with the permissions that the user asked for."""
+"""Files that are written whole, with the permissions that the user asked for."""
 
 import os
 
 import pytest
 
-from taia_hub.common.atomic import scratch_file, write_atomically
+from taia_hub.common.atomic import scratch_file, write_atomically, write_together
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
@@ -36,3 +36,33 @@ def test_a_name_that_is_taken_is_not_taken_again(tmp_path, monkeypatch):
     names = iter(["a", "a", "b"])
     monkeypatch.setattr("taia_hub.common.atomic.secrets.token_hex", lambda count: next(names))
     assert [scratch_file(tmp_path).name for _ in range(2)] == [".a", ".b"]
+
+
+@pytest.mark.parametrize("fails", ["open", "os.replace"])
+def test_files_that_belong_together_are_written_all_or_none(tmp_path, monkeypatch, fails):
+    (tmp_path / "config.json").write_text("old")
+    replace = os.replace
+
+    def refused(source, target):
+        if target.name == "README.md":
+            raise PermissionError("read only")
+        replace(source, target)
+
+    if fails == "open":
+        (tmp_path / "README.md").write_text("old")
+        contents = {"config.json": "new", "taia_tuning.json": "new", "README.md/no": "new"}
+    else:
+        monkeypatch.setattr(os, "replace", refused)
+        contents = {"config.json": "new", "taia_tuning.json": "new", "README.md": "new"}
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(OSError, match=r"read only|README\.md"):
+        write_together({tmp_path / name: content for name, content in contents.items()})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_files_take_their_places_in_the_order_given(tmp_path, monkeypatch):
+    placed = []
+    monkeypatch.setattr("taia_hub.common.atomic.put_in_place", lambda _, path: placed.append(path.name))
+    write_together({tmp_path / "b": "1", tmp_path / "a": b"2"})
+    assert placed == ["b", "a"]
+    assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.card_updating import link_space, make_card, write_card
 from taia_hub.results import ModelIdentity
+from taia_hub.switch.settings import parse_setting
 from tests.card_samples import EVERYTHING, RESULTS, render
 
 MARK = "<!-- taia:yours -->"
@@ -229,9 +230,24 @@ def test_the_card_is_written_after_what_it_speaks_of(folder, tmp_path, monkeypat
     files, texts = {"taia_results.json": tmp_path / "new.json"}, {".eval_results/gsm8k.yaml": "new"}
     made = dataclasses.replace(made, files=files, texts=texts)
     written = []
-    monkeypatch.setattr("taia_hub.repository.card_updating.write_atomically", lambda path, _: written.append(path.name))
+    monkeypatch.setattr("taia_hub.repository.card_updating.write_together", written.extend)
     write_card(made)
-    assert written == ["taia_results.json", "gsm8k.yaml", "README.md"]
+    assert [path.name for path in written] == ["taia_results.json", "gsm8k.yaml", "README.md"]
+
+
+def test_a_setting_is_published_with_the_card_that_says_so(folder):
+    setting = parse_setting({"attention": 1, "ffn@0": 0.5})
+    made = make_card(str(folder), CardRequest(), setting=setting)
+    assert TAIAForCausalLM.from_pretrained(folder).inference_modules == "attention"  # nothing is written yet
+    assert {hub.CONFIG, hub.MANIFEST} <= {*made.others}
+    write_card(made)
+    assert TAIAForCausalLM.from_pretrained(folder).inference_modules == setting.value
+    assert make_card(str(folder), CardRequest()).others == ()
+
+
+def test_a_plain_adapter_publishes_no_setting(online):
+    with pytest.raises(RepositoryError, match="is no TAIA repository"):
+        make_card(online.adapter, CardRequest(), setting=parse_setting("all"))
 
 
 def test_a_side_file_that_is_no_utf8_is_replaced(folder):
