@@ -44,7 +44,9 @@ def write_manifest(folder: Path, files: Mapping[str, Path]) -> None:
     `config.json` is read from there.
     """
     entries = {name: _entry(path) for name, path in sorted(files.items())}
-    (folder / MANIFEST).write_text(_text({"config": _deciding(read_json(folder / CONFIG)), "files": entries}), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        _text({"config": _deciding(read_json(folder / CONFIG)), "files": entries}), encoding="utf-8"
+    )
 
 
 def verify_manifest(folder: Path, files: Mapping[str, Path], *, required: bool, published: bool = True) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import Candidate, Choice, Interval, ModelIdentity, Tuned, TuningData, WeightGroup
+from taia_hub.results.tuning_text import draw_front, draw_weights, weights_by_layer
 
 
 def candidate(label: str, target: float, retention: float, **more: Any) -> Candidate:
@@ -97,11 +98,31 @@ def test_a_tuning_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
 
 def test_the_text_shows_what_is_gained_and_kept_and_what_to_use(tuned: Tuned) -> None:
     lines = str(tuned).splitlines()
-    (row,) = [line.split() for line in lines if line.startswith("* tuned 1")]
-    assert row[3:6] == ["1.900", "+1.100", "[+1.000,"]
-    assert row[-1] == "98.0%"
-    assert "0.1000" in row
-    assert [line.split()[:2] for line in lines[1:3]] == [["*", "none"], ["all", "(vanilla)"]], "plain modes come first"
+    rows = [line.split() for line in lines[:4]]
+    assert rows[0][:2] == ["candidate", "gain"]
+    assert [row[0] for row in rows[1:]] == ["A", "b", "★"], "plain modes come first; capitals are on the front"
+    assert rows[3] == ["★", "tuned", "1", "+1.100", "[+1.000,", "+1.200]", "0.1000", "[0.0000,", "0.2000]", "98.0%"]
     assert "Use it: it gains." in lines
     assert "The budget ended the search" in str(tuned)
-    assert lines[-1] == "2 texts stand in the target too."
+    assert "2 texts stand in the target too." in lines
+    assert max(map(len, lines)) < 80
+
+
+def test_the_front_is_drawn_with_the_marks_of_the_table(tuned: Tuned) -> None:
+    lines = draw_front(tuned).splitlines()[1:-3]
+    rows = {mark: next(at for at, line in enumerate(lines) if mark in line) for mark in "A★b"}
+    columns = {mark: lines[row].index(mark) for mark, row in rows.items()}
+    assert rows["★"] < rows["b"] < rows["A"], "more gain is higher"
+    assert columns["A"] < columns["★"] < columns["b"], "what is lost grows to the right"
+
+
+def test_the_weights_are_drawn_by_layer_and_what_is_in_none_is_named(tuned: Tuned) -> None:
+    assert draw_weights(tuned).splitlines() == ["attention  ▇", "ffn         ▂", "           0"]
+    outside = WeightGroup("*.down_proj", "*.down_proj", "ffn", None, 2, 10)
+    more = dataclasses.replace(tuned, groups=(tuned.groups[0], outside))
+    assert draw_weights(more).splitlines()[-1] == "*.down_proj  0.25"
+    both = WeightGroup("*@1-2", "*@1-2", None, (1, 2), 2, 10)
+    assert weights_by_layer(dataclasses.replace(tuned, groups=(both,)), (0.5,)) == (
+        {"all roles": (None, 0.5, 0.5)},
+        {},
+    )
