@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from taia_hub.errors import ConfigError, SettingError, misspelt
+from taia_hub.switch.learned import takes_gradients
 from taia_hub.switch.switch import Acting, Switch, check
 
 _KEYWORD = ("inference_modules",)
@@ -55,14 +56,18 @@ def with_setting(method: Callable[..., Any]) -> Callable[..., Any]:
 def check_training(model: Any, values: Iterable[Any] = ()) -> None:
     """Refuses to train what gets no gradients; `values` are the arguments of a call, which may want some.
 
+    Weights that are being learned want some too.
+
     Raises:
         SettingError: If the model is fused.
         ConfigError: If no parameter takes gradients.
     """
     if model._taia_switch.fused is not None:
         raise _fused_training()
-    if not any(parameter.requires_grad for parameter in model.parameters()) and not any(
-        isinstance(value, torch.Tensor) and value.requires_grad for value in values
+    if (
+        not any(parameter.requires_grad for parameter in model.parameters())
+        and not any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
+        and not takes_gradients(model._taia_switch.asked())
     ):
         raise ConfigError(
             "The model came to be trained, but none of its parameters takes gradients.",

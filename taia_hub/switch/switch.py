@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
-
 from taia_hub.common.shown import Shown
 from taia_hub.common.text_tables import aligned
 from taia_hub.errors import SettingError
@@ -26,6 +24,7 @@ from taia_hub.roles import ROLES
 from taia_hub.switch.blocks import ACTIVE, Block, block_in_force
 from taia_hub.switch.calls import Calls
 from taia_hub.switch.settings import Setting, check_weights, parse_setting
+from taia_hub.switch.weight import LearnedWeight, RowWeights, Weight
 
 _CACHED_SETTINGS = 256
 _SHOWN_WEIGHTS = 6
@@ -50,57 +49,6 @@ class Site:
     parameters: int
     whole_only: str | None = None
     same_rows: str | None = None
-
-
-class RowWeights:
-    """The weights of the R rows of a call at one adapted module; not all the same."""
-
-    def __init__(self, weights: tuple[float, ...]) -> None:
-        self.weights = weights
-        self._selected: dict[tuple[int, torch.device], tuple[slice | torch.Tensor, float | torch.Tensor]] = {}
-
-    def per_row(self, n: int) -> tuple[float, ...]:
-        """Repeats each row's weight evenly: beams multiply the rows, some layers flatten (R, T, H) to (R * T, H).
-
-        Raises:
-            SettingError: If n is not a multiple of R, so that rows cannot be told apart here.
-        """
-        times, rest = divmod(n, len(self.weights))
-        if rest or not times:
-            raise SettingError(
-                f"A layer got {n} rows where the call has a setting for each of {len(self.weights)}.",
-                "This architecture regroups rows on the way; run the modes one after the other instead.",
-            )
-        return tuple(weight for weight in self.weights for _ in range(times))
-
-    def select(self, n: int, device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
-        """Finds the K of n rows whose update acts, and their weights; the others are not computed.
-
-        Rows are a slice where they are evenly spaced, else an int64 tensor (K,); weights one float where they agree,
-        else a float64 tensor (K,).
-        """
-        key = (n, device)
-        if (found := self._selected.get(key)) is None:
-            with torch.inference_mode(False):  # what is kept may be used under autograd later
-                found = self._select(self.per_row(n), device)
-            if len(self._selected) < _CACHED_SETTINGS:
-                self._selected[key] = found
-        return found
-
-    @staticmethod
-    def _select(weights: tuple[float, ...], device: torch.device) -> tuple[slice | torch.Tensor, float | torch.Tensor]:
-        rows = [row for row, weight in enumerate(weights) if weight]
-        steps = {after - before for before, after in itertools.pairwise(rows)}
-        acting = [weights[row] for row in rows]
-        return (
-            slice(rows[0], rows[-1] + 1, steps.pop() if steps else 1)
-            if len(steps) < 2
-            else torch.tensor(rows, device=device),
-            acting[0] if len(set(acting)) == 1 else torch.tensor(acting, device=device, dtype=torch.float64),
-        )
-
-
-Weight = float | RowWeights
 
 
 @dataclass(frozen=True)
@@ -335,9 +283,20 @@ class Switch:
         )
 
 
-def weight_at(switch: int, site: int) -> Weight:
-    """Returns the weight in force at a site, by numbers alone: what a compiled graph can hold."""
-    return _SWITCHES[switch].acting().weights[site]
+def weight_at(switch: int, site: int) -> float | RowWeights:
+    """Returns the weight in force at a site, by numbers alone: what a compiled graph can hold.
+
+    Raises:
+        SettingError: If it is being learned: a graph would not let gradients through to it.
+    """
+    weight = _SWITCHES[switch].acting().weights[site]
+    if isinstance(weight, LearnedWeight):
+        raise SettingError(
+            "A learned weight came in a compiled model, whose graph gives it no gradient.",
+            "Learn weights on the model as it was before `torch.compile`, or inside `torch.compiler.set_stance"
+            "('force_eager')`.",
+        )
+    return weight
 
 
 def check(switch: int) -> None:
@@ -370,6 +329,8 @@ class KeepSetting:
 
 
 def _largest(weight: Weight) -> float:
+    if isinstance(weight, LearnedWeight):
+        return max(weight.values.detach().view(-1).tolist(), key=abs)
     return max(weight.weights, key=abs) if isinstance(weight, RowWeights) else weight
 
 

@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from taia_hub.errors import SettingError
+from taia_hub.switch.learned import learned
 
 MODES = ["none", "attention", "ffn", "all"]
 SETTINGS = [*MODES, {"attention": 0.5, "*.mlp.*": 0.25}]
@@ -136,6 +137,20 @@ def test_gradients_in_16_bit_equal_those_of_eager_code(pico, fullgraph):
         assert_gradients(ours, expected, rtol=0.1, atol=0.02)
 
     assert graphs.frame_count == 1
+
+
+def test_learned_weights_are_refused_and_learned_without_the_graph(pico):
+    model, ids = pico.taia(SMALL), pico.ids()
+    switch = model._taia_switch
+    weights = torch.full((len(switch.sites),), 0.5, requires_grad=True)
+    compiled = torch.compile(model, backend="eager")
+    with switch.hold(learned(switch, weights.unbind())):
+        for context in (torch.enable_grad, torch.no_grad):
+            with context(), pytest.raises(SettingError, match="A learned weight came in a compiled model"):
+                forward(compiled, ids)
+        with torch.compiler.set_stance("force_eager"):
+            forward(compiled, ids).square().mean().backward()
+    assert weights.grad.abs().min() > 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TextIteratorStreamer
 
 from taia_hub.errors import SettingError
-from taia_hub.switch.switch import KeepSetting, RowWeights
+from taia_hub.switch.switch import KeepSetting
+from taia_hub.switch.weight import RowWeights
 from tests.conftest import logits
 
 MODES = ["none", "attention", "ffn", "all"]

@@ -12,7 +12,7 @@ import inspect
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError
 from taia_hub.roles.sublayers import is_routed
-from taia_hub.switch.switch import RowWeights, Switch
+from taia_hub.switch.switch import Switch
+from taia_hub.switch.weight import LearnedWeight, RowWeights
 from taia_hub.weights.checkpoint import Group
 
 _KEPT_MIXTURES = 2
@@ -138,7 +139,9 @@ class SwitchedTensors(Rebuildable):
         if base is None:
             base = state["_buffers"][name]
         weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
-        if weight.__class__ is RowWeights:
+        if weight.__class__ is not float:
+            if weight.__class__ is LearnedWeight and weight.rows is None and _ROW.get() is None:
+                return weight.between(base, one.at(base, 1.0))
             weight = _row_weight(state)
         return base if weight == 0 else one.at(base, weight)
 
@@ -159,7 +162,9 @@ class SwitchedRows(SwitchedTensors):
             return self._uncompiled(*args, **kwargs)
         state = self.__dict__
         weight = state["_taia_switch"].acting().weights[state["_taia_site"]]
-        if weight.__class__ is RowWeights and args and _ROW.get() is None:
+        if weight.__class__ is not float and args and _ROW.get() is None:
+            if weight.__class__ is LearnedWeight:
+                return self._learned(weight, *args, **kwargs)
             return self._by_rows(weight, *args, **kwargs)
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
@@ -174,14 +179,23 @@ class SwitchedRows(SwitchedTensors):
         parts, order = [], []
         for one in dict.fromkeys(weights):
             rows = [row for row, other in enumerate(weights) if other == one]
-            token = _ROW.set(one)
-            try:
-                parts.append(super().forward(x[rows], *args, **kwargs))  # type: ignore[misc]
-            finally:
-                _ROW.reset(token)
+            parts.append(self._under(one, x[rows], *args, **kwargs))
             order += rows
         places = sorted(range(len(order)), key=order.__getitem__)
         return torch.cat(parts)[places]
+
+    def _learned(self, weight: LearnedWeight, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Mixes outputs, not tensors: they are linear in the tensors, and no row needs tensors of its own."""
+        if weight.rows is not None and len(x) == 1:
+            x = x.expand(weight.rows, *x.shape[1:])
+        return weight.between(self._under(0.0, x, *args, **kwargs), self._under(1.0, x, *args, **kwargs))
+
+    def _under(self, weight: float, *args: Any, **kwargs: Any) -> Tensor:
+        token = _ROW.set(weight)
+        try:
+            return cast(Tensor, super().forward(*args, **kwargs))  # type: ignore[misc]
+        finally:
+            _ROW.reset(token)
 
 
 def show_tuned(module: nn.Module, switch: Switch, site: int, tuned: Mapping[str, TunedTensor]) -> None:

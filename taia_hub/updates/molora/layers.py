@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from taia_hub.errors import UnsupportedUpdateError
-from taia_hub.switch.switch import RowWeights, Weight
+from taia_hub.switch.weight import LearnedWeight, RowWeights, Weight
 from taia_hub.updates.molora.config import MoLoraDescription
 from taia_hub.updates.molora.routing import add_experts, add_experts_in_place, group_tokens
 
@@ -130,10 +130,11 @@ class MoLoraLinear(nn.Module, LoraLayer):
 
     @torch.compiler.disable
     def add_update(self, y: Tensor, x: Tensor, name: str, weight: Weight, in_place: bool = False) -> Tensor:
-        """Adds the chosen experts' updates to `y` under a weight but 0 or weights by row; no masked row is computed.
+        """Adds the chosen experts' updates to `y` under a weight but 0, weights by row, or a learned one.
 
         `x` is (N, ..., D_in), `y` and the result, in its dtype, (N, ..., D_out); with `in_place`, which needs gradients
-        off, the result may be `y` itself. Where rows cannot be told apart, a `SettingError` says so.
+        off, the result may be `y` itself. A row whose weight is 0 is not computed, unless the weight is learned. Where
+        rows cannot be told apart, a `SettingError` says so.
         """
         if isinstance(weight, RowWeights):
             rows, scale = weight.select(y.shape[0], y.device)
@@ -141,6 +142,8 @@ class MoLoraLinear(nn.Module, LoraLayer):
             y = y if in_place else y.clone()
             y[rows] = part
             return y
+        if isinstance(weight, LearnedWeight):
+            return self._routed(y, x, name, weight.beside(x).view(-1).expand(len(x)), in_place)
         return self._routed(y, x, name, weight, in_place)
 
     def _routed(self, y: Tensor, x: Tensor, name: str, scale: float | Tensor, in_place: bool = False) -> Tensor:

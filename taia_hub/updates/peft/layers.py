@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from taia_hub.common.rebuildable import Rebuildable, subclass
 from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.roles.sublayers import is_routed
-from taia_hub.switch.switch import RowWeights, Switch, Weight
+from taia_hub.switch.switch import Switch
+from taia_hub.switch.weight import LearnedWeight, RowWeights, Weight
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.lora import add_update, add_update_in_graph, with_update_in_graph
 from taia_hub.updates.peft.shortcut import ShortBase, ShortLinear
@@ -151,9 +152,13 @@ class SwitchedParameters(SwitchedLayer):
         weight: Any = self._acting()
         if self.num_experts > 1:  # type: ignore[attr-defined]
             left, right, scaling = self.get_delta_factors(name)  # type: ignore[attr-defined]
+            if isinstance(weight, LearnedWeight):
+                left, weight = (left * weight.beside(left)).to(left.dtype), 1.0
             with torch.autocast(device_type=parameter.device.type, enabled=False):
                 return torch.baddbmm(parameter, left, right, alpha=scaling * weight)
         delta: Tensor = self.get_delta_weight(name)  # type: ignore[attr-defined]
+        if isinstance(weight, LearnedWeight):
+            return (parameter + delta * weight.beside(delta)).to(parameter.dtype)
         return parameter + (delta if weight == 1 else delta * weight)
 
 

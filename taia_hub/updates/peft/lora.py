@@ -8,13 +8,14 @@ because an operator that mutates has no autograd.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taia_hub.switch.switch import RowWeights, Weight, weight_at
+from taia_hub.switch.switch import weight_at
+from taia_hub.switch.weight import LearnedWeight, RowWeights, Weight
 
 
 def add_update(
@@ -23,15 +24,17 @@ def add_update(
     """Adds `weight * scaling * b @ a @ x` to `y`; a masked row is not computed.
 
     `y` is (N, ..., D_out), `x` (N, ..., D_in) in the dtype of `a`, `a` (r, D_in), `b` (D_out, r) and `bias`, that of
-    the second factor (`lora_bias`), (D_out,) or None. `weight` is not 0, or weights by row. With `in_place`, for
-    which gradients must be off, `y` may be overwritten and returned.
+    the second factor (`lora_bias`), (D_out,) or None. `weight` is not 0, weights by row, or learned. With `in_place`,
+    for which gradients must be off, `y` may be overwritten and returned.
     """
-    if type(weight) is not RowWeights:
+    if type(weight) is float:
         update = F.linear(F.linear(x, a), b, bias)
         if in_place:
-            return y.add_(update.mul_(scaling * weight))  # type: ignore[operator]
-        return (y + update * (scaling * weight)).to(y.dtype)  # type: ignore[operator]
-    rows, scale = weight.select(y.shape[0], y.device)
+            return y.add_(update.mul_(scaling * weight))
+        return (y + update * (scaling * weight)).to(y.dtype)
+    if isinstance(weight, LearnedWeight):
+        return _add_learned(y, x, a, b, bias, scaling, weight)
+    rows, scale = cast(RowWeights, weight).select(y.shape[0], y.device)
     update = F.linear(F.linear(x[rows], a), b, bias)
     if isinstance(scale, Tensor):
         scale = scale.to(update.dtype).view(-1, *[1] * (update.dim() - 1))
@@ -46,13 +49,23 @@ def add_update(
     return y
 
 
+def _add_learned(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, weight: LearnedWeight
+) -> Tensor:
+    """Weighs between the factors: what the weight's gradient needs is kept at rank r, not at D_out."""
+    hidden = F.linear(x, a)
+    factor = weight.beside(hidden) * scaling
+    y = y + F.linear((hidden * factor).to(hidden.dtype), b)
+    return (y if bias is None else y + weight.beside(y) * scaling * bias).to(y.dtype)
+
+
 @torch.library.custom_op("taia_hub::add_update_", mutates_args=("y",), tags=(torch.Tag.cudagraph_unsafe,))
 def add_update_in_graph(
     y: Tensor, x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None, scaling: float, switch: int, site: int
 ) -> None:
     """Adds the update in place under the setting in force when the graph runs. Arguments as in `add_update`."""
     weight = weight_at(switch, site)
-    if type(weight) is RowWeights or weight:
+    if weight:
         add_update(y, x.to(a.dtype), a, b, bias, scaling, weight, in_place=True)
 
 
