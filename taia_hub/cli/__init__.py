@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from taia_hub._version import __version__
-from taia_hub.cli.options import name_kinds
+from taia_hub.cli.options import let_extrapolate, name_kinds
 from taia_hub.cli.printing import SAFE_RECORDS, echo
 from taia_hub.errors import TAIAError, by_name, short
 
@@ -121,7 +121,10 @@ def _load(name: str) -> Any:
         callback: Any = one.callback
         one.cls, one.help = _Command, _help(callback.__doc__ or "")
         name_kinds(callback)
-    return typer.main.get_command(found)
+    made = typer.main.get_command(found)
+    for one in (made, *getattr(made, "commands", {}).values()):
+        let_extrapolate(one)
+    return made
 
 
 def _help(docstring: str) -> str:

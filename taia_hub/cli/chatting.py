@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taia_hub.cli.compare_output import show_answers, write_result
-from taia_hub.cli.options import options_of, taken
+from taia_hub.cli.options import EXTRAPOLATES, options_of, taken
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Answering, Loading, Update, load_model, modes, read_answering
 from taia_hub.errors import ConfigError, TAIAError, closest
@@ -198,7 +198,7 @@ class _Session:
         from taia_hub.switch.settings import MODES, mode_title, parse_text
 
         if text:
-            self.talk.switch(parse_text(text).value)
+            self.talk.switch(parse_text(text, allow_extrapolation=EXTRAPOLATES.get()).value)
             say(f"Now in mode {mode_title(self.talk.label)}.")
         else:
             say(f"In mode {mode_title(self.talk.label)}; there are {', '.join(map(mode_title, MODES))}.")

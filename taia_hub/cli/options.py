@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType
@@ -22,6 +23,38 @@ def reading(read: Callable[[str], Any]) -> Callable[[Any], Any]:
         return None if value is None else read(value)
 
     return callback
+
+
+EXTRAPOLATES: ContextVar[bool] = ContextVar("taia_hub_extrapolate", default=False)
+"""Whether the command that runs takes modes with weights from -2 to 2."""
+
+
+def let_extrapolate(command: Any) -> None:
+    """Gives a command that has `--mode` the flag `--extrapolate` behind it, which is read before."""
+    for place, option in enumerate(command.params):
+        if "--mode" in option.opts:
+            carrier = typer.Typer(add_completion=False)
+            carrier.command()(_extrapolate)
+            flag = typer.main.get_command(carrier).params[0]
+            flag.rich_help_panel = option.rich_help_panel  # type: ignore[attr-defined]
+            command.params.insert(place + 1, flag)
+            return
+
+
+def _extrapolate(
+    extrapolate: Annotated[
+        bool,
+        typer.Option(
+            "--extrapolate",
+            help="Let the weights of --mode go from -2 to 2, beyond what was trained.",
+            metavar="",
+            callback=lambda wanted: EXTRAPOLATES.set(wanted),
+            is_eager=True,
+            expose_value=False,
+        ),
+    ] = False,
+) -> None:
+    """Carries the flag; it is no command."""
 
 
 def name_kinds(command: Callable[..., Any]) -> None:

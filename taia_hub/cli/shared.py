@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import HUB, filled, offering, reading
+from taia_hub.cli.options import EXTRAPOLATES, HUB, filled, offering, reading
 from taia_hub.cli.printing import echo
 from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError, closest
@@ -94,7 +94,7 @@ def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
     """Makes the option `--mode`, whose values come as `parse_mode` reads them."""
     text = (
         "A mode (none, attention, ffn, all; or base, taia, taif, vanilla), roles joined by '+', or a JSON mapping of "
-        "selectors to weights"
+        "selectors to weights or ramps"
     )
     text = f"{text}; {repeated}. By default {by_default}."
     return typer.Option(
@@ -132,7 +132,7 @@ def parse_mode(text: str) -> Any:
     from taia_hub.switch.settings import parse_text
 
     try:
-        return parse_text(text).value
+        return parse_text(text, allow_extrapolation=EXTRAPOLATES.get()).value
     except ConfigError as error:
         raise ConfigError(
             error.message, """Quote it for the shell: --mode '{"attention": 1, "ffn": 0.5}'."""

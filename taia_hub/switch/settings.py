@@ -363,7 +363,7 @@ def _parse_weight(key: str, weight: Any, extrapolates: bool) -> tuple[float, ...
     if is_form and all(_is_number(one, _LOWEST, _HIGHEST) for one in given):
         hint = (
             f"Weights from {_LOWEST} to {_HIGHEST} go beyond what was trained; a setting that means them says so: "
-            f'{{"ffn": 1.5, "{EXTRAPOLATES}": true}}.'
+            f'{{"ffn": 1.5, "{EXTRAPOLATES}": true}}, or on the command line --extrapolate.'
         )
     elif isinstance(weight, bool) and misspelt(key, (EXTRAPOLATES,)):
         hint = f"Did you mean '{EXTRAPOLATES}'?"

@@ -63,6 +63,25 @@ def test_a_help_page_has_two_examples_and_words_for_values(help_of, command):
         assert not re.match(r"  --\S+ (True|False)\b", line)
 
 
+def test_every_command_that_takes_a_mode_takes_weights_beyond_1(help_of):
+    pages = {command: help_of(command) for command in PAGES}
+    taking = {command for command, page in pages.items() if re.search(r"^  --mode ", page, re.MULTILINE)}
+    assert taking > {"create", "train", "eval", "compare", "chat", "generate", "export", "merge", "serve"}
+    for command, page in pages.items():
+        assert len(re.findall(r"^  --extrapolate  ", page, re.MULTILINE)) == (command in taking)
+
+
+def test_weights_beyond_1_are_taken_where_they_are_asked_for_and_nowhere_after(taia, tmp_path):
+    beyond, at = '{"ffn": 1.5}', ("--out", tmp_path / "out")
+    for words in (("--extrapolate", "--mode", beyond), ("--mode", beyond, "--extrapolate")):
+        assert "nowhere" in taia("merge", "./nowhere", *words, *at)[2]  # the weight was taken
+    status, _, err = taia("merge", "./nowhere", "--mode", beyond, *at)
+    assert status == 1
+    assert "The weight of 'ffn' is 1.5" in err
+    assert "--extrapolate" in err
+    assert "from -2 to 2" in taia("merge", "./nowhere", "--extrapolate", "--mode", '{"ffn": 2.5}', *at)[2]
+
+
 @pytest.mark.parametrize("command", ["analyze", "card", "chat", "export", "info", "merge", "serve"])
 def test_what_takes_a_plain_adapter_says_so(help_of, command):
     assert "Hub id or folder of a TAIA repository or a PEFT adapter." in help_of(command)
