@@ -20,6 +20,7 @@ in and what goes out; what is public stands in the README or in a room's `__all_
     exporting           a mode as a plain LoRA
     merging             a mode as a plain checkpoint, shard by shard
     repository          a TAIA repository: opened, loaded, made, described, published
+    refining            what looks like noise, taken off an update's matrices
     local_hub           a Hub in a folder
     cards               model cards: values in, text out
     engines             what vLLM, SGLang, llama.cpp, transformers and others take

@@ -90,6 +90,14 @@ def create(
             """(0.9), or either by role: '{"attention": 32, "ffn": 0.9}'. What was lost is reported.""",
         ),
     ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="norm|dg-hard",
+            help="Take off the update what looks like noise: norm cuts each matrix of a LoRA to the components nearest "
+            "to the base weight; dg-hard, with --dense, to those above the noise. What was kept is reported.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     private: Private = None,
     as_json: Json = False,
@@ -105,6 +113,8 @@ def create(
     taia create org/base ./lora --out model-taia
 
     taia create org/base org/base-instruct --dense --compress 0.9 --out model-taia
+
+    taia create org/base ./lora --refine norm --out model-taia
     """
     from taia_hub import hub
     from taia_hub.repository.creating import create_from_finetuned, create_repository
@@ -129,8 +139,9 @@ def create(
     options["commit"] = hub.Commit(private=private, token=options.pop("token"))
     options |= {} if mode is None else {"inference_modules": mode}
     with progress() as bars:
+        options |= {"refine": refine, "progress": bars}
         if dense:
-            options |= {"finetuned_revision": adapter_revision, "compress": compress, "progress": bars}
+            options |= {"finetuned_revision": adapter_revision, "compress": compress}
             created = create_from_finetuned(str(base), adapter, **options)
         else:
             options |= {"adapter_revision": adapter_revision, "link": link, "convert_pickle": convert_pickle}
@@ -142,13 +153,16 @@ def _echo_created(created: Any, as_json: bool) -> None:
     where = str(created.folder) if created.commit is None else created.commit.commit_url
     if as_json:
         report = dataclasses.asdict(created.report) if created.report else None
-        echo_json({"where": where, "status": dataclasses.asdict(created.status), "report": report})
+        made = {"where": where, "status": dataclasses.asdict(created.status), "report": report}
+        echo_json({**made, "refinement": created.refinement.to_json() if created.refinement else None})
         return
     for role, status in created.status.roles.items():
         if status.adapted:
             echo(f"{role:<12}{amount(status.adapted, 'module'):>14}{status.parameters:>16,} parameters")
     if created.report:
         echo(created.report.to_text())
+    if created.refinement:
+        echo(created.refinement.to_text())
     if not created.is_new:
         echo(f"It is in {where} already, made from the same.")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from taia_hub.repository.loading import Loaded
     from taia_hub.switch.settings import InferenceModules
     from taia_hub.updates.dense.compressing import Compress
+
+
+def _kept_folder(prefix: str) -> Path:
+    """Makes a temporary folder that lasts as long as the process."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 class Loading:
@@ -88,6 +96,7 @@ class Loading:
         inference_modules: InferenceModules = "attention",
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
+        refine: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Puts any PEFT adapter on its base model, with a switch.
@@ -103,6 +112,8 @@ class Loading:
             is_trainable: Whether the update's parameters get gradients; the model then begins with `"all"`, so that
                 the whole update is trained, whatever is published.
             autocast_adapter_dtype: Whether 16-bit adapter weights become float32, as PEFT does by default.
+            refine: `"norm"` cuts each matrix of a LoRA to the components that lie nearest to the base weight before it
+                is put on the model (NoRM, ICLR 2025). Saving keeps what came of it.
             **kwargs: As in `from_pretrained`.
 
         Returns:
@@ -117,17 +128,22 @@ class Loading:
             model.push_to_hub("org/model-taia")
             ```
         """
-        from taia_hub.repository.loading import LoadOptions, load_adapter
+        from taia_hub.repository.loading import LoadOptions, load_adapter, load_refined
+        from taia_hub.repository.refined import parse_refine
 
+        method = parse_refine(refine, dense=False)
         options = LoadOptions.split(
             kwargs,
             head=cls._taia_head,
             is_trainable=is_trainable,
             autocast_adapter_dtype=autocast_adapter_dtype,
         )
+        first = options if method is None else dataclasses.replace(options, skeleton=True, is_trainable=False)
         loaded = load_adapter(
-            os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, inference_modules, options
+            os.fspath(base), os.fspath(adapter), base_revision, adapter_revision, inference_modules, first
         )
+        if method is not None:
+            loaded = load_refined(loaded, _kept_folder("taia-refined-"), options)
         return cls.from_loaded(loaded)
 
     @classmethod
@@ -140,6 +156,7 @@ class Loading:
         finetuned_revision: str | None = None,
         inference_modules: InferenceModules | None = None,
         compress: Compress = None,
+        refine: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Puts a full fine-tune on its base model, with a switch.
@@ -158,11 +175,13 @@ class Loading:
             compress: Makes a plain LoRA of the difference by truncated SVD, which loses something: its rank, the share
                 of each difference's squared norm that it keeps (a float up to 1), or either by role, as in
                 `{"attention": 32, "ffn": 0.9}`. The default setting is then `"attention"`.
+            refine: `"dg-hard"` cuts each matrix of the difference to what stands out from its noise (arXiv 2605.20296);
+                mode `"all"` is then no more the fine-tune.
             **kwargs: As in `from_pretrained`.
 
         Returns:
-            The model, of a subclass of its base model's class. In mode `"none"` it is the base and, unless compressed,
-            in mode `"all"` the fine-tune, bit for bit.
+            The model, of a subclass of its base model's class. In mode `"none"` it is the base and, unless compressed
+            or refined, in mode `"all"` the fine-tune, bit for bit.
 
         Raises:
             TAIAError: If one is missing or damaged, they are not of one family, or they do not differ.
@@ -173,14 +192,15 @@ class Loading:
             ```
         """
         from taia_hub.repository.loading import LoadOptions, fetch_checkpoints, load_finetuned
+        from taia_hub.repository.refined import parse_refine
 
+        method = parse_refine(refine, dense=True, compress=compress)
         options = LoadOptions.split(kwargs, head=cls._taia_head, autocast_adapter_dtype=False)
         one, other = fetch_checkpoints(
             os.fspath(base), os.fspath(finetuned), base_revision, finetuned_revision, options.access
         )
-        scratch = tempfile.mkdtemp(prefix="taia-dense-")
-        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        loaded, _ = load_finetuned(one, other, inference_modules, options, Path(scratch), compress)
+        scratch = _kept_folder("taia-dense-")
+        loaded, _ = load_finetuned(one, other, inference_modules, options, scratch, compress, method)
         return cls.from_loaded(loaded)
 
     @classmethod

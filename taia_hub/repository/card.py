@@ -18,6 +18,7 @@ from taia_hub.repository.side_files import (
     eval_results_there,
     read_analysis,
     read_card,
+    read_refinement,
     read_results,
     read_training,
     true_figures,
@@ -94,11 +95,13 @@ def with_side_files(data: cards.CardData, config: Fields, files: SideFiles, *, s
     results, training = read(files.results, read_results), read(files.training, read_training)
     analysis = read(files.analysis, read_analysis)
     true = [name for name, found in ((RESULTS_FILE, results), (ANALYSIS_FILE, analysis)) if found is not None]
-    full = dataclasses.replace(data, results=results, training=training, figures=true_figures(files.figures, true))
+    refinement = read(files.refinement, read_refinement)
+    figures, notes = true_figures(files.figures, true), refinement.sentences() if refinement else ()
+    full = dataclasses.replace(data, results=results, training=training, figures=figures, update_notes=notes)
     if analysis is None:
         return full
     parts = {role: dataclasses.replace(part, **analysis.parts.get(role, {})) for role, part in data.parts.items()}
-    return dataclasses.replace(full, parts=parts, update_notes=analysis.notes)
+    return dataclasses.replace(full, parts=parts, update_notes=(*notes, *analysis.notes))
 
 
 def manifest_sha256(folder: Path, name: str) -> str | None:

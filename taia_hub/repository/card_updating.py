@@ -19,6 +19,7 @@ from taia_hub.cards.escaping import is_repo_id
 from taia_hub.common.atomic import write_atomically, write_together
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub.config import Fields, RepositoryConfig
+from taia_hub.refining.report import REFINEMENT_FILE
 from taia_hub.repository.card import card_facts, describe_files, render_over, with_side_files
 from taia_hub.repository.card_request import CardRequest
 from taia_hub.repository.reading import base_license
@@ -268,6 +269,7 @@ def _with_true_files(
         (RESULTS_FILE, SideFiles(results=beside.results)),
         (ANALYSIS_FILE, SideFiles(analysis=beside.analysis)),
         (TRAINING_FILE, SideFiles(training=beside.training)),
+        (REFINEMENT_FILE, SideFiles(refinement=beside.refinement)),
     ):
         if one == SideFiles():
             continue

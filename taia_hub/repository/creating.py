@@ -18,6 +18,7 @@ from taia_hub.common.progress import Progress
 from taia_hub.common.resuming import Made, digest
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError
 from taia_hub.hub.config import RepositoryConfig, config_values, is_taia
+from taia_hub.refining.report import Method, Refinement
 from taia_hub.repository import publishing
 from taia_hub.repository.loading import (
     Loaded,
@@ -25,9 +26,11 @@ from taia_hub.repository.loading import (
     fetch_checkpoints,
     load_adapter,
     load_finetuned,
+    load_refined,
     load_repository,
 )
 from taia_hub.repository.reading import base_license
+from taia_hub.repository.refined import parse_refine, refinement_of
 from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
 from taia_hub.repository.update_files import own_tokenizer, parted
 from taia_hub.switch.settings import InferenceModules, parse_setting
@@ -42,7 +45,8 @@ class Created:
     """A repository that was made; its folder is None where it was published only, its commit where it was only written.
 
     `status` is the switch's under the published setting; `report` says how a fine-tune differs from its base, or what
-    compressing it lost, and is None for an adapter. Where `is_new` is False, this very repository lay there already.
+    compressing it lost, and is None for an adapter; `refinement` says what was kept of a refined update. Where `is_new`
+    is False, this very repository lay there already.
     """
 
     folder: Path | None
@@ -50,6 +54,7 @@ class Created:
     status: SwitchStatus
     report: DenseReport | CompressionReport | None = None
     is_new: bool = True
+    refinement: Refinement | None = None
 
 
 def create_repository(
@@ -63,11 +68,13 @@ def create_repository(
     adapter_revision: str | None = None,
     link: bool = False,
     convert_pickle: bool = False,
+    refine: Method | str | None = None,
     commit: hub.Commit | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
     extra_files: Callable[[Path], None] | None = None,
     keep: Path | None = None,
+    progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Created:
     """Makes a TAIA repository from a base model and an adapter; the adapter's bytes stay as they are.
@@ -77,11 +84,20 @@ def create_repository(
     `base` is a Hub id, a folder (then it cannot be published), what `hub.resolve_base` gave, or None for the one that
     the adapter names; either `out` or `push` is given. With `link` the repository points to the adapter's own
     repository instead of holding a copy. With `convert_pickle` pickled weights, of PEFT or of the authors' MoLoRA code,
-    become safetensors first; nothing in the pickle is run. A `skeleton`, the base model on the meta device where it was
-    built already, is used up. `extra_files` is as of `publishing.save`, `keep` as of `publishing.push`. Nothing is
-    written or published where something does not fit.
+    become safetensors first; nothing in the pickle is run. With `refine="norm"` each matrix of a LoRA is cut to the
+    components that lie nearest to the base weight (`taia_hub.refining.norm`), whose weights are read for it, and
+    fetched where the base is on the Hub; `Created.refinement` and `taia_refinement.json` say what was kept.
+
+    A `skeleton`, the base model on the meta device where it was built already, is used up. `extra_files` is as of
+    `publishing.save`, `keep` as of `publishing.push`. Nothing is written or published where something does not fit.
     """
     _check_targets(out, push)
+    method = parse_refine(refine, dense=False)
+    if method and link:
+        raise ConfigError(
+            "A link points to the adapter as it is, and a refined one has other weights.",
+            "Leave --link or --refine out.",
+        )
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
         parse_setting(inference_modules)
     commit = commit or hub.Commit()
@@ -95,14 +111,18 @@ def create_repository(
         if link:
             _check_linkable(loaded)
             loaded.config.update = _pointer(adapter, adapter_revision, convert_pickle, access)
-        if out is None or extra_files is not None:
-            return _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
-        made = Made(out, _asked_of(loaded))
-        if made.facts() is not None:
-            return Created(out, None, loaded.switch.status(), is_new=False)
-        _refuse_another(out, overwrite)
+        made = Made(out, _asked_of(loaded, method)) if out is not None and extra_files is None else None
+        if made:
+            if made.facts() is not None:
+                status = loaded.switch.status()
+                return Created(made.folder, None, status, is_new=False, refinement=refinement_of(made.folder))
+            _refuse_another(made.folder, overwrite)
+        if method:
+            again = dataclasses.replace(options, skeleton=True)  # the first one is used up
+            loaded = load_refined(loaded, Path(scratch) / "refined", again, progress)
         created = _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
-        _mark(made)
+        if made:
+            _mark(made)
         return created
 
 
@@ -116,6 +136,7 @@ def create_from_finetuned(
     base_revision: str | None = None,
     finetuned_revision: str | None = None,
     compress: Compress = None,
+    refine: Method | str | None = None,
     commit: hub.Commit | None = None,
     trust_remote_code: bool = False,
     skeleton: PreTrainedModel | None = None,
@@ -127,9 +148,12 @@ def create_from_finetuned(
     """Makes a TAIA repository from a base model and a full fine-tune of it, reading both shard by shard.
 
     The published default is `"attention+other"` for the tuned tensors themselves and `"attention"` where they are
-    compressed, which goes as for `TAIAForCausalLM.from_finetuned`; everything else is as of `create_repository`.
+    compressed, which goes as for `TAIAForCausalLM.from_finetuned`; everything else is as of `create_repository`. With
+    `refine="dg-hard"` each matrix of the difference is cut to what stands out from its noise
+    (`taia_hub.refining.dg_hard`).
     """
     _check_targets(out, push)
+    method = parse_refine(refine, dense=True, compress=compress)
     if inference_modules is not None and not isinstance(inference_modules, list):
         parse_setting(inference_modules)
     commit = commit or hub.Commit()
@@ -142,17 +166,18 @@ def create_from_finetuned(
         tempfile.TemporaryDirectory(dir=beside, prefix=".taia-dense-") as scratch,
     ):
         one, other = fetch_checkpoints(base, finetuned, base_revision, finetuned_revision, options.access)
-        asked = [hub.base_print(one), hub.base_print(other), compress, str(inference_modules)]
+        asked = [hub.base_print(one), hub.base_print(other), compress, str(inference_modules), *_named(method)]
         made = Made(out, {"command": "create", "from": digest(asked)}) if out else None
         if made and made.facts() is not None:
             there = load_repository(
                 str(out), None, None, _skeleton_options(options.access, trust_remote_code, skeleton)
             )
-            return Created(out, None, there.switch.status(), is_new=False)
+            status = there.switch.status()
+            return Created(out, None, status, is_new=False, refinement=refinement_of(made.folder))
         if made:
             _refuse_another(made.folder, overwrite)
         folder = Path(scratch) / "update"
-        loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, progress)
+        loaded, report = load_finetuned(one, other, inference_modules, options, folder, compress, method, progress)
         created = _finish(loaded, out, push, commit, extra_files, keep, trust_remote_code)
         if made:
             _mark(made)
@@ -180,22 +205,28 @@ def _finish(
 
     if out is None:
         done = publishing.push(loaded, str(push), commit, extra_files=beside, keep=keep)
-        return Created(None, done, loaded.switch.status())
+        return Created(None, done, loaded.switch.status(), refinement=refinement_of(loaded.update.source))
     fields = base_license(config, token) if config.base_model_revision else {}
     publishing.save(loaded, out, license_fields=fields, extra_files=beside)
-    return Created(out, None, loaded.switch.status())
+    return Created(out, None, loaded.switch.status(), refinement=refinement_of(loaded.update.source))
 
 
-def _asked_of(loaded: Loaded) -> dict[str, Any]:
+def _asked_of(loaded: Loaded, method: Method | None) -> dict[str, Any]:
     """Returns what a repository of an adapter is made of, as JSON values."""
     config, update = loaded.config, loaded.update
     files = [hub.sha256(update.source / name) for name in (update.kind.config, update.kind.weights)]
     parts = [config.base_model_name_or_path, config.base_model_revision, config.update, str(config.inference_modules)]
+    parts += _named(method)
     if config.base_model_revision is None:  # its tokenizer and settings of generation come along
         parts.append(hub.folder_print(Path(config.base_model_name_or_path or ""), hub.ANSWER_PARTS))
     if own := own_tokenizer(loaded.places):  # it comes along, too
         parts.append(hub.folder_print(own.folder, hub.ANSWER_PARTS))
     return {"command": "create", "from": digest([*parts, *files])}
+
+
+def _named(method: Method | None) -> list[str]:
+    """Returns what tells a refined repository from others, whose marks have nothing of it."""
+    return [] if method is None else [method.value]
 
 
 def _refuse_another(out: Path, overwrite: bool) -> None:

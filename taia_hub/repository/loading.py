@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from taia_hub.common.progress import Progress
 from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, UnsupportedUpdateError, misspelt, short
 from taia_hub.hub.config import AUTO_MAP
+from taia_hub.hub.layout import PEFT, UpdatePlace
+from taia_hub.refining.report import Method
+from taia_hub.repository.refined import refine_adapter, write_refined
 from taia_hub.repository.tokenizer import copy_tokenizer
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import sublayers
@@ -43,6 +47,7 @@ class Loaded:
     Attributes:
         places: Where its own tokenizer may lie, as of `Repository.places`.
         info: What transformers says of loading the base, where `output_loading_info` asked for it.
+        files: What was opened; None of a model that was there already.
     """
 
     model: PreTrainedModel
@@ -51,6 +56,7 @@ class Loaded:
     switch: Switch
     places: tuple[hub.Source, ...] = ()
     info: dict[str, Any] | None = None
+    files: Repository | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,27 @@ def load_adapter(
     return _load(found, _new_config(found, inference_modules=published), options)
 
 
+def load_refined(loaded: Loaded, folder: Path, options: LoadOptions, progress: Progress | None = None) -> Loaded:
+    """Loads what NoRM makes of an adapter that `load_adapter` put on its base, or on the structure of it.
+
+    The refined adapter goes to `folder`, which the loaded model reads as long as it lives. Errors as of `refine_lora`.
+    """
+    found = cast(Repository, loaded.files)
+    refine_adapter(
+        loaded.update,
+        loaded.switch,
+        found.base,
+        options.access,
+        folder,
+        features_only=found.features_only,
+        trust_remote_code=bool(options.base_keywords.get("trust_remote_code")),
+        progress=progress,
+    )
+    holder = hub.Source(found.holder.name, folder, None)
+    refined = dataclasses.replace(found, holder=holder, place=UpdatePlace(PEFT, ""))
+    return _load(refined, loaded.config, options)
+
+
 def load_finetuned(
     base: hub.Source,
     finetuned: hub.Source,
@@ -175,20 +202,23 @@ def load_finetuned(
     options: LoadOptions,
     scratch: Path,
     compress: Compress = None,
+    refine: Method | None = None,
     progress: Progress | None = None,
 ) -> tuple[Loaded, DenseReport | CompressionReport]:
     """Loads a base model with a full fine-tune of it as its update, both as `fetch_checkpoints` brought them.
 
     The update's files go to `scratch`, which the loaded model reads as long as it lives. `published` is by default
     `"attention+other"`, or `"attention"` where the difference is compressed. The report says how the two checkpoints
-    differ or what compressing lost.
+    differ or what compressing lost; where the difference is refined, its record lies in `scratch`.
 
     Raises:
         UpdateMismatchError: If the two are not of one family, or do not differ.
     """
     trusted = bool(options.base_keywords.get("trust_remote_code"))
     report: DenseReport | CompressionReport
-    if compress is None:
+    if refine is not None:
+        report = write_refined(base.folder, finetuned.folder, scratch, trust_remote_code=trusted, progress=progress)
+    elif compress is None:
         report = write_dense(base.folder, finetuned.folder, scratch, trust_remote_code=trusted, progress=progress)
     else:
         limits = compression_limits(compress)
@@ -282,7 +312,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
     if not options.head and not found.features_only:
         path, model = _backbone(model)
         update.prefix = f"{path}."
-    return Loaded(model, config, update, switch, found.places, info)
+    return Loaded(model, config, update, switch, found.places, info, found)
 
 
 def _base_model(found: Repository, options: LoadOptions) -> tuple[PreTrainedModel, dict[str, Any] | None]:
@@ -301,7 +331,12 @@ def _base_model(found: Repository, options: LoadOptions) -> tuple[PreTrainedMode
         there = hub.fetch(base.name, names, revision=base.revision, access=access, what="base model", local=False)
         hub.check_alone(there)
     model: PreTrainedModel = (
-        skeleton(base, options.access, keywords.get("trust_remote_code", False))
+        skeleton(
+            base,
+            options.access,
+            keywords.get("trust_remote_code", False),
+            features_only=found.features_only,
+        )
         if options.skeleton is True
         else options.skeleton
     )

@@ -23,12 +23,14 @@ from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.hub.config import AUTO_MAP, MODEL_TYPE, Fields, RepositoryConfig, config_values, is_taia
 from taia_hub.hub.layout import DENSE, KINDS
+from taia_hub.refining.report import REFINEMENT_FILE
 from taia_hub.repository.card import card_files, describe, describe_files, role_parts, with_side_files
 from taia_hub.repository.loaded_update import check_scaling
 from taia_hub.repository.loading import Loaded
 from taia_hub.repository.opening import open_update
 from taia_hub.repository.reading import base_license, check_folder, check_links, check_publishable
 from taia_hub.repository.rebasing import on_base
+from taia_hub.repository.refined import refinement_of
 from taia_hub.repository.side_files import SIDE_FILES, SideFiles, eval_results_there, stale_eval_results
 from taia_hub.repository.stubs import write_stubs
 from taia_hub.repository.tokenizer import copy_tokenizer, save_tokenizer
@@ -311,6 +313,9 @@ def _write_files(
         (folder / hub.RESUME_INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
     if generation is not None:
         generation.save_pretrained(folder)
+    refinement = refinement_of(update.source)
+    if refinement and refinement.update_sha256 == hub.sha256(written[kind.weights]):  # not changed since
+        shutil.copyfile(update.source / REFINEMENT_FILE, folder / REFINEMENT_FILE)
     write_stubs(folder)
     if extra_files is not None:
         extra_files(folder)

@@ -15,6 +15,7 @@ from huggingface_hub import metadata_load
 
 from taia_hub import cards, hub
 from taia_hub.errors import ConfigError
+from taia_hub.refining.report import REFINEMENT_FILE, Refinement
 from taia_hub.results import RESULTS_FILE, ModelIdentity, Results
 from taia_hub.results.analysis import ANALYSIS_FILE, load_analysis
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 TRAINING_FILE = "taia_training.json"
 RECIPE_FILE = "taia_recipe.yaml"
 FIGURES = "figures"
-SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, f"{FIGURES}/*", f"{cards.EVAL_RESULTS}/*")
+SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, REFINEMENT_FILE, f"{FIGURES}/*", f"{cards.EVAL_RESULTS}/*")
 """What lies beside a model and goes on its card, or comes of it."""
 
 _ALT = {
@@ -47,6 +48,7 @@ class SideFiles:
     analysis: Path | None = None
     training: Path | None = None
     figures: Mapping[str, Path] = field(default_factory=dict)
+    refinement: Path | None = None
 
     @classmethod
     def of(cls, folder: Path) -> SideFiles:
@@ -57,7 +59,7 @@ class SideFiles:
 
         figures = sorted((folder / FIGURES).glob("*.png")) if (folder / FIGURES).is_dir() else []
         named = {f"{FIGURES}/{path.name}": path for path in figures}
-        return cls(there(RESULTS_FILE), there(ANALYSIS_FILE), there(TRAINING_FILE), named)
+        return cls(there(RESULTS_FILE), there(ANALYSIS_FILE), there(TRAINING_FILE), named, there(REFINEMENT_FILE))
 
     def over(self, other: SideFiles) -> SideFiles:
         """Returns these files, and those of another place where there are none here."""
@@ -66,6 +68,7 @@ class SideFiles:
             self.analysis or other.analysis,
             self.training or other.training,
             {**other.figures, **self.figures},
+            self.refinement or other.refinement,
         )
 
 
@@ -86,6 +89,14 @@ def read_training(path: Path, expected: ModelIdentity | None = None) -> cards.Tr
         found = dataclasses.replace(expected, adapter_sha256=training.adapter_sha256)
         _refuse_other(path, "the training", found, expected)
     return training
+
+
+def read_refinement(path: Path, expected: ModelIdentity) -> Refinement:
+    """Reads what refining kept of the update of `expected`."""
+    refinement = Refinement.load(path)
+    found = dataclasses.replace(expected, adapter_sha256=refinement.update_sha256)
+    _refuse_other(path, "the refinement", found, expected)
+    return refinement
 
 
 def _refuse_other(path: Path, what: str, found: ModelIdentity, expected: ModelIdentity) -> None:

@@ -30,6 +30,8 @@ from taia_hub.weights.checkpoint import (
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT = "leave out what needs its weights (--relative, --refine)"
+
 
 @dataclass(frozen=True)
 class HubTensor(StoredTensor):
@@ -76,13 +78,16 @@ class BaseWeights:
     groups: Mapping[str, Group]
 
     def require(self, names: Iterable[str]) -> None:
-        """Checks that weights are there, before any is downloaded."""
+        """Checks that weights are there and of numbers that can be read, before any is downloaded."""
+        names = tuple(names)
         if missing := [name for name in names if name not in self.groups]:
             raise UpdateMismatchError(
                 f"The base model '{self.base.name}' lacks {len(missing)} of the weights that the update is for, first "
                 f"'{missing[0]}'.",
-                "Check the base model and its revision, or leave out --relative.",
+                f"Check the base model and its revision, or {_WITHOUT}.",
             )
+        for stored in (stored for name in names for stored, _ in self.groups[name].sources):
+            self._check_kind(stored)
 
     def read(self, name: str) -> Tensor:
         """Reads one weight by its name in the loaded model, in the dtype of its file."""
@@ -90,12 +95,15 @@ class BaseWeights:
         made = group.convert(self.model, [self._tensor(stored) for stored, _ in group.sources])
         return made[name] if name in made else next(iter(made.values()))  # a tied weight is in the file once
 
-    def _tensor(self, stored: StoredTensor) -> Tensor:
+    def _check_kind(self, stored: StoredTensor) -> None:
         if stored.kind not in DTYPES:
             raise RepositoryError(
                 f"The base model '{self.base.name}' holds '{stored.name}' as {stored.kind}: its weights are quantised.",
-                "Norms relative to the base need an unquantised one: leave out --relative, or name it with --base.",
+                f"Name the unquantised model that it was made from, or {_WITHOUT}.",
             )
+
+    def _tensor(self, stored: StoredTensor) -> Tensor:
+        self._check_kind(stored)
         path = hub.bring(self.base, stored.file.as_posix(), self.access, what="base model")
         return dataclasses.replace(stored, file=path).read()
 
@@ -142,7 +150,7 @@ def headers_of(base: hub.Source, access: hub.HubAccess) -> dict[str, StoredTenso
     if hub.MODEL_INDEX not in names:
         raise RepositoryError(
             f"The base model '{base.name}' has no safetensors at its root.",
-            "Only safetensors are read: leave out --relative, or name a converted base with --base.",
+            f"Only safetensors are read: name a converted base, or {_WITHOUT}.",
         )
     index = hub.bring(base, hub.MODEL_INDEX, access, what="base model")
     held = hub.read_json(index).get("weight_map") or {}

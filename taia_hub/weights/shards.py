@@ -83,7 +83,7 @@ def write_shards(
     No shard passes `shard_bytes`, unless one tensor is larger. `advance` is called with the number of bytes after each
     piece, from any thread.
     """
-    parts = _split(sorted(tensors, key=lambda one: (str(one.file), one.start)), shard_bytes)
+    parts = _split(sorted(tensors, key=lambda one: (one.file.name, one.start)), shard_bytes)
     names = [f"{stem}-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
     with ThreadPoolExecutor(min(_WORKERS, max(len(parts), 1))) as pool:
         jobs = [pool.submit(_write, folder / name, part, advance) for name, part in zip(names, parts, strict=True)]

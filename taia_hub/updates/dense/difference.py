@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,10 @@ class Difference:
     notes: tuple[str, ...]
 
 
+Refine = Callable[[Difference, Path], Difference]
+"""Makes a difference of another one; tensors that it makes lie in the folder."""
+
+
 def write_dense(
     base_folder: Path | str,
     tuned_folder: Path | str,
@@ -116,12 +121,14 @@ def write_dense(
     *,
     trust_remote_code: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    refine: Refine | None = None,
     progress: Progress | None = None,
 ) -> DenseReport:
     """Writes the tensors that full fine-tuning changed, exactly as the fine-tune has them.
 
     No tensor is held in memory: all are compared and copied in pieces of 256 KiB. The folder is written whole or not at
-    all; no shard passes `shard_bytes`, unless one tensor is larger.
+    all; no shard passes `shard_bytes`, unless one tensor is larger. With `refine` other tensors are written, which it
+    makes of these.
 
     Raises:
         UpdateMismatchError: If the models are not of one family, or nothing was changed.
@@ -132,15 +139,23 @@ def write_dense(
         raise RepositoryError(f"'{out}' holds a full fine-tune already.", "Give a new folder.")
     difference = find_difference(base_folder, tuned_folder, trust_remote_code=trust_remote_code, progress=progress)
     placed = find_sublayers(difference.base.model)
-    report = _report(difference, placed.roles, placed.unplaced)
-    stored = {one.name: one for group in difference.changed.values() for one, _ in group.sources}
-    size = sum(one.size for one in stored.values())
-    hub.check_space(out, size, "What differs from the base")
-    advance = counted(progress, "writing, in MB", size) if progress else None
-    with hub.written_whole(out) as scratch:
-        shards = write_shards(scratch, list(stored.values()), stem=STEM, shard_bytes=shard_bytes, advance=advance)
+    size = sum(one.size for one in _changed_tensors(difference))
+    hub.check_space(out, size if refine is None else 2 * size, "What differs from the base")
+    with hub.written_whole(out) as scratch, tempfile.TemporaryDirectory(dir=scratch) as refined:
+        if refine is not None:
+            difference = refine(difference, Path(refined))
+        report = _report(difference, placed.roles, placed.unplaced)
+        stored = _changed_tensors(difference)
+        advance = counted(progress, "writing, in MB", sum(one.size for one in stored)) if progress else None
+        shards = write_shards(scratch, stored, stem=STEM, shard_bytes=shard_bytes, advance=advance)
         _write_texts(scratch, difference, report, shards)
     return DenseReport(report.roles, tuple(shard.name for shard in shards), report.notes, report.unplaced)
+
+
+def _changed_tensors(difference: Difference) -> list[StoredTensor]:
+    """Lists the tensors in the files that differ, each once."""
+    found = {one.name: one for group in difference.changed.values() for one, _ in group.sources}
+    return list(found.values())
 
 
 def find_difference(
