@@ -8,6 +8,7 @@ from taia_hub.analysis._style import Figure
 from taia_hub.analysis.figures import draw_figures, draw_residual_rank, draw_scores, draw_similarity, draw_update_norms
 from taia_hub.analysis.hidden import examine_texts, measure_states
 from taia_hub.analysis.measuring import analyze_update
+from taia_hub.analysis.tuning_figures import draw_tuning, draw_tuning_front, draw_tuning_weights
 from taia_hub.results.analysis import ANALYSIS_FILE, Analysis, Curve, HiddenStates, Subject, load_analysis
 from taia_hub.results.norms import ModuleUpdate, UpdateAnalysis, UpdatePart
 
@@ -26,6 +27,9 @@ __all__ = [
     "draw_residual_rank",
     "draw_scores",
     "draw_similarity",
+    "draw_tuning",
+    "draw_tuning_front",
+    "draw_tuning_weights",
     "draw_update_norms",
     "examine_texts",
     "load_analysis",
