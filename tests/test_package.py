@@ -164,6 +164,7 @@ def test_the_public_names_are_few_and_documented():
         "__version__",
         "evaluate",
         "register_roles",
+        "retention",
         "sublayer_roles",
         "train",
     }

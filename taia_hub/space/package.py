@@ -26,6 +26,7 @@ _OTHERS = {
     *("py.typed", "serving/guide.md", "training/configs/deepspeed.json", "evaluation/tasks/_generation_yaml"),
     *("demo/data/SOURCES.md", "demo/data/medical_train.jsonl", "demo/data/medical_heldout.jsonl"),
     *("demo/data/instructions_heldout.jsonl", "demo/data/maths_heldout.jsonl", "_templates/huggingface_js.ts"),
+    *("retaining/data/SOURCES.md", "retaining/data/general_texts.jsonl"),
 }
 """With these suffixes, all that ships: a clone may hold notes, data or weights besides, and a Space is public."""
 _GIT = re.compile(r"git\+https://[^\s/#?@:]+(?::\d+)?/[^\s#?]+")
