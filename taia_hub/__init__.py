@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from taia_hub.configuration_taia import TAIAConfig
     from taia_hub.evaluation import evaluate
     from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
+    from taia_hub.retaining import retention
     from taia_hub.roles.sublayers import register_roles, sublayer_roles
     from taia_hub.switch.settings import InferenceModules, Mode
     from taia_hub.training import TrainingRecipe, train
@@ -62,6 +63,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "register_roles",
+    "retention",
     "sublayer_roles",
     "train",
 ]
@@ -74,6 +76,7 @@ _HOMES = {
     "TrainingRecipe": "training",
     "evaluate": "evaluation",
     "register_roles": "roles.sublayers",
+    "retention": "retaining",
     "sublayer_roles": "roles.sublayers",
     "train": "training",
 }
