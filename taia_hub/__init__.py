@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from taia_hub.modeling_taia import TAIAForCausalLM, TAIAModel
     from taia_hub.retaining import retention
     from taia_hub.roles.sublayers import register_roles, sublayer_roles
-    from taia_hub.switch.settings import InferenceModules, Mode
+    from taia_hub.switch.modes import Mode
+    from taia_hub.switch.settings import InferenceModules
     from taia_hub.training import TrainingRecipe, train
 
 __all__ = [
@@ -69,7 +70,7 @@ __all__ = [
 ]
 _HOMES = {
     "InferenceModules": "switch.settings",
-    "Mode": "switch.settings",
+    "Mode": "switch.modes",
     "TAIAConfig": "configuration_taia",
     "TAIAForCausalLM": "modeling_taia",
     "TAIAModel": "modeling_taia",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import taia_hub
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES
 
 ROOT = Path(taia_hub.__file__).parents[1]
 CODE = """

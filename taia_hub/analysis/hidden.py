@@ -16,7 +16,8 @@ from taia_hub.analysis.measures import cosine_similarity, relative_residual
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError, UnsupportedUpdateError
 from taia_hub.results.analysis import Curve, HiddenStates
-from taia_hub.switch.settings import MODES, InferenceModules, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import InferenceModules
 
 ALL_MODES = tuple(MODES)
 _BASE = "none"
@@ -101,7 +102,7 @@ def measure_states(
         raise ConfigError(
             f"A {type(model).__name__} has no modes to compare.", "Load it with `TAIAForCausalLM.from_pretrained`."
         )
-    settings = {parse_setting(mode).label: mode for mode in modes}
+    settings = {one.label: one for one in (model._taia_switch.resolve(mode).settings[0] for mode in modes)}
     if not settings:
         raise ConfigError("There is no mode to measure.", f"Give some of {', '.join(MODES)}.")
     for mode in settings.values():

@@ -22,7 +22,7 @@ from taia_hub.common.shipped import shipped
 from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.config import PAPER
 from taia_hub.results import summarise
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES
 
 VARIANTS = ("model_card", "short")
 """The templates for the card of a TAIA repository."""

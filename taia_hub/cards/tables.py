@@ -10,7 +10,7 @@ from taia_hub.cards.escaping import code, text
 from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
-from taia_hub.switch.settings import PAPER_NAMES
+from taia_hub.switch.modes import PAPER_NAMES
 
 MEMBER = "\N{EN DASH} "
 

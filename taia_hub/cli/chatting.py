@@ -85,7 +85,7 @@ class _Session:
         self.saved: set[Path] = set()
 
     def run(self) -> None:
-        from taia_hub.switch.settings import mode_title
+        from taia_hub.switch.modes import mode_title
 
         if self.at_keyboard:
             with contextlib.suppress(ImportError):  # editing and history, where Python has them
@@ -195,7 +195,8 @@ class _Session:
                 self.noted.add(note)
 
     def do_mode(self, text: str) -> None:
-        from taia_hub.switch.settings import MODES, mode_title, parse_text
+        from taia_hub.switch.modes import MODES, mode_title
+        from taia_hub.switch.settings import parse_text
 
         if text:
             self.talk.switch(parse_text(text, allow_extrapolation=EXTRAPOLATES.get()).value)
@@ -204,7 +205,7 @@ class _Session:
             say(f"In mode {mode_title(self.talk.label)}; there are {', '.join(map(mode_title, MODES))}.")
 
     def do_compare(self, text: str) -> bool:
-        from taia_hub.switch.settings import PAPER_NAMES
+        from taia_hub.switch.modes import PAPER_NAMES
 
         turns = None if text else len(self.talk.turns) - 1
         prompt = text or self.last().prompt
@@ -274,7 +275,7 @@ class _Session:
         """Writes the conversation in the format of a file's name."""
         from taia_hub.compare.showing import fenced
         from taia_hub.compare.terminal import safe_text
-        from taia_hub.switch.settings import mode_title
+        from taia_hub.switch.modes import mode_title
 
         said = self.talk.to_json()
         if path.suffix.lower() == ".json":

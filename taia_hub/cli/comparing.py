@@ -30,6 +30,7 @@ from taia_hub.cli.shared import (
     say_device,
 )
 from taia_hub.errors import ConfigError, RepositoryError, SettingError, closest
+from taia_hub.switch.modes import TUNED, canonical_mode
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FORMATS = ("text", "json", "markdown", "html")
@@ -110,7 +111,10 @@ def compare(
     from taia_hub.compare import DEFAULT_MODES, stream_compare
 
     source = taken(Source, fields)
-    labels = _labels(mode or DEFAULT_MODES)
+    wanted: Sequence[Any] = mode or DEFAULT_MODES
+    if len(models) == 1:
+        wanted, against = _resolved(wanted, against, repo, source)
+    labels = _labels(wanted)
     if ui:
         _open_page(repo, modes=labels, port=port, share=share, device=fields["device"], **source)
         return
@@ -125,7 +129,6 @@ def compare(
         compare_prompt(start, Output(shown, out, against))
         return
     against = _find(against, labels) if against is not None else None
-    wanted = mode or DEFAULT_MODES
     if file is None:
         compare_prompt(lambda: stream_compare(*load(repo), question, wanted, **how), Output(shown, out, against))
     elif shown not in ("text", "json"):
@@ -232,6 +235,23 @@ def _check_task(context: typer.Context, **tasks: Any) -> None:
             raise ConfigError(f"{flag} has no meaning with {given[0]}.", "Leave it out.")
 
 
+def _resolved(
+    modes: Sequence[Any], against: str | None, repo: str, source: dict[str, Any]
+) -> tuple[Sequence[Any], str | None]:
+    """Puts what a repository publishes in the place of `tuned`."""
+    named = canonical_mode(against or "")
+    if TUNED not in (*modes, named):
+        return modes, against
+    from taia_hub.hub import HubAccess
+    from taia_hub.repository.update_files import open_repository
+
+    published = open_repository(repo, HubAccess(token=source["token"]), revision=source["revision"]).config.setting
+    return (
+        [published.value if mode == TUNED else mode for mode in modes],
+        published.label if named == TUNED else against,
+    )
+
+
 def _labels(modes: Sequence[Any]) -> list[str]:
     from taia_hub.switch.settings import parse_setting
 
@@ -262,7 +282,7 @@ def _format(name: str | None, as_json: bool, out: Path | None) -> str:
 
 def _open_page(repo: str, *, modes: Sequence[str], **options: Any) -> None:
     from taia_hub.page import PageSettings, launch_page
-    from taia_hub.switch.settings import MODES
+    from taia_hub.switch.modes import MODES
 
     other = [mode for mode in modes if mode not in MODES]
     if other:

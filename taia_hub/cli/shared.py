@@ -18,7 +18,7 @@ from taia_hub.cli.options import EXTRAPOLATES, HUB, filled, offering, reading
 from taia_hub.cli.printing import echo
 from taia_hub.common.fields import asked
 from taia_hub.errors import ConfigError, closest
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES, TUNED
 
 
 def check_dtype(text: str) -> str:
@@ -93,12 +93,12 @@ class Answering:
 def modes(by_default: str, repeated: str = "repeat it for several") -> Any:
     """Makes the option `--mode`, whose values come as `parse_mode` reads them."""
     text = (
-        "A mode (none, attention, ffn, all; or base, taia, taif, vanilla), roles joined by '+', or a JSON mapping of "
-        "selectors to weights or ramps"
+        "A mode (none, attention, ffn, all; or base, taia, taif, vanilla), tuned (what the repository publishes), "
+        "roles joined by '+', or a JSON mapping of selectors to weights or ramps"
     )
     text = f"{text}; {repeated}. By default {by_default}."
     return typer.Option(
-        "--mode", help=text, show_default=False, callback=reading(parse_mode), autocompletion=offering(*MODES)
+        "--mode", help=text, show_default=False, callback=reading(parse_mode), autocompletion=offering(*MODES, TUNED)
     )
 
 

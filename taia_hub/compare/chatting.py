@@ -10,7 +10,7 @@ from taia_hub.common.chat import chat_tokens
 from taia_hub.compare.comparison import Comparison
 from taia_hub.compare.prompting import context_length, read_messages
 from taia_hub.compare.streaming import stream_compare
-from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.switch.settings import Setting
 
 _SHARE_OF_ANSWER = 4  # the answer may take at least one part in so many of the context
 
@@ -63,9 +63,7 @@ class Conversation:
         Raises:
             SettingError: If it is not understood, or cannot act on this model; nothing changes then.
         """
-        setting = parse_setting(mode)
-        self.model._taia_switch.resolve(setting.value)
-        self.setting = setting
+        self.setting = self.model._taia_switch.resolve(mode).settings[0]
 
     def left_out(self, prompt: str, max_new_tokens: int) -> int:
         """Returns how many of the oldest turns a prompt and its answer leave no room for in the context.

@@ -11,7 +11,7 @@ from typing import Any
 from taia_hub.compare.showing import to_html, to_markdown
 from taia_hub.compare.words import Part, common_prefix, word_diff
 from taia_hub.errors import SettingError, closest
-from taia_hub.switch.settings import canonical_mode, mode_title
+from taia_hub.switch.modes import canonical_mode, mode_title
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def compare_file(
     options = {"chat": chat, "seed": seed, "measures": measures, **generation}
     stream_compare(model, tokenizer, prompts[0].messages, modes, **options)  # checks modes and keywords, runs nothing
     inputs = {**prompt_inputs(tokenizer, chat=chat), **model_inputs(model), "device": model.device.type}
+    modes = [model._taia_switch.resolve(mode).settings[0] for mode in modes]
     run = _run(identity, modes, options, inputs)
     with Comparisons(out, run, overwrite=overwrite) as kept:
         keys = _keys(prompts, run)

@@ -81,7 +81,9 @@ def load_plain(name: str, **keywords: Any) -> Any:
     with fitting():
         model = load_base(base, what="model", **keywords)
     config = TAIAConfig(base_model_name_or_path=name, inference_modules="none")
-    loaded: Any = Loaded(model, config, None, Switch((), "none"))  # type: ignore[arg-type]
+    switch = Switch((), "none")
+    switch.published = config
+    loaded: Any = Loaded(model, config, None, switch)  # type: ignore[arg-type]
     return TAIAForCausalLM.from_loaded(loaded)
 
 
@@ -151,4 +153,4 @@ def _settings(name: str, wanted: tuple[Setting, ...], access: hub.HubAccess) -> 
     if not update and (folder / hub.CONFIG).is_file() and not is_taia(hub.read_json(folder / hub.CONFIG)):
         return ()
     published = open_repository(name, access, what="model").config.setting
-    return wanted or (published,)
+    return tuple(dict.fromkeys(one.resolved(published) for one in wanted)) or (published,)

@@ -27,7 +27,7 @@ from taia_hub.compare.prompting import (
     with_history,
 )
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
-from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
+from taia_hub.switch.settings import InferenceModules, Setting
 
 DEFAULT_MODES = ("none", "attention", "all")
 
@@ -140,9 +140,7 @@ def _shortened(model: Any, asked: Mapping[str, Any], config: GenerationConfig) -
 def _read_modes(model: Any, modes: Sequence[InferenceModules]) -> list[Setting]:
     if isinstance(modes, str) or not isinstance(modes, Sequence) or not modes:
         raise SettingError(f"The modes are {modes!r}.", 'Give a list of settings, such as ["none", "attention"].')
-    settings = [parse_setting(mode) for mode in modes]
-    for setting in settings:
-        model._taia_switch.resolve(setting.value)
+    settings = [model._taia_switch.resolve(mode).settings[0] for mode in modes]
     labels = [setting.label for setting in settings]
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:

@@ -10,7 +10,7 @@ from typing import Any
 
 from taia_hub.demo.losses import MODES, DomainLosses
 from taia_hub.results.statistics import Interval
-from taia_hub.switch.settings import PAPER_NAMES
+from taia_hub.switch.modes import PAPER_NAMES
 
 NAMES = {**PAPER_NAMES, "none": f"{PAPER_NAMES['none']} model"}
 _PLAIN = ("model_id", "base", "steps", "tokens", "trained_domain", "prompt", "answers", "seconds", "versions")

@@ -142,7 +142,7 @@ def translate(asked: Any, served: Served) -> tuple[str, dict[str, Any]]:
             weights = served.weights(named)
     else:
         with _refused(FIELD):
-            weights = served.weights(parse_setting(given))
+            weights = served.weights(served.known(parse_setting(given)))
             if model and model != served.name and weights != served.weights(named):
                 raise SettingError(
                     f"The model '{model}' came with another setting in '{FIELD}': {short(given)}.",

@@ -156,7 +156,11 @@ class Served:
                 f"The models are {', '.join(self.models)}; any other setting may follow the colon too, as in "
                 f'{self.name}:{{"attention": 1, "ffn": 0.5}}.',
             )
-        return self.models.get(model) or parse_text(model.removeprefix(f"{self.name}:"))
+        return self.models.get(model) or self.known(parse_text(model.removeprefix(f"{self.name}:")))
+
+    def known(self, setting: Setting) -> Setting:
+        """Returns a setting, or of `tuned` what the model means by its name alone, which is what is published."""
+        return setting.resolved(self.models.get(self.name))
 
     def weights(self, setting: Setting) -> tuple[float, ...]:
         """Gives each part its weight under a setting.

@@ -11,7 +11,8 @@ from typing import Any
 
 from taia_hub.common.fields import asked, documented
 from taia_hub.errors import ConfigError
-from taia_hub.switch.settings import MODES, Setting, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import Setting, parse_setting
 
 DEFAULT_MODES = ("none", "attention", "ffn", "all")
 

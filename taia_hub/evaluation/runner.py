@@ -143,8 +143,8 @@ def evaluate(
             on_load(model)
     elif loading:
         raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
-    for setting in options.settings.values():
-        model._taia_switch.resolve(setting.value)
+    resolved = [model._taia_switch.resolve(one).settings[0] for one in options.settings.values()]
+    wanted = {one.label: one for one in resolved}
     if tokenizer is None:
         from taia_hub.repository.tokenizer import load_tokenizer
 
@@ -156,9 +156,9 @@ def evaluate(
         settings = {**dataclasses.asdict(session.settings), _INPUTS: inputs}
         results = Results(identify(model), describe(model, session.lm.world_size), settings)
         if before:
-            results = _earlier(path, before, results, work, options.settings)
+            results = _earlier(path, before, results, work, wanted)
         results = dataclasses.replace(results, groups={**results.groups, **groups})
-        return _Run(session, options.settings, path, progress).run(results, work)
+        return _Run(session, wanted, path, progress).run(results, work)
     finally:
         model.train(training)
 

@@ -89,8 +89,9 @@ def vllm_commands(
     in_float32 = dtype == "float32" and choose_device() == "cpu"
     lines: list[str] = []
     names: list[str] = []
-    for setting in map(parse_setting, modes):
-        names.append(_file_name(setting.slug, names))
+    for asked in map(parse_setting, modes):
+        names.append(_file_name(asked.slug, names))
+        setting = asked.resolved(files.config.setting)
         model = {"pretrained": files.base.name, "revision": files.base.revision}
         model |= {"tokenizer": str(own.folder)} if own else {}  # as every other way of evaluating takes it
         model |= {"dtype": "float32"} if in_float32 else {}  # vLLM would round it; its LoRAs on GPUs are of 16 bits
@@ -98,7 +99,7 @@ def vllm_commands(
             model |= _lora(files.folder, _rank(adapter))
         elif setting.label != "none":
             folder = f"./adapter-{names[-1]}"
-            made = taia_command("export", repo, setting.value, folder, "--engine", "vllm", revision=files.revision)
+            made = taia_command("export", repo, asked.value, folder, "--engine", "vllm", revision=files.revision)
             lines.append(made)
             model |= _lora(folder, _rank(adapter))
         words = ["--model", "vllm", "--model_args", _model_args(model), *common]

@@ -152,6 +152,7 @@ def export_adapters(
         Made(out, {}).check_free()
     update = open_update(source, revision=revision, lean=True, **asked.remote)
     update.files.check_outside(out)
+    parsed = {name: one.resolved(update.config.setting) for name, one in parsed.items()}
     cards = {hub.CARD, *(PurePosixPath(name, hub.CARD).as_posix() for name in parsed)}
     wanted = {"command": "export", "repo": repo_ids, "from": _made_of(update, parsed, asked)}
     made = Made(out, wanted, cards, keep_edits)

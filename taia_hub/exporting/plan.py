@@ -20,7 +20,8 @@ from taia_hub.errors import SettingError, UnsupportedUpdateError
 from taia_hub.hub.layout import DENSE, PEFT, PREFIX
 from taia_hub.repository.opening import OpenedUpdate
 from taia_hub.roles.sublayers import is_routed
-from taia_hub.switch.settings import MODES, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import parse_setting
 from taia_hub.updates.dense.layers import SwitchedTensors
 from taia_hub.updates.molora.layers import MoLoraLinear
 from taia_hub.updates.peft.methods import ADDITIVE, CONVERTED

@@ -23,7 +23,7 @@ from taia_hub.merging.writing import write_plan
 from taia_hub.repository.opening import OpenedUpdate, base_checkpoint, check_not_quantised, open_update
 from taia_hub.repository.side_files import keep_edits
 from taia_hub.repository.update_files import Repository
-from taia_hub.switch.settings import InferenceModules, parse_setting
+from taia_hub.switch.settings import InferenceModules, Setting
 from taia_hub.weights.checkpoint import open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -134,16 +134,17 @@ def merge(
     update.files.check_outside(target)
     check_not_quantised(update.base)
     check_setting(update, inference_modules)
+    setting = update.switch.resolve(inference_modules).settings[0]
     asked = {"command": "merge", "name": repo_id or target.name}
-    made = Made(target, {**asked, "from": _made_of(update, inference_modules, wanted)}, {hub.CARD}, keep_edits)
+    made = Made(target, {**asked, "from": _made_of(update, setting, wanted)}, {hub.CARD}, keep_edits)
     if facts := made.facts():
         return _there_already(target, facts)
     check_target(made, overwrite=overwrite)
     checkpoint = base_checkpoint(update, access, trust_remote_code=trust_remote_code)
-    plan = plan_merge(update, checkpoint, inference_modules, wanted, trust_remote_code=trust_remote_code)
+    plan = plan_merge(update, checkpoint, setting, wanted, trust_remote_code=trust_remote_code)
     with locked(target):
         check_target(made, overwrite=overwrite)  # another merge may have finished meanwhile
-        scratch = Scratch(target, _shards_from(update, inference_modules, wanted))
+        scratch = Scratch(target, _shards_from(update, setting, wanted))
         notes = list(plan.notes)
         if scratch.reused:
             notes.insert(0, f"Continued: {len(scratch.reused)} of {len(plan.shards)} shards were finished before.")
@@ -185,11 +186,11 @@ def _there_already(target: Path, facts: Mapping[str, Any]) -> MergeReport:
     return MergeReport(folder=target, written=(), reused=tuple(facts["sha256"]), **values)
 
 
-def _made_of(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:
+def _made_of(update: OpenedUpdate, setting: Setting, dtype: torch.dtype | None) -> str:
     """Names all that a merge depends on, before the base's weights are fetched."""
     files = update.files
     beside = hub.folder_print(files.root, hub.ANSWER_PARTS) if files.revision is None else {}  # what comes along
-    return digest([_shards_from(update, setting, dtype), parse_setting(setting).whole_label, beside])
+    return digest([_shards_from(update, setting, dtype), setting.whole_label, beside])
 
 
 def _shards_from(update: OpenedUpdate, setting: Any, dtype: torch.dtype | None) -> str:

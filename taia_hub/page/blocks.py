@@ -20,7 +20,7 @@ from taia_hub.page.models import Models
 from taia_hub.page.questions import NAMES
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
 from taia_hub.page.votes import Votes
-from taia_hub.switch.settings import canonical_mode
+from taia_hub.switch.modes import canonical_mode
 
 FEATURE = "The page"
 _MODES = ("none", "attention", "all")

@@ -10,7 +10,8 @@ from typing import Any
 from taia_hub.compare.prompting import LEAST_TEMPERATURE, Messages
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.page.settings import MOST_COLUMNS, PageSettings
-from taia_hub.switch.settings import PAPER_NAMES, parse_setting
+from taia_hub.switch.modes import PAPER_NAMES
+from taia_hub.switch.settings import parse_setting
 
 NAMES: Mapping[str, str] = {
     "none": f"{PAPER_NAMES['none'].capitalize()} model",

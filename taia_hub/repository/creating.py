@@ -99,7 +99,7 @@ def create_repository(
             "Leave --link or --refine out.",
         )
     if not isinstance(inference_modules, list):  # pairs as config.json stores them
-        parse_setting(inference_modules)
+        parse_setting(inference_modules).resolved()
     commit = commit or hub.Commit()
     access = hub.HubAccess(token=commit.token)
     with tempfile.TemporaryDirectory() as scratch, _arguments_recognised(base, adapter, adapter_revision, access):
@@ -155,7 +155,7 @@ def create_from_finetuned(
     _check_targets(out, push)
     method = parse_refine(refine, dense=True, compress=compress)
     if inference_modules is not None and not isinstance(inference_modules, list):
-        parse_setting(inference_modules)
+        parse_setting(inference_modules).resolved()
     commit = commit or hub.Commit()
     options = _skeleton_options(hub.HubAccess(token=commit.token), trust_remote_code, skeleton)
     # beside the folder that it will lie in, so that nothing is copied between disks

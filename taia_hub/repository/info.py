@@ -15,7 +15,7 @@ from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES
 from taia_hub.updates.peft.carried import find_carried
 from taia_hub.updates.peft.fitting import fitted
 from taia_hub.weights.base_weights import base_reader, header_at

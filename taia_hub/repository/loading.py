@@ -22,6 +22,7 @@ from taia_hub.repository.refined import refine_adapter, write_refined
 from taia_hub.repository.tokenizer import copy_tokenizer
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
 from taia_hub.roles import sublayers
+from taia_hub.switch.settings import parse_setting
 from taia_hub.switch.switch import Switch
 from taia_hub.updates.attaching import Update, attach
 from taia_hub.updates.dense.compressing import Compress, CompressionReport, compression_limits
@@ -289,6 +290,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
     setting: Any = options.inference_modules
     if setting is None:
         setting = "all" if options.is_trainable else config.setting
+    setting = parse_setting(setting).resolved(config.setting)
     if found.features_only and options.head:
         raise UnsupportedUpdateError(
             "The adapter was trained on a model without a language-modelling head.",
@@ -304,6 +306,7 @@ def _load(found: Repository, config: TAIAConfig, options: LoadOptions) -> Loaded
     update, switch = attach(
         model, found.folder, found.kind, AttachOptions(placed.roles, placed.unplaced, setting, *how)
     )
+    switch.published = config
     switch.resolve(config.setting)  # what is published must act too, also where the model begins with another setting
     config.base_model_revision = found.base.revision
     for role in ("attention", "ffn"):

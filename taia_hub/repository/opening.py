@@ -141,6 +141,7 @@ def open_update(
 
     read_base = base_reader(files.base, access, make)
     attached = attach_weightless(make, files.folder, files.kind, files.settings, read_base=read_base, lean=lean)
+    attached.switch.published = files.config
     return OpenedUpdate(files, attached)
 
 

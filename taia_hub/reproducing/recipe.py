@@ -159,7 +159,7 @@ def _parse_recipe(value: Any, where: str) -> Recipe:
         raise ConfigError(f"{where}: the run {wrong[0]!r} is no name of a folder.", "Use letters, digits and '-'.")
     modes = _texts(evaluation.get("modes", list(_MODES)), f"{where}: modes")
     for mode in modes:
-        parse_setting(mode)
+        parse_setting(mode).resolved()
     return Recipe(
         name=name,
         description=description,
@@ -212,7 +212,7 @@ def _table(value: Any, labels: tuple[str, ...], is_sweep: bool, where: str) -> P
     runs = value["numbers"] if is_sweep else {labels[0]: value["numbers"]}
     try:
         numbers = {
-            str(label): {parse_setting(mode).label: _row(row) for mode, row in modes.items()}
+            str(label): {parse_setting(mode).resolved().label: _row(row) for mode, row in modes.items()}
             for label, modes in runs.items()
         }
         others = {str(name): _row(row) for name, row in value.get("others", {}).items()}

@@ -348,7 +348,7 @@ def _table(
 
 
 def _label(mode: Any) -> str:
-    return parse_setting(mode).label
+    return parse_setting(mode).resolved().label  # of runs that are still to be made, none publishes anything
 
 
 def _evaluated(results: Mapping[str, Results]) -> list[str]:

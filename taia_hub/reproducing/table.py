@@ -13,7 +13,7 @@ from taia_hub.evaluation.tasks import TITLES
 from taia_hub.reproducing.measured import Cell, Measured
 from taia_hub.reproducing.recipe import PaperTable, Recipe
 from taia_hub.results import Interval, format_value
-from taia_hub.switch.settings import mode_title
+from taia_hub.switch.modes import mode_title
 
 FORMAT = 1
 _TITLES = {**TITLES, "attack_success_rate": "Attack success"}

@@ -6,7 +6,7 @@ from taia_hub.common.shown import text_of
 from taia_hub.common.text_tables import aligned
 from taia_hub.results.analysis import Analysis, HiddenStates
 from taia_hub.results.norms import UpdateAnalysis, UpdatePart
-from taia_hub.switch.settings import mode_title
+from taia_hub.switch.modes import mode_title
 
 _HEAD = ["layer", "role", "modules", "parameters", "‖ΔW‖ F", "‖ΔW‖ 2", "eff. rank", "stable rank"]
 _RELATIVE = ["F / base", "2 / base"]

@@ -8,7 +8,7 @@ from taia_hub.results.format import Results
 from taia_hub.results.retained import is_retention
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.summary import AVERAGE, Row, Summary, summarise
-from taia_hub.switch.settings import mode_title
+from taia_hub.switch.modes import mode_title
 
 
 @text_of.register

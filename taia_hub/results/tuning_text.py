@@ -13,7 +13,7 @@ from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.text import format_difference, format_value
 from taia_hub.results.tuning import Candidate, Tuned
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import mode_title
+from taia_hub.switch.modes import mode_title
 
 LOST = {"kl": "KL to the base", "loss": "loss grown by"}
 """Objective to the name of its retention in tables."""

@@ -18,9 +18,9 @@ from taia_hub.engines.order import extra_lines, flag_of
 from taia_hub.errors import ConfigError
 from taia_hub.exporting.publishing import export_id
 from taia_hub.repository.update_files import Repository, open_repository
-from taia_hub.serving.planning import plan_serving
+from taia_hub.serving.planning import modes_or_published, plan_serving
 from taia_hub.serving.platforms import HandOver, Platform, find_platform
-from taia_hub.switch.settings import InferenceModules, parse_setting
+from taia_hub.switch.settings import InferenceModules
 
 _SECRETS = ("--api-key", "--hf-token")
 
@@ -60,8 +60,8 @@ def hand_over(
     access, revision = hub.HubAccess(token=values.get("token")), values.get("revision")
     files = open_repository(repo, access, revision=revision)
     _check_reach(found, files)
-    asked = tuple(map(parse_setting, modes)) or (files.config.setting,)
-    if all(setting.name == "none" for setting in asked):
+    asked = modes_or_published(modes, files.config.setting)
+    if all(setting.resolved(files.config.setting).name == "none" for setting in asked):
         raise ConfigError("Only the base model is left: there is no mode to hand over.", "Add --mode attention.")
     for setting in asked if found.from_hub else ():
         hub.check_repo_id(export_id(files.name, setting.slug))  # the Hub's own limit of a name

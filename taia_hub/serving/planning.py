@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from taia_hub.serving.memory import memory_text
 from taia_hub.serving.parts import cut_update, prepare_parts
 from taia_hub.serving.preparing import Preparing, default_folder, prepare
 from taia_hub.serving.tokenizing import served_tokenizer, tokenizer_note
-from taia_hub.switch.settings import MODES, InferenceModules, Setting, parse_setting
+from taia_hub.switch.modes import MODES, TUNED
+from taia_hub.switch.settings import InferenceModules, Setting, parse_setting
 
 _NAME = re.compile(r"\w[\w.-]*")
 _LONGEST_NAME = 96  # as the Hub's names; folders are named by it, with the mode behind
@@ -146,12 +147,13 @@ def plan_serving(
         print(plan.text())
         ```
     """
-    found, settings = find_engine(engine), _settings(modes)
+    found, asked = find_engine(engine), tuple(map(parse_setting, modes))
     check_gguf(found, gguf)
     access = hub.HubAccess(token=token)
     files = repo if isinstance(repo, Repository) else open_repository(repo, access, revision=revision)
     files = files.with_weights(access)
     published = files.config.setting
+    settings = _settings(asked, published)
     listed = _listed(found, settings, published)
     name = served_name(name, files.name)
     order = Order(
@@ -172,7 +174,7 @@ def plan_serving(
     found.check(order)  # before the work
     cut = model = None
     if found.needs == "gguf":
-        wanted = settings or (published,)
+        wanted = tuple(settings.values()) or (published,)
         cut = cut_update(files, wanted, published, access=access, trust_remote_code=trust_remote_code)
         model = base_gguf(files.base, gguf, access=access, trust_remote_code=trust_remote_code, progress=progress)
         order = dataclasses.replace(order, gguf=model.path)
@@ -182,10 +184,10 @@ def plan_serving(
     if cut is not None:
         parts = prepare_parts(preparing, cut)
         weighed = Served(name, {}, parts)
-        given = {"", *(setting.slug for setting in settings)}
+        given = {"", *settings}
         ready = tuple(mode for mode in order.modes if mode.label in given or weighed.takes(listed[mode.label]))
     else:
-        ready = tuple(prepare(preparing, setting) for setting in listed.values())
+        ready = tuple(prepare(preparing, setting, label) for label, setting in listed.items())
     tokenizer = served_tokenizer(files, preparing.folder, access, trust_remote_code=trust_remote_code)
     serves_base = any(setting.name == "none" for setting in listed.values())
     at = preparing.models if found.needs == "merged" else preparing.folder
@@ -198,25 +200,37 @@ def plan_serving(
     return ServingPlan(found, order, found.commands(order), tuple(by_hand), files.base.folder, tuple(notes))
 
 
-def _listed(engine: Engine, settings: tuple[Setting, ...], published: Setting) -> dict[str, Setting]:
+def modes_or_published(modes: Sequence[InferenceModules], published: Setting) -> tuple[Setting, ...]:
+    """Parses the modes that are asked for; none are the published one, by the name `tuned` where its own is too long.
+
+    Raises:
+        SettingError: If a mode is not understood.
+    """
+    by_default = published if published.label == published.whole_label else parse_setting(TUNED)
+    return tuple(map(parse_setting, modes)) or (by_default,)
+
+
+def _listed(engine: Engine, settings: Mapping[str, Setting], published: Setting) -> dict[str, Setting]:
     """Says which modes have names: label to setting, in their order; the model's name alone has an empty label."""
-    given = {setting.slug: setting for setting in settings}
     if engine.needs == "gguf":
-        return given | {"": published} | {mode: parse_setting(mode) for mode in MODES}
-    given = given or {published.slug: published}
-    return given | ({"none": parse_setting("none")} if engine.serves_base else {})
+        return {**settings, "": published, **{mode: parse_setting(mode) for mode in MODES}}
+    given = settings or _settings(modes_or_published((), published), published)
+    return {**given, **({"none": parse_setting("none")} if engine.serves_base else {})}
 
 
-def _settings(modes: Sequence[InferenceModules]) -> tuple[Setting, ...]:
-    settings = tuple(parse_setting(mode) for mode in modes)
-    labels = [setting.slug for setting in settings]
-    for index, (setting, label) in enumerate(zip(settings, labels, strict=True)):
+def _settings(asked: Sequence[Setting], published: Setting) -> dict[str, Setting]:
+    """Names the modes that are asked for: label to setting, `tuned` to what is published."""
+    settings: dict[str, Setting] = {}
+    for one in asked:
+        setting = one.resolved(published)
+        label = setting.slug if setting.name == "none" else one.slug
         if setting.name != "none" and not setting.acts:
             raise SettingError(
                 f"The mode '{setting.label}' masks every update: it is the base model.", "Serve that as --mode none."
             )
-        if label in labels[:index]:
+        if label in settings or setting in settings.values():
             raise SettingError(f"The mode '{label}' comes twice.", "Give each mode once.")
+        settings[label] = setting
     return settings
 
 

@@ -21,6 +21,7 @@ from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.exporting import export_adapter
 from taia_hub.merging import merge
 from taia_hub.repository.update_files import Repository
+from taia_hub.switch.modes import TUNED
 from taia_hub.switch.settings import Setting
 
 MARKER = "taia_serving.json"
@@ -58,7 +59,8 @@ class Preparing:
             place = place.with_name(f"{label}-lora")
         words = ("--trust-remote-code",) if self.trust_remote_code else ()
         verb = "merge" if self.engine.needs == "merged" else "export"
-        return taia_command(verb, self.files.name, setting.value, place, *words, revision=self.files.revision)
+        mode = TUNED if label == TUNED else setting.value
+        return taia_command(verb, self.files.name, mode, place, *words, revision=self.files.revision)
 
     @contextlib.contextmanager
     def sole(self) -> Iterator[None]:

@@ -128,7 +128,7 @@ def make_lora(repo: str, mode: str | None, served: str) -> ServedMode:
     access = hub.HubAccess()
     files = open_repository(_place(repo), access)
     _check_base(repo, files.base, served)
-    setting = setting or files.config.setting
+    setting = files.config.setting if setting is None else setting.resolved(files.config.setting)
     is_base = not setting.acts
     if is_base:
         setting = files.config.setting if files.config.setting.acts else parse_text("all")

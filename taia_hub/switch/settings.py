@@ -13,23 +13,13 @@ import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from taia_hub.common.parsing import parse_json
 from taia_hub.errors import ConfigError, SettingError, closest, misspelt, short
 from taia_hub.roles import ROLES
 from taia_hub.switch.entries import ANY, Adapted, Entry
-
-MODES: Mapping[str, tuple[str, ...]] = {
-    "attention": ("attention",),
-    "ffn": ("ffn",),
-    "all": ROLES,
-    "none": (),
-}
-"""Mode name to the roles whose updates act: TAIA, TAIF, the vanilla fine-tune and the base model."""
-
-PAPER_NAMES: Mapping[str, str] = {"attention": "TAIA", "ffn": "TAIF", "all": "vanilla", "none": "base"}
-"""Mode name to what the paper calls it; in any case that is taken for the mode too, and never written to a file."""
+from taia_hub.switch.modes import MODES, NAMES, PAPER_NAMES, TUNED, Mode, canonical_mode
 
 EXTRAPOLATES = "allow_extrapolation"
 """Beside the selectors of a mapping, `True` allows weights that go beyond what was trained."""
@@ -38,14 +28,10 @@ _LOWEST, _HIGHEST = -2, 2  # people probe with -1 and 1.5; far outside, a model 
 _LONGEST_SLUG = 64
 _LONGEST_LABEL = 80
 
-Mode = Literal["attention", "ffn", "all", "none"]
-"""A mode by its name."""
-
-_NAMES = {**{mode: mode for mode in MODES}, **{name.lower(): mode for mode, name in PAPER_NAMES.items()}}
 _ALLOWED = (
-    f"Choose one of {', '.join(map(repr, MODES))} (or {', '.join(PAPER_NAMES.values())}), roles joined by '+' (as in "
-    "'attention+other'), or a mapping of a role ('ffn'), a role at layers ('ffn@0-7', '*@0-7') or a glob on the module "
-    "path ('model.layers.3.mlp.*') to a weight in [0, 1]."
+    f"Choose one of {', '.join(map(repr, MODES))} (or {', '.join(PAPER_NAMES.values())}), '{TUNED}' (what "
+    "the repository publishes), roles joined by '+' (as in 'attention+other'), or a mapping of a role ('ffn'), a role "
+    "at layers ('ffn@0-7', '*@0-7') or a glob on the module path ('model.layers.3.mlp.*') to a weight in [0, 1]."
 )
 _LAYERS = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 _MOST = 1_024
@@ -70,10 +56,26 @@ class Setting:
     """A parsed setting; `parse_setting` makes one.
 
     A later entry overrides an earlier one where both select a module; `name` is the string it was given as, if any.
+    That of `tuned` stands for what a repository publishes: it has a name, and means nothing before it is `resolved`.
     """
 
     entries: tuple[Entry, ...]
     name: str | None = None
+
+    def resolved(self, published: Setting | None = None) -> Setting:
+        """Returns this setting, or of `tuned` the one that is `published`.
+
+        Raises:
+            SettingError: If it is `tuned`, and nothing is published.
+        """
+        if self.name != TUNED:
+            return self
+        if published is None:
+            raise SettingError(
+                f"'{TUNED}' names the setting that a repository publishes, and none is at hand here.",
+                'Name a mode, or write the weights, as in {"attention": 1, "ffn": 0.5}.',
+            )
+        return published
 
     @property
     def extrapolates(self) -> bool:
@@ -93,12 +95,13 @@ class Setting:
         A ramp is stored as its two weights; one more pair, `["allow_extrapolation", true]`, says that weights outside
         [0, 1] are meant.
         """
-        return self.name if self.name is not None else [list(pair) for pair in self.pairs]
+        name = self.resolved().name
+        return name if name is not None else [list(pair) for pair in self.pairs]
 
     @property
     def acts(self) -> bool:
         """Whether any update may act: false of `none`, and of zeros alone."""
-        return any(any(entry.ends) for entry in self.entries)
+        return any(any(entry.ends) for entry in self.resolved().entries)
 
     @property
     def value(self) -> str | dict[str, Any]:
@@ -153,7 +156,7 @@ class Setting:
             SettingError: If a selector with layers or a glob matches no adapted module.
         """
         result = [0.0] * len(modules)
-        for entry in self.entries:
+        for entry in self.resolved().entries:
             hits = [index for index, module in enumerate(modules) if entry.selects(module)]
             if not hits and (entry.role is None or entry.layers is not None):
                 raise entry.no_match(modules)
@@ -164,26 +167,6 @@ class Setting:
 
 InferenceModules = Mode | str | Mapping[str, float | Sequence[float]] | Setting
 """What says which updates act: a mode, roles joined by `+`, or a mapping of selectors to weights."""
-
-
-def canonical_mode(name: str) -> str:
-    """Returns the mode that a name means, in any case and in the paper's words too; other texts come back as they are.
-
-    Example:
-        >>> canonical_mode("TAIA"), canonical_mode("Base"), canonical_mode("attention+other")
-        ('attention', 'none', 'attention+other')
-    """
-    return _NAMES.get(name.lower(), name)
-
-
-def mode_title(label: str) -> str:
-    """Returns what a person reads for the label of a setting: a mode with the paper's name for it.
-
-    Example:
-        >>> mode_title("attention"), mode_title("ffn=0.5")
-        ('attention (TAIA)', 'ffn=0.5')
-    """
-    return f"{label} ({PAPER_NAMES[label]})" if label in PAPER_NAMES else label
 
 
 def parse_setting(value: Any, *, allow_extrapolation: bool = False) -> Setting:
@@ -289,14 +272,16 @@ def _parse_name(name: str) -> Setting:
     if len(name) > _LONGEST:
         raise SettingError(f"Inference modules cannot be a text of {len(name):,} characters.", _ALLOWED)
     name = canonical_mode(name)
+    if name == TUNED:
+        return Setting((), TUNED)
     roles = MODES.get(name)
     if roles is None:
         roles = tuple(name.split("+"))
         if unknown := [role for role in roles if role not in ROLES]:
-            if len(roles) > 1 and unknown[0].lower() in _NAMES:
+            if len(roles) > 1 and unknown[0].lower() in NAMES:
                 raise SettingError(f"'{unknown[0]}' in '{name}' is a mode; '+' joins roles.", _ALLOWED)
             what = f"'{name}'" if len(roles) == 1 else f"'{unknown[0]}' in '{name}'"
-            meant = closest(unknown[0].lower(), (*_NAMES, "other"))
+            meant = closest(unknown[0].lower(), (*NAMES, "other"))
             raise SettingError(f"Unknown inference modules {what}.{meant}", _ALLOWED)
         if len(set(roles)) < len(roles):
             raise SettingError(f"A role comes twice in '{name}'.", "Name each role once.")
@@ -330,8 +315,8 @@ def _parse_entry(key: Any, weight: Any, extrapolates: bool) -> Entry:
     ends = _parse_weight(key, weight, extrapolates)
     role, at, layers = key.partition("@")
     if role not in ROLES and not (role == ANY and at):
-        if at or key.lower() in _NAMES or "+" in key:
-            hint = f"Use the selector '*' for every module. {_ALLOWED}" if key.lower() in _NAMES else _ALLOWED
+        if at or key.lower() in NAMES or "+" in key:
+            hint = f"Use the selector '*' for every module. {_ALLOWED}" if key.lower() in NAMES else _ALLOWED
             meant = closest(canonical_mode(role), ROLES)
             raise SettingError(f"Unknown selector '{key}' in a mapping.{meant}", hint)
         return Entry(key, _flat(key, ends), None, None)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from taia_hub.common.shown import Shown
 from taia_hub.common.text_tables import aligned
@@ -23,6 +23,7 @@ from taia_hub.errors import SettingError
 from taia_hub.roles import ROLES
 from taia_hub.switch.blocks import ACTIVE, Block, block_in_force
 from taia_hub.switch.calls import Calls
+from taia_hub.switch.modes import TUNED
 from taia_hub.switch.settings import Setting, check_weights, parse_setting
 from taia_hub.switch.weight import LearnedWeight, RowWeights, Weight
 
@@ -49,6 +50,14 @@ class Site:
     parameters: int
     whole_only: str | None = None
     same_rows: str | None = None
+
+
+class Publishing(Protocol):
+    """What publishes a setting: the configuration of a repository."""
+
+    @property
+    def setting(self) -> Setting:
+        """The setting."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,14 @@ class Switch:
     """The switch of one loaded model.
 
     `sites` are in the order of the indices that their layers hold; `inference_modules` holds where no call or block
-    says otherwise; `unplaced` are paths of modules whose role could not be told.
+    says otherwise; `unplaced` are paths of modules whose role could not be told; `published` is the configuration that
+    says what `tuned` means.
     """
 
     def __init__(self, sites: Sequence[Site], inference_modules: Any, unplaced: Sequence[str] = ()) -> None:
         self.sites = tuple(sites)
         self.unplaced = tuple(unplaced)
+        self.published: Publishing | None = None
         self.fused = None
         self._enlist()
         self._default = self.resolve(inference_modules)
@@ -211,6 +222,8 @@ class Switch:
             found = None
         if found is None:
             setting = parse_setting(value)
+            if setting.name == TUNED:  # which may be another the next time
+                return self.resolve(setting.resolved(None if self.published is None else self.published.setting))
             weights = setting.weights(self.sites)
             check_weights(self.sites, weights)
             found = self._remember(key, Acting((setting,), weights))

@@ -8,7 +8,8 @@ from dataclasses import Field
 from typing import Any, get_args
 
 from taia_hub.errors import ConfigError, SettingError, closest
-from taia_hub.switch.settings import MODES, Setting, canonical_mode, parse_setting
+from taia_hub.switch.modes import MODES, canonical_mode
+from taia_hub.switch.settings import Setting, parse_setting
 
 TRAINED_ROLES = ("attention", "ffn")
 """The roles that ranks can be given for; LoRA adapts no other."""

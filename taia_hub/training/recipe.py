@@ -141,7 +141,7 @@ class TrainingRecipe:
     inference_modules: Any = field(
         default=None,
         metadata={
-            "check": parse_setting,
+            "check": lambda value: parse_setting(value).resolved(),
             "doc": 'What a run publishes; None is "attention", and "attention+other" after full fine-tuning, as in the '
             "paper's code (norms, embeddings and head stay tuned).",
         },

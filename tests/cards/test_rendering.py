@@ -16,7 +16,8 @@ from taia_hub.cards import rendering, snippets, tables
 from taia_hub.errors import ConfigError
 from taia_hub.hub.config import PAPER
 from taia_hub.results import Results, summarise
-from taia_hub.switch.settings import MODES, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import parse_setting
 from tests.card_samples import (
     BASE_SHA,
     EVERYTHING,

@@ -16,7 +16,7 @@ from taia_hub.cli import main
 from taia_hub.compare import stream_compare
 from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES
 
 
 def test_the_console_script_is_this_module():

@@ -16,7 +16,7 @@ from taia_hub import TAIAConfig, TAIAForCausalLM, TAIAModel
 from taia_hub.common.installing import install_command
 from taia_hub.errors import RepositoryError
 from taia_hub.hub import sha256
-from taia_hub.switch.settings import MODES
+from taia_hub.switch.modes import MODES
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 PROBE = "the other theory, is it there? yes! the END"

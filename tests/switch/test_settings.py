@@ -13,7 +13,8 @@ import torch
 import taia_hub
 from taia_hub.errors import SettingError, TAIAError
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import MODES, Setting, mode_title, parse_published, parse_setting, parse_text
+from taia_hub.switch.modes import MODES, mode_title
+from taia_hub.switch.settings import Setting, parse_published, parse_setting, parse_text
 
 
 @dataclass
@@ -556,7 +557,7 @@ def test_a_bad_setting_in_a_list_is_named(model, pico):
 
 def test_the_papers_names_of_modes_stand_in_one_table():
     paths = Path(taia_hub.__file__).parent.rglob("*.py")
-    assert [path.name for path in paths if re.search('"TAIF[":]', path.read_text(encoding="utf-8"))] == ["settings.py"]
+    assert [path.name for path in paths if re.search('"TAIF[":]', path.read_text(encoding="utf-8"))] == ["modes.py"]
 
 
 @pytest.mark.parametrize(
