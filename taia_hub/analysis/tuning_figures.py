@@ -24,7 +24,7 @@ from taia_hub.analysis._style import (
 from taia_hub.results.statistics import Interval
 from taia_hub.results.tuning import Candidate, Tuned
 from taia_hub.results.tuning_text import CHOSEN, gain_of, weights_by_layer
-from taia_hub.switch.settings import mode_title
+from taia_hub.switch.modes import mode_title
 
 _QUIET = "#57606a"
 _KINDS = {

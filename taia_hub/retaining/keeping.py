@@ -18,7 +18,8 @@ from taia_hub.retaining.encoding import MAX_TOKENS, encode_texts
 from taia_hub.retaining.measuring import measure
 from taia_hub.retaining.tasks import task_results
 from taia_hub.retaining.texts import Texts, read_texts
-from taia_hub.switch.settings import InferenceModules, canonical_mode, parse_setting
+from taia_hub.switch.modes import canonical_mode
+from taia_hub.switch.settings import InferenceModules, parse_setting
 
 DEFAULT_MODES = ("attention", "ffn", "all")
 
