@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import itertools
 import logging
 import os
 import sys
@@ -62,7 +63,19 @@ _ANYWHERE = ("--debug", "--version")
 
 
 class _Command(TyperCommand):
-    """Lists its options under the headings that they name, without the kinds of flags."""
+    """Lists its options under the headings that they name, without the kinds of flags.
+
+    An option whose metavar stands in brackets, as `--retention [FILE]`, may be given without a value: it is empty then.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = {name for one in self.get_params(ctx) if str(one.metavar).startswith("[") for name in one.opts}
+        words = list[str]()
+        for word, following in itertools.zip_longest(args, args[1:]):
+            words.append(word)
+            if word in bare and word.startswith("-") and (following is None or following.startswith("-")):
+                words.append("")
+        return super().parse_args(ctx, words)
 
     def get_short_help_str(self, limit: int = 0) -> str:
         return str(self.help).partition("\n")[0]

@@ -45,6 +45,15 @@ def evaluate(
     preference_judge: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="(prompt, a, b) -> how far a is preferred, [0, 1].")
     ] = None,
+    retention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[FILE]",
+            help="Behind REPO: measure what each mode keeps of the base, on shipped general texts; or on a file of "
+            "paragraphs, a .jsonl of texts or of items as `taia train` takes them, or a task or group of lm-eval.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Annotated[
         str, typer.Option(metavar="hf|vllm", help="hf evaluates here; vllm prints the commands that evaluate there.")
     ] = "hf",
@@ -58,7 +67,8 @@ def evaluate(
     The model is loaded once; under none the numbers are those of the bare base model. The table has standard errors and
     differences to none and all with paired bootstrap intervals over the items; it says what is within noise. Results
     are written after every mode of every task; a second run does only what is missing. `accelerate launch` shares the
-    items out. taia_paper is the paper's seven benchmarks.
+    items out. taia_paper is the paper's seven benchmarks. --retention says how many of the base's most likely next
+    tokens a mode keeps, with its divergence from the base (KL) and its loss in nats a token; it needs no --task.
 
     Every line of a JSONL file is checked before anything runs. Its answer_type is choice (with choices, decided by the
     likelihood of their letters), number, latex or text:
@@ -66,6 +76,8 @@ def evaluate(
     "Where do fish live?", "answer": "A", "answer_type": "choice", "choices": ["water", "trees"]}
 
     taia eval org/model-taia --task my_items.jsonl --limit 100
+
+    taia eval org/model-taia --retention
 
     taia eval org/model-taia --task commonsense_qa --mode attention --backend vllm
 
@@ -85,19 +97,29 @@ def evaluate(
     if is_job(on, print_only):
         if backend != "hf":
             raise ConfigError(f"--backend {backend} prints commands itself.", "Leave --on hf-jobs out, or --backend.")
-        echo(_job(context, repo, options, (prompts, win_rate), (judge, preference_judge), out))
+        echo(_job(context, repo, options, (prompts, win_rate), (judge, preference_judge), out, retention))
         return
     if backend == "vllm":
-        lines = _commands(repo, options, prompts, win_rate, revision=loading["revision"], token=loading["token"])
+        lines = _commands(
+            repo, options, prompts, win_rate, retention, revision=loading["revision"], token=loading["token"]
+        )
         echo_json(lines) if as_json else echo("\n".join(lines))
         return
     loading["device_map"] = place(loading.pop("device"), loading["device_map"])
     if "" not in sys.path:
         sys.path.insert(0, "")  # judges stand in the working folder
+    kept = False if retention is None else retention or True
     units = prompt_units(prompts, judge, win_rate, preference_judge, limit=options.limit)
     target = out or _results_file(repo)
     with progress(f"What was finished is in '{target}'; the same command does the rest.") as bars:
-        how = {"units": units, "out": target, "overwrite": overwrite, "progress": bars, "on_load": say_device}
+        how = {
+            "units": units,
+            "retention": kept,
+            "out": target,
+            "overwrite": overwrite,
+            "progress": bars,
+            "on_load": say_device,
+        }
         results = run(repo, **given, **loading, **how)
     echo_json(results.to_json()) if as_json else echo(to_text(summarise(results)))
 
@@ -109,8 +131,10 @@ def _job(
     texts: tuple[Path | None, ...],
     judges: tuple[str | None, ...],
     out: Path | None,
+    retention: str | None,
 ) -> str:
     """Returns what evaluates elsewhere, with the results where they stay; what is only here is refused."""
+    from taia_hub.evaluation.retention import names_file
     from taia_hub.hub import check_repo_id
 
     for folder, what in ((repo, "repository"), *((str(one), "--include-path") for one in options.include_path)):
@@ -126,10 +150,11 @@ def _job(
             f"The judge '{own[0]}' is code of this machine, which a job does not have.", "Evaluate with it here."
         )
     check_repo_id(repo)
-    named = [one for one in (*map(Path, options.tasks), options.fewshot_path, *texts) if one is not None]
-    if not (options.tasks or any(texts)):
+    general = Path(retention) if retention and names_file(retention) else None
+    named = [one for one in (*map(Path, options.tasks), options.fewshot_path, *texts, general) if one is not None]
+    if not (options.tasks or any(texts) or retention is not None):
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
-    if gone := [one for one in named if one.suffix == ".jsonl" and not os.path.isfile(one)]:
+    if gone := [one for one in named if (one.suffix == ".jsonl" or one is general) and not os.path.isfile(one)]:
         raise ConfigError(f"There is no file '{gone[0]}' here, to be sent along.", "Check the path.")
     target = kept((out or _results_file(repo)).name)
     note = f"The results stay in the bucket, in the folder that the start names, as {Path(target).name}."
@@ -151,11 +176,21 @@ def _results_file(repo: str) -> Path:
 
 
 def _commands(
-    repo: str, options: EvaluationOptions, prompts: Path | None, win_rate: Path | None, **source: Any
+    repo: str,
+    options: EvaluationOptions,
+    prompts: Path | None,
+    win_rate: Path | None,
+    retention: str | None,
+    **source: Any,
 ) -> list[str]:
     """Returns the commands for vLLM; what only works here is refused."""
     from taia_hub.evaluation import vllm_commands
 
+    if retention is not None:
+        raise ConfigError(
+            "--retention compares the logits of the modes on one loaded model, which vLLM does not give.",
+            "Leave --backend vllm out, and give --retention in a run of its own.",
+        )
     here = {
         "--prompts": prompts,
         "--win-rate": win_rate,

@@ -41,21 +41,48 @@ class HarnessSettings:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a task gave under one setting: a score by metric, and one value an item where the score is their mean."""
+    """What a task gave under one setting: a score by metric, and one value an item where the score is their mean.
+
+    With `weights`, the number of tokens of each item, scores are means a token, and values sums.
+    """
 
     scores: Mapping[str, float]
     values: Mapping[str, tuple[float, ...]]
+    weights: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model with what evaluation needs of it; `lm` is lm-eval's view of the model."""
+    """A loaded model with what evaluation needs of it; `lm` is lm-eval's view of the model, or `Processes` alone."""
 
     model: Any
     tokenizer: Any
     lm: Any
     settings: HarnessSettings
     batch_size: int | str
+
+
+class Processes:
+    """What is asked of lm-eval's view where none of its tasks is run: the processes of `accelerate launch`."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState()
+
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        return int(self._state.process_index)
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        return int(self._state.num_processes)
+
+    def barrier(self) -> None:
+        """Waits for the other processes."""
+        self._state.wait_for_everyone()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from taia_hub.common.fingerprints import model_inputs, prompt_inputs
 from taia_hub.common.progress import Progress
@@ -17,8 +17,9 @@ from taia_hub.common.resuming import changed_inputs, differences
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, identify_files, renewed
-from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Session, make_lm
+from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Processes, Session, make_lm
 from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
+from taia_hub.evaluation.retention import Asked, read_retention, retention_task
 from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
 from taia_hub.switch.settings import InferenceModules, Setting
 
@@ -45,6 +46,20 @@ class Unit(Protocol):
         """
 
 
+@runtime_checkable
+class Together(Protocol):
+    """A task that measures all modes together."""
+
+    @property
+    def blank(self) -> TaskResults:
+        """Its results without any mode."""
+
+    def run_together(
+        self, session: Session, settings: Mapping[str, Any], advance: Advance
+    ) -> Mapping[str, Measured] | None:
+        """Measures the model under settings, by their labels, as `Unit.run` under one."""
+
+
 def evaluate(
     model: Any,
     tasks: str | Path | Sequence[str | Path] = (),
@@ -52,6 +67,7 @@ def evaluate(
     *,
     tokenizer: Any = None,
     units: Sequence[Unit] = (),
+    retention: Asked = False,
     num_fewshot: int | Sequence[int] | None = None,
     fewshot_path: str | Path | None = None,
     include_path: str | Path | Sequence[str | Path] = (),
@@ -79,6 +95,9 @@ def evaluate(
         modes: Settings: mode names, or mappings of selectors to weights.
         tokenizer: The tokenizer; by default the repository's, or the base model's.
         units: More tasks, such as `taia_hub.evaluation.safety_task(path)`.
+        retention: Whether is measured what each mode keeps of the base, as `taia_hub.retention` does: True on the
+            shipped texts, or a file, the name of a task or group of lm-eval, or a list of texts. It is the task
+            `retention` of the results, and needs no other task.
         num_fewshot: Number of examples in the prompts, or several numbers; by default each task's own.
         fewshot_path: JSONL file that the examples of JSONL tasks are taken from; by default other items of the task.
         include_path: Folders with more lm-eval task files.
@@ -126,9 +145,10 @@ def evaluate(
     }
     options = EvaluationOptions(**given)
     found, groups = load_tasks(options)
-    work: list[Unit] = [*found, *units]
+    work: list[Unit | Together] = [*found, *units]
     check_keys(work)
-    if not work:
+    general = read_retention(retention, options)
+    if not work and general is None:
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
     path = Path(out) if out is not None else None
     before = Results.load(path) if path is not None and path.exists() and not overwrite else None
@@ -151,7 +171,10 @@ def evaluate(
         tokenizer = load_tokenizer(model)
     training = model.training  # lm-eval ends it
     try:
-        session = _session(model, tokenizer, options)
+        session = _session(model, tokenizer, options, with_lm=bool(work))
+        if general:
+            work.append(retention_task(general, model, tokenizer, chat=session.settings.chat_template))
+            check_keys(work)
         inputs = {**prompt_inputs(tokenizer, chat=session.settings.chat_template), **model_inputs(model)}
         settings = {**dataclasses.asdict(session.settings), _INPUTS: inputs}
         results = Results(identify(model), describe(model, session.lm.world_size), settings)
@@ -169,20 +192,22 @@ class _Run:
     ) -> None:
         self.session, self.settings, self.path, self.progress = session, settings, path, progress
 
-    def run(self, results: Results, work: Sequence[Unit]) -> Results:
+    def run(self, results: Results, work: Sequence[Unit | Together]) -> Results:
         """Runs what `results` lacks; the other processes wait until the first has written."""
         lm = self.session.lm
         lm.barrier()  # every process has read the earlier results before the first writes new ones
-        missing = _missing(results, work, self.settings)
-        done, total = 0, sum(len(unit.blank.items) for unit, _ in missing)
-        for unit, label in missing:
-            size = len(unit.blank.items)
-            scores = self.measure(unit, label, functools.partial(self.show, done, size, total))
+        missing = _steps(_missing(results, work, self.settings))
+        done, total = 0, sum(len(unit.blank.items) * len(labels) for unit, labels in missing)
+        for unit, labels in missing:
+            size = len(unit.blank.items) * len(labels)
+            scores = self.measure(unit, labels, functools.partial(self.show, done, size, total))
             done += size
             self.show(done, 0, total, 1.0)
             if scores is not None:
                 before = results.tasks.get(unit.blank.key, unit.blank)
-                results = results.with_task(dataclasses.replace(before, modes={**before.modes, label: scores}))
+                modes, weights = scores
+                task = dataclasses.replace(before, modes={**before.modes, **modes}, weights=weights)
+                results = results.with_task(task)
                 if self.path is not None:
                     results.save(self.path)
         if lm.world_size > 1:
@@ -193,14 +218,25 @@ class _Run:
             (results,) = shared
         return results
 
-    def measure(self, unit: Unit, label: str, advance: Advance) -> ModeScores | None:
-        setting = self.settings[label].value
+    def measure(
+        self, unit: Unit | Together, labels: Sequence[str], advance: Advance
+    ) -> tuple[dict[str, ModeScores], tuple[int, ...] | None] | None:
+        """Returns the scores by label, and the tokens of the items where scores are means a token."""
+        settings = {label: self.settings[label].value for label in labels}
         start = time.perf_counter()
-        with self.session.model.using(setting):
-            found = unit.run(self.session, advance)
+        found: Mapping[str, Measured] | None
+        if isinstance(unit, Together):
+            found = unit.run_together(self.session, settings, advance)
+        else:
+            (label,) = labels
+            with self.session.model.using(settings[label]):
+                one = unit.run(self.session, advance)
+            found = None if one is None else {label: one}
         if found is None:
             return None
-        return ModeScores(setting, found.scores, found.values, round(time.perf_counter() - start, 3))
+        seconds = round((time.perf_counter() - start) / len(labels), 3)
+        modes = {label: ModeScores(settings[label], one.scores, one.values, seconds) for label, one in found.items()}
+        return modes, next(iter(found.values())).weights
 
     def show(self, done: int, size: int, total: int, share: float) -> None:
         """Tells that `done` items and a share of the next `size` are done."""
@@ -208,7 +244,18 @@ class _Run:
             self.progress("evaluation", done + int(share * size), total)
 
 
-def _session(model: Any, tokenizer: Any, options: EvaluationOptions) -> Session:
+def _steps(missing: Sequence[tuple[Unit | Together, str]]) -> list[tuple[Unit | Together, list[str]]]:
+    """Puts the modes of a task that measures them together into one step."""
+    steps: list[tuple[Unit | Together, list[str]]] = []
+    for unit, label in missing:
+        if steps and steps[-1][0] is unit and isinstance(unit, Together):
+            steps[-1][1].append(label)
+        else:
+            steps.append((unit, [label]))
+    return steps
+
+
+def _session(model: Any, tokenizer: Any, options: EvaluationOptions, *, with_lm: bool) -> Session:
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if options.chat_template and not has_template:
         raise ConfigError(
@@ -217,7 +264,7 @@ def _session(model: Any, tokenizer: Any, options: EvaluationOptions) -> Session:
     chat = has_template if options.chat_template is None else options.chat_template
     settings = HarnessSettings(options.limit, options.seed, chat, options.system_instruction, options.gen_kwargs)
     own = copy.deepcopy(tokenizer)  # lm-eval sets a padding token
-    lm = make_lm(model, own, batch_size=options.batch_size, chat=chat)
+    lm = make_lm(model, own, batch_size=options.batch_size, chat=chat) if with_lm else Processes()
     return Session(model, tokenizer, lm, settings, options.batch_size)
 
 
@@ -229,7 +276,9 @@ def _check_model(path: Path | None, before: Results, now: ModelIdentity | None) 
         )
 
 
-def _earlier(path: Path | None, before: Results, now: Results, work: Sequence[Unit], labels: Iterable[str]) -> Results:
+def _earlier(
+    path: Path | None, before: Results, now: Results, work: Sequence[Unit | Together], labels: Iterable[str]
+) -> Results:
     """Adds what was evaluated before, and refuses what may not stand beside the new results."""
     hint = (
         "Give the same options as before, choose another file with --out, or throw the earlier results away with "
@@ -246,7 +295,8 @@ def _earlier(path: Path | None, before: Results, now: Results, work: Sequence[Un
         raise ConfigError(f"'{path}' holds results with {name}={was!r}; now it is {given!r}.", hint)
     for unit in work:
         old, new = before.tasks.get(unit.blank.key), unit.blank
-        changed = differences(*(vars(dataclasses.replace(one, modes={})) for one in (old, new))) if old else {}
+        bare = [vars(dataclasses.replace(one, modes={}, weights=None)) for one in (old, new) if one]
+        changed = differences(*bare) if old else {}
         for name in changed:
             what = _CHANGED.get(name, f"its {name} changed")
             raise ConfigError(f"The task '{new.key}' is not the one in '{path}': {what}.", hint)
@@ -255,7 +305,9 @@ def _earlier(path: Path | None, before: Results, now: Results, work: Sequence[Un
     return dataclasses.replace(before, model=_latest(before.model, now.model), environment=environment)
 
 
-def _missing(results: Results, work: Sequence[Unit], labels: Iterable[str]) -> list[tuple[Unit, str]]:
+def _missing(
+    results: Results, work: Sequence[Unit | Together], labels: Iterable[str]
+) -> list[tuple[Unit | Together, str]]:
     """Returns the tasks and modes that are not in the results yet."""
     done = {key: task.modes for key, task in results.tasks.items()}
     return [

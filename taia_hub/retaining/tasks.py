@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,29 @@ def task_results(
     for setting, one in zip(map(parse_setting, settings), losses, strict=True):
         scores, values = scores_of(one)
         modes[setting.label] = ModeScores(setting.value, scores, values, round(seconds / len(losses), 3))
+    blank = blank_task(
+        items,
+        name=name,
+        title=title,
+        metric=metric,
+        dataset=dataset,
+        version=version,
+        prompts_sha256=prompts_sha256,
+    )
+    return dataclasses.replace(blank, modes=modes, weights=losses[0].tokens)
+
+
+def blank_task(
+    items: Sequence[Any],
+    *,
+    name: str,
+    title: str,
+    metric: str,
+    dataset: DatasetSource,
+    version: str = "1",
+    prompts_sha256: str = "",
+) -> TaskResults:
+    """Makes such a task without any mode; arguments as of `task_results`."""
     return TaskResults(
         name=name,
         title=title,
@@ -69,8 +93,6 @@ def task_results(
         version=version,
         prompts_sha256=prompts_sha256,
         items=tuple(map(item_hash, items)),
-        modes=modes,
-        weights=losses[0].tokens,
     )
 
 

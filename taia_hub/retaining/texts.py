@@ -24,6 +24,9 @@ Item = str | tuple[Mapping[str, Any], ...]
 """A text, or the messages of a conversation that ends with an answer."""
 
 _ROWS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
+FILES = (*_ROWS, ".txt", ".md")
+"""Endings of the names of files of texts."""
+
 _FORM = f'{{"text": "The sky is blue."}}, or what `taia train` takes: {FORMS}'
 
 
