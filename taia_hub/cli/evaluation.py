@@ -77,7 +77,7 @@ def evaluate(
 
     taia eval org/model-taia --task my_items.jsonl --limit 100
 
-    taia eval org/model-taia --retention
+    taia eval org/model-taia --retention --out kept.json
 
     taia eval org/model-taia --task commonsense_qa --mode attention --backend vllm
 
