@@ -5,9 +5,9 @@ from pathlib import Path
 
 from taia_hub import cards
 from taia_hub.results import DatasetSource, Group, ModelIdentity, ModeScores, Results, TaskResults
+from tests.tuning_samples import ADAPTER_SHA, BASE_SHA, SHA, tuned
 
 FOLDER = Path(__file__).parent / "data" / "cards"
-BASE_SHA, SHA, ADAPTER_SHA = "0123456789abcdef0123456789abcdef01234567", "a" * 40, "c0ffee" + "0" * 58
 CHANCES = {"none": 0.3, "attention": 0.6, "ffn": 0.5, "all": 0.4}
 
 
@@ -76,9 +76,11 @@ EVERYTHING = cards.CardData(
     ),
     results=RESULTS,
     figures=(
+        cards.Figure("figures/tuning_front.png", "Chart of what settings gain and lose."),
         cards.Figure("figures/scores.png", "Chart of the score of each mode by task."),
         cards.Figure("figures/update_norms.png", "Line chart. Norm of the update by layer and role."),
     ),
+    tuning=tuned(layers=4, found=9, chosen="tuned 5"),
     space="org/model-taia-compare",
 )
 NOTHING = cards.CardData("model-taia", None, None, "LORA", {}, "attention")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from taia_hub.results import Candidate, Choice, Interval, ModelIdentity, Tuned, TuningData, WeightGroup
-from tests.card_samples import ADAPTER_SHA, BASE_SHA, SHA
 
+BASE_SHA, SHA, ADAPTER_SHA = "0123456789abcdef0123456789abcdef01234567", "a" * 40, "c0ffee" + "0" * 58
 BASE_LOSS = 2.741
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taia_hub.hub.layout import KINDS, PEFT, UpdatePlace
-from taia_hub.results import Results
+from taia_hub.results import Results, Tuned
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ class CardData:
         training: How the update was trained.
         results: What was evaluated.
         figures: Figures in the repository.
+        tuning: What a search over the weights of the update found.
         space: Hub id of the Space that compares the modes.
         update_notes: What to know of the measures of the update, a sentence each.
     """
@@ -150,6 +151,7 @@ class CardData:
     training: Training | None = None
     results: Results | None = None
     figures: tuple[Figure, ...] = ()
+    tuning: Tuned | None = None
     # The card that is there
     space: str | None = None
     update_notes: tuple[str, ...] = ()

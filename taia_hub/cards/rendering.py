@@ -17,6 +17,7 @@ from taia_hub.cards import escaping, linking, metadata, snippets, tables
 from taia_hub.cards.data import AnyCardData, MergedCardData, SpaceCardData
 from taia_hub.cards.sections import assemble, key_hashes, stamp
 from taia_hub.cards.tables import MODE_WORDS
+from taia_hub.cards.tuning import tuned_words
 from taia_hub.common.installing import install_command
 from taia_hub.common.shipped import shipped
 from taia_hub.errors import ConfigError, closest
@@ -119,7 +120,10 @@ def _context(data: Any) -> dict[str, Any]:
         return context
     results = data.results
     summary = summarise(results) if results is not None and results.tasks else None
+    tuned = tuned_words(data)
     context |= {
+        "tuned": tuned,
+        "figures": tuple(one for one in data.figures if tuned is None or one not in tuned.figures),
         "summary": summary,
         **dict.fromkeys(("scores", "members", "differences", "measured", "choice", "choice_literal")),
         "facts": _evaluation_facts(results) if summary else {},

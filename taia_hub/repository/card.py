@@ -21,10 +21,11 @@ from taia_hub.repository.side_files import (
     read_refinement,
     read_results,
     read_training,
+    read_tuning,
     true_figures,
 )
 from taia_hub.repository.update_files import Repository
-from taia_hub.results import RESULTS_FILE, ModelIdentity, config_sha256
+from taia_hub.results import RESULTS_FILE, TUNING_FILE, ModelIdentity, config_sha256
 from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.roles import ROLES
 
@@ -94,10 +95,14 @@ def with_side_files(data: cards.CardData, config: Fields, files: SideFiles, *, s
 
     results, training = read(files.results, read_results), read(files.training, read_training)
     analysis = read(files.analysis, read_analysis)
-    true = [name for name, found in ((RESULTS_FILE, results), (ANALYSIS_FILE, analysis)) if found is not None]
+    tuning = read(files.tuning, read_tuning)
+    known = {RESULTS_FILE: results, ANALYSIS_FILE: analysis, TUNING_FILE: tuning}
+    true = [name for name, found in known.items() if found is not None]
     refinement = read(files.refinement, read_refinement)
     figures, notes = true_figures(files.figures, true), refinement.sentences() if refinement else ()
-    full = dataclasses.replace(data, results=results, training=training, figures=figures, update_notes=notes)
+    full = dataclasses.replace(
+        data, results=results, training=training, figures=figures, tuning=tuning, update_notes=notes
+    )
     if analysis is None:
         return full
     parts = {role: dataclasses.replace(part, **analysis.parts.get(role, {})) for role, part in data.parts.items()}

@@ -29,7 +29,10 @@ class CardRequest:
     results: Path | None = asked(None, "Results of `taia eval`, instead of the repository's.", metavar="FILE")
     analysis: Path | None = asked(None, "Numbers of `taia analyze`, instead of the repository's.", metavar="FILE")
     training: Path | None = asked(None, "How it was trained, as JSON, instead of the repository's.", metavar="FILE")
-    figures: Path | None = asked(None, "Figures of `taia analyze`, beside the repository's.", metavar="DIR")
+    tuning: Path | None = asked(None, "What `taia tune` found, instead of the repository's.", metavar="FILE")
+    figures: Path | None = asked(
+        None, "Figures of `taia analyze` or `taia tune`, beside the repository's.", metavar="DIR"
+    )
 
     @property
     def given(self) -> tuple[str, ...]:

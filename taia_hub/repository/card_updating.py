@@ -33,7 +33,7 @@ from taia_hub.repository.side_files import (
     stale_eval_results,
 )
 from taia_hub.repository.update_files import Repository, open_repository
-from taia_hub.results import RESULTS_FILE
+from taia_hub.results import RESULTS_FILE, TUNING_FILE
 from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.switch.settings import Setting
 
@@ -120,7 +120,13 @@ def make_card(
         merged = render_over(
             data, [before], given=request.given, template=request.template, template_dir=request.template_dir
         )
-    named = {RESULTS_FILE: given.results, ANALYSIS_FILE: given.analysis, TRAINING_FILE: given.training, **given.figures}
+    named = {
+        RESULTS_FILE: given.results,
+        ANALYSIS_FILE: given.analysis,
+        TRAINING_FILE: given.training,
+        TUNING_FILE: given.tuning,
+        **given.figures,
+    }
     files = {path: file for path, file in named.items() if file is not None}
     for path, figure in given.figures.items():  # the same figure as SVG, which says what it shows
         if figure.with_suffix(".svg").is_file():
@@ -270,6 +276,7 @@ def _with_true_files(
         (ANALYSIS_FILE, SideFiles(analysis=beside.analysis)),
         (TRAINING_FILE, SideFiles(training=beside.training)),
         (REFINEMENT_FILE, SideFiles(refinement=beside.refinement)),
+        (TUNING_FILE, SideFiles(tuning=beside.tuning)),
     ):
         if one == SideFiles():
             continue
@@ -285,15 +292,14 @@ def _with_true_files(
 
 def _given_files(request: CardRequest) -> SideFiles:
     """Returns the files that were given, which must be there."""
-    for path in (request.results, request.analysis, request.training):
+    for path in (request.results, request.analysis, request.training, request.tuning):
         if path is not None and not path.is_file():
             raise RepositoryError(f"'{path}' does not exist.", "Give an existing file.")
     if request.figures is not None and not request.figures.is_dir():
         raise RepositoryError(f"'{request.figures}' is no folder.", "Draw figures with `taia analyze --figures DIR`.")
     figures = sorted(request.figures.glob("*.png")) if request.figures else []
-    return SideFiles(
-        request.results, request.analysis, request.training, {f"{FIGURES}/{path.name}": path for path in figures}
-    )
+    named = {f"{FIGURES}/{path.name}": path for path in figures}
+    return SideFiles(request.results, request.analysis, request.training, named, tuning=request.tuning)
 
 
 def _read(path: Path) -> bytes | None:

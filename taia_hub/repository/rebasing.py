@@ -20,7 +20,7 @@ from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.hub.config import Fields
 from taia_hub.repository.reading import base_name
 from taia_hub.repository.side_files import RECIPE_FILE
-from taia_hub.results import RESULTS_FILE
+from taia_hub.results import RESULTS_FILE, TUNING_FILE
 from taia_hub.results.analysis import ANALYSIS_FILE
 from taia_hub.weights.base_weights import headers_of
 from taia_hub.weights.checkpoint import StoredTensor, read_header
@@ -182,6 +182,7 @@ def _named_in(config: Fields) -> dict[str, tuple[tuple[str, ...], tuple[str, ...
         config.place.config: (("base_model_name_or_path",), update),
         RESULTS_FILE: (("model", "base_model"), ("model", "base_revision")),
         ANALYSIS_FILE: (("subject", "base_model"), ("subject", "base_revision")),
+        TUNING_FILE: (("model", "base_model"), ("model", "base_revision")),
         RECIPE_FILE: (("base",), ("base_revision",)),
     }
 

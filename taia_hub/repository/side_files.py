@@ -16,7 +16,7 @@ from huggingface_hub import metadata_load
 from taia_hub import cards, hub
 from taia_hub.errors import ConfigError
 from taia_hub.refining.report import REFINEMENT_FILE, Refinement
-from taia_hub.results import RESULTS_FILE, ModelIdentity, Results
+from taia_hub.results import RESULTS_FILE, TUNING_FILE, ModelIdentity, Results, Tuned
 from taia_hub.results.analysis import ANALYSIS_FILE, load_analysis
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,15 @@ logger = logging.getLogger(__name__)
 TRAINING_FILE = "taia_training.json"
 RECIPE_FILE = "taia_recipe.yaml"
 FIGURES = "figures"
-SIDE_FILES = (RESULTS_FILE, ANALYSIS_FILE, TRAINING_FILE, REFINEMENT_FILE, f"{FIGURES}/*", f"{cards.EVAL_RESULTS}/*")
+SIDE_FILES = (
+    RESULTS_FILE,
+    ANALYSIS_FILE,
+    TRAINING_FILE,
+    REFINEMENT_FILE,
+    TUNING_FILE,
+    f"{FIGURES}/*",
+    f"{cards.EVAL_RESULTS}/*",
+)
 """What lies beside a model and goes on its card, or comes of it."""
 
 _ALT = {
@@ -32,10 +40,13 @@ _ALT = {
     "scores": "Scores by task and mode",
     "similarity": "Similarity of the hidden states to the base model's, by mode",
     "residual_rank": "Residual rank by layer and mode",
+    "tuning_front": "What settings gain on the target against what they lose elsewhere",
+    "tuning_weights": "Weights by role and layer",
 }
 _DRAWN_FROM = {
     "scores": (RESULTS_FILE,),
     **dict.fromkeys(("update_norms", "similarity", "residual_rank"), (ANALYSIS_FILE,)),
+    **dict.fromkeys(("tuning_front", "tuning_weights"), (TUNING_FILE,)),
 }
 _DUBLIN = "{http://purl.org/dc/elements/1.1/}title"
 
@@ -49,6 +60,7 @@ class SideFiles:
     training: Path | None = None
     figures: Mapping[str, Path] = field(default_factory=dict)
     refinement: Path | None = None
+    tuning: Path | None = None
 
     @classmethod
     def of(cls, folder: Path) -> SideFiles:
@@ -59,7 +71,14 @@ class SideFiles:
 
         figures = sorted((folder / FIGURES).glob("*.png")) if (folder / FIGURES).is_dir() else []
         named = {f"{FIGURES}/{path.name}": path for path in figures}
-        return cls(there(RESULTS_FILE), there(ANALYSIS_FILE), there(TRAINING_FILE), named, there(REFINEMENT_FILE))
+        return cls(
+            there(RESULTS_FILE),
+            there(ANALYSIS_FILE),
+            there(TRAINING_FILE),
+            named,
+            there(REFINEMENT_FILE),
+            there(TUNING_FILE),
+        )
 
     def over(self, other: SideFiles) -> SideFiles:
         """Returns these files, and those of another place where there are none here."""
@@ -69,6 +88,7 @@ class SideFiles:
             self.training or other.training,
             {**other.figures, **self.figures},
             self.refinement or other.refinement,
+            self.tuning or other.tuning,
         )
 
 
@@ -77,6 +97,13 @@ def read_results(path: Path, expected: ModelIdentity) -> Results:
     results = Results.load(path)
     _refuse_other(path, "results", dataclasses.replace(results.model, dtype=""), expected)
     return results
+
+
+def read_tuning(path: Path, expected: ModelIdentity) -> Tuned:
+    """Reads a tuning file that must be of a certain model and base revision; name and dtype do not count."""
+    tuned = Tuned.load(path)
+    _refuse_other(path, "the tuning", dataclasses.replace(tuned.model, dtype=""), expected)
+    return tuned
 
 
 def read_training(path: Path, expected: ModelIdentity | None = None) -> cards.Training:

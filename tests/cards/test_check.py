@@ -18,7 +18,10 @@ from taia_hub.repository.side_files import SideFiles, read_results, read_trainin
 from taia_hub.results import ModelIdentity
 from tests.card_samples import ADAPTER_SHA, BASE_SHA, EVERYTHING, NOTHING, RESULTS, SHA, render, results, task
 
-FILES = frozenset({"config.json", "taia_results.json", "figures/scores.png", "figures/update_norms.png"})
+FILES = frozenset(
+    {"config.json", "taia_results.json", "taia_tuning.json"}
+    | {f"figures/{name}.png" for name in ("scores", "update_norms", "tuning_front")}
+)
 WEIGHTS = "adapter/adapter_model.safetensors"
 FACTS = cards.CardFacts(EVERYTHING, "org/model-taia", FILES, {WEIGHTS: ADAPTER_SHA})
 
@@ -52,6 +55,9 @@ def test_a_card_that_knows_nothing_tells_the_truth():
 
 
 LIES = [
+    ("+0.231 (+0.219", "+0.331 (+0.219"),
+    ("| 95.7 % |", "| 99.7 % |"),
+    ("on 160 items of `medical.jsonl`", "on 1600 items of `medical.jsonl`"),
     ("**0.582**", "**0.682**"),
     ("± 0.047", "± 0.001"),
     ("| SVAMP | acc | 0 | 100 |", "| SVAMP | acc | 0 | 999 |"),

@@ -12,14 +12,17 @@ import yaml
 from huggingface_hub import hf_hub_download
 
 from taia_hub import TAIAForCausalLM, cards, cli, hub
+from taia_hub.analysis import draw_tuning_front
 from taia_hub.cards._yaml import rewrite
 from taia_hub.common.atomic import write_atomically
 from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.evaluation.environment import identify_files
 from taia_hub.repository.card_request import CardRequest
-from taia_hub.repository.card_updating import link_space, make_card, write_card
-from taia_hub.results import ModelIdentity
+from taia_hub.repository.card_updating import check_repository_card, link_space, make_card, write_card
+from taia_hub.results import ModelIdentity, Tuned
 from taia_hub.switch.settings import parse_setting
 from tests.card_samples import EVERYTHING, RESULTS, render
+from tests.tuning_samples import tuned
 
 MARK = "<!-- taia:yours -->"
 
@@ -243,6 +246,30 @@ def test_a_setting_is_published_with_the_card_that_says_so(folder):
     write_card(made)
     assert TAIAForCausalLM.from_pretrained(folder).inference_modules == setting.value
     assert make_card(str(folder), CardRequest()).others == ()
+
+
+def test_a_tuning_goes_on_the_card_with_its_front_and_setting(folder, tmp_path):
+    found = tuned(model=identify_files(str(folder)))
+    found.save(tmp_path / "found.json")
+    drawn = draw_tuning_front(found, tmp_path / "figures")
+    request = CardRequest(tuning=tmp_path / "found.json", figures=tmp_path / "figures")
+    write_card(make_card(str(folder), request, setting=found.recommended.parsed))
+    assert Tuned.load(folder) == found
+    assert (folder / "figures" / "tuning_front.svg").read_bytes() == drawn.svg.read_bytes()
+    assert f"![{drawn.alt}](figures/tuning_front.png)" in (folder / "README.md").read_text()
+    assert "The model loads with `tuned 2`." in (folder / "README.md").read_text()
+    assert TAIAForCausalLM.from_pretrained(folder).inference_modules == found.recommended.parsed.value
+    findings = check_repository_card(str(folder), CardRequest())
+    assert not [one for one in findings if not one.ok or one.warning]
+    assert "taia_tuning.json is of this model" in {one.what for one in findings}
+    dataclasses.replace(found, model=tuned().model).save(folder)  # of another model: it, and its figures, are left out
+    assert "taia_tuning.json is of this model" in {
+        one.what for one in check_repository_card(str(folder), CardRequest()) if not one.ok
+    }
+    with pytest.raises(ConfigError, match="holds the tuning of another model"):
+        make_card(str(folder), CardRequest())
+    TAIAForCausalLM.from_pretrained(folder).save_pretrained(folder)
+    assert "tuning_front" not in (folder / "README.md").read_text()
 
 
 def test_a_plain_adapter_publishes_no_setting(online):
