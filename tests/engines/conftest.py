@@ -78,8 +78,10 @@ SETTINGS = {
     "attention-1-ffn-0.5": {"attention": 1, "ffn": 0.5},
 }
 """Slug of a setting to the setting."""
-BY_LAYERS = {"attention-0.5-ffn-0-14-1": {"attention": 0.5, "ffn@0-14": 1}}
-"""One more, which tells layers apart."""
+BY_LAYERS = {
+    "attention-1.5-ffn-0-14-minus0.5": {"attention": 1.5, "ffn@0-14": -0.5, "allow_extrapolation": True},
+}
+"""One more, which tells layers apart and goes beyond what was trained."""
 
 
 @pytest.fixture(scope="session")

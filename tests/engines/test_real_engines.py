@@ -92,7 +92,7 @@ def test_llama_cpp_gives_the_tokens_of_every_setting_at_once(client, begun):
     """Ten prompts, six settings, four requests at a time: each answer is that of its setting."""
     assert len({tuple(answers) for answers in begun.values()}) == len(begun)
     assert [model.id for model in client.models.list()] == [
-        *("m:attention", "m:attention-0.5-ffn-0-14-1", "m", "m:ffn", "m:all", "m:none")
+        *("m:attention", "m:attention-1.5-ffn-0-14-minus0.5", "m", "m:ffn", "m:all", "m:none")
     ]
 
     def answer(case):

@@ -529,6 +529,14 @@ def test_a_bad_setting_changes_nothing(model, pico, way, value, match):
     assert torch.equal(model(ids).logits, before)
 
 
+def test_a_setting_that_was_seen_is_not_taken_for_one_of_other_types(model):
+    for seen, other in (({"ffn": 1}, {"ffn": True}), ({"*@0-1": [1, 1]}, {"*@0-1": [1, True]})):
+        for _ in range(2):
+            assert model._taia_switch.resolve(seen) is model._taia_switch.resolve(dict(seen))
+            with pytest.raises(SettingError, match="True"):
+                model._taia_switch.resolve(other)
+
+
 @pytest.mark.parametrize("way", ["setter", "using"])
 def test_a_list_is_for_calls_alone(model, pico, way):
     model.inference_modules = "attention"
