@@ -24,3 +24,7 @@ class Encoded:
             [2]
         """
         return [at for at, label in enumerate(self.labels) if at and label != IGNORED_LABEL]
+
+    def first(self, count: int | None) -> Encoded:
+        """Returns what is left when it is cut off behind so many tokens; all of it for None."""
+        return Encoded(self.input_ids[:count], self.labels[:count])

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from taia_hub.results.statistics import Interval, resample
+from taia_hub.retaining.losses import Losses
 
 MODES = ("none", "attention", "ffn", "all")
 COMPARED = (("attention", "none"), ("ffn", "none"), ("all", "none"), ("attention", "all"))
 """The differences of a table: a mode and the one that it is compared with."""
-
-
-@dataclass(frozen=True)
-class ItemLoss:
-    """The negative log likelihood of one answer, summed over its tokens, of which the end mark is one."""
-
-    nats: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -30,9 +23,7 @@ class DomainLosses:
     differences: Mapping[tuple[str, str], Interval]
 
 
-def summarise(
-    domain: str, losses: Mapping[str, Sequence[ItemLoss]], *, resamples: int = 2000, seed: int = 0
-) -> DomainLosses:
+def summarise(domain: str, losses: Mapping[str, Losses], *, resamples: int = 2000, seed: int = 0) -> DomainLosses:
     """Turns the losses of N items, in one order for all modes, into means and differences with 95 % intervals.
 
     Items are drawn with replacement, the same ones for every mode: what makes an item hard for all modes cancels in a
@@ -40,28 +31,19 @@ def summarise(
     (all nats over all tokens), the differences those of `COMPARED`.
 
     Example:
-        >>> items = [ItemLoss(2.0, 2), ItemLoss(4.0, 2)]
+        >>> items = Losses(tokens=(2, 2), nats=(2.0, 4.0))
         >>> summarise("maths", dict.fromkeys(MODES, items)).losses["all"]
         Interval(value=1.5, low=1.0, high=2.0)
     """
-    if not losses[MODES[0]]:
+    tokens = losses[MODES[0]].tokens
+    if not tokens:
         raise ValueError(f"The domain '{domain}' has no items.")
-    nats = [[loss.nats for loss in losses[mode]] for mode in MODES]
-    tokens = [loss.tokens for loss in losses[MODES[0]]]
-    drawn = resample(nats, weights=tokens, resamples=resamples, seed=seed, stream=domain)
+    drawn = resample(
+        [losses[mode].nats for mode in MODES], weights=tokens, resamples=resamples, seed=seed, stream=domain
+    )
     return DomainLosses(
         domain,
         len(tokens),
         {mode: drawn.interval(index) for index, mode in enumerate(MODES)},
         {(a, b): drawn.difference(MODES.index(a), MODES.index(b)) for a, b in COMPARED},
     )
-
-
-def mean_loss(losses: Sequence[ItemLoss]) -> float:
-    """Returns the loss of some answers together, in nats a token.
-
-    Example:
-        >>> mean_loss([ItemLoss(2.0, 1), ItemLoss(6.0, 7)])
-        1.0
-    """
-    return sum(loss.nats for loss in losses) / max(1, sum(loss.tokens for loss in losses))

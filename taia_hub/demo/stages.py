@@ -20,7 +20,7 @@ from taia_hub.compare import compare
 from taia_hub.demo.base import MARKER, copied_base, smollm2_base
 from taia_hub.demo.evaluation import domain_losses, mode_table
 from taia_hub.demo.inputs import MAX_LENGTH, Inputs, demo_recipe
-from taia_hub.demo.losses import MODES, mean_loss
+from taia_hub.demo.losses import MODES
 from taia_hub.demo.pages import write_pages
 from taia_hub.demo.report import DemoReport
 from taia_hub.demo.samples import write_items
@@ -59,8 +59,8 @@ def run_stages(folder: Path, inputs: Inputs, *, steps: int, seed: int, log: Log,
     with stage("before", f"Asking {inputs.name} as it is"):
         model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
         log(f"\n{_quoted(inputs.prompt[-1]['content'])}\n\n{_indented(_answer(model, tokenizer, inputs))}\n")
-        losses = domain_losses(model, tokenizer, inputs.domains, max_length=MAX_LENGTH, progress=progress)
-        means = ", ".join(f"{domain} {mean_loss(found):.3f}" for domain, found in losses.items())
+        (losses,) = domain_losses(model, tokenizer, inputs.domains, max_length=MAX_LENGTH, progress=progress)
+        means = ", ".join(f"{domain} {found.loss:.3f}" for domain, found in losses.items())
         log(f"Its loss on held-out answers, in nats a token: {means}\n")
         del model
     what = f"{inputs.trained_domain} answers" if not inputs.is_own else "your items"

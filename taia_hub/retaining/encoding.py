@@ -47,7 +47,7 @@ def encode_texts(
     if cut := sum(len(row.input_ids) > most for row in rows):
         whole = "1 text is" if cut == 1 else f"{cut:,} texts are"
         notes.append(f"{whole} longer than {most:,} tokens: what stands behind is not measured.")
-    rows = [Encoded(row.input_ids[:most], row.labels[:most]) for row in rows]
+    rows = [row.first(most) for row in rows]
     if nothing := sum(not row.measured for row in rows):
         if nothing == len(rows):
             raise ConfigError("No text has a token to measure.", "Give texts of two tokens or more.")

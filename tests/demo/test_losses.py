@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from taia_hub.demo.losses import MODES, ItemLoss, mean_loss, summarise
+from taia_hub.demo.losses import MODES, summarise
+from taia_hub.retaining import Losses
 
 
-def _alike(losses: list[ItemLoss]) -> dict[str, list[ItemLoss]]:
-    return dict.fromkeys(MODES, losses)
+def _alike(nats, tokens) -> dict[str, Losses]:
+    return dict.fromkeys(MODES, Losses(tuple(tokens), tuple(nats)))
 
 
-def _losses(shift: dict[str, float]) -> dict[str, list[ItemLoss]]:
+def _losses(shift: dict[str, float]) -> dict[str, Losses]:
     hard = torch.rand(40, generator=torch.Generator().manual_seed(3)).mul(20).tolist()
-    return {mode: [ItemLoss(nats + 10 * shift.get(mode, 0.0), 10) for nats in hard] for mode in MODES}
+    return {mode: Losses((10,) * 40, tuple(nats + 10 * shift.get(mode, 0.0) for nats in hard)) for mode in MODES}
 
 
 def test_differences_are_paired():
@@ -28,23 +29,18 @@ def test_differences_are_paired():
 
 def test_interval_is_that_of_the_mean_over_items():
     nats = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 5
-    table = summarise("x", _alike([ItemLoss(value, 1) for value in nats.tolist()]))
+    table = summarise("x", _alike(nats.tolist(), [1] * 400))
     half = 1.96 * nats.std().item() / math.sqrt(400)
     found = table.losses["none"]
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.02)
-    assert summarise("x", _alike([ItemLoss(v, 1) for v in nats.tolist()])) == table
+    assert summarise("x", _alike(nats.tolist(), [1] * 400)) == table
 
 
 def test_loss_is_a_token_so_that_long_answers_count_more():
-    losses = _alike([ItemLoss(2.0, 1), ItemLoss(6.0, 6)])
+    losses = _alike([2.0, 6.0], [1, 6])
     assert summarise("x", losses).losses["all"].value == pytest.approx(8 / 7)
 
 
 def test_domain_without_items_is_refused():
     with pytest.raises(ValueError, match="'x' has no items"):
-        summarise("x", _alike([]))
-
-
-def test_mean_loss_is_a_token():
-    assert mean_loss([ItemLoss(2.0, 1), ItemLoss(6.0, 3)]) == 2.0
-    assert mean_loss([]) == 0.0
+        summarise("x", _alike([], []))
