@@ -77,7 +77,7 @@ def refine_difference(
         UnsupportedUpdateError: If no changed tensor can be cut, or nothing stands out anywhere.
     """
     roles = find_sublayers(difference.base.model).roles
-    groups = {id(group): (name, group) for name, group in reversed(difference.changed.items())}
+    groups = {id(group): (name, group) for name, group in reversed(list(difference.changed.items()))}
     reasons = {key: _obstacle(name, group, difference) for key, (name, group) in groups.items()}
     count = sum(len(group.sources) for key, (_, group) in groups.items() if reasons[key] is None)
     if not count:
@@ -89,7 +89,7 @@ def refine_difference(
     matrices: list[RefinedMatrix] = []
     left: list[LeftAlone] = []
     made: dict[int, Group | None] = {}
-    for key, (name, group) in reversed(groups.items()):
+    for key, (name, group) in reversed(list(groups.items())):
         if (reason := reasons[key]) is not None:
             left += [LeftAlone(stored.name, reason) for stored in _sources(group)]
             made[key] = group
@@ -197,7 +197,8 @@ def _refined(was: StoredTensor, now: StoredTensor, role: str, file: Path) -> tup
             for total, part in zip(norms, (found.values, found.values[: found.kept]), strict=True)
         ]
         thresholds.append(found.threshold)
-    told = RefinedMatrix(now.name, role, tuple(now.shape), rank, kept, *norms, threshold=max(thresholds))
+    before, after = norms
+    told = RefinedMatrix(now.name, role, tuple(now.shape), rank, kept, before, after, threshold=max(thresholds))
     if kept == rank:
         return now, told
     save_file({now.name: new}, file)

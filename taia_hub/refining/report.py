@@ -28,14 +28,14 @@ class Method(str, Enum):
     DG_HARD = "dg-hard"
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """Its name in words."""
-        return _TITLES[self][0]
+        return _LABELS[self][0]
 
     @property
     def source(self) -> str:
         """Where it was published."""
-        return _TITLES[self][1]
+        return _LABELS[self][1]
 
     @classmethod
     def parse(cls, value: Any) -> Method:
@@ -45,7 +45,7 @@ class Method(str, Enum):
             ConfigError: If there is none of that name.
 
         Example:
-            >>> Method.parse("norm").title
+            >>> Method.parse("norm").label
             'NoRM'
         """
         known = [one.value for one in cls]
@@ -57,7 +57,7 @@ class Method(str, Enum):
         )
 
 
-_TITLES = {
+_LABELS = {
     Method.NORM: ("NoRM", "Jiang et al., ICLR 2025, openreview.net/forum?id=ZV7CLf0RHK"),
     Method.DG_HARD: ("DG-Hard", "Abro and Tahir, arXiv 2605.20296"),
 }
@@ -148,7 +148,7 @@ class Refinement:
 
     def to_text(self) -> str:
         """Says in some lines what was kept."""
-        lines = [f"Refined by {self.method.title} ({self.method.source}); kept:"]
+        lines = [f"Refined by {self.method.label} ({self.method.source}); kept:"]
         for role, one in self.roles.items():
             phi = "" if one.phi is None else f", overlap with the base {one.phi:.3f}"
             lines.append(
@@ -163,7 +163,7 @@ class Refinement:
         """Says on a card what was done, in one or two sentences."""
         one, how = self.whole, _KEPT_BY[self.method]
         said = (
-            f"Refined by {self.method.title} ({self.method.source}): of each matrix of the update {how} were kept, "
+            f"Refined by {self.method.label} ({self.method.source}): of each matrix of the update {how} were kept, "
             f"{one.kept:,} of {one.rank:,} in {_matrices(one.matrices)}, with {one.share:.1%} of its Frobenius norm."
         )
         if not self.left_alone:
