@@ -105,7 +105,7 @@ def refine_lora(
     layers = listed(update.head_model, switch.sites)
     reasons = {name: _obstacle(layer) for name, _, layer in layers}
     plan = [(name, site, layer) for name, site, layer in layers if reasons[name] is None]
-    if update.kind is not PEFT or update.method != "LORA" or not plan:
+    if update.kind is not PEFT or not plan:
         raise _refused(update, reasons)
     base.require(f"{site.path}.weight" for _, site, _ in plan)
     hub.check_space(out, 3 * (update.source / PEFT.weights).stat().st_size, "The refined adapter")

@@ -10,10 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from taia_hub import hub
 from taia_hub.common.atomic import write_atomically
-from taia_hub.common.parsing import parse_json
 from taia_hub.common.text_tables import amount
-from taia_hub.errors import ConfigError, closest
+from taia_hub.errors import ConfigError, TAIAError, closest, short
+from taia_hub.roles import ROLES
 
 REFINEMENT_FILE = "taia_refinement.json"
 """The file beside a model that holds a `Refinement` of its update."""
@@ -206,14 +207,14 @@ class Refinement:
         """Reads a file that `save` wrote.
 
         Raises:
-            ConfigError: If it is missing, malformed, or of a later version.
+            ConfigError: If it is malformed, or of a later version.
+            RepositoryError: If it is missing, or cannot be read.
         """
         try:
-            values = parse_json(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                raise ValueError("it is no JSON object")
-            return cls.from_json(values)
-        except (OSError, ValueError) as error:
+            return cls.from_json(hub.read_json(path))
+        except ValueError as error:
+            if isinstance(error, TAIAError):
+                raise
             raise ConfigError(
                 f"'{path}' cannot be read as the refinement of an update: {error}.",
                 "Make the repository again, with --refine, or delete the file.",
@@ -221,11 +222,15 @@ class Refinement:
 
 
 def _check(one: RefinedMatrix) -> None:
+    """Refuses what no refinement can say of a matrix; the file may be anybody's."""
+    if not isinstance(one.name, str) or one.role not in ROLES:
+        raise ValueError(f"a matrix has the name {short(one.name)} and the role {short(one.role)}")
     counts, norms = (one.rank, one.kept), (one.norm, one.kept_norm)
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"the ranks of '{one.name}' are {counts}")
-    if not all(isinstance(norm, int | float) and math.isfinite(norm) and norm >= 0 for norm in norms):
-        raise ValueError(f"the norms of '{one.name}' are {norms}")
+    if not all(type(count) is int for count in counts) or not 0 <= one.kept <= one.rank:
+        raise ValueError(f"the ranks of '{one.name}' are {short(counts)}")
+    numbers = [*norms, *(value for value in (one.phi, one.phi_before, one.threshold) if value is not None)]
+    if not all(type(number) in (int, float) and math.isfinite(number) and number >= 0 for number in numbers):
+        raise ValueError(f"the numbers of '{one.name}' are {short(numbers)}")
 
 
 def _summed(matrices: Iterable[RefinedMatrix]) -> RefinedRole:

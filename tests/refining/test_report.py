@@ -43,7 +43,11 @@ def test_words_count_what_was_kept():
         ({"method": "other"}, "other"),
         ({"matrices": [{"name": "x"}]}, "malformed"),
         ({"matrices": [{**FOUND.to_json()["matrices"][0], "kept": -1}]}, "ranks"),
-        ({"matrices": [{**FOUND.to_json()["matrices"][0], "norm": "3"}]}, "norms"),
+        ({"matrices": [{**FOUND.to_json()["matrices"][0], "norm": "3"}]}, "numbers"),
+        ({"matrices": [{**FOUND.to_json()["matrices"][0], "kept": 5}]}, "ranks"),
+        ({"matrices": [{**FOUND.to_json()["matrices"][0], "role": ["ffn"]}]}, "role"),
+        ({"matrices": [{**FOUND.to_json()["matrices"][0], "phi": "high"}]}, "numbers"),
+        ({"matrices": [3]}, "malformed"),
         ({"left_alone": 3}, "malformed"),
     ],
 )
@@ -58,7 +62,7 @@ def test_a_damaged_file_is_refused(tmp_path, change, said):
 def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     path = tmp_path / "taia_refinement.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="JSON"):
         Refinement.load(path)
 
 

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from peft import LoHaConfig, PeftModel
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from taia_hub import TAIAForCausalLM
+from taia_hub import TAIAForCausalLM, TAIAModel
 from taia_hub.errors import ConfigError, RepositoryError, TAIAError, UnsupportedUpdateError, UpdateMismatchError
 from taia_hub.refining import norm
 from taia_hub.refining.report import REFINEMENT_FILE, Refinement
@@ -91,6 +91,24 @@ def test_modes_act_on_a_refined_adapter_and_none_is_the_base(pico, tmp_path):
     loaded.save_pretrained(tmp_path / "saved")
     for name in (f"adapter/{WEIGHTS}", f"adapter/{CONFIG}", REFINEMENT_FILE):
         assert (tmp_path / "saved" / name).read_bytes() == (tmp_path / "made" / name).read_bytes()
+
+
+@pytest.mark.parametrize("is_of_the_backbone", [False, True])
+def test_the_adapter_of_a_model_without_its_head_is_refined_too(pico, tmp_path, is_of_the_backbone):
+    adapter = pico.adapter("llama")
+    if is_of_the_backbone:
+        adapter = tmp_path / "features"
+        config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        torch.manual_seed(0)
+        get_peft_model(AutoModel.from_pretrained(pico.base("llama")), config).save_pretrained(adapter)
+    model = TAIAModel.from_adapter(pico.base("llama"), adapter, refine="norm", inference_modules="all").eval()
+    refined = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(pico.base("llama")) if is_of_the_backbone else pico.plain("llama"),
+        str(model._taia_update.source),
+    )
+    expected = refined.eval()(pico.ids(), output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(model(pico.ids()).last_hidden_state, expected)
+    assert 0 < Refinement.load(model._taia_update.source / REFINEMENT_FILE).whole.share < 1
 
 
 def test_the_record_goes_with_the_weights_that_it_is_of(pico, tmp_path, caplog):
@@ -323,10 +341,14 @@ def test_a_refined_fine_tune_is_loaded_and_known_again(pair, tmp_path, monkeypat
         create_from_finetuned(str(base), str(tuned), out=tmp_path / "made")
 
 
-def test_experts_are_cut_one_by_one(tmp_path):
+@pytest.mark.parametrize("kind", ["mixtral", "granitemoe"])
+def test_experts_are_cut_one_by_one(tmp_path, kind):
+    """Mixtral's file has a matrix for each expert, that of Granite one stack of them."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MixtralConfig(vocab_size=64, num_local_experts=3, num_experts_per_tok=2, num_key_value_heads=2, **sizes)
+    config = AutoConfig.for_model(
+        kind, vocab_size=64, num_local_experts=3, num_experts_per_tok=2, num_key_value_heads=2, **sizes
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
@@ -340,10 +362,14 @@ def test_experts_are_cut_one_by_one(tmp_path):
     )
     assert sum(one.kept for one in made.refinement.matrices) == 0 + 1 + 2
     assert {one.role for one in made.refinement.matrices} == {"ffn"}
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "tuned"))
-    TAIAForCausalLM.from_pretrained(tmp_path / "made")
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert {one.name for one in made.refinement.matrices} == changed
+    assert len(made.refinement.matrices) == (3 if kind == "mixtral" else 1)
+    path, _, attribute = next(
+        name for name, _ in model.named_parameters() if name.endswith("experts.down_proj")
+    ).rpartition(".")
+    base = getattr(AutoModelForCausalLM.from_pretrained(tmp_path / "base").get_submodule(path), attribute)
+    with TAIAForCausalLM.from_pretrained(tmp_path / "made").using("all") as loaded:
+        delta = getattr(loaded.get_submodule(path), attribute) - base
+    assert [int(torch.linalg.matrix_rank(one, rtol=1e-4)) for one in delta] == [0, 1, 2]
 
 
 def test_a_fine_tune_that_is_noise_or_has_no_matrix_is_refused(pair, pico, tmp_path):
@@ -368,8 +394,6 @@ def test_a_fine_tune_that_is_noise_or_has_no_matrix_is_refused(pair, pico, tmp_p
 @pytest.mark.slow
 def test_a_real_model_is_refined_within_a_minute(smollm2, tmp_path):
     from time import monotonic
-
-    from peft import LoraConfig, get_peft_model
 
     base = AutoModelForCausalLM.from_pretrained(smollm2)
     torch.manual_seed(0)
