@@ -10,6 +10,7 @@ in and what goes out; what is public stands in the README or in a room's `__all_
     page                the comparison of modes as a Gradio page
     space               a Space on the Hub that shows that page
     serving             the modes of a repository behind an engine: files, commands, start
+    tuning              which part of an update to keep, searched: target loss against what is lost
     training            from a recipe to a repository, by TRL, PEFT and accelerate
     evaluation          lm-evaluation-harness on one loaded model under every mode
     retaining           losses and divergence from the base, by mode, on texts
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from taia_hub.switch.modes import Mode
     from taia_hub.switch.settings import InferenceModules
     from taia_hub.training import TrainingRecipe, train
+    from taia_hub.tuning import tune
 
 __all__ = [
     "InferenceModules",
@@ -67,6 +69,7 @@ __all__ = [
     "retention",
     "sublayer_roles",
     "train",
+    "tune",
 ]
 _HOMES = {
     "InferenceModules": "switch.settings",
@@ -80,6 +83,7 @@ _HOMES = {
     "retention": "retaining",
     "sublayer_roles": "roles.sublayers",
     "train": "training",
+    "tune": "tuning",
 }
 
 

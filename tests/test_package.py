@@ -167,6 +167,7 @@ def test_the_public_names_are_few_and_documented():
         "retention",
         "sublayer_roles",
         "train",
+        "tune",
     }
     aliases = {"InferenceModules", "Mode", "__version__"}
     assert all(getattr(taia_hub, name).__doc__ for name in set(taia_hub.__all__) - aliases)

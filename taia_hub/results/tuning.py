@@ -62,7 +62,7 @@ class Candidate:
         weights: The weight of each of `Tuned.groups`.
         target: Loss on the target.
         retention: Divergence from the base on the retained texts or, by `Tuned.objective`, how much the loss grew.
-        gain: Of the candidates `none` and `all`, the target loss of that one less this one's: above 0 this is better.
+        gain: Label of a plain mode to its target loss less this one's: above 0 this is better.
         saved: The same of the retention: above 0 this keeps more.
         kept: Share of the retained texts' tokens whose most likely next token is the base's.
         trade_off: Nats of target loss that the search gave for a nat of retention; None of what it did not find.

@@ -1,0 +1,90 @@
+"""What a tuning leaves in its folder: how far it is, then what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taia_hub.common.resuming import Mark, changed_inputs
+from taia_hub.errors import ConfigError, RepositoryError
+from taia_hub.results.tuning import TUNING_FILE, Tuned
+
+STATE_FILE = ".taia_tuning_state.json"
+"""Beside the tuning file: what it was made from, and what an interrupted search goes on from."""
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps the state of a search in a folder, or nowhere; `finished` is what lies there already."""
+
+    folder: Path | None
+    mark: Mark | None = None
+    finished: Tuned | None = None
+    state: Mapping[str, Any] | None = None
+    is_first: bool = True
+
+    @classmethod
+    def of(
+        cls, out: str | Path | None, inputs: Mapping[str, Any], *, overwrite: bool = False, is_first: bool = True
+    ) -> Keeper:
+        """Looks into the folder `out`; of several processes the first one alone writes.
+
+        Raises:
+            ConfigError: If it holds a tuning of other inputs, or one that nothing is known of.
+            RepositoryError: If it cannot be written.
+        """
+        if out is None:
+            return cls(None)
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise RepositoryError(f"'{folder}' is a file.", "Give a folder for the tuning.")
+        mark, done = Mark(folder / STATE_FILE, dict(inputs)), folder / TUNING_FILE
+        if overwrite or not (mark.path.exists() or done.exists()):
+            return cls(folder, mark, is_first=is_first)
+        if not mark.fits():
+            raise _other(folder, mark, inputs)
+        known = mark.read()
+        if known.get("done") and done.is_file():
+            return cls(folder, mark, Tuned.load(done), None, is_first)
+        return cls(folder, mark, None, known.get("state"), is_first)
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Writes down how far the search is.
+
+        Raises:
+            RepositoryError: If it cannot be written.
+        """
+        self._write(state=state, done=False)
+
+    def finish(self, tuned: Tuned) -> None:
+        """Writes the tuning file, then that all is done.
+
+        Raises:
+            RepositoryError: If they cannot be written.
+        """
+        if self.folder is not None and self.is_first:
+            tuned.save(self.folder / TUNING_FILE)
+            self._write(state=None, done=True)
+
+    def _write(self, **facts: Any) -> None:
+        if self.mark is None or not self.is_first:
+            return
+        try:
+            self.mark.write(**facts)
+        except OSError as error:
+            raise RepositoryError(
+                f"The folder '{self.folder}' cannot be written: {error}.", "Name another one with --out."
+            ) from error
+
+
+def _other(folder: Path, mark: Mark, inputs: Mapping[str, Any]) -> ConfigError:
+    try:
+        changed = changed_inputs(mark.read(), dict(inputs))
+    except ConfigError:
+        changed = ""
+    return ConfigError(
+        f"'{folder}' holds another tuning: {changed or 'what it was made from is not known'}.",
+        "Give the same inputs as before, choose another folder with --out, or throw it away with --overwrite.",
+    )

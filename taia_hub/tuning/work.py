@@ -1,0 +1,259 @@
+"""The work of one tuning: the scale of the problem, the search within the budget, the report, the choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taia_hub.common.progress import Progress
+from taia_hub.results.identity import ModelIdentity
+from taia_hub.results.tuning import Objective, Tuned
+from taia_hub.retaining import Losses
+from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.tuning.choosing import Proposal, judge
+from taia_hub.tuning.dropping import Dropping
+from taia_hub.tuning.gradients import Gradients
+from taia_hub.tuning.grouping import Grouping
+from taia_hub.tuning.items import Side
+from taia_hub.tuning.keeping import Keeper
+from taia_hub.tuning.measured import Measure
+from taia_hub.tuning.processes import Processes
+from taia_hub.tuning.searching import STEPS, Plan, Point, Search, State, affordable
+
+_COMMON = (0.25, 0.5, 0.75)
+"""The weights at which `all` is a candidate (WiSE-FT, arXiv 2109.01903)."""
+
+_SCALED = 16
+"""Items a side that tell the scale of the problem."""
+
+_NOBODY = ModelIdentity("", None, None, None, None, "")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, as of `tune`."""
+
+    grouping: Grouping
+    objective: Objective
+    points: int
+    seed: int
+    allow_extrapolation: bool
+    budget: float | None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest weight."""
+        return (-2.0, 2.0) if self.allow_extrapolation else (0.0, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a result depends on, as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["budget"]  # a search that was interrupted may get more time
+        return {**values, "grouping": self.grouping.by}
+
+
+class Work:
+    """One tuning of a loaded model, which its caller has put into evaluation."""
+
+    def __init__(
+        self,
+        model: Any,
+        asked: Asked,
+        target: Side,
+        retain: Side,
+        processes: Processes,
+        progress: Progress | None,
+        keeper: Keeper,
+        began: float,
+    ) -> None:
+        self.asked, self.target, self.retain = asked, target, retain
+        self.processes, self.keeper = processes, keeper
+        self.progress = progress if processes.rank == 0 else None
+        self.measure = Measure(model, processes)
+        self.gradients = Gradients(model, asked.grouping, processes)
+        self.before = float((keeper.state or {}).get("seconds", 0.0))
+        self.began = began
+        self.whole = any(site.whole_only for site in asked.grouping.sites)
+        # ^ the update acts as a whole or not at all
+        self.complete = True
+        self.steps = self.tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the tuning has taken, with the parts before it was interrupted."""
+        return self.before + time.monotonic() - self.began
+
+    def run(self) -> Tuned:
+        """Searches, measures every candidate on the report part, and chooses."""
+        found = self.drop() if self.whole else self.descend()
+        proposals = self.proposals(found)
+        judged = judge(proposals, *self.report(proposals), objective=self.asked.objective, seed=self.asked.seed)
+        notes = ("The update takes only 0 or 1: groups were dropped one after the other.",) if self.whole else ()
+        return Tuned(
+            model=_NOBODY,
+            objective=self.asked.objective,
+            by=self.asked.grouping.by,
+            groups=self.asked.grouping.groups,
+            candidates=judged.candidates,
+            choice=judged.choice,
+            target=self.target.facts,
+            retain=self.retain.facts,
+            seed=self.asked.seed,
+            steps=self.steps,
+            tokens=self.tokens,
+            seconds=round(self.seconds, 3),
+            complete=self.complete,
+            allow_extrapolation=self.asked.allow_extrapolation,
+            notes=notes,
+        )
+
+    def descend(self) -> list[Point]:
+        """Returns the points of the descent."""
+        asked, known = self.asked, self.keeper.state
+        search = Search(self.gradients, self.target.search, self.retain.search, asked.objective, asked.seed)
+        if known is None:
+            plan = self.plan(search)
+            state = State.fresh(plan.start, asked.bounds)
+        else:
+            plan = Plan(**{**known["plan"], "start": tuple(known["plan"]["start"])})
+            state = State.from_json(known["search"], asked.bounds)
+        total = plan.total
+
+        def step_done(steps: int) -> bool:
+            self.show("search", steps, total)
+            return not self.is_over(plan.report)
+
+        def point_done(state: State) -> None:
+            facts = {"search": state.to_json(), "plan": dataclasses.asdict(plan), "seconds": self.seconds}
+            self.keeper.keep(facts)
+
+        search.run(state, plan, step_done=step_done, point_done=point_done)
+        self.complete = len(state.found) == asked.points and plan.steps == STEPS
+        self.steps, self.tokens = state.descent.steps, state.tokens
+        return state.found
+
+    def plan(self, search: Search) -> Plan:
+        """Plans a search by the scale of the problem, and cuts it to the budget."""
+        forward, gain, start = self.scale()
+        plan = Plan(self.asked.points, STEPS, start, gain)
+        if self.asked.budget is None:
+            return plan
+        began = time.monotonic()
+        search.step(State.fresh(start, self.asked.bounds), math.inf, 0.0, gain)
+        per_step = time.monotonic() - began
+        report = forward * self.tokens_to_report()
+        left = 60 * self.asked.budget - self.seconds - report
+        left, per_step, report = self.processes.first((left, per_step, report))
+        return affordable(dataclasses.replace(plan, report=report), left, per_step)
+
+    def scale(self) -> tuple[float, float, tuple[float, ...]]:
+        """Looks at some target items: how long they take, and where there is something to find.
+
+        Returns:
+            The seconds that a token takes under one setting, the nats a token that count as a gain, and the weights of
+            the plain mode, or of `all` at a common weight, that fits them best.
+        """
+        began, some = time.monotonic(), self.target.search[:_SCALED]
+        settings = [parse_setting(mode) for mode in ("none", "all", "attention", "ffn")]
+        if not self.whole:
+            settings += map(_common, _COMMON)
+        losses = [one.loss for one in self.measure(some, settings, divergence=False)]
+        seconds = (time.monotonic() - began) / len(settings) / sum(len(row.input_ids) for row in some)
+        best = min(range(1, len(settings)), key=losses.__getitem__)
+        gain = max(abs(losses[0] - losses[best]), losses[0] / 100)
+        return seconds, gain, self.asked.grouping.of_setting(settings[best])
+
+    def tokens_to_report(self) -> int:
+        """Returns how many tokens the report computes, about."""
+        settings = 4 + len(_COMMON) + self.asked.points
+        return settings * sum(len(row.input_ids) for side in (self.target, self.retain) for row in side.report)
+
+    def is_over(self, report: float) -> bool:
+        """Tells whether the time is over that the search has; the first process says so for all."""
+        if self.asked.budget is None:
+            return False
+        return bool(self.processes.first(self.seconds > 60 * self.asked.budget - report))
+
+    def drop(self) -> list[Point]:
+        """Returns the points of an update that acts as a whole: groups go one after the other."""
+        asked, known = self.asked, self.keeper.state or {}
+        dropping = Dropping(self.measure, asked.grouping, self.target.search, self.retain.search, asked.objective)
+        found = [Point.from_json(one) for one in known.get("found", ())]
+        rounds = known.get("rounds") or self.rounds()
+        kept = found[-1].weights if found else (1.0,) * len(asked.grouping.groups)
+        for number in range(len(found), rounds):
+            found.append(dropping.round([bool(one) for one in kept], rounds - number))
+            self.steps, self.tokens = number + 1, self.tokens + int(1 + sum(kept)) * self.tokens_to_search()
+            kept = found[-1].weights
+            self.show("search", number + 1, rounds)
+            facts = {"found": [dataclasses.asdict(one) for one in found], "rounds": rounds, "seconds": self.seconds}
+            self.keeper.keep(facts)
+        self.complete = rounds == self.most_rounds
+        return found
+
+    @property
+    def most_rounds(self) -> int:
+        """How many rounds of dropping there are without a budget: the last group stays, or it would be `none`."""
+        return min(self.asked.points, len(self.asked.grouping.groups) - 1)
+
+    def rounds(self) -> int:
+        """Plans how many rounds of dropping the budget has room for."""
+        if self.asked.budget is None or not self.most_rounds:
+            return self.most_rounds
+        forward = self.scale()[0]
+        per_round = forward * self.tokens_to_search() * (1 + len(self.asked.grouping.groups))
+        left = 60 * self.asked.budget - self.seconds - forward * self.tokens_to_report()
+        rounds = int(max(0.0, self.processes.first(left / per_round)))
+        if not rounds:
+            affordable(Plan(1, 1, (), 0.0), left, per_round)  # says what is missing
+        return min(rounds, self.most_rounds)
+
+    def tokens_to_search(self) -> int:
+        """Returns how many tokens the search parts have."""
+        return sum(len(row.input_ids) for side in (self.target, self.retain) for row in side.search)
+
+    def proposals(self, found: Sequence[Point]) -> list[Proposal]:
+        """Returns the candidates: plain modes, `all` at common weights, and what was found; none of them twice."""
+        grouping = self.asked.grouping
+        made = [Proposal(mode, "mode", parse_setting(mode), ()) for mode in ("none", "all", "attention", "ffn")]
+        for weight in () if self.whole else _COMMON:
+            setting = _common(weight)
+            made.append(Proposal(f"all at {weight:g}", "common", setting, ()))
+        for point in found:
+            made.append(Proposal("", "tuned", grouping.setting(point.weights), (), point.trade_off))
+        kept: dict[tuple[float, ...], Proposal] = {}
+        for one in made:
+            weights = one.setting.weights(grouping.sites)
+            if weights not in kept:
+                label = one.label or f"tuned {1 + sum(other.kind == 'tuned' for other in kept.values())}"
+                kept[weights] = dataclasses.replace(one, label=label, weights=grouping.of_setting(one.setting))
+        order = {"none": 0, "attention": 1, "ffn": 2, "all": 3}
+        return sorted(kept.values(), key=lambda one: order.get(one.label, 4))
+
+    def report(self, proposals: Sequence[Proposal]) -> tuple[tuple[Losses, ...], tuple[Losses, ...]]:
+        """Measures the candidates on the items that the search has not seen."""
+        settings = [one.setting for one in proposals]
+        sides = self.target.report, self.retain.report
+        total = sum(map(len, sides))
+
+        def told(done: int, of: int) -> None:
+            self.show("report", done * self.processes.count, total)
+
+        def told_more(done: int, of: int) -> None:
+            self.show("report", len(sides[0]) + done * self.processes.count, total)
+
+        target = self.measure(sides[0], settings, divergence=False, told=told)
+        return target, self.measure(sides[1], settings, told=told_more)
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Tells how far a stage is."""
+        if self.progress:
+            self.progress(stage, min(done, total), total)
+
+
+def _common(weight: float) -> Setting:
+    return parse_setting({"*": weight})
