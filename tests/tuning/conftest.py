@@ -17,6 +17,7 @@ from tests.conftest import made_once
 
 LENGTH = 12
 _VOCABULARY = 32
+USEFUL = [("attention", 0), ("ffn", 1)]
 EVERY = [(role, layer) for layer in (0, 1) for role in ("attention", "ffn")]
 
 
@@ -97,3 +98,9 @@ def with_update(
         factor.requires_grad_(False)
         factor.grad = None
     return model
+
+
+@pytest.fixture(scope="session")
+def update(trained_base: Any) -> Any:
+    """A model of whose update two parts of four are useful."""
+    return with_update(trained_base, USEFUL, seed=0)

@@ -14,16 +14,9 @@ from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.results import Tuned
 from taia_hub.tuning import work
-from tests.tuning.conftest import EVERY, general, rows, with_update
+from tests.tuning.conftest import EVERY, USEFUL, general, rows, with_update
 
-USEFUL = [("attention", 0), ("ffn", 1)]
 TUNING = {"tokenizer": object(), "points": 2}
-
-
-@pytest.fixture(scope="module")
-def update(trained_base: Any) -> Any:
-    """A model of whose update two parts of four are useful."""
-    return with_update(trained_base, USEFUL, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(4))
