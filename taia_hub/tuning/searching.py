@@ -33,8 +33,11 @@ _MOST, _LEAST = 0.5, 0.05
 _STIFF = 1.5
 """What it costs to be above a level by a factor of e, in what `all` gains: twice as much oscillates."""
 
-_STUCK = 0.1
+_STUCK = 0.2
 """The first point is searched again if another one fits the target better by more than this part of what is gained."""
+
+_COMPARED = 16
+"""Items that two points are compared on."""
 
 _SMOOTH = 0.03
 """What neighbouring layers cost that are 0 and 1, as a part of what `all` gains: enough that noise fits nothing."""
@@ -174,14 +177,21 @@ class Search:
                 point_done(state)
             if not going:
                 return
-        best = min(state.found, key=lambda one: one.target)
-        if not state.again and best.target < state.found[0].target - _STUCK * plan.gain:
+        if not state.again and (better := self.better(state.found, plan.gain)):
             state.again = True
-            state.descent.weights = np.array(best.weights)
+            state.descent.weights = np.array(better.weights)
             found, _ = self.descend(state, math.inf, plan.steps_of(0), plan, step_done)
-            if found and found.target < state.found[0].target:
-                state.found[0] = found
+            state.found[0] = found or state.found[0]
             point_done(state)
+
+    def better(self, found: Sequence[Point], gain: float) -> Point | None:
+        """Finds a point that fits the target much better than the first one, which then was stuck; None without one."""
+        best = min(found, key=lambda one: one.target)
+        if best.target > found[0].target - _STUCK * gain:
+            return None
+        some = self.sides[0][:_COMPARED]  # their own losses are of other items
+        first, other = (self.gradients.loss(some, np.array(one.weights)).value for one in (found[0], best))
+        return best if other < first - _STUCK * gain else None
 
     def descend(
         self, state: State, level: float, steps: int, plan: Plan, step_done: Callable[[int], bool]

@@ -20,7 +20,7 @@ def gradients(update: Any) -> Gradients:
 
 
 @pytest.mark.parametrize("what", ["target", "kl", "loss"])
-def test_gradients_are_those_of_finite_differences(gradients: Gradients, what: str) -> None:
+def test_gradients_are_those_of_finite_differences(gradients: Gradients, what: Any) -> None:
     items = rows(6, 1, 2) if what == "target" else general(6, 2)
 
     def slope(weights: np.ndarray) -> Any:
@@ -33,7 +33,7 @@ def test_gradients_are_those_of_finite_differences(gradients: Gradients, what: s
 
 
 def test_values_are_those_that_are_measured(gradients: Gradients, update: Any) -> None:
-    setting = gradients.grouping.setting(WEIGHTS)
+    setting = gradients.grouping.setting(WEIGHTS.tolist())
     target, retain = rows(7, 1, 2), general(8, 2)
     (one,) = measure(update, target, [setting], divergence=False)
     base, other = measure(update, retain, ["none", setting])

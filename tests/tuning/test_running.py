@@ -16,7 +16,7 @@ from taia_hub.results import Tuned
 from taia_hub.tuning import work
 from tests.tuning.conftest import EVERY, USEFUL, general, rows, with_update
 
-TUNING = {"tokenizer": object(), "points": 2}
+TUNING: dict[str, Any] = {"tokenizer": object(), "points": 2}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,82 @@
+"""Updates that act as a whole or not at all: groups are dropped one after the other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoHaConfig
+
+import taia_hub
+from taia_hub.errors import ConfigError, SettingError
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.switch.learned import learned
+from taia_hub.tuning import work
+from taia_hub.tuning.dropping import Dropping
+from taia_hub.tuning.grouping import Grouping
+from taia_hub.tuning.measured import Measure
+from taia_hub.tuning.processes import Processes
+from tests.conftest import Pico
+from tests.tuning.conftest import USEFUL, general, rows, with_update
+
+OPTIONS: dict[str, Any] = {"tokenizer": object()}
+
+
+@pytest.fixture(scope="module")
+def whole(pico: Pico) -> Any:
+    config = LoHaConfig(r=2, alpha=4, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    return TAIAForCausalLM.from_adapter(pico.base("llama"), pico.adapter("llama", config, "tuning-loha")).eval()
+
+
+def test_such_an_update_takes_no_weights(whole: Any) -> None:
+    import torch
+
+    with pytest.raises(SettingError, match="takes only the numbers 0 or 1"):
+        learned(whole._taia_switch, [torch.tensor(0.5)] * len(whole._taia_switch.sites))
+
+
+def test_its_candidates_have_weights_of_0_and_1(whole: Any) -> None:
+    tuned = taia_hub.tune(whole, rows(20, 1, 2), general(20, 2), points=3, **OPTIONS)
+    assert {weight for one in tuned.candidates for weight in one.weights} == {0.0, 1.0}
+    assert not any(one.kind == "common" for one in tuned.candidates)
+    assert "takes only 0 or 1" in tuned.notes[-1]
+    assert tuned.steps == 3
+    assert tuned.complete
+
+
+def test_what_costs_the_least_goes_first(trained_base: Any) -> None:
+    """The two useful parts of four are what is left, where nothing between 0 and 1 is allowed."""
+    model = with_update(trained_base, USEFUL, 0, noise=0.1)
+    grouping = Grouping(model._taia_switch.sites)
+    dropping = Dropping(Measure(model, Processes()), grouping, rows(30, 1, 2), general(30, 2), "kl")
+    first = dropping.round((True,) * 4, 3)
+    second = dropping.round([bool(one) for one in first.weights], 2)
+    labels = [group.label for group in grouping.groups]
+    left = {label for label, weight in zip(labels, second.weights, strict=True) if weight}
+    assert sum(first.weights) == 3
+    assert left == {"attention@0", "ffn@1"}
+
+
+def test_it_goes_on_where_it_was_interrupted(whole: Any, tmp_path: Path) -> None:
+    inputs = rows(20, 1, 2), general(20, 2)
+    through = taia_hub.tune(whole, *inputs, points=3, **OPTIONS)
+    rounds = list[int]()
+
+    def told(stage: str, done: int, total: int) -> None:
+        rounds.append(done)
+        if stage == "report":
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            taia_hub.tune(whole, *inputs, points=3, out=tmp_path, progress=told, **OPTIONS)
+    resumed = taia_hub.tune(whole, *inputs, points=3, out=tmp_path, **OPTIONS)
+    assert rounds[:3] == [1, 2, 3]
+    assert len(rounds) == 5, "the second time nothing was searched"
+    assert resumed.candidates == through.candidates
+
+
+def test_a_budget_too_small_for_a_round_is_refused(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(10**6))
+    monkeypatch.setattr(work.time, "monotonic", lambda: float(next(now)))
+    with pytest.raises(ConfigError, match="budget is too small"):
+        taia_hub.tune(whole, rows(20, 1, 2), general(20, 2), points=3, budget=0.01, **OPTIONS)

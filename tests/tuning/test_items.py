@@ -1,0 +1,73 @@
+"""Items of both sides: what is left out, and how they are split."""
+
+from typing import Any
+
+import pytest
+
+from taia_hub.common.labels import IGNORED_LABEL, Encoded
+from taia_hub.errors import ConfigError
+from taia_hub.tuning.items import Items, make_sides
+
+
+def items(first: int, count: int, length: int = 6) -> Items:
+    encoded = tuple(
+        Encoded([at, *range(1, length)], [IGNORED_LABEL, *range(1, length)]) for at in range(first, first + count)
+    )
+    return Items("x", encoded, tuple(str(at) for at in range(first, first + count)))
+
+
+def sides(target: Items, retain: Items, **options: Any) -> Any:
+    return make_sides(
+        target, retain, **{"tokenizer": None, "vocabulary": None, "max_length": 16, "limit": 1000, "seed": 0, **options}
+    )
+
+
+def test_no_item_is_searched_and_reported() -> None:
+    target, retain, notes = sides(items(0, 41), items(100, 20))
+    assert (len(target.search), len(target.report), len(retain.search), len(retain.report)) == (20, 21, 10, 10)
+    seen = [row.input_ids[0] for row in (*target.search, *target.report)]
+    assert sorted(seen) == list(range(41))
+    assert notes == ()
+
+
+def test_the_split_is_by_seed_and_content_and_not_by_order() -> None:
+    one, other = items(0, 30), items(0, 30)
+    turned = Items("y", other.rows[::-1], other.keys[::-1])
+    assert sides(one, items(100, 20))[0].report == sides(turned, items(100, 20))[0].report
+    assert sides(one, items(100, 20))[0].sha256 == sides(turned, items(100, 20))[0].sha256
+    assert sides(one, items(100, 20), seed=1)[0].sha256 != sides(one, items(100, 20))[0].sha256
+
+
+def test_what_comes_twice_counts_once_and_what_stands_on_both_sides_is_learned() -> None:
+    twice = Items("x", items(0, 25).rows + items(0, 5).rows, items(0, 25).keys + items(0, 5).keys)
+    target, retain, notes = sides(twice, items(20, 30))
+    assert (target.left_out, retain.left_out) == (5, 5)
+    assert notes[0].startswith("5 of the retained items stand in the target too")
+
+
+def test_items_without_a_label_within_the_length_are_left_out() -> None:
+    late = Encoded([1] * 20, [IGNORED_LABEL] * 18 + [1, 1])
+    given = items(0, 20)
+    target, _, _ = sides(Items("x", (*given.rows, late), (*given.keys, "late")), items(100, 20))
+    assert target.left_out == 1
+    assert sides(items(0, 20, length=20), items(100, 20))[0].report[0].input_ids[15:] == [15]
+
+
+def test_more_items_than_wanted_are_drawn() -> None:
+    target, _, notes = sides(items(0, 90), items(100, 20), limit=40)
+    assert len(target.search) + len(target.report) == 40
+    assert notes == ("Of 90 target items 40 are drawn.",)
+
+
+def test_too_few_items_say_why() -> None:
+    with pytest.raises(ConfigError, match="There are 30 retained items, of which 15 count: others come twice"):
+        sides(items(0, 25), items(10, 30))
+
+
+def test_an_id_without_an_embedding_is_refused() -> None:
+    class Tokenizer:
+        def convert_ids_to_tokens(self, one: int) -> str:
+            return f"<{one}>"
+
+    with pytest.raises(ConfigError, match=r"gives the id 11\d"):
+        sides(items(0, 20), items(100, 20), vocabulary=110, tokenizer=Tokenizer())
