@@ -229,6 +229,7 @@ def info(
 def _said_of(found: Any) -> str:
     """Lays out what a repository holds."""
     from taia_hub.hub.layout import method_name
+    from taia_hub.switch.settings import parse_published
 
     numbers = [f"{name} {_by_role(value)}" for name in ("rank", "alpha") if (value := getattr(found, name)) is not None]
     size, dtypes = byte_size(found.bytes), ", ".join(found.dtypes)
@@ -238,7 +239,7 @@ def _said_of(found: Any) -> str:
         ["tokenizer", found.tokenizer],
         ["update", ", ".join([f"{method_name(found.method)} in {found.location}", *numbers, size, dtypes])],
         *([name.replace("_", " "), _by_role(values)] for name, values in found.patterns.items()),
-        *([["default", str(found.inference_modules)]] if found.inference_modules is not None else []),
+        *([["default", parse_published(found.inference_modules).label]] if found.inference_modules is not None else []),
     ]
     parts = [
         [role, str(part.modules), f"{part.parameters:,}", byte_size(part.bytes)]

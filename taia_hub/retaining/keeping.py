@@ -115,8 +115,8 @@ def retention(
         model = TAIAForCausalLM.from_pretrained(model, **loading)
     elif loading:
         raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
-    for setting in settings:
-        model._taia_switch.resolve(setting)
+    resolved = (model._taia_switch.resolve(setting).settings[0] for setting in settings)
+    settings = list({setting.label: setting.value for setting in resolved}.values())
     if tokenizer is None:
         from taia_hub.repository.tokenizer import load_tokenizer
 

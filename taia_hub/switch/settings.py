@@ -11,7 +11,7 @@ import hashlib
 import json
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -193,7 +193,6 @@ def parse_setting(value: Any, *, allow_extrapolation: bool = False) -> Setting:
     if isinstance(value, str):
         return _parse_name(value)
     if isinstance(value, Mapping):
-        _check_number(value)
         return _parse_pairs(value.items(), allow_extrapolation)
     if isinstance(value, (list, tuple)):
         raise SettingError(
@@ -235,7 +234,6 @@ def parse_published(value: Any) -> Setting:
     """
     if not isinstance(value, (list, tuple)):
         return parse_setting(value)
-    _check_number(value)
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise SettingError(
@@ -257,15 +255,6 @@ def check_weights(modules: Sequence[Weighed], weights: Sequence[float]) -> None:
                 f"The weight {weight:g} came for '{module.path}', which takes only 0 or 1: {module.whole_only}.",
                 "Use other weights for plain LoRA updates, and 0 or 1 here.",
             )
-
-
-def _check_number(entries: Sized) -> None:
-    """Refuses more entries than anybody writes: each is matched with every adapted module."""
-    if len(entries) > _MOST:
-        raise SettingError(
-            f"A setting has {len(entries):,} entries; at most {_MOST:,} are taken.",
-            "Select many modules by a glob ('model.layers.3.*') or by their layers ('ffn@0-7').",
-        )
 
 
 def _parse_name(name: str) -> Setting:
@@ -297,6 +286,11 @@ def _parse_pairs(pairs: Iterable[tuple[Any, Any]], allow_extrapolation: bool = F
         raise SettingError(
             f"'{EXTRAPOLATES}' came alone: no weight is given.",
             f'Write it as in {{"ffn": 1.5, "{EXTRAPOLATES}": true}}.',
+        )
+    if len(pairs) - len(said) > _MOST:  # each is matched with every adapted module
+        raise SettingError(
+            f"A setting has {len(pairs) - len(said):,} entries; at most {_MOST:,} are taken.",
+            "Select many modules by a glob ('model.layers.3.*') or by their layers ('ffn@0-7').",
         )
     entries: dict[str, Entry] = {}
     for key, value in pairs:

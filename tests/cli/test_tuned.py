@@ -143,6 +143,11 @@ def test_it_is_a_mode_and_no_role(value):
 # The command line
 
 
+def test_info_shows_a_line(done, repo):
+    assert re.search(rf"^default +{re.escape(LABEL)}$", done("info", repo), re.MULTILINE)
+    assert json.loads(done("info", repo, "--json"))["inference_modules"] == [[key, one] for key, one in WEIGHTS.items()]
+
+
 def test_export(done, repo, here, pico, expected):
     assert "pico-taia-tuned" in done("export", repo, "--mode", "tuned")
     base = AutoModelForCausalLM.from_pretrained(pico.base("llama"))

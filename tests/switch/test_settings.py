@@ -596,6 +596,29 @@ def written_out(ramp, layers):
     return {f"*@{layer}": start + (end - start) * layer / steps for layer in range(layers)}
 
 
+def test_as_many_entries_as_are_taken_work_at_every_door():
+    value = {f"ffn@0-{layer}": layer / 2**11 for layer in range(1024)}
+    setting = parse_setting(value)
+    assert setting == parse_text(json.dumps(value)) == parse_published(json.loads(json.dumps(setting.published)))
+    assert len(setting.label) <= 80
+    assert len(setting.slug) <= 64
+    assert setting.weights(MODULES)[1] == 1023 / 2**11
+    extra = parse_setting({**value, "ffn@0-3": 2}, allow_extrapolation=True)
+    assert parse_published(extra.published) == extra  # what allows it is no entry
+    assert "1,025 entries" in refusal({**value, "attention": 1}).message
+
+
+def test_gate_and_up_without_down_is_a_glob(model):
+    """The split of arXiv 2510.08564."""
+    with model.using({"*.gate_proj": 1, "*.up_proj": 1}):
+        acting = model._taia_switch.acting().weights
+    sites = model._taia_switch.sites
+    assert [site.path.rpartition(".")[2] for site, one in zip(sites, acting, strict=True) if one] == 2 * [
+        "gate_proj",
+        "up_proj",
+    ]
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("ramp", [[0.25, 1], [1.5, -0.5]])
 def test_a_ramp_computes_what_its_weights_by_layer_do(pico, name, ramp):
