@@ -11,7 +11,7 @@ from taia_hub.common.text_tables import amount, markdown_table
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.tuning import Candidate, Tuned
 from taia_hub.results.tuning_text import gain_of
-from taia_hub.switch.settings import PAPER_NAMES
+from taia_hub.switch.modes import PAPER_NAMES
 
 FRONT_FIGURE = "figures/tuning_front.png"
 WEIGHTS_FIGURE = "figures/tuning_weights.png"

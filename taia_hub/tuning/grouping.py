@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from taia_hub.errors import ConfigError, SettingError, closest
 from taia_hub.results.tuning import WeightGroup
 from taia_hub.roles import ROLES
-from taia_hub.switch.settings import MODES, Entry, Setting, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import Entry, Setting, parse_setting
 from taia_hub.switch.switch import Site
 
 BY = "role x layer"

@@ -41,10 +41,6 @@ import torch
 import transformers
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from taia_hub.tuning import tune
-from taia_hub.tuning.grouping import Grouping
-from taia_hub.tuning.items import make_sides
-from taia_hub.tuning.reading import read_retain, read_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taia_hub import TAIAForCausalLM
@@ -57,6 +53,10 @@ from taia_hub.demo.stages import train_model
 from taia_hub.retaining import measure
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training.encoding import Encoder
+from taia_hub.tuning import tune
+from taia_hub.tuning.grouping import Grouping
+from taia_hub.tuning.items import make_sides
+from taia_hub.tuning.reading import read_retain, read_target
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import Clock, Row, table

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from taia_hub.tuning.grouping import Grouping
 
 from taia_hub.common.labels import Encoded
 from taia_hub.retaining import measure
-from taia_hub.switch.settings import MODES, Setting, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import Setting, parse_setting
+from taia_hub.tuning.grouping import Grouping
 
 
 @dataclass
