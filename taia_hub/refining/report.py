@@ -118,7 +118,7 @@ class RefinedRole:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What refining an update did, by matrix in the order of the model.
+    """What refining an update did, by matrix.
 
     Attributes:
         method: How it was refined.
@@ -136,11 +136,9 @@ class Refinement:
 
     @property
     def roles(self) -> dict[str, RefinedRole]:
-        """Role to what was kept of it, in the order of the model."""
-        found: dict[str, list[RefinedMatrix]] = {}
-        for one in self.matrices:
-            found.setdefault(one.role, []).append(one)
-        return {role: _summed(matrices) for role, matrices in found.items()}
+        """Role to what was kept of it, in the order that roles have; only those of which some is there."""
+        found = {role: [one for one in self.matrices if one.role == role] for role in ROLES}
+        return {role: _summed(matrices) for role, matrices in found.items() if matrices}
 
     @property
     def whole(self) -> RefinedRole:

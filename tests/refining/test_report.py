@@ -24,6 +24,12 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     assert Refinement.load(tmp_path / "taia_refinement.json") == FOUND
 
 
+def test_roles_are_in_their_usual_order():
+    turned = Refinement(FOUND.method, FOUND.matrices[::-1])
+    assert list(turned.roles) == ["attention", "ffn"]
+    assert turned.roles == FOUND.roles
+
+
 def test_words_count_what_was_kept():
     assert FOUND.whole.share == pytest.approx(3.0 / 5.0)
     said = " ".join(FOUND.sentences())
