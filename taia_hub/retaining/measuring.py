@@ -88,7 +88,7 @@ class _Run:
 
     def __init__(self, model: Any, rows: Sequence[Encoded], settings: Sequence[Any], divergence: bool) -> None:
         self.model, self.divergence = model, divergence
-        self.switch = getattr(model, "_taia_switch", None)
+        self.switch: Any = getattr(model, "_taia_switch", None)
         self.settings: list[Any] = []
         if divergence:
             self._enter("none", is_base=False)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import math
 
-import numpy as np
 import pytest
 
 from taia_hub.errors import ConfigError
@@ -21,7 +21,7 @@ def measured(name="retention", title="Retention on general text", items=40, **kl
     weights, modes = TOKENS[:items], {}
     for label, apart in kl.items():
         values = {
-            "kl": tuple(apart * one * (1 + 0.5 * np.sin(at)) for at, one in enumerate(weights)),
+            "kl": tuple(apart * one * (1 + 0.5 * math.sin(at)) for at, one in enumerate(weights)),
             "loss": tuple(2.0 * one + apart for one in weights),
             "kept": tuple(float(one - bool(apart)) for one in weights),
         }

@@ -1,10 +1,12 @@
 """Losses and divergences of a batch against each item alone in float64."""
 
+import math
+
 import pytest
 import torch
 
 from taia_hub.common.labels import IGNORED_LABEL, Encoded
-from taia_hub.errors import SettingError
+from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
 from taia_hub.retaining import Losses, measure, measuring
 from tests.conftest import logits
 
@@ -101,3 +103,70 @@ def test_little_memory_makes_more_passes_and_no_other_numbers(pico, monkeypatch,
         assert one.changed == other.changed
     assert len(passes) > 4
     assert all(one["input_ids"].numel() <= max(tokens, 24) for one in passes)
+
+
+def test_a_full_memory_makes_the_batches_smaller(pico, monkeypatch):
+    model, rows, sizes = pico.taia("llama"), _rows(pico), []
+    at_once, forward = measure(model, rows, SETTINGS), type(model).forward
+
+    def small(self, **inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", small)
+    for one, other in zip(measure(model, rows, SETTINGS), at_once, strict=True):
+        assert one.nats == pytest.approx(other.nats, rel=1e-5)
+        assert one.tokens == other.tokens
+    assert sizes[0] > 4 >= sizes[-1]
+
+
+def test_a_memory_too_small_for_one_item_is_told(pico, monkeypatch):
+    model = pico.taia("llama")
+
+    def full(self, **inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(model), "forward", full)
+    with pytest.raises(OutOfMemoryError, match="one item of 11 tokens"):
+        measure(model, _rows(pico), ["all"])
+
+
+def test_where_rows_are_regrouped_on_the_way_settings_take_turns(pico, monkeypatch):
+    model, rows = pico.taia("llama"), _rows(pico)
+    expected, forward = measure(model, rows, SETTINGS), type(model).forward
+
+    def regrouped(self, **inputs):
+        if isinstance(inputs["inference_modules"], list):
+            raise SettingError("A layer got 7 rows where the call has a setting for each of 24.", "")
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(model), "forward", regrouped)
+    for one, other in zip(measure(model, rows, SETTINGS), expected, strict=True):
+        assert one.kl == pytest.approx(other.kl, rel=1e-4, abs=1e-6)
+
+
+def test_a_plain_model_is_measured_as_it_stands_and_training_goes_on(pico):
+    model, rows = pico.plain("llama").train(), _rows(pico)
+    (found,) = measure(model, rows, [None], divergence=False)
+    assert model.training
+    (base,) = measure(pico.taia("llama"), rows, ["none"], divergence=False)
+    assert found.nats == pytest.approx(base.nats, rel=1e-6)
+    assert (found.kl, found.changed) == ((), ())
+    assert math.isnan(found.divergence)
+    with pytest.raises(SettingError, match="a model without an update"):
+        measure(model, rows, ["all"])
+
+
+def test_logits_that_overflow_are_refused(pico, monkeypatch):
+    model, forward = pico.taia("llama"), type(pico.taia("llama")).forward
+
+    def overflowing(self, **inputs):
+        found = forward(self, **inputs)
+        found.logits[:, :, 3] = torch.nan
+        return found
+
+    monkeypatch.setattr(type(model), "forward", overflowing)
+    with pytest.raises(ConfigError, match="A loss is no number"):
+        measure(model, _rows(pico), ["all"])
