@@ -121,7 +121,7 @@ class _Table:
         """Finds what keeps the most among those whose target loss is the lowest within noise."""
         first = min(among, key=lambda at: (self.target.value[at], self.lost.value[at]))
         close = [at for at in among if not self.target.difference(at, first).low > 0]
-        return min(close, key=lambda at: (round(self.lost.value[at], 12), self.target.value[at]))
+        return min(close, key=lambda at: (round(float(self.lost.value[at]), 12), self.target.value[at]))
 
     def beats(self, at: int, plain: int) -> bool:
         """Tells whether a proposal is better than a plain one beyond noise, by as much as is worth it."""

@@ -16,7 +16,7 @@ from taia_hub.results.tuning import Objective
 from taia_hub.tuning.descent import Descent, roughness
 from taia_hub.tuning.gradients import Gradients
 
-STEPS = 8
+STEPS = 7
 """Steps of a point: fewer do not arrive, more hardly find anything."""
 
 _FIRST = 1.5
@@ -24,7 +24,7 @@ _FIRST = 1.5
 
 _FEWEST_STEPS = 4
 
-_PART = 10
+_PART = 12
 """So many steps see all items once."""
 
 _MOST, _LEAST = 0.5, 0.05
@@ -230,7 +230,7 @@ class Search:
         return price, one.value
 
     def part(self, side: int, step: int) -> list[Encoded]:
-        """Returns the items of a side that a step sees: every tenth step or so each item comes once, in a new order."""
+        """Returns the items of a side that a step sees: in so many steps as there are parts each item comes once, in a new order."""
         items = self.sides[side]
         parts = min(_PART, len(items))
         order = np.random.default_rng([self.seed, side, step // parts]).permutation(len(items))

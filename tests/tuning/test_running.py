@@ -98,14 +98,14 @@ def test_an_interrupted_search_ends_as_one_that_ran_through(update: Any, tmp_pat
     inputs = rows(24, 1, 2), general(24, 2)
     options: dict[str, Any] = {"tokenizer": object(), "points": 3, "by": "role"}
     whole = taia_hub.tune(update, *inputs, **options)
-    for steps in (5, 15, 25):  # in the first point, in the second, in the third
+    for steps in (5, 13, 20):  # in the first point, in the second, in the third
         with pytest.raises(_Stopped):
             taia_hub.tune(update, *inputs, out=tmp_path, progress=_stop_after(steps), **options)
         assert not (tmp_path / "taia_tuning.json").exists()
     calls = list[tuple[str, int, int]]()
     resumed = taia_hub.tune(update, *inputs, out=tmp_path, progress=lambda *told: calls.append(told), **options)
     assert dataclasses.replace(resumed, seconds=whole.seconds) == whole
-    assert calls[0] == ("search", 21, 28), "the two points that were found are not searched again"
+    assert calls[0] == ("search", 18, 24), "the two points that were found are not searched again"
     assert calls[-1] == ("report", 24, 24)
 
 
@@ -140,7 +140,7 @@ def test_a_budget_ends_the_search_and_says_so(update: Any, monkeypatch: pytest.M
     monkeypatch.setattr(work.time, "monotonic", lambda: float(next(now)))
     tuned = taia_hub.tune(update, rows(20, 1, 2), general(20, 2), by="role", budget=0.5, tokenizer=object())
     assert not tuned.complete
-    assert tuned.steps < 44
+    assert tuned.steps < 38
     assert any(one.kind == "tuned" for one in tuned.candidates)
     assert "The budget ended the search" in tuned.to_text()
 
