@@ -104,7 +104,8 @@ class _Table:
 
     def front(self) -> set[int]:
         """Finds the proposals that no other one is as good as in both and better than in one."""
-        points = [(round(a, 12), round(b, 12)) for a, b in zip(self.target.value, self.lost.value, strict=True)]
+        values = zip(self.target.value.tolist(), self.lost.value.tolist(), strict=True)
+        points = [(round(target, 12), round(lost, 12)) for target, lost in values]
         return {
             at for at, (a, b) in enumerate(points) if not any(c <= a and d <= b and (c, d) != (a, b) for c, d in points)
         }

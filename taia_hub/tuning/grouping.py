@@ -104,9 +104,10 @@ class Grouping:
             end = at
             while end in following and weights[following[end]] == weight:
                 end = following[end]
-            last = self.groups[end].layers
-            joined = end != at and group.layers and last
-            found[f"{group.role or '*'}@{group.layers[0]}-{last[1]}" if joined else group.selector] = weight
+            selector, last = group.selector, self.groups[end].layers
+            if end != at and group.layers and last:
+                selector = f"{group.role or '*'}@{group.layers[0]}-{last[1]}"
+            found[selector] = weight
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,7 +41,8 @@ def read_target(target: Target, tokenizer: Any, *, most: int, seed: int = 0, tok
     elif encoded := _encoded(target):
         return encoded
     else:
-        name, conversations = None, [list(item) for item in read_texts(target).items if not isinstance(item, str)]
+        texts = read_texts(cast(Sequence[Messages], target))
+        name, conversations = None, [list(item) for item in texts.items if not isinstance(item, str)]
         if len(conversations) < len(target):
             raise ConfigError(
                 "A target item is a text: which of it is the answer cannot be told.",

@@ -230,7 +230,7 @@ class Search:
         return price, one.value
 
     def part(self, side: int, step: int) -> list[Encoded]:
-        """Returns the items of a side that a step sees: in so many steps as there are parts each item comes once, in a new order."""
+        """Returns the items of a side that a step sees: each comes once in twelve steps, or in as many as there are."""
         items = self.sides[side]
         parts = min(_PART, len(items))
         order = np.random.default_rng([self.seed, side, step // parts]).permutation(len(items))
