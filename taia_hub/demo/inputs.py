@@ -146,6 +146,7 @@ def demo_recipe(base: str, data: Sequence[str], *, items: int, steps: int, seed:
         learning_rate=2.3e-3,
         warmup_ratio=0.0,
         epochs=steps * BATCH_SIZE / items,
+        holdout=0.0,  # the demo has items of its own to measure with
         max_steps=steps,
         batch_size=BATCH_SIZE,
         micro_batch_size=1,  # on a CPU what padding costs is more than what larger products save

@@ -89,11 +89,13 @@ class Recipe:
     def run_fields(self, label: str) -> dict[str, Any]:
         """Returns the fields of `TrainingRecipe` for one run; `name` is the recipe's, with `-LABEL` in a sweep.
 
+        Nothing is held out unless the recipe says so: the paper trained on all items, and measured on benchmarks.
+
         Example:
             >>> load_recipe("rank-sweep").run_fields("ar4_fr64")["rank"]
             {'attention': 4, 'ffn': 64}
         """
-        about = {"name": self.name, "description": self.description, "reference": self.reference}
+        about = {"name": self.name, "description": self.description, "reference": self.reference, "holdout": 0.0}
         if not self.sweep:
             return {**about, **self.training}
         return {**about, **self.training, **self.sweep[label], "name": f"{self.name}-{label}"}

@@ -39,6 +39,8 @@ class RunFolder:
     def of(cls, path: Path, recipe: TrainingRecipe) -> RunFolder:
         """Describes the run of a recipe in a folder, which need not be there; files of data are read and hashed."""
         fields = {name: value for name, value in recipe.to_mapping().items() if name not in _IDLE}
+        if not fields["holdout"]:  # earlier versions wrote nothing of it, and held nothing out
+            del fields["holdout"]
         fields |= {name: [_content(source) for source in getattr(recipe, name)] for name in _DATA}
         return cls(path, {**fields, _BASE_FILES: hub.folder_print(Path(recipe.base))})
 

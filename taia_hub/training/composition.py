@@ -36,8 +36,17 @@ class NoiseRecord:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The items that were held out; `sha256` is over the source and index of each."""
+
+    items: int
+    by_source: Mapping[str, int]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Composition:
-    """What was trained on, in the order of training, over all epochs.
+    """What was trained on, in the order of training, over all epochs, and what was held out.
 
     Of the items `distinct` are different; `stretches` and `noisy` count those of each source and those with a wrong
     answer in up to 20 equal parts of the training. `groups` says `"data"`, `"in_domain"` or `"ood"` of a source;
@@ -51,6 +60,7 @@ class Composition:
     noisy: tuple[int, ...]
     duplicates: int = 0
     noise: NoiseRecord | None = None
+    held_out: HeldOut | None = None
 
     @property
     def ood_share(self) -> float:
@@ -66,10 +76,12 @@ class Composition:
     def from_json(cls, value: Any) -> Composition:
         """Reads what `to_json` gave; a ConfigError says so where it is none."""
         try:
-            known = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+            held_out = value.get("held_out")  # versions without a hold-out wrote none
+            known = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name != "held_out"}
             known["stretches"] = {name: tuple(map(int, counts)) for name, counts in value["stretches"].items()}
             known["noisy"] = tuple(map(int, value["noisy"]))
             known["noise"] = None if value["noise"] is None else NoiseRecord(**value["noise"])
+            known["held_out"] = None if held_out is None else HeldOut(**held_out)
             if any(len(counts) != len(known["noisy"]) for counts in known["stretches"].values()):
                 raise ValueError("the sources have not the same number of stretches")
             return cls(**known)
@@ -98,21 +110,26 @@ def record_noise(
     noise: Noise, ratio: float, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray
 ) -> NoiseRecord:
     """Says which wrong answers were put in where `ratio` was asked for; the S sources begin at the indices `starts`."""
-    numbers = sources[noise.items]
-    pairs = zip(
-        (labels[number] for number in numbers),
-        (noise.items - starts[numbers]).tolist(),
-        (noise.donors - starts[numbers]).tolist(),
-        strict=True,
-    )
+    by_source, sha256 = _named(noise.items, sources, labels, starts, noise.donors)
+    return NoiseRecord(ratio, len(noise.items), by_source, noise.equal, sha256)
+
+
+def record_held_out(
+    held: np.ndarray, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray
+) -> HeldOut | None:
+    """Says which items were held out, whatever their order; None where none was. Arguments as of `record_noise`."""
+    return HeldOut(len(held), *_named(np.sort(held), sources, labels, starts)) if len(held) else None
+
+
+def _named(
+    items: np.ndarray, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray, *more: np.ndarray
+) -> tuple[dict[str, int], str]:
+    """Counts items by source, and hashes the source of each with its index there, and those of `more` items."""
+    numbers = sources[items]
+    places = [(one - starts[numbers]).tolist() for one in (items, *more)]
+    rows = list(zip((labels[number] for number in numbers), *places, strict=True))
     counts = np.bincount(numbers, minlength=len(labels)).tolist()
-    return NoiseRecord(
-        ratio=ratio,
-        items=len(noise.items),
-        by_source=dict(zip(labels, counts, strict=True)),
-        equal=noise.equal,
-        sha256=hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest(),
-    )
+    return dict(zip(labels, counts, strict=True)), hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def plot_composition(composition: Composition, path: str | Path) -> Figure:

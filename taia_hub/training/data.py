@@ -1,4 +1,4 @@
-"""The items of a training run, checked, mixed and in order, with the record of what they are."""
+"""The items of a training run, checked, held out, mixed and in order, with the record of what they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taia_hub.common.imports import import_or_raise
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.training import mixing
-from taia_hub.training.composition import Composition, compose, record_noise
+from taia_hub.training.composition import Composition, compose, record_held_out, record_noise
 from taia_hub.training.noise import Noise, draw_noise, noisy_rows
 from taia_hub.training.sources import Source, cached_dataset, fingerprint_of, read_sources
 
@@ -26,20 +26,25 @@ class PreparedData:
 
     `train` holds `messages` and `source` in the order of training, all epochs included: a list of indices into
     memory-mapped files, to be read once from the first to the last. `datasets` have the fields of
-    `cards.data.DatasetFacts`; their `items` are the different ones that are trained on.
+    `cards.data.DatasetFacts`; their `items` are the different ones that are trained on. `held_out` are rows as of
+    `train`, with their own answers, that are never trained on, in random order: the first ones are a sample of all.
+    `notes` are for the user.
     """
 
     train: Any
     datasets: tuple[dict[str, Any], ...]
     composition: Composition
+    held_out: Any
+    notes: tuple[str, ...] = ()
 
 
 def prepare_data(
     recipe: TrainingRecipe, *, token: str | bool | None = None, progress: Progress | None = None
 ) -> PreparedData:
-    """Reads, checks, mixes and orders the items of a recipe; nothing is returned if one of them is wrong.
+    """Reads, checks, holds out, mixes and orders the items of a recipe; nothing is returned if one of them is wrong.
 
-    Which items there are depends on `data`, `in_domain`, `ood`, `ood_ratio`, `mixing` and `total`; their order on
+    Which items there are depends on `data`, `in_domain`, `ood`, `ood_ratio`, `mixing`, `total` and `holdout`, which
+    takes its items from `data` or `in_domain` before all else; their order on
     `schedule`, `epochs` and, as far as they end it earlier, `max_steps` and `batch_size`. With `packing` a step takes
     more items than `batch_size`, so the items of all epochs are there. The same recipe and files give the same items in
     the same order.
@@ -59,21 +64,28 @@ def prepare_data(
     answers, questions = (np.concatenate([getattr(one, key) for one in sources]) for key in ("answers", "questions"))
     outside = np.array([group == "ood" for group in groups])[numbers]
 
-    inside, ood = _choose(recipe, np.flatnonzero(~outside), np.flatnonzero(outside))
+    held = _hold_out(recipe, questions, np.flatnonzero(~outside), int(outside.sum()))
+    is_held = np.isin(np.arange(len(numbers)), held)
+    inside, ood = _choose(recipe, np.flatnonzero(~outside & ~is_held), np.flatnonzero(outside))
     chosen = np.concatenate([inside, ood])
     order = _order(recipe, inside, ood)
-    noise = draw_noise(chosen, numbers, answers, ratio=recipe.noise_ratio, seed=recipe.seed)
+    donors = np.where(is_held, len(sources), numbers)  # an answer that is held out is nobody's wrong one
+    noise = draw_noise(chosen, donors, answers, ratio=recipe.noise_ratio, seed=recipe.seed)
 
+    labels, starts = [one.label for one in sources], np.cumsum(sizes) - sizes
     composition = dataclasses.replace(
-        compose(order, numbers, [one.label for one in sources], groups, np.isin(np.arange(len(numbers)), noise.items)),
+        compose(order, numbers, labels, groups, np.isin(np.arange(len(numbers)), noise.items)),
         duplicates=len(chosen) - len(np.unique(questions[chosen])),
-        noise=_noise_record(recipe, noise, numbers, sources, sizes) if recipe.noise_ratio else None,
+        noise=record_noise(noise, recipe.noise_ratio, numbers, labels, starts) if recipe.noise_ratio else None,
+        held_out=record_held_out(held, numbers, labels, starts),
     )
     used = np.bincount(numbers[np.unique(order)], minlength=len(sources)).tolist()
     facts = (dataclasses.replace(one.facts, items=count) for one, count in zip(sources, used, strict=True))
     pool = _pool(datasets, sources, noise).select_columns(["messages", "source"])
     train = pool.select(_pointed(order, noise, len(numbers)))
-    return PreparedData(train, tuple(dataclasses.asdict(one) for one in facts), composition)
+    few = mixing.held_out_size(int((~outside).sum()), recipe.holdout) and not len(held)
+    notes = ("No items could be held out: too few have a question of their own, or training needs them.",) if few else ()
+    return PreparedData(train, tuple(map(dataclasses.asdict, facts)), composition, pool.select(held), notes)
 
 
 def _check(recipe: TrainingRecipe) -> None:
@@ -85,6 +97,16 @@ def _check(recipe: TrainingRecipe) -> None:
         raise ConfigError(
             "The schedule 'linear' changes the share of ood, and there is none.", "Give in_domain and ood."
         )
+
+
+def _hold_out(recipe: TrainingRecipe, questions: np.ndarray, inside: np.ndarray, ood: int) -> np.ndarray:
+    """Draws what is held out, of what a fixed total leaves over."""
+    spare = None
+    if recipe.total is not None and recipe.mixing == "replace":
+        spare = len(inside) - mixing.plan_shares(
+            len(inside), ood, ood_ratio=recipe.ood_ratio or 0.0, total=recipe.total
+        ).in_domain
+    return mixing.hold_out(questions, inside, share=recipe.holdout, seed=recipe.seed, spare=spare)
 
 
 def _choose(recipe: TrainingRecipe, inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,13 +125,6 @@ def _order(recipe: TrainingRecipe, inside: np.ndarray, ood: np.ndarray) -> np.nd
     if recipe.schedule == "linear":
         return mixing.order_annealed(inside, ood, length, recipe.seed)
     return mixing.order_uniform(np.concatenate([inside, ood]), length, recipe.seed)
-
-
-def _noise_record(
-    recipe: TrainingRecipe, noise: Noise, numbers: np.ndarray, sources: tuple[Source, ...], sizes: np.ndarray
-) -> Any:
-    starts = np.cumsum(sizes) - sizes
-    return record_noise(noise, recipe.noise_ratio, numbers, [one.label for one in sources], starts)
 
 
 def _pool(datasets: Any, sources: tuple[Source, ...], noise: Noise) -> Any:

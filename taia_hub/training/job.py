@@ -77,7 +77,7 @@ class Job:
                 f"The weights are trained in float32 and stored in {str(stored).removeprefix('torch.')} as the base's "
                 "are: changes below its precision are rounded away."
             )
-        return tuple(remarks)
+        return (*remarks, *self.data.notes)
 
     def plan(
         self, lengths: list[int], items: int, tokens: int, notes: tuple[str, ...], micro_batch_size: int | None
@@ -141,7 +141,8 @@ def prepare_job(recipe: TrainingRecipe, token: str | bool | None, progress: Prog
     data = prepare_data(recipe, token=token, progress=progress if process_rank() == 0 else None)
     model = skeleton(base, hub.HubAccess(token=token), recipe.trust_remote_code)
     tokenizer = load_tokenizer(base, recipe, model.config, token)
-    inputs = training_inputs(base, data.datasets)
+    held_out = data.composition.held_out
+    inputs = training_inputs(base, data.datasets, held_out.sha256 if held_out else None)
     return Job(
         recipe=recipe,
         base=base,

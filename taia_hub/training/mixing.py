@@ -1,4 +1,4 @@
-"""Which items are trained on and in which order: pure functions of counts, shares and a seed.
+"""Which items are trained on, in which order, and which are held out: pure functions of counts, shares and a seed.
 
 The paper mixes items out of the domain (OOD) into those in the domain in two ways (its Figure 1): in the place of
 others, with a fixed total, or on top of all in-domain items; and with two schedules, a uniform share and one that is
@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from taia_hub.errors import ConfigError
+from taia_hub.results.statistics import FEWEST
 
-_CHOICE, _ORDER = 0, 1  # what random numbers are for, so that one use does not shift another
+_CHOICE, _ORDER, _HELD = 0, 1, 3  # what random numbers are for, as in noise.py, so that one use shifts no other
+_FROM, _LEAST, _MOST, _SHARE = 200, 16, 1000, 0.02
+"""Without a share that was asked for, so many items or more give a share of theirs, within these bounds."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,62 @@ def choose(count: int, wanted: int, seed: int, group: int = 0) -> np.ndarray:
         True
     """
     return np.random.default_rng([seed, _CHOICE, group]).permutation(count)[:wanted]
+
+
+def held_out_size(count: int, share: float | None) -> int:
+    """Says how many of so many items are held out: the share to the nearest item, at least one and never all of them.
+
+    Where no share is asked for, none of fewer than 200 items, else 2 %, at least 16 and at most 1,000: more would narrow
+    no interval that matters, and are missed in training.
+
+    Example:
+        >>> held_out_size(199, None), held_out_size(200, None), held_out_size(5000, None), held_out_size(100, 0.1)
+        (0, 16, 100, 10)
+    """
+    if share is None:
+        return 0 if count < _FROM else min(max(_LEAST, _nearest(count * _SHARE)), _MOST)
+    return min(max(1, _nearest(count * share)), count - 1) if share else 0
+
+
+def hold_out(
+    questions: np.ndarray, inside: np.ndarray, *, share: float | None, seed: int, spare: int | None = None
+) -> np.ndarray:
+    """Draws the items of an epoch's pool that are never trained on, in random order.
+
+    Only items of the domain are drawn whose question no other item has: one that is trained on with another answer, or
+    twice, would tell how well it was learnt by heart.
+
+    Args:
+        questions: (N,) hashes of the questions of all items.
+        inside: Indices of those in the domain (or of `data`).
+        share: The share of them, or None, as of `held_out_size`.
+        seed: Of the draw.
+        spare: How many of them training can do without, where it needs a number of them.
+
+    Returns:
+        Their indices; none where no share was asked for and fewer than 10 can be had.
+
+    Raises:
+        ConfigError: If a share was asked for that cannot be had.
+
+    Example:
+        >>> hold_out(np.array([7, 7, 8, 9, 5]), np.arange(5), share=0.4, seed=0).tolist()
+        [4, 2]
+    """
+    wanted = held_out_size(len(inside), share)
+    _, places, counts = np.unique(questions, return_inverse=True, return_counts=True)
+    alone = inside[counts[places[inside]] == 1]
+    able = len(alone) if spare is None else min(len(alone), max(0, spare))
+    if share is None:
+        wanted = min(wanted, able) if able >= FEWEST else 0
+    elif wanted > able:
+        kept = f"{len(inside) - max(0, spare)} items are trained on" if spare is not None and able == spare else None
+        raise ConfigError(
+            f"holdout {share:g} asks for {wanted} of {len(inside)} items; {able} can be held out: "
+            f"{kept or 'the others have a question that comes more than once'}.",
+            "Ask for a smaller holdout or total, or bring more items.",
+        )
+    return np.random.default_rng([seed, _HELD]).permutation(alone)[:wanted]
 
 
 def training_length(items: int, epochs: float, max_items: int | None = None) -> int:

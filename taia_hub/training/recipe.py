@@ -89,6 +89,12 @@ class TrainingRecipe:
         choices=MIXINGS,
     )
     total: int | None = _data(None, "Items of an epoch; as many as there are by default.")
+    holdout: float | None = _data(
+        None,
+        "Share of the items (of those in the domain, where others are mixed in) that is never trained on, to measure "
+        "the modes with; by default 0.02 of 200 or more, at least 16 and at most 1,000, and none of fewer.",
+        high=1.0,
+    )
     noise_ratio: float = _data(
         0.0, "Share of the items that get another item's answer, from 0 to 1.", high=1.0, below=False
     )

@@ -11,6 +11,7 @@ from typing import Any
 from taia_hub import cards
 from taia_hub.common.atomic import write_atomically
 from taia_hub.common.environment import hardware, installed_versions
+from taia_hub.common.text_tables import amount
 from taia_hub.repository.side_files import RECIPE_FILE, TRAINING_FILE
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
@@ -50,7 +51,7 @@ def training_record(
     """
     return {
         "datasets": [dict(one) for one in datasets],
-        "hyperparameters": _hyperparameters(recipe, plan),
+        "hyperparameters": {**_hyperparameters(recipe, plan), **_held_out(composition)},
         "hardware": hardware(plan.device, plan.processes),
         "versions": installed_versions("trl", "accelerate", "datasets"),
         "seconds": round(seconds, 3),
@@ -80,7 +81,7 @@ def _hyperparameters(recipe: TrainingRecipe, plan: Plan) -> dict[str, Any]:
     """Lists what a card shows, with what was chosen here instead of what was left to choose."""
     left_out = {
         *("base", "base_revision", "data", "in_domain", "ood", "name", "description", "reference", "report_to"),
-        *("save_steps", "inference_modules", "trust_remote_code"),
+        *("save_steps", "inference_modules", "trust_remote_code", "holdout"),
         *(() if recipe.method == "molora" else ("experts", "top_k", "balance_loss")),
         *(("rank", "alpha", "dropout") if recipe.method == "full" else ()),
         *(() if recipe.ood else ("ood_ratio", "schedule", "mixing")),
@@ -97,6 +98,12 @@ def _hyperparameters(recipe: TrainingRecipe, plan: Plan) -> dict[str, Any]:
         if isinstance(value := values.get(name), dict):
             values[name] = ", ".join(f"{role} {one}" for role, one in value.items())
     return values
+
+
+def _held_out(composition: Mapping[str, Any]) -> dict[str, str]:
+    """Says beside what a run was trained with how many items it was not trained on."""
+    found = composition.get("held_out")
+    return {"held out": amount(found["items"], "item")} if found else {}
 
 
 def check_readable(record: Mapping[str, Any]) -> None:

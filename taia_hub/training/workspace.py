@@ -35,22 +35,26 @@ _FREE = (
 """Fields that may change between two parts of a run: the weights do not depend on them, but for rounding."""
 
 
-def training_inputs(base: hub.Source, datasets: tuple[Mapping[str, Any], ...]) -> dict[str, Any]:
+def training_inputs(
+    base: hub.Source, datasets: tuple[Mapping[str, Any], ...], held_out: str | None = None
+) -> dict[str, Any]:
     """Names what the trained weights depend on beside the recipe, as JSON values: the parts of the base, and the data.
 
-    A base in a folder counts by the content of its files, the data by their own hashes.
+    A base in a folder counts by the content of its files, the data by their own hashes, and without the items that are
+    held out, which `held_out` is a hash of, if any are.
     """
     parts = {f"base model's {part}": hashed for part, hashed in hub.folder_print(base.folder).items()}
     return {
         **({"commit of the base model": base.revision} if base.revision else parts),
         # data sets of the Hub have no hash: a commit, which fixes them
         "data": [[one.get("sha256") or [one["name"], one.get("revision")], one.get("items")] for one in datasets],
+        **({"held-out items": held_out} if held_out else {}),
     }
 
 
 def fingerprint(recipe: TrainingRecipe, inputs: Mapping[str, Any]) -> str:
     """Returns a hash of everything that the trained weights depend on, as 64 hex digits; `inputs` are those beside."""
-    fields = {name: value for name, value in recipe.to_mapping().items() if name not in _FREE}
+    fields = {name: value for name, value in recipe.to_mapping().items() if name not in (*_FREE, "holdout")}
     recorded = {**fields, "data": None, "in_domain": len(recipe.in_domain), "ood": len(recipe.ood)}
     return digest({"version": 2, "recipe": recorded, "inputs": inputs})
 

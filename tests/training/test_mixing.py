@@ -8,7 +8,16 @@ import pytest
 from taia_hub.errors import ConfigError
 from taia_hub.training.composition import Composition, plot_composition
 from taia_hub.training.data import prepare_data
-from taia_hub.training.mixing import Shares, choose, order_annealed, order_uniform, plan_shares, training_length
+from taia_hub.training.mixing import (
+    Shares,
+    choose,
+    held_out_size,
+    hold_out,
+    order_annealed,
+    order_uniform,
+    plan_shares,
+    training_length,
+)
 from taia_hub.training.recipe import TrainingRecipe
 
 
@@ -86,6 +95,37 @@ def test_the_length_of_a_training():
     assert [training_length(10, epochs) for epochs in (1, 2.5, 0.26, 0.001)] == [10, 25, 3, 1]
     assert training_length(10, 2, max_items=8) == 8
     assert training_length(10, 2, max_items=80) == 20
+
+
+# --- What is held out ----------------------------------------------------------------------------------------------
+def test_the_number_of_items_that_are_held_out():
+    assert [held_out_size(count, None) for count in (1, 199, 200, 800, 801, 30_000, 10**6)] == [
+        *(0, 0, 16, 16, 16, 600, 1000)
+    ]
+    assert [held_out_size(*one) for one in ((100, 0.0), (100, 0.3), (10, 0.01), (10, 0.99), (1, 0.5))] == [
+        *(0, 30, 1, 9, 0)
+    ]
+
+
+def test_no_question_that_comes_again_is_held_out():
+    twice, once, outside = np.tile(np.arange(150), 2), np.arange(150, 190), np.arange(185, 205)
+    questions = np.concatenate([twice, once, outside])  # of the five from 185 on, one is out of the domain
+    inside = np.arange(340)
+    held = hold_out(questions, inside, share=None, seed=0)
+    assert len(held) == 16
+    assert set(questions[held]) <= set(range(150, 185))
+    assert len(hold_out(questions, inside, share=0.1, seed=0)) == 34
+    assert len(hold_out(np.zeros(340), inside, share=None, seed=0)) == 0
+
+
+def test_what_cannot_be_held_out_is_said_where_it_was_asked_for():
+    apart, alike = np.arange(300), np.repeat(np.arange(150), 2)
+    assert len(hold_out(apart, apart, share=None, seed=0, spare=12)) == 12
+    assert len(hold_out(apart, apart, share=None, seed=0, spare=9)) == 0  # too few to tell anything
+    with pytest.raises(ConfigError, match=r"holdout 0\.1 asks for 30 of 300 items; 12 can be .* 288 items are trained"):
+        hold_out(apart, apart, share=0.1, seed=0, spare=12)
+    with pytest.raises(ConfigError, match=r"0 can be held out: the others have a question that comes more than once"):
+        hold_out(alike, apart, share=0.1, seed=0)
 
 
 # --- In which order ------------------------------------------------------------------------------------------------
@@ -183,15 +223,53 @@ def test_steps_end_the_training_and_the_annealing_with_it(files):
 
 def test_data_alone_is_taken_whole_or_as_a_sample(files):
     paths = tuple(files.values())
-    whole = prepare_data(TrainingRecipe(base="x", data=paths))
-    fewer = prepare_data(TrainingRecipe(base="x", data=paths, total=30))
-    more = prepare_data(TrainingRecipe(base="x", data=paths, total=90))
+    whole = prepare_data(TrainingRecipe(base="x", data=paths, holdout=0))
+    fewer = prepare_data(TrainingRecipe(base="x", data=paths, total=30, holdout=0))
+    more = prepare_data(TrainingRecipe(base="x", data=paths, total=90, holdout=0))
     assert len(set(questions(whole))) == 220
     assert len(fewer.train) == 30
     assert set(questions(fewer)) < set(questions(more))
     assert whole.composition.groups == dict.fromkeys(["one.jsonl", "two.jsonl", "out.jsonl"], "data")
     only = prepare_data(TrainingRecipe(base="x", in_domain=paths[:1]))
     assert len(only.train) == 60
+
+
+def test_held_out_items_are_of_the_domain_and_neither_trained_on_nor_anybodys_wrong_answer(files):
+    fields = {"schedule": "linear", "epochs": 2, "noise_ratio": 1.0}
+    data = mix(files, 0.4, holdout=0.2, **fields)
+
+    held = data.held_out["messages"]
+    asked, answered = ({turns[at]["content"] for turns in held} for at in (0, 1))
+    assert len(asked) == 20
+    assert {source.removesuffix(".jsonl") for source in data.held_out["source"]} == {"one", "two"}
+    assert all(turns[0]["content"][:-1] == turns[1]["content"][:-1] for turns in held)  # no noise in them
+    assert not asked & set(questions(data))
+    assert not answered & {turns[1]["content"] for turns in data.train["messages"]}
+    assert (len(data.train), is_ood(data).sum()) == (160, 64)  # a fixed total: as many as are left in the domain
+    found = data.composition.held_out
+    assert (found.items, found.by_source["out.jsonl"], sum(found.by_source.values())) == (20, 0, 20)
+    assert Composition.from_json(data.composition.to_json()) == data.composition
+    again, other = mix(files, 0.4, holdout=0.2, **fields), mix(files, 0.4, holdout=0.2, seed=1, **fields)
+    assert again.held_out[:] == data.held_out[:]
+    assert other.composition.held_out.sha256 != found.sha256
+
+
+def test_a_fixed_total_goes_before_what_nobody_asked_to_hold_out(files):
+    paths = tuple(files.values())
+    whole = prepare_data(TrainingRecipe(base="x", data=paths, total=220))
+    assert (len(whole.train), len(whole.held_out)) == (220, 0)
+    assert "No items could be held out" in whole.notes[0]
+    some = prepare_data(TrainingRecipe(base="x", data=paths, total=209))
+    assert (len(some.train), len(some.held_out), some.notes) == (209, 11, ())
+    with pytest.raises(ConfigError, match="holdout 0.1 asks for 22 of 220 items; 0 can be held out: 220 items are"):
+        prepare_data(TrainingRecipe(base="x", data=paths, total=220, holdout=0.1))
+
+
+def test_few_items_are_trained_on_as_ever(files):
+    """As versions without a hold-out did, whose trainings go on and whose records are read."""
+    fewer = {key: value for key, value in mix(files).composition.to_json().items() if key != "held_out"}
+    assert Composition.from_json(fewer) == mix(files, holdout=0).composition
+    assert len(mix(files).held_out) == 0
 
 
 def test_what_a_mixture_lacks_is_said(files):
