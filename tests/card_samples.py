@@ -1,5 +1,6 @@
 """What the golden cards say, for the tests of cards. `python tests/card_samples.py` writes the golden cards anew."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -23,6 +24,22 @@ def task(key, title, items, chances=CHANCES, metric="acc,none", shots=0, asked=N
     return TaskResults(key, title, shots, asked, metric, True, dataset, "1", "", hashes, modes)
 
 
+def weighed(key, title, items, metric, **means):
+    """Makes a task whose scores are means a token: metric to mode to mean, from which each item is off by chance."""
+    generator = random.Random(key)
+    tokens = tuple(generator.randint(20, 90) for _ in range(items))
+    modes = {}
+    for mode in CHANCES:
+        values = {}
+        for name, by_mode in means.items():
+            error = 0.0 if mode == "none" and metric == "kl" else 0.1 * by_mode[mode]
+            values[name] = tuple(count * (by_mode[mode] + generator.uniform(-error, error) / 2) for count in tokens)
+        scores = {name: sum(found) / sum(tokens) for name, found in values.items()}
+        modes[mode] = ModeScores(mode, scores, values, 1.0)
+    dataset, hashes = DatasetSource("items.jsonl"), tuple(f"{key}-{index}" for index in range(items))
+    return TaskResults(key, title, 0, None, metric, False, dataset, "1", "", hashes, modes, tokens)
+
+
 def results(*tasks, groups=None, **settings):
     """Puts tasks together as the results of org/model-taia."""
     return Results(
@@ -44,6 +61,17 @@ RESULTS = results(
     task("maths_geometry", "geometry", 60, name="geometry"),
     groups={"maths": Group("MATH", ("maths_algebra", "maths_geometry"), True)},
 )
+HELD_OUT = weighed(
+    *("holdout", "Held-out items", 40, "loss"), loss={"none": 2.4, "attention": 2.1, "ffn": 2.0, "all": 1.9}
+)
+KEPT = weighed(
+    *("retention", "Retention on general text", 60, "kl"),
+    kl={"none": 0.0, "attention": 0.012, "ffn": 0.05, "all": 0.09},
+    kept={"none": 1.0, "attention": 0.975, "ffn": 0.95, "all": 0.93},
+    loss={"none": 3.0, "attention": 3.01, "ffn": 3.04, "all": 3.09},
+)
+REPORT = results(HELD_OUT, KEPT)
+"""What a training ends with."""
 EVERYTHING = cards.CardData(
     repo_id="org/model-taia",
     base_model="org/base",
@@ -83,6 +111,7 @@ EVERYTHING = cards.CardData(
     tuning=tuned(layers=4, found=9, chosen="tuned 5"),
     space="org/model-taia-compare",
 )
+TRAINED = dataclasses.replace(EVERYTHING, results=REPORT, figures=(), space=None)
 NOTHING = cards.CardData("model-taia", None, None, "LORA", {}, "attention")
 MERGED = cards.MergedCardData(
     repo_id="org/merged",
@@ -112,6 +141,7 @@ GOLDEN = {
     "everything": (EVERYTHING, None),
     "nothing": (NOTHING, None),
     "short": (EVERYTHING, "short"),
+    "trained": (TRAINED, "short"),
     "merged": (MERGED, None),
     "space": (SPACE, None),
 }

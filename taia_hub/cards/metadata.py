@@ -16,6 +16,7 @@ from taia_hub.cards.tables import MODE_WORDS
 from taia_hub.errors import ConfigError
 from taia_hub.hub.layout import DENSE, PEFT
 from taia_hub.results import Results
+from taia_hub.results.retained import HOLDOUT, is_retention
 
 LIBRARY = "taia-hub"
 """What loads a TAIA repository.
@@ -106,10 +107,13 @@ def space_metadata(card: values.SpaceCardData) -> SpaceCardData:
 def eval_results(results: Results) -> list[EvalResult]:
     """Lists one result a task and mode for the model index; its metric names the mode.
 
-    Their `metric_args` say task, setting and number of shots.
+    Their `metric_args` say task, setting and number of shots. What a mode gains on a training's own items, and keeps of
+    the base, is left out: no other model could be compared by it.
     """
     found = []
     for task in results.tasks.values():
+        if task.name == HOLDOUT or is_retention(task.name):
+            continue
         for label, mode in task.modes.items():
             metric, _, filtered = task.metric.partition(",")
             named = f"{MODE_WORDS[label].name}, {label}" if label in MODE_WORDS else label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import traceback
@@ -23,6 +24,8 @@ from taia_hub.common.shipped import shipped
 from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.config import PAPER
 from taia_hub.results import summarise
+from taia_hub.results.retained import HOLDOUT, RETENTION, is_retention
+from taia_hub.results.tradeoff import Tradeoff, tradeoff
 from taia_hub.switch.modes import MODES
 
 VARIANTS = ("model_card", "short")
@@ -119,29 +122,42 @@ def _context(data: Any) -> dict[str, Any]:
     if isinstance(data, (MergedCardData, SpaceCardData)):
         return context
     results = data.results
-    summary = summarise(results) if results is not None and results.tasks else None
+    summary = summarise(results) if results is not None else None
+    summary = summary if summary and summary.rows else None
     tuned = tuned_words(data)
     context |= {
         "tuned": tuned,
         "figures": tuple(one for one in data.figures if tuned is None or one not in tuned.figures),
         "summary": summary,
-        **dict.fromkeys(("scores", "members", "differences", "measured", "choice", "choice_literal")),
+        **dict.fromkeys(("scores", "members", "differences", "measured", "choice", "traded", "wanted", "literal")),
         "facts": _evaluation_facts(results) if summary else {},
         "engines": snippets.engines(data),
         "evaluated": tuple(mode for mode in MODES if summary and mode in summary.modes),
     }
     if summary:
-        top = [row for row in summary.rows if row.depth == 0]
-        below = [row for row in summary.rows if row.depth > 0]
+        traded = tradeoff(results)
+        apart = (HOLDOUT, RETENTION) if traded else ()
+        rows = [row for row in summary.rows if row.key not in apart]  # those have a table of their own
+        top, below = [row for row in rows if row.depth == 0], [row for row in rows if row.depth > 0]
+        choice = tables.choice(dataclasses.replace(summary, rows=tuple(rows)))
+        wanted = _wanted(choice, traded)
         context |= {
-            "scores": tables.scores_table(top, summary.modes),
+            "scores": tables.scores_table(top, summary.modes) if top else None,
             "members": tables.scores_table(below, summary.modes) if below else None,
             "differences": tables.differences_tables(top),
             "measured": tables.measured_table(summary.rows),
-            "choice": (choice := tables.choice(summary)),
-            "choice_literal": snippets.literal(_setting(results, choice.mode)) if choice else None,
+            "choice": choice,
+            "traded": tables.traded(traded) if traded else None,
+            "wanted": wanted,
+            "literal": snippets.literal(_setting(results, wanted[0])) if wanted else None,
         }
     return context
+
+
+def _wanted(choice: tables.Choice | None, traded: Tradeoff | None) -> list[str]:
+    """Lists the modes that the results speak for, the first one before the others."""
+    said = [] if choice is None or choice.tells_nothing else [choice.mode, *choice.tied]
+    return list(filter(None, dict.fromkeys([*([traded.recommended, traded.best] if traded else []), *said])))
 
 
 def _deeper(section: str) -> str:
@@ -160,8 +176,9 @@ def _evaluation_facts(results: Any) -> dict[str, Any]:
     versions, hardware = (
         found if isinstance(found := environment.get(name), Mapping) else {} for name in ("versions", "hardware")
     )
+    harness = any(not (name == HOLDOUT or is_retention(name)) for name in results.tasks)  # it measures neither
     facts = {
-        "lm_eval": versions.get("lm-eval"),
+        "lm_eval": versions.get("lm-eval") if harness else None,
         "transformers": versions.get("transformers"),
         "date": environment.get("date"),
         "dtype": results.model.dtype,

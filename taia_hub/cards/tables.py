@@ -10,6 +10,8 @@ from taia_hub.cards.escaping import code, text
 from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
+from taia_hub.results.tradeoff import Tradeoff
+from taia_hub.results.tradeoff_text import tradeoff_note, tradeoff_rows, tradeoff_words
 from taia_hub.switch.modes import PAPER_NAMES
 
 MEMBER = "\N{EN DASH} "
@@ -53,6 +55,22 @@ class Choice:
     others: tuple[str, ...]
     tied: tuple[str, ...] = ()
     tells_nothing: bool = False
+
+
+@dataclass(frozen=True)
+class TradedTable:
+    """What each mode gains and keeps: the sentences, the table, and what its columns are."""
+
+    words: tuple[str, ...]
+    table: str
+    note: str
+
+
+def traded(found: Tradeoff) -> TradedTable:
+    """Says and lays out what each mode gains on held-out items and keeps of the base."""
+    head, *rows = tradeoff_rows(found)
+    body = [(f"{code(mode)} ({MODE_WORDS[mode].name})" if mode in MODE_WORDS else code(mode), *cells) for mode, *cells in rows]
+    return TradedTable(tradeoff_words(found, code), markdown_table(head, body), tradeoff_note(found))
 
 
 def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> str:

@@ -66,6 +66,7 @@ def test_every_python_snippet_runs(published, clean_process, repo_id):
         "everything": 4,
         "nothing": 3,
         "short": 3,
+        "trained": 3,
         "merged": 1,
         "space": 0,
     }
