@@ -69,7 +69,10 @@ class TradedTable:
 def traded(found: Tradeoff) -> TradedTable:
     """Says and lays out what each mode gains on held-out items and keeps of the base."""
     head, *rows = tradeoff_rows(found)
-    body = [(f"{code(mode)} ({MODE_WORDS[mode].name})" if mode in MODE_WORDS else code(mode), *cells) for mode, *cells in rows]
+    body = [
+        (f"{code(mode)} ({MODE_WORDS[mode].name})" if mode in MODE_WORDS else code(mode), *cells)
+        for mode, *cells in rows
+    ]
     return TradedTable(tradeoff_words(found, code), markdown_table(head, body), tradeoff_note(found))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from taia_hub.common.shown import Shown
 from taia_hub.results.drawing import draw
 from taia_hub.results.format import Results, TaskResults
-from taia_hub.results.retained import is_retention, sentences
+from taia_hub.results.retained import HOLDOUT, is_retention, sentences
 from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine
 
 REFERENCES = ("none", "all")
@@ -96,9 +96,11 @@ class Summary(Shown):
     def recommendation(self) -> Recommendation | None:
         """Which mode to use; None while fewer than two modes, or tasks that cannot be averaged, were evaluated.
 
-        What a mode keeps of the base decides nothing: the base keeps all.
+        What a mode keeps of the base decides nothing: the base keeps all. A training's own held-out items decide where
+        there is nothing else.
         """
         own = [row for row in self.rows if row.depth == 0 and len(row.scores) > 1 and not is_retention(row.key)]
+        own = [row for row in own if row.key != HOLDOUT] or own
         averages = [row for row in own if row.key.partition("@")[0] == AVERAGE]
         deciding = averages if averages else own
         if len(deciding) != 1:

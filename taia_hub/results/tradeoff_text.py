@@ -70,8 +70,8 @@ def tradeoff_note(found: Tradeoff) -> str:
     parts = []
     if found.items:
         parts.append(
-            f"loss: nats a token on {amount(found.items, 'item')} that {'was' if found.items == 1 else 'were'} held out "
-            "of the training; gain: how much less that is than the base model's"
+            f"loss: nats a token on {amount(found.items, 'held-out item')} of the training's data; gain: how much less "
+            "that is than the base model's"
         )
     if found.texts:
         parts.append(
@@ -93,7 +93,7 @@ def _undecided(found: Tradeoff, name: Name) -> tuple[str, ...]:
     kept = [label for label, one in found.modes.items() if one.kept and label != BASE]
     lines = [f"{name(label)} keeps {_kept(found, label)}." for label in kept]
     if not found.items:
-        return (*lines, "What the modes gain was not measured: no items were held out of the training.")
+        return (*lines, "No held-out items of the training show what the modes gain.")
     return (*lines, f"{amount(found.items, 'held-out item')} cannot tell which mode gains.")
 
 

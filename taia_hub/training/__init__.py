@@ -12,9 +12,10 @@ from taia_hub.training.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from taia_hub.training.planning import Plan
-    from taia_hub.training.running import Trained, plan_training, train
+    from taia_hub.training.running import plan_training, train
+    from taia_hub.training.trained import Trained
 
 __all__ = ["Plan", "Trained", "TrainingRecipe", "plan_training", "train"]
 __getattr__ = later(
-    __name__, {"Plan": "planning", "Trained": "running", "plan_training": "running", "train": "running"}
+    __name__, {"Plan": "planning", "Trained": "trained", "plan_training": "running", "train": "running"}
 )

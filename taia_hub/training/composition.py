@@ -114,9 +114,7 @@ def record_noise(
     return NoiseRecord(ratio, len(noise.items), by_source, noise.equal, sha256)
 
 
-def record_held_out(
-    held: np.ndarray, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray
-) -> HeldOut | None:
+def record_held_out(held: np.ndarray, sources: np.ndarray, labels: Sequence[str], starts: np.ndarray) -> HeldOut | None:
     """Says which items were held out, whatever their order; None where none was. Arguments as of `record_noise`."""
     return HeldOut(len(held), *_named(np.sort(held), sources, labels, starts)) if len(held) else None
 

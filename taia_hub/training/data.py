@@ -84,7 +84,9 @@ def prepare_data(
     pool = _pool(datasets, sources, noise).select_columns(["messages", "source"])
     train = pool.select(_pointed(order, noise, len(numbers)))
     few = mixing.held_out_size(int((~outside).sum()), recipe.holdout) and not len(held)
-    notes = ("No items could be held out: too few have a question of their own, or training needs them.",) if few else ()
+    notes = (
+        ("No items could be held out: too few have a question of their own, or training needs them.",) if few else ()
+    )
     return PreparedData(train, tuple(map(dataclasses.asdict, facts)), composition, pool.select(held), notes)
 
 
@@ -103,9 +105,10 @@ def _hold_out(recipe: TrainingRecipe, questions: np.ndarray, inside: np.ndarray,
     """Draws what is held out, of what a fixed total leaves over."""
     spare = None
     if recipe.total is not None and recipe.mixing == "replace":
-        spare = len(inside) - mixing.plan_shares(
-            len(inside), ood, ood_ratio=recipe.ood_ratio or 0.0, total=recipe.total
-        ).in_domain
+        spare = (
+            len(inside)
+            - mixing.plan_shares(len(inside), ood, ood_ratio=recipe.ood_ratio or 0.0, total=recipe.total).in_domain
+        )
     return mixing.hold_out(questions, inside, share=recipe.holdout, seed=recipe.seed, spare=spare)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +13,62 @@ from huggingface_hub import CommitInfo
 
 from taia_hub import hub
 from taia_hub.common.progress import Progress
-from taia_hub.hub.layout import DENSE, MOLORA, PEFT, UpdatePlace
+from taia_hub.hub.layout import UpdatePlace
 from taia_hub.repository import creating, publishing
 from taia_hub.repository.card import manifest_sha256
 from taia_hub.repository.side_files import FIGURES, SIDE_FILES
+from taia_hub.results import RESULTS_FILE, Results
+from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.training import modelling, record
 from taia_hub.training.composition import plot_composition
 from taia_hub.training.ending import publish_end
 from taia_hub.training.job import Fitted
+from taia_hub.training.report_plan import ReportRows
+from taia_hub.training.reporting import make_report
 from taia_hub.training.workspace import Workspace
 
-_KINDS = {"lora": PEFT, "molora": MOLORA, "full": DENSE}
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a training: its record, the results of its report, and the commit that it was published in."""
+
+    record: dict[str, Any]
+    results: Results | None
+    commit: CommitInfo | None
 
 
 def make_repository(
-    fitted: Fitted, work: Workspace, progress: Progress | None, push: str | None, private: bool | None
-) -> tuple[dict[str, Any], CommitInfo | None]:
-    """Makes a repository of a trained model and publishes it where `push` is given; returns its record and the commit.
+    fitted: Fitted,
+    rows: ReportRows,
+    work: Workspace,
+    progress: Progress | None,
+    push: str | None,
+    private: bool | None,
+) -> Made:
+    """Makes a repository of a trained model, with the report of `rows`, and publishes it where `push` is given.
 
     Where it cannot be made, the folder is as it was and the checkpoints stay; if the Hub refuses, the folder holds it.
     """
     job, recipe = fitted.job, fitted.job.recipe
     if progress:
         progress("writing", 0, 1)
+    placed = find_sublayers(job.skeleton)  # before the update is put on it
     update, repository = work.folder / "update", work.folder / "repository" / work.out.name
     for folder in (update, repository):
         shutil.rmtree(folder, ignore_errors=True)
     modelling.save_update(fitted, update)
-    written = dict[str, Any]()
+    written, found = dict[str, Any](), list[Results]()
 
     def beside(folder: Path) -> None:
         job.tokenizer.save_pretrained(folder)
         publish_end(folder, job)
-        kind = _KINDS[recipe.method]
-        written.update(fitted.record(manifest_sha256(folder, UpdatePlace(kind, kind.folder).weights)))
+        kind = modelling.UPDATE_KINDS[recipe.method]
+        results, note = make_report(fitted, rows, folder, placed, work.folder, progress)
+        if results is not None:
+            found.append(dataclasses.replace(results, model=dataclasses.replace(results.model, name=work.out.name)))
+            found[-1].save(folder / RESULTS_FILE)
+        noted = fitted.noted(note) if note else fitted
+        written.update(noted.record(manifest_sha256(folder, UpdatePlace(kind, kind.folder).weights)))
         record.write_record(folder, written, recipe, fitted.losses)
         composition = job.data.composition
         if len(composition.groups) > 1 and importlib.util.find_spec("matplotlib"):
@@ -69,7 +93,7 @@ def make_repository(
         _move(repository, work.out)
     if progress:
         progress("writing", 1, 1)
-    return written, made.commit
+    return Made(written, next(iter(found), None), made.commit)
 
 
 def _move(repository: Path, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,7 @@ class Job:
         self, lengths: list[int], items: int, tokens: int, notes: tuple[str, ...], micro_batch_size: int | None
     ) -> Plan:
         """Decides how it is run here. Arguments as of `make_plan`."""
-        return make_plan(
+        plan = make_plan(
             self.recipe,
             self.config,
             lengths=lengths,
@@ -94,6 +95,7 @@ class Job:
             micro_batch_size=micro_batch_size,
             notes=(*self.selection.notes, *self._remarks(), *notes),
         )
+        return dataclasses.replace(plan, held_out=len(self.data.held_out))
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ class Fitted:
     state_dict: Any
     losses: list[dict[str, float]]
     seconds: float
+
+    def noted(self, note: str) -> Fitted:
+        """Returns the same with one more note for the user."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, notes=(*self.plan.notes, note)))
 
     def record(self, adapter_sha256: str | None) -> dict[str, Any]:
         """Makes the contents of `taia_training.json`."""

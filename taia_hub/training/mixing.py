@@ -88,8 +88,8 @@ def choose(count: int, wanted: int, seed: int, group: int = 0) -> np.ndarray:
 def held_out_size(count: int, share: float | None) -> int:
     """Says how many of so many items are held out: the share to the nearest item, at least one and never all of them.
 
-    Where no share is asked for, none of fewer than 200 items, else 2 %, at least 16 and at most 1,000: more would narrow
-    no interval that matters, and are missed in training.
+    Where no share is asked for, none of fewer than 200 items, else 2 %, at least 16 and at most 1,000: more would be
+    missed in training, and narrow no interval by what matters.
 
     Example:
         >>> held_out_size(199, None), held_out_size(200, None), held_out_size(5000, None), held_out_size(100, 0.1)

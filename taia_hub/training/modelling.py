@@ -15,13 +15,25 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 from taia_hub import hub
+from taia_hub.configuration_taia import TAIAConfig
 from taia_hub.errors import UnsupportedUpdateError
+from taia_hub.hub.layout import DENSE, MOLORA, PEFT
+from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.repository.loading import Loaded
+from taia_hub.roles.sublayers import SublayerRoles
 from taia_hub.training.job import Fitted, Job
 from taia_hub.training.planning import Plan
 from taia_hub.training.recipe import TrainingRecipe
 from taia_hub.training.selection import check_trainable, freeze_others, lora_arguments
+from taia_hub.updates.attaching import attach
+from taia_hub.updates.molora.update import MoLoraUpdate
+from taia_hub.updates.options import AttachOptions
+from taia_hub.updates.peft.update import PeftUpdate, attach_switch
 from taia_hub.weights.base_model import load_base
 from taia_hub.weights.checkpoint import DTYPES, read_header
+
+UPDATE_KINDS = {"lora": PEFT, "molora": MOLORA, "full": DENSE}
+"""Method of a recipe to the kind of update that comes of it."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -112,6 +124,35 @@ def save_update(fitted: Fitted, folder: Path) -> None:
             for name, tensor in tensors.items()
         }
         model.save_pretrained(str(folder), state_dict=cast)
+
+
+def switched(fitted: Fitted, folder: Path, placed: SublayerRoles) -> Any:
+    """Makes a TAIA model of what was trained, to be measured under its modes; the trained model is used up.
+
+    An adapter is switched where it is. A full fine-tune has taken the place of its base, which is loaded again, in the
+    dtypes that it is stored in; the tuned tensors are those of the repository in `folder`. `placed` are the roles of
+    the base's modules.
+    """
+    job = fitted.job
+    kind, options = UPDATE_KINDS[job.recipe.method], (placed.roles, placed.unplaced, job.recipe.published)
+    if kind is DENSE:
+        device = fitted.model.device
+        fitted.model.to("meta")  # else both would be held
+        keywords = {"token": job.token, "trust_remote_code": job.recipe.trust_remote_code}
+        base = load_base(job.base, config=copy.deepcopy(job.config), dtype="auto", **keywords).to(device)
+        update, switch = attach(base, folder / kind.folder, kind, AttachOptions(*options))
+    else:
+        update = {PEFT: PeftUpdate, MOLORA: MoLoraUpdate}[kind](fitted.model, folder / kind.folder)
+        switch = attach_switch(update.head_model, placed.roles, job.recipe.published, placed.unplaced)
+    config = TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
+        base_model_name_or_path=job.base.name,
+        base_model_revision=job.base.revision,
+        inference_modules=job.recipe.published,
+        update={"kind": kind.name, "path": kind.folder},
+    )
+    model: Any = update.head_model
+    vars(model).pop("forward", None)  # a trainer leaves its own on the instance, which knows of no setting
+    return TAIAForCausalLM.from_loaded(Loaded(model, config, update, switch))
 
 
 def _stored_dtypes(base: hub.Source, token: str | bool | None = None) -> tuple[torch.dtype, dict[str, torch.dtype]]:

@@ -42,6 +42,23 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class ReportPlan:
+    """What the report at the end of a training measures.
+
+    Attributes:
+        items: Number of items that were held out.
+        texts: Number of general texts.
+        settings: Number of settings.
+        share: How long that takes about, as a share of the training's time.
+    """
+
+    items: int
+    texts: int
+    settings: int
+    share: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a recipe is run here.
 
@@ -62,6 +79,8 @@ class Plan:
         memory: The estimate.
         notes: What the user should know, a sentence each.
         warnings: What the user may want to change before the training, a sentence each.
+        held_out: Number of items that are never trained on.
+        report: What is measured at the end; None where nothing is.
     """
 
     items: int
@@ -80,6 +99,8 @@ class Plan:
     memory: Memory
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    held_out: int = 0
+    report: ReportPlan | None = None
 
 
 def process_count() -> int:

@@ -8,10 +8,8 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitInfo, constants
@@ -31,43 +29,12 @@ from taia_hub.training.finishing import make_repository
 from taia_hub.training.job import Fitted, Job, prepare_job
 from taia_hub.training.planning import Plan, process_count, process_rank, smaller
 from taia_hub.training.recipe import TrainingRecipe
+from taia_hub.training.report_plan import plan_report
+from taia_hub.training.trained import Trained, results_in, trained_by
 from taia_hub.training.trainer import Watch, check_packing, make_trainer, ran_out_of_memory, trainer_arguments
 from taia_hub.training.workspace import TOKENS, Workspace, check_out, sole_run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training gave.
-
-    Attributes:
-        folder: Folder of the repository, or None when it was published only.
-        commit: The commit that it was published in, or None.
-        steps: Optimizer steps.
-        first_loss: Loss of the first step, in nats a trained token.
-        last_loss: Mean loss of the last steps that were logged together.
-        seconds: Time in the training loop, over all parts of the run.
-        tokens: Tokens that were trained on, prompts included, padding not.
-        tokens_per_second: Their ratio.
-        composition: What was trained on, when, as JSON.
-        trained_parameters: Role to number of trained parameters.
-        notes: What the user should know, a sentence each.
-        is_new: Whether anything was trained just now; False where the folder held this very training already.
-    """
-
-    folder: Path | None
-    commit: CommitInfo | None
-    steps: int
-    first_loss: float | None
-    last_loss: float | None
-    seconds: float
-    tokens: int
-    tokens_per_second: float
-    composition: Mapping[str, Any]
-    trained_parameters: Mapping[str, int]
-    notes: tuple[str, ...]
-    is_new: bool = True
 
 
 def train(
@@ -78,10 +45,14 @@ def train(
     private: bool | None = None,
     token: str | bool | None = None,
     resume: bool = True,
+    report: bool | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Trained:
     """Trains what a recipe says and makes a TAIA repository of it.
+
+    It ends with a report, in the repository's results and on its card: by mode, the loss on items that were held out of
+    the training, and what is kept of the base on general texts.
 
     Checkpoints lie in `OUT/.training` until the repository is written. The same recipe, base and data go on from the
     last whole one; on a CPU the weights are then, bit for bit, those of a run that was never stopped. A folder that
@@ -94,6 +65,8 @@ def train(
         private: Whether a new repository on the Hub is private.
         token: Access token.
         resume: Whether checkpoints are used; False begins anew, also where the folder holds another TAIA repository.
+        report: Whether there is a report: by default of as many items and texts as take at most a twentieth of the
+            training's time, with True of all of them.
         progress: Called with stage, steps done and steps in all.
         on_plan: Called with the plan before the training begins, or goes on.
 
@@ -116,7 +89,7 @@ def train(
     folder = out.resolve() if out else _hidden(job.fingerprint, str(push))
     work = Workspace(folder, job.fingerprint, job.inputs)
     with sole_run(work.out) if process_rank() == 0 else contextlib.nullcontext():
-        return _train(job, work, out, push, private, resume, progress, on_plan)
+        return _train(job, work, out, push, private, resume, report, progress, on_plan)
 
 
 def _train(
@@ -126,6 +99,7 @@ def _train(
     push: str | None,
     private: bool | None,
     resume: bool,
+    report: bool | None,
     progress: Progress | None,
     on_plan: Callable[[Plan], None] | None,
 ) -> Trained:
@@ -133,10 +107,11 @@ def _train(
     if resume and (done := work.finished()):
         _check_published(work.out, recipe)
         commit = _push(work.out, push, private, job) if push and is_main else None
+        results = results_in(work.out)
         work.clear()
         if not out and process_count() == 1:  # else another process may be looking whether it is finished
             shutil.rmtree(work.out.parent, ignore_errors=True)
-        return _trained(done, work.out if out else None, commit, is_new=False)
+        return trained_by(done, work.out if out else None, commit, results, is_new=False)
     if resume:
         work.refuse_another(recipe)
     elif is_main:
@@ -152,6 +127,7 @@ def _train(
         items = _encoded(job, work.folder / TOKENS, progress if is_main else None)
         micro = work.micro_batch_size(recipe) if resume else None
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, micro)
+        plan, rows = plan_report(job, plan, report)
         if resume and (begun := work.state().get("dtype", plan.dtype)) != plan.dtype:
             raise ConfigError(
                 f"The run in '{work.out}' was begun in {begun}, and would go on in {plan.dtype} on this machine.",
@@ -164,17 +140,17 @@ def _train(
             hub.check_space(work.out, _needed(plan, recipe), "The training, with two checkpoints,")
         fitted = _fit(job, plan, items, work, progress if is_main else None)
         if not is_main:  # the first process writes and publishes
-            return _trained(fitted.record(None), work.out if out else None, None)
+            return trained_by(fitted.record(None), work.out if out else None, None)
         if note := ending_note(fitted):
-            noted = dataclasses.replace(fitted.plan, notes=(*fitted.plan.notes, note))
-            fitted = dataclasses.replace(fitted, plan=noted)
-        written, commit = make_repository(fitted, work, progress, None if out else push, private)
+            fitted = fitted.noted(note)
+        made = make_repository(fitted, rows, work, progress, None if out else push, private)
+    commit = made.commit
     if out and push:
         commit = _push(work.out, push, private, job)
     work.clear()
     if not out:
         shutil.rmtree(work.out.parent, ignore_errors=True)
-    return _trained(written, work.out if out else None, commit)
+    return trained_by(made.record, work.out if out else None, commit, made.results)
 
 
 def plan_training(
@@ -183,6 +159,7 @@ def plan_training(
     out: Path | None = None,
     push: str | None = None,
     token: str | bool | None = None,
+    report: bool | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Says what `train` would do, without loading weights; every item is made tokens of, as `train` does.
@@ -192,6 +169,7 @@ def plan_training(
         out: Folder that `train` would write to, to check it.
         push: Hub id that it would publish to, to check it.
         token: Access token.
+        report: As of `train`.
         progress: Called with stage, steps done and steps in all.
 
     Returns:
@@ -209,6 +187,7 @@ def plan_training(
     with tempfile.TemporaryDirectory(prefix="taia-tokens-") as scratch, hub.disk_errors(Path(scratch)):
         items = _encoded(job, Path(scratch), progress)
         plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, None)
+        plan, _ = plan_report(job, plan, report)
     if out:
         hub.check_space(out, _needed(plan, recipe), "The training, with two checkpoints,")
     return plan
@@ -289,7 +268,8 @@ def _fit(job: Job, plan: Plan, items: EncodedItems, work: Workspace, progress: P
         logger.warning("Out of memory with %d items a forward pass: on with %d.", plan.micro_batch_size, fewer)
         del trainer, model
         clear_device_cache(garbage_collection=True)
-        plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+        smaller_plan = job.plan(items.lengths, len(items.lengths), sum(items.lengths), items.notes, fewer)
+        plan = dataclasses.replace(smaller_plan, report=plan.report, notes=plan.notes)
 
 
 def _needed(plan: Plan, recipe: TrainingRecipe) -> int:
@@ -322,25 +302,6 @@ def _check_published(folder: Path, recipe: TrainingRecipe) -> None:
 def _hidden(run: str, push: str) -> Path:
     """Returns where a training lies that is only published."""
     return Path(constants.HF_HOME) / "taia-training" / run[:16] / push.rpartition("/")[2]
-
-
-def _trained(
-    values: Mapping[str, Any], folder: Path | None, commit: CommitInfo | None, *, is_new: bool = True
-) -> Trained:
-    return Trained(
-        folder=folder,
-        commit=commit,
-        steps=values["steps"],
-        first_loss=values["first_loss"],
-        last_loss=values["last_loss"],
-        seconds=values["seconds"],
-        tokens=values["tokens"],
-        tokens_per_second=round(values["tokens"] / max(values["seconds"], 1e-3), 1),
-        composition=values["composition"],
-        trained_parameters=values["trained_parameters"],
-        notes=tuple(values["notes"]),
-        is_new=is_new,
-    )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from taia_hub.results import DatasetSource, ModelIdentity, ModeScores, Results, TaskResults
+from taia_hub.results import DatasetSource, ModelIdentity, ModeScores, Results, TaskResults, summarise
 from taia_hub.results.retained import HOLDOUT, KEPT, KL, LOSS, RETENTION
 from taia_hub.results.statistics import resample
 from taia_hub.results.tradeoff import tradeoff
@@ -103,8 +103,10 @@ def test_words_name_the_mode_its_gain_and_what_it_keeps():
 
 def test_what_was_not_measured_is_said_and_has_no_column():
     kept, gained = tradeoff(results(items=0)), tradeoff(results(texts=0))
-    assert tradeoff_words(kept)[-1] == "What the modes gain was not measured: no items were held out of the training."
-    assert tradeoff_words(kept)[0].startswith("attention keeps 97.9 % of the base model's answers on general text (97.7 to")
+    assert tradeoff_words(kept)[-1] == "No held-out items of the training show what the modes gain."
+    assert tradeoff_words(kept)[0].startswith(
+        "attention keeps 97.9 % of the base model's answers on general text (97.7 to"
+    )
     assert len(tradeoff_words(kept)) == 4
     assert tradeoff_rows(kept)[0] == ["mode", "keeps, %", "KL"]
     assert tradeoff_words(gained)[-1] == "What the modes keep of the base model was not measured."
@@ -112,6 +114,15 @@ def test_what_was_not_measured_is_said_and_has_no_column():
     assert "keeps" not in tradeoff_note(gained)
     assert tradeoff(results(items=0, texts=0)) is None
     assert tradeoff(results({"all": 1.0}, {"all": 0.9})) is None  # there is nothing to choose
+
+
+def test_held_out_items_decide_only_where_nothing_else_was_evaluated():
+    own = results()
+    assert summarise(own).recommendation.row.key == HOLDOUT
+    assert summarise(own).recommendation.mode == "all"
+    modes = {mode: ModeScores(mode, {"acc": value}, {"acc": (value,) * 12}, 0.0) for mode, value in KEEPS.items()}
+    own = own.with_task(TaskResults("x", "X", 0, None, "acc", True, DatasetSource("x"), "1", "", ("i",) * 12, modes))
+    assert summarise(own).recommendation.row.key == "x"
 
 
 def test_few_items_have_no_intervals():

@@ -261,7 +261,7 @@ def test_a_fixed_total_goes_before_what_nobody_asked_to_hold_out(files):
     assert "No items could be held out" in whole.notes[0]
     some = prepare_data(TrainingRecipe(base="x", data=paths, total=209))
     assert (len(some.train), len(some.held_out), some.notes) == (209, 11, ())
-    with pytest.raises(ConfigError, match="holdout 0.1 asks for 22 of 220 items; 0 can be held out: 220 items are"):
+    with pytest.raises(ConfigError, match=r"holdout 0\.1 asks for 22 of 220 items; 0 can be held out: 220 items are"):
         prepare_data(TrainingRecipe(base="x", data=paths, total=220, holdout=0.1))
 
 
