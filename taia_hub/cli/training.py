@@ -43,6 +43,16 @@ def train(
     push: Annotated[
         str | None, typer.Option(help="Hub id to publish it to.", rich_help_panel=_RESULT, metavar="REPO")
     ] = None,
+    report: Annotated[
+        bool | None,
+        typer.Option(
+            "--report/--no-report",
+            help="Measure at the end, by mode, the loss on held-out items and what is kept of the base; by default as "
+            "much as takes 5 % of the training's time, with --report all.",
+            rich_help_panel=_RESULT,
+            show_default=False,
+        ),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw an earlier run in DIR away.", rich_help_panel=_RESULT)
     ] = False,
@@ -60,7 +70,7 @@ def train(
     Items are Alpaca, ShareGPT, messages or prompt and completion, told by their content; every line is checked before
     anything is trained. Flags win over the recipe. A run that was stopped goes on when the same command is given again,
     on a CPU with the same final weights. Recipe, hashes of the data, versions, losses and time go into the repository
-    and on its card.
+    and on its card, with what each mode gains on items that were held out, and keeps of the base on general text.
 
     For several devices there are ddp.yaml, fsdp.yaml and deepspeed.yaml (the last two read by accelerate in the tests,
     not run) in taia_hub/training/configs:
@@ -84,16 +94,17 @@ def train(
         return
     with progress("The checkpoints stay; the same command goes on from the last one.") as bars:
         if dry_run:
-            _echo_plan(plan_training(made, out=out, push=push, token=token, progress=bars), made, as_json)
+            plan = plan_training(made, out=out, push=push, token=token, report=report, progress=bars)
+            _echo_plan(plan, made, as_json)
             return
         check_target(made, out, push)
 
         def show(plan: Any) -> None:
             bars.close()
-            _echo_rows(plan, made, ("trained", "data", "steps", "device"), err=True)
+            _echo_rows(plan, made, ("trained", "data", "steps", "device", "report"), err=True)
 
         target = {"out": out, "push": push, "private": private, "token": token}
-        trained = run(made, **target, resume=not restart, progress=bars, on_plan=show)
+        trained = run(made, **target, resume=not restart, report=report, progress=bars, on_plan=show)
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first one tells
         _echo_trained(trained, as_json)
         if not as_json:
@@ -135,9 +146,13 @@ def _job(context: typer.Context, made: TrainingRecipe, recipe: str | None, push:
 
 
 def _echo_trained(trained: Any, as_json: bool) -> None:
+    from taia_hub.results.tradeoff import tradeoff
+    from taia_hub.results.tradeoff_text import tradeoff_text
+
     if as_json:
         commit = trained.commit
         values = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
+        values["results"] = trained.results.to_json() if trained.results else None
         echo_json({**values, "commit": commit.oid if commit else None, "url": commit.commit_url if commit else None})
         return
     for note in trained.notes:
@@ -150,6 +165,8 @@ def _echo_trained(trained: Any, as_json: bool) -> None:
         )
     else:
         echo("This very training is finished already; --restart does it again.")
+    if found := tradeoff(trained.results) if trained.results else None:
+        echo(f"\n{tradeoff_text(found)}\n")
     if trained.folder:
         echo(f"Written to {trained.folder}")
     if trained.commit:
@@ -167,12 +184,15 @@ def _echo_plan(plan: Any, recipe: TrainingRecipe, as_json: bool) -> None:
 
 def _echo_rows(plan: Any, recipe: TrainingRecipe, names: Sequence[str] = (), *, err: bool = False) -> None:
     """Prints the rows of a plan with these names, or all of them, and what the user should know."""
+    from taia_hub.training.report_plan import report_words
+
     trained = ", ".join(f"{role} {count:,}" for role, count in plan.trained.items())
     memory, free = plan.memory, plan.memory.available
     rows = {
         "base model": f"{recipe.base}, {plan.base_parameters:,} parameters",
         "trained": f"{recipe.method}, {recipe.train_modules}: {trained} parameters",
-        "data": f"{amount(plan.items, 'item')}, about {plan.tokens:,} tokens, the longest {plan.longest:,}",
+        "data": f"{amount(plan.items, 'item')}, about {plan.tokens:,} tokens, the longest {plan.longest:,}"
+        + (f"; {plan.held_out:,} held out" if plan.held_out else ""),
         "steps": f"{plan.steps:,} of {amount(plan.batch_size, 'item')}: {amount(plan.processes, 'process', 'es')} x "
         f"{amount(plan.accumulation, 'forward pass', 'es')} x {amount(plan.micro_batch_size, 'item')}",
         "device": f"{plan.device}, {plan.dtype}"
@@ -180,6 +200,7 @@ def _echo_rows(plan: Any, recipe: TrainingRecipe, names: Sequence[str] = (), *, 
         "memory": f"about {byte_size(memory.total)} (weights {byte_size(memory.weights)}, optimizer "
         f"{byte_size(memory.optimizer)}, activations {byte_size(memory.activations)})"
         + (f" of {byte_size(free)} free" if free else ""),
+        "report": report_words(plan),
     }
     for name, text in rows.items():
         if not names or name in names:

@@ -99,7 +99,8 @@ class _Run:
 
         if not self.state.is_trained:
             self.state.begin()
-            train(self.recipe, out=self.state.model, token=token, progress=progress)
+            # no report: what is evaluated here is compared with the paper, and stands in the results alone
+            train(self.recipe, out=self.state.model, token=token, report=False, progress=progress)
             self.state.mark_trained()
 
     def evaluate(
@@ -236,7 +237,7 @@ def reproduce(
 def _plan(run: _Run, token: str | None, progress: Progress | None) -> Plan | None:
     from taia_hub.training.running import plan_training  # needs TRL
 
-    return None if run.state.is_trained else plan_training(run.recipe, token=token, progress=progress)
+    return None if run.state.is_trained else plan_training(run.recipe, token=token, report=False, progress=progress)
 
 
 def _evaluation(
@@ -305,7 +306,7 @@ def _check(
         from taia_hub.training.running import plan_training
 
         for run in untrained:
-            plan_training(run.recipe, token=token, progress=progress)
+            plan_training(run.recipe, token=token, report=False, progress=progress)
     planned = {run.label for run in plan}
     return {label: found for label, found in earlier.items() if label not in planned}
 

@@ -47,7 +47,7 @@ answers on general text (92.0 to 94.1 %)."
         more = f"{name(found.keeper)} keeps more, {_kept(found, found.keeper)}, with {share} of that gain."
         return (f"{name(found.best)} {most}", more)
     return (
-        f"{name(found.keeper)} where the model shall stay as good as it was at all else: it keeps "
+        f"{name(found.keeper)} where the model shall stay closer to what it was: it keeps "
         f"{_kept(found, found.keeper)}, with {share} of the gain on held-out items.",
         f"{name(found.best)} for the trained task alone: it {most}",
     )

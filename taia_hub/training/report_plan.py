@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from taia_hub.common.chat import check_ids, embedding_rows
 from taia_hub.common.labels import Encoded
 from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError
 from taia_hub.results.statistics import FEWEST
+from taia_hub.retaining import encode_texts, read_texts
 from taia_hub.switch.settings import MODES, InferenceModules, parse_setting
 from taia_hub.training.job import Job
 from taia_hub.training.planning import Plan, ReportPlan
@@ -23,6 +26,7 @@ SHARE = 0.05
 """Most of a training's work that its report takes unless all of it is asked for."""
 PASSES = 2.5
 """Forward passes without gradients that a token of a training costs, at least."""
+_SEED = 0
 MOST = 1000
 """More held-out items than this are not measured: no interval would be narrower by what matters."""
 
@@ -72,7 +76,8 @@ def plan_report(job: Job, plan: Plan, asked: bool | None) -> tuple[Plan, ReportR
     work = PASSES * plan.tokens / plan.processes / len(settings)  # tokens under one setting that cost as much
     room = None if asked else SHARE * work
     held, texts = _held_out(job, room), _texts(job)
-    lengths = [[len(one.input_ids) for _, one in rows] for rows in (held, texts)]
+    order = np.random.default_rng(_SEED).permutation(len(texts)).tolist()  # the first ones are a sample of all
+    lengths = [[len(one.input_ids) for _, one in rows] for rows in (held, [texts[at] for at in order])]
     items, general = _fitting(*lengths, room)
     tokens = sum(lengths[0][:items]) + sum(lengths[1][:general])
     report = ReportPlan(items, general, len(settings), tokens / work)
@@ -83,7 +88,7 @@ def plan_report(job: Job, plan: Plan, asked: bool | None) -> tuple[Plan, ReportR
         for name, there, taken in left
         if there and not taken
     ]
-    rows = ReportRows(settings, tuple(held[:items]), tuple(texts[:general]))
+    rows = ReportRows(settings, tuple(held[:items]), tuple(texts[at] for at in sorted(order[:general])))
     return dataclasses.replace(plan, report=report, notes=(*plan.notes, *notes)), rows
 
 
@@ -125,8 +130,10 @@ def _encoded(job: Job) -> Iterator[tuple[Any, Encoded]]:
 
 
 def _texts(job: Job) -> list[tuple[Any, Encoded]]:
-    """Encodes the general texts that ship, in an order in which the first ones are a sample of all."""
-    return []
+    """Encodes the general texts that ship."""
+    items = read_texts().items
+    rows, _ = encode_texts(job.skeleton, job.tokenizer, items)
+    return [(item, row) for item, row in zip(items, rows, strict=True) if row.measured]
 
 
 def _fitting(items: Sequence[int], texts: Sequence[int], room: float | None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from taia_hub.errors import TAIAError
 from taia_hub.evaluation.environment import identify
 from taia_hub.results import DatasetSource, Results, TaskResults
 from taia_hub.results.retained import HOLDOUT, KL, LOSS
-from taia_hub.retaining import Losses, measure, task_results
+from taia_hub.retaining import Losses, measure, read_texts, task_results
 from taia_hub.roles.sublayers import SublayerRoles
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling
@@ -78,7 +78,9 @@ class _Report:
             about_items = {"title": "Held-out items", "metric": LOSS, "dataset": _source(self.job)}
             found = found.with_task(self.task(HOLDOUT, self.rows.items, prompts_sha256=prompts, **about_items))
         if self.rows.texts:
-            pass
+            texts = read_texts()
+            about_texts = {"title": texts.title, "metric": KL, "dataset": texts.dataset}
+            found = found.with_task(self.task(texts.name, self.rows.texts, **about_texts))
         return found
 
     def task(self, name: str, rows: Sequence[tuple[Any, Encoded]], **about: Any) -> TaskResults:

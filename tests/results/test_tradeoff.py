@@ -87,7 +87,7 @@ def test_which_mode_the_numbers_speak_for(changes, best, keeper, recommended):
 
 def test_words_name_the_mode_its_gain_and_what_it_keeps():
     first, second = tradeoff_words(tradeoff(results()), "`{}`".format)
-    assert first.startswith("`attention` where the model shall stay as good as it was at all else: it keeps 98.")
+    assert first.startswith("`attention` where the model shall stay closer to what it was: it keeps 98.")
     assert first.endswith("with 57 % of the gain on held-out items.")
     assert second.startswith("`all` for the trained task alone: it gains most on held-out items, 0.48")
     (alike,) = tradeoff_words(tradeoff(results({**GAINS, "attention": 0.475})))
