@@ -17,7 +17,8 @@ from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError
 from taia_hub.results.statistics import FEWEST
 from taia_hub.retaining import encode_texts, read_texts
-from taia_hub.switch.settings import MODES, InferenceModules, parse_setting
+from taia_hub.switch.modes import MODES
+from taia_hub.switch.settings import InferenceModules, parse_setting
 from taia_hub.training.job import Job
 from taia_hub.training.planning import Plan, ReportPlan
 from taia_hub.training.recipe import TrainingRecipe
