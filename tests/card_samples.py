@@ -111,7 +111,7 @@ EVERYTHING = cards.CardData(
     tuning=tuned(layers=4, found=9, chosen="tuned 5"),
     space="org/model-taia-compare",
 )
-TRAINED = dataclasses.replace(EVERYTHING, results=REPORT, figures=(), space=None)
+TRAINED = dataclasses.replace(EVERYTHING, results=REPORT, figures=(), space=None, tuning=None)
 NOTHING = cards.CardData("model-taia", None, None, "LORA", {}, "attention")
 MERGED = cards.MergedCardData(
     repo_id="org/merged",
