@@ -24,7 +24,7 @@ from taia_hub.tuning.work import Asked, Work
 MAX_LENGTH = 512
 """Tokens of an item that are read: what a choice of weights depends on shows in fewer."""
 
-LIMIT = 128
+LIMIT = 64
 """Items a side that are drawn, of which one half is searched on."""
 
 POINTS = 5
