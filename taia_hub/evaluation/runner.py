@@ -290,19 +290,35 @@ def _earlier(
             f"'{path}' holds results from before: {inputs} now.",
             "Choose another file with --out, or throw the earlier results away with --overwrite.",
         )
+    if not before.settings:
+        before = _report_taken_up(before, now, work)
     settings = [{key: value for key, value in one.settings.items() if key != _INPUTS} for one in (before, now)]
     for name, (was, given) in sorted(differences(*settings).items()):
         raise ConfigError(f"'{path}' holds results with {name}={was!r}; now it is {given!r}.", hint)
     for unit in work:
-        old, new = before.tasks.get(unit.blank.key), unit.blank
-        bare = [vars(dataclasses.replace(one, modes={}, weights=None)) for one in (old, new) if one]
-        changed = differences(*bare) if old else {}
-        for name in changed:
+        for name in _changed(before, unit.blank):
             what = _CHANGED.get(name, f"its {name} changed")
-            raise ConfigError(f"The task '{new.key}' is not the one in '{path}': {what}.", hint)
+            raise ConfigError(f"The task '{unit.blank.key}' is not the one in '{path}': {what}.", hint)
     adds = bool(_missing(before, work, labels))
     environment = renewed(before.environment, now.environment) if adds else before.environment
     return dataclasses.replace(before, model=_latest(before.model, now.model), environment=environment)
+
+
+def _report_taken_up(before: Results, now: Results, work: Sequence[Unit | Together]) -> Results:
+    """Takes the report of a training, which has no settings of an evaluation, for the beginning of one.
+
+    It took the items for which there was time: a task that is asked for with more of them is measured anew.
+    """
+    anew = {unit.blank.key for unit in work if _changed(before, unit.blank)}
+    tasks = {key: task for key, task in before.tasks.items() if key not in anew}
+    return dataclasses.replace(before, settings=now.settings, tasks=tasks)
+
+
+def _changed(before: Results, new: TaskResults) -> Mapping[str, Any]:
+    """Returns in what a task differs from the one of its key in earlier results, where there is one."""
+    old = before.tasks.get(new.key)
+    bare = [vars(dataclasses.replace(one, modes={}, weights=None)) for one in (old, new) if one]
+    return differences(*bare) if old else {}
 
 
 def _missing(

@@ -1,5 +1,6 @@
 """What each mode keeps of the base, as a task of an evaluation."""
 
+import dataclasses
 import json
 
 import pytest
@@ -172,3 +173,18 @@ def test_a_mode_that_cannot_act_is_refused_before_anything_is_measured(pico, tok
     model.fuse("all")
     with pytest.raises(SettingError, match="the model is fused"):
         evaluate(model, modes=["all"], tokenizer=tokenizer, retention=TEXTS)
+
+
+def test_an_evaluation_goes_on_from_the_report_of_a_training(pico, tokenizer, tmp_path):
+    """Which has no settings of an evaluation, and took as many texts as there was time for."""
+    out, given = tmp_path / "taia_results.json", {"tokenizer": tokenizer, "modes": ["all"]}
+    model = pico.taia("llama")
+    few = evaluate(model, retention=TEXTS[:2], **given)
+    (key,) = few.tasks
+    report = dataclasses.replace(few, settings={}).with_task(dataclasses.replace(few.tasks[key], name="holdout"))
+    report.save(out)
+    whole = evaluate(model, retention=TEXTS, out=out, **given)
+    assert list(whole.tasks) == ["holdout", key]
+    assert len(whole.tasks["holdout"].items) == 2 < len(whole.tasks[key].items) == len(TEXTS)
+    with pytest.raises(ConfigError, match="its data set changed"):  # what an evaluation took is not thrown away
+        evaluate(model, retention=TEXTS[:2], out=out, **given)
