@@ -239,7 +239,7 @@ def _said_of(found: Any) -> str:
         ["tokenizer", found.tokenizer],
         ["update", ", ".join([f"{method_name(found.method)} in {found.location}", *numbers, size, dtypes])],
         *([name.replace("_", " "), _by_role(values)] for name, values in found.patterns.items()),
-        *([["default", parse_published(found.inference_modules).label]] if found.inference_modules is not None else []),
+        *([["default", _default(found)]] if found.inference_modules is not None else []),
     ]
     parts = [
         [role, str(part.modules), f"{part.parameters:,}", byte_size(part.bytes)]
@@ -260,6 +260,18 @@ def _said_of(found: Any) -> str:
     if found.unplaced:
         said.append(f"Counted as other because their role could not be told: {', '.join(found.unplaced)}")
     return "\n\n".join(said)
+
+
+def _default(found: Any) -> str:
+    """Writes the published setting in a few words, and whether it was tuned."""
+    from taia_hub.switch.settings import parse_published
+
+    label, tuning = parse_published(found.inference_modules).label, found.tuning
+    if tuning is None:
+        return label
+    if tuning.published:
+        return f"{label}, {'chosen by' if tuning.label == label else f'{tuning.label!r} of'} taia tune, {tuning.date}"
+    return f"{label}; taia tune chose '{tuning.label}', {tuning.date}"
 
 
 def _by_role(value: Any) -> str:

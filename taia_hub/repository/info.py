@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -11,8 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from taia_hub import hub
+from taia_hub.errors import ConfigError
 from taia_hub.hub.layout import PEFT, PREFIX
 from taia_hub.repository.update_files import Repository, open_repository, own_tokenizer
+from taia_hub.results import TUNING_FILE, Tuned
 from taia_hub.roles import ROLES
 from taia_hub.roles.sublayers import find_sublayers
 from taia_hub.switch.modes import MODES
@@ -36,6 +39,21 @@ class RoleInfo:
 
 
 @dataclass(frozen=True)
+class TuningInfo:
+    """What `taia tune` chose.
+
+    Attributes:
+        label: Its name for the setting.
+        date: The day.
+        published: Whether the repository publishes that setting.
+    """
+
+    label: str
+    date: str
+    published: bool
+
+
+@dataclass(frozen=True)
 class RepositoryInfo:
     """What a TAIA repository or a plain adapter holds; revisions are commit shas, or None for a folder.
 
@@ -49,6 +67,7 @@ class RepositoryInfo:
         tokenizer: Where its tokenizer is from: `"its own"`, `"its adapter's"` or `"the base model's"`.
         modes: Mode name to the number of the update's parameters that act.
         unplaced: Paths of base modules whose role could not be told; they count as `other`.
+        tuning: What was chosen by a tuning of this update that lies beside it; None without one.
         vocabulary: Rows of the update's embeddings and head, where they are not as many as the base's.
     """
 
@@ -70,6 +89,7 @@ class RepositoryInfo:
     modes: Mapping[str, int]
     unplaced: tuple[str, ...]
     vocabulary: int | None = None
+    tuning: TuningInfo | None = None
 
 
 def repository_info(
@@ -136,7 +156,21 @@ def info_of(found: Repository, make: Callable[[], PreTrainedModel], access: hub.
         modes={mode: sum(roles[role].parameters for role in acting) for mode, acting in MODES.items()},
         unplaced=placed.unplaced,
         vocabulary=vocabulary,
+        tuning=None if found.is_plain else _tuning(found, access),
     )
+
+
+def _tuning(found: Repository, access: hub.HubAccess) -> TuningInfo | None:
+    """Reads what a tuning chose; one that is damaged tells nothing here, and is an error on the card."""
+    source = hub.Source(found.name, found.root, found.revision)
+    there = source.folder / TUNING_FILE
+    if not (there.is_file() or (source.revision and hub.has_file(source, TUNING_FILE, access))):
+        return None
+    with contextlib.suppress(ConfigError):
+        tuned = Tuned.load(hub.bring(source, TUNING_FILE, access))
+        label = tuned.recommended.parsed.label
+        return TuningInfo(tuned.choice.label, tuned.date, label == found.config.setting.label)
+    return None
 
 
 def _tokenizer(found: Repository) -> str:

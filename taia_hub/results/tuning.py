@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ class Tuned(Shown):
         allow_extrapolation: Whether weights outside [0, 1] were searched.
         notes: What the user should know, a sentence each.
         versions: Package to version.
+        date: The day that it was finished, as in `"2026-11-21"`.
     """
 
     model: ModelIdentity
@@ -168,6 +170,7 @@ class Tuned(Shown):
     allow_extrapolation: bool = False
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=installed_versions)
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @property
     def recommended(self) -> Candidate:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taia_hub import TAIAForCausalLM, cli
+from taia_hub import TAIAConfig, TAIAForCausalLM, cli
 from taia_hub.cli import main
 from taia_hub.compare import stream_compare
 from taia_hub.demo.runner import DEFAULT_STEPS
 from taia_hub.errors import ConfigError
 from taia_hub.switch.modes import MODES
+from tests.tuning_samples import tuned
 
 
 def test_the_console_script_is_this_module():
@@ -149,6 +150,31 @@ def test_info_of_a_folder(taia, online, tmp_path):
     assert "KiB" in out
     rows = [line.split()[0] for line in out.splitlines() if line]
     assert rows == ["repository", "base", "tokenizer", "update", "default", "role", "attention", "ffn", "mode", *MODES]
+
+
+def test_info_says_whether_the_default_was_tuned(taia, online, saved_copy, repo_id):
+    found = tuned(layers=80)
+    found.save(saved_copy)
+    assert "default     attention; taia tune chose 'tuned 2', 2026-11-21\n" in taia("info", saved_copy)[1]
+    label = publish_setting(saved_copy, found.recommended.setting)
+    assert label.startswith("160 weights (")
+    assert f"default     {label}, 'tuned 2' of taia tune, 2026-11-21\n" in taia("info", saved_copy)[1]
+    (saved_copy / "taia_tuning.json").write_text("{")
+    assert json.loads(taia("info", saved_copy, "--json")[1])["tuning"] is None
+    online.model().push_to_hub(repo_id)
+    online.api.upload_file(
+        path_or_fileobj=json.dumps(tuned(chosen="attention").to_json()).encode(),
+        path_in_repo="taia_tuning.json",
+        repo_id=repo_id,
+    )
+    assert "default     attention, chosen by taia tune, 2026-11-21\n" in taia("info", repo_id)[1]
+
+
+def publish_setting(folder, setting):
+    config = TAIAConfig.from_pretrained(folder)
+    config.inference_modules = setting
+    config.save_pretrained(folder)
+    return config.setting.label
 
 
 def test_info_of_a_plain_adapter(taia, online, pico, tmp_path):

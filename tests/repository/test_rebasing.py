@@ -15,6 +15,7 @@ from taia_hub.errors import RepositoryError
 from taia_hub.evaluation.environment import identify
 from taia_hub.repository.rebasing import check_same_base
 from taia_hub.results import Results
+from tests.tuning_samples import tuned
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_a_training_on_a_folder_is_published_with_all_that_goes_with_it(online, 
     train(recipe, out=tmp_path / "w" / "out")
     model = TAIAForCausalLM.from_pretrained("w/out").eval()
     Results(identify(model)).save(tmp_path / "w" / "out" / "taia_results.json")
+    tuned(model=identify(model)).save(tmp_path / "w" / "out")
     before = {path: path.read_bytes() for path in sorted((tmp_path / "w" / "out").rglob("*")) if path.is_file()}
 
     status, out, err = taia("push", "w/out", repo_id, "--base", online.base)
@@ -51,7 +53,9 @@ def test_a_training_on_a_folder_is_published_with_all_that_goes_with_it(online, 
     recipe, model_of = yaml.safe_load(texts["taia_recipe.yaml"]), results["model"]
     assert (config["base_model_name_or_path"], config["base_model_revision"]) == (online.base, online.base_sha)
     assert (recipe["base"], recipe["base_revision"]) == (online.base, online.base_sha)
-    assert (model_of["base_model"], model_of["base_revision"]) == (online.base, online.base_sha)
+    for of in (model_of, json.loads(texts["taia_tuning.json"])["model"]):
+        assert (of["base_model"], of["base_revision"]) == (online.base, online.base_sha)
+    assert "## Tuned setting" in texts["README.md"]
     if method != "full":
         update = json.loads(texts[f"{'adapter' if method == 'lora' else 'molora'}_config.json"])
         assert update["base_model_name_or_path"] == online.base
