@@ -70,7 +70,7 @@ def save(
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if hub.RESUME_INDEX in names and _is_resume_index(folder / hub.RESUME_INDEX):
         names.discard(hub.RESUME_INDEX)
-    _refuse_other_model(str(folder), names, config_values(folder))
+    refuse_other_model(str(folder), names, config_values(folder))
     with written_over(folder) as scratch:
         config = _write_files(loaded, scratch, state_dict, extra_files)
         own = own_tokenizer(loaded.places)
@@ -191,8 +191,8 @@ def _publish(
 ) -> CommitInfo:
     """Publishes a folder, with the model's tokenizer where there is none."""
     files: dict[str, Path | None] = dict(_model_files(folder, config))
-    _refuse_other_model(str(folder), files, {"model_type": MODEL_TYPE})
-    _refuse_other_model(head.repo_id, head.files, head.config)
+    refuse_other_model(str(folder), files, {"model_type": MODEL_TYPE})
+    refuse_other_model(head.repo_id, head.files, head.config)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = Path(scratch) / "tokenizer"
         if hub.TOKENIZER_CONFIG not in files and not _has_tokenizer(head, config):
@@ -249,7 +249,7 @@ def _has_tokenizer(head: hub.Head, config: Fields) -> bool:
     return hub.TOKENIZER_CONFIG in head.files and (hub.CONFIG not in head.files or same)
 
 
-def _refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, Any]) -> None:
+def refuse_other_model(name: str, files: Iterable[str], config: Mapping[str, Any]) -> None:
     """Refuses to write over another model, which the files of a folder or repository or its config.json show."""
     names = set(files)
     other = sorted(_OTHER_MODELS & names)
