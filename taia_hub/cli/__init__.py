@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,11 +78,6 @@ class _Command(TyperCommand):
                 words.append("")
         return super().parse_args(ctx, words)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        may_lack = [one for one in self.get_params(ctx) if str(getattr(one, "metavar", "")).startswith("[")]
-        flags = {flag for one in may_lack if one.param_type_name == "option" for flag in one.opts}
-        return super().parse_args(ctx, _with_values(args, flags))
-
     def get_short_help_str(self, limit: int = 0) -> str:
         return str(self.help).partition("\n")[0]
 
@@ -119,17 +114,6 @@ class _Commands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         _write_commands(formatter, GROUPS)
-
-
-def _with_values(args: Sequence[str], flags: Container[str]) -> list[str]:
-    """Gives options whose value may be left out, as their metavar in brackets says, an empty one where it is."""
-    end = args.index("--") if "--" in args else len(args)
-    found: list[str] = []
-    for at, word in enumerate(args):
-        found.append(word)
-        if word in flags and at < end and (at + 1 >= end or args[at + 1].startswith("-")):
-            found.append("")
-    return found
 
 
 def _write_commands(formatter: Any, groups: Mapping[str, Sequence[str]]) -> None:

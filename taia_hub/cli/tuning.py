@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taia_hub.cli.options import HUB, filled, options_of, taken
+from taia_hub.cli.options import filled, options_of, taken
 from taia_hub.cli.printing import echo
 from taia_hub.cli.shared import Json, Loading, Message, Overwrite, Private, Update, echo_json, folder, load_model
 from taia_hub.cli.shared import progress as shown

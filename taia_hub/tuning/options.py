@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from taia_hub.common.fields import asked, documented
-from taia_hub.errors import ConfigError, closest
+from taia_hub.errors import ConfigError, closest, misspelt
 from taia_hub.results.tuning import Objective
+from taia_hub.roles import ROLES
 
 BY = "role x layer"
 """How modules are put together where nobody says otherwise."""
@@ -46,6 +47,12 @@ class TuningOptions:
 
     def __post_init__(self) -> None:
         """Refuses values that mean nothing."""
+        for part in self.by.split(",") if isinstance(self.by, str) else ():
+            if meant := misspelt(part.strip(), (BY, "role", "layer", *ROLES)):
+                raise ConfigError(
+                    f"Modules cannot be put together by '{part.strip()}'. Did you mean '{meant}'?",
+                    f"Give '{BY}', role, layer, block:N, or selectors as a setting has them, joined by commas.",
+                )
         objectives = get_args(Objective)
         if self.objective not in objectives:
             raise ConfigError(

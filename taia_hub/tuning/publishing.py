@@ -23,7 +23,7 @@ from taia_hub.repository.publishing import refuse_other_model
 from taia_hub.repository.reading import check_publishable
 from taia_hub.repository.side_files import FIGURES
 from taia_hub.repository.update_files import Repository
-from taia_hub.results import Tuned
+from taia_hub.results import TUNING_FILE, Tuned
 
 _ELSEWHERE = "Name a folder for it with --out."
 
@@ -119,7 +119,7 @@ def _check_write(found: Repository) -> None:
         )
     if found.is_plain:
         raise ConfigError(
-            f"'{found.name}' is a plain adapter: there is no {hub.CONFIG} of a TAIA repository to write the setting to.",
+            f"'{found.name}' is a plain adapter, and has no {hub.CONFIG} that publishes a setting.",
             "--out DIR makes a TAIA repository of it there.",
         )
     if not os.access(found.root, os.W_OK):
@@ -199,4 +199,4 @@ def _files_of(tuned: Tuned) -> Iterator[CardRequest]:
     """Gives what a card is made of, in a folder for the time being."""
     with tempfile.TemporaryDirectory() as scratch:
         save_tuned(tuned, Path(scratch))
-        yield CardRequest(tuning=Path(scratch), figures=Path(scratch) / FIGURES)
+        yield CardRequest(tuning=Path(scratch) / TUNING_FILE, figures=Path(scratch) / FIGURES)

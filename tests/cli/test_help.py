@@ -12,8 +12,10 @@ import yaml
 
 from taia_hub import TAIAForCausalLM, cli
 from taia_hub.cli import COMMANDS, GROUPS
+from taia_hub.evaluation.environment import identify
 from taia_hub.local_hub import LocalHub
 from tests.evaluation.conftest import _task_files  # noqa: F401 - lm-eval's index is read once
+from tests.tuning_samples import tuned
 
 PAGES = [*(name for name in COMMANDS if name not in ("hub", "space")), "hub serve", "space create"]
 
@@ -160,11 +162,11 @@ def published(_published, tmp_path_factory):
     tuned.save_pretrained(folder / "instruct")
     online.api.upload_folder(repo_id="docs/base-instruct", folder_path=folder / "instruct")
     (folder / "prompts.jsonl").write_text('{"prompt": "the"}\n')
-    (folder / "items.jsonl").write_text('{"prompt": "the", "completion": "end"}\n' * 8)
+    (folder / "items.jsonl").write_text('{"prompt": "the", "completion": "end"}\n' * 20)
     (folder / "my_items.jsonl").write_text(
         '{"id": "1", "question": "the", "answer": "A", "answer_type": "choice", "choices": ["end", "he"]}\n'
     )
-    (folder / "texts.txt").write_text("the end\n")
+    (folder / "texts.txt").write_text("the end\n\n" * 20)
     (folder / "recipe.yaml").write_text(
         yaml.safe_dump({"base": "docs/base", "data": ["items.jsonl"], "max_length": 32})
     )
@@ -177,6 +179,7 @@ def work(monkeypatch):
     said = SimpleNamespace(to_json=dict, to_text=str, to_markdown=str)
     monkeypatch.setattr("taia_hub.demo.run_demo", lambda *_, **__: said)
     monkeypatch.setattr("taia_hub.reproducing.reproduce", lambda *_, **__: SimpleNamespace(table=said))
+    monkeypatch.setattr("taia_hub.tuning.tune", lambda model, *_, **__: tuned(model=identify(model)), raising=False)
     monkeypatch.setattr("taia_hub.page.launch_page", lambda *_, **__: None)
     monkeypatch.setattr("taia_hub.serving.run", lambda *_: 0)
     monkeypatch.setattr("taia_hub.serving.check_startable", lambda *_: None)
