@@ -16,6 +16,7 @@ from taia_hub import TrainingRecipe
 from taia_hub.compare import compare, stream_compare
 from taia_hub.evaluation.options import EvaluationOptions
 from taia_hub.repository.card_request import CardRequest
+from taia_hub.tuning.options import TuningOptions
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = (
@@ -173,7 +174,7 @@ def test_the_public_names_are_few_and_documented():
     assert all(getattr(taia_hub, name).__doc__ for name in set(taia_hub.__all__) - aliases)
 
 
-@pytest.mark.parametrize("made", [TrainingRecipe, EvaluationOptions, CardRequest])
+@pytest.mark.parametrize("made", [TrainingRecipe, EvaluationOptions, CardRequest, TuningOptions])
 def test_help_explains_every_field(made):
     own, _, listed = made.__doc__.partition("\nAttributes:\n")
     assert own.strip()

@@ -151,11 +151,16 @@ def _searched(
     from taia_hub import tuning
 
     keywords = {one.name: getattr(options, one.name) for one in dataclasses.fields(options)}
-    stopped = f"What was found so far is in '{state}'; the same command goes on from there."
-    with shown(stopped) as bars:
+    with shown() as bars:
         model, tokenizer = load_model(repo, **loading)
         how = {"out": state, "overwrite": overwrite, "tokenizer": tokenizer, "progress": bars}
-        return tuning.tune(model, target, retain, **keywords, **how)
+        try:
+            return tuning.tune(model, target, retain, **keywords, **how)
+        except KeyboardInterrupt:
+            bars.close()
+            if state.is_dir():
+                echo(f"What was found so far is in '{state}'; the same command goes on from there.", err=True)
+            raise
 
 
 def _name(repo: str) -> str:

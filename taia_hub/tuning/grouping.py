@@ -11,9 +11,7 @@ from taia_hub.roles import ROLES
 from taia_hub.switch.modes import MODES
 from taia_hub.switch.settings import Entry, Setting, parse_setting
 from taia_hub.switch.switch import Site
-
-BY = "role x layer"
-"""How modules are put together where nobody says otherwise."""
+from taia_hub.tuning.options import BY
 
 DECIMALS = 2
 """Decimals that a weight keeps: what is smaller changes no answer, and a setting stays readable."""

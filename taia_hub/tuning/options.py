@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ class TuningOptions:
         'kl'
     """
 
-    by: str = asked(
+    by: str | Sequence[str] = asked(
         BY,
         "Which modules share a weight: 'role x layer', role, layer, block:N (N neighbouring layers of a role), or "
         "selectors joined by commas, of which a later one overrides, as in 'ffn,*.down_proj'.",
@@ -40,8 +41,8 @@ class TuningOptions:
     )
     points: int = asked(5, "How many points of the front are searched.", least=1)
     budget: float | None = asked(None, "Minutes that all of it may take; an unfinished front says so.", metavar="MIN")
-    limit: int = asked(128, "Most items a side that are drawn; one half is searched on.", least=20)
-    max_length: int = asked(512, "Most tokens of an item; the rest is cut off.", least=2)
+    limit: int = asked(64, "Most items a side that are drawn; one half is searched on.", least=20)
+    max_length: int = asked(512, "Most tokens of an item; what a choice of weights depends on shows in few.", least=2)
     seed: int = asked(0, "Of the split of the items, their order and the intervals.")
     allow_extrapolation: bool = asked(False, "Search weights from -2 to 2 instead of 0 to 1.", flags="--extrapolate")
 

@@ -80,7 +80,8 @@ class Destination:
                     f"--push {self.push} is another repository than '{found.name}', which was tuned.",
                     "Leave its name out: the setting is published where the update is.",
                 )
-            return _check_token(found.name, commit.token)
+            _check_token(found.name, commit.token)
+            return
         if not self.push:
             raise ConfigError(
                 f"'{found.name}' is a plain adapter, whose files publish no setting.",
@@ -89,7 +90,7 @@ class Destination:
         check_publishable(found.config)
         _check_token(self.push, commit.token)
         head = hub.look(self.push, revision=commit.revision, token=commit.token)
-        return refuse_other_model(head.repo_id, head.files, head.config)
+        refuse_other_model(head.repo_id, head.files, head.config)
 
     def _check_out(self, found: Repository, out: Path) -> None:
         if out.exists() and not out.is_dir():

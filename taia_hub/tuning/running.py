@@ -14,20 +14,13 @@ from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.environment import identify
 from taia_hub.results.tuning import Objective, Tuned
-from taia_hub.tuning.grouping import BY, Grouping
+from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.items import Side, make_sides
 from taia_hub.tuning.keeping import Keeper
+from taia_hub.tuning.options import BY, TuningOptions
 from taia_hub.tuning.processes import Processes
 from taia_hub.tuning.reading import Retain, Target, read_retain, read_target
 from taia_hub.tuning.work import Asked, Work
-
-MAX_LENGTH = 512
-"""Tokens of an item that are read: what a choice of weights depends on shows in fewer."""
-
-LIMIT = 64
-"""Items a side that are drawn, of which one half is searched on."""
-
-POINTS = 5
 
 
 def tune(
@@ -36,15 +29,15 @@ def tune(
     retain: Retain = None,
     *,
     by: str | Sequence[str] = BY,
-    objective: Objective = "kl",
-    points: int = POINTS,
+    objective: Objective = TuningOptions.objective,
+    points: int = TuningOptions.points,
     budget: float | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     allow_extrapolation: bool = False,
-    limit: int = LIMIT,
-    max_length: int = MAX_LENGTH,
+    limit: int = TuningOptions.limit,
+    max_length: int = TuningOptions.max_length,
     tokenizer: Any = None,
     progress: Progress | None = None,
     **loading: Any,
@@ -96,7 +89,7 @@ def tune(
         ```
     """
     began = time.monotonic()
-    _check(points=points, budget=budget, objective=objective, limit=limit, max_length=max_length)
+    TuningOptions(by, objective, points, budget, limit, max_length, seed, allow_extrapolation)
     processes = Processes.here()
     model = _loaded(model, loading)
     if tokenizer is None:
@@ -161,16 +154,3 @@ def _loaded(model: Any, loading: dict[str, Any]) -> Any:
     from taia_hub.modeling_taia import TAIAForCausalLM
 
     return TAIAForCausalLM.from_pretrained(model, **loading)
-
-
-def _check(*, points: Any, budget: Any, objective: Any, limit: Any, max_length: Any) -> None:
-    if objective not in ("kl", "loss"):
-        raise ConfigError(
-            f"The objective is {objective!r}.",
-            "Give 'kl', the divergence from the base, or 'loss', how much the loss grows on the retained texts.",
-        )
-    for name, value, least in (("points", points, 1), ("limit", limit, 20), ("max_length", max_length, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} is {value!r}.", f"Give a whole number of at least {least}.")
-    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget > 0):
-        raise ConfigError(f"The budget is {budget!r}.", "Give minutes, more than 0, or None for as long as it takes.")
