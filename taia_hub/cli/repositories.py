@@ -229,7 +229,6 @@ def info(
 def _said_of(found: Any) -> str:
     """Lays out what a repository holds."""
     from taia_hub.hub.layout import method_name
-    from taia_hub.switch.settings import parse_published
 
     numbers = [f"{name} {_by_role(value)}" for name in ("rank", "alpha") if (value := getattr(found, name)) is not None]
     size, dtypes = byte_size(found.bytes), ", ".join(found.dtypes)
