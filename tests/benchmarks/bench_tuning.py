@@ -14,8 +14,8 @@ disk; and merged in place in memory, and unmerged afterwards, which is kinder th
 
 The search is compared with optuna's TPE (`pip install optuna`, in an environment of its own), which gets as many tokens
 as all of `tune` computes, its backward passes counted as forward passes; both are judged on the items that neither has
-seen. Memory is that of processes of their own, one that tunes and one that takes a training step of as many tokens as
-`tune` has in a batch, by AdamW.
+seen. Memory is that of processes of their own, one that tunes and one that takes a training step by AdamW on as many
+items as `tune` has in a batch, the longest ones.
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ def alone(bench: Bench, what: str) -> dict[str, int]:
     model = TAIAForCausalLM.from_adapter(bench.base, bench.adapter, dtype=torch.float32, is_trainable=True)
     before = _peak()
     rows = read_retain(options.retain, model, bench.tokenizer, max_length=512).rows
-    batch = max((_batch(side) for side in (bench.items, rows)), key=lambda one: one["input_ids"].numel())
+    most = -(-options.limit // 20)  # a step of `tune` sees a tenth of the half that is searched on
+    batch = max((_batch(side, most) for side in (bench.items, rows)), key=lambda one: one["input_ids"].numel())
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad])
     model.train().to(bench.device)
     model(**{name: one.to(bench.device) for name, one in batch.items()}).loss.backward()
@@ -268,11 +269,11 @@ def alone(bench: Bench, what: str) -> dict[str, int]:
     return {"peak": _peak(), "grown": _peak() - before}
 
 
-def _batch(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Pads as many of the longest items as a batch takes."""
+def _batch(rows: Sequence[Encoded], most: int) -> dict[str, torch.Tensor]:
+    """Pads as many of the longest items as a batch of `tune` takes, and at most so many."""
     rows = sorted(rows, key=lambda one: -len(one.input_ids))
     length = min(len(rows[0].input_ids), 512)
-    rows = rows[: max(1, BATCH // length)]
+    rows = rows[: max(1, min(most, BATCH // length))]
     ids, mask, labels = (torch.full((len(rows), length), fill) for fill in (0, 0, -100))
     for at, row in enumerate(rows):
         size = min(len(row.input_ids), length)
