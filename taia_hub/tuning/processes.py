@@ -22,10 +22,10 @@ class Processes:
     @classmethod
     def here(cls) -> Processes:
         """Joins the processes that were started together, if there are others."""
-        from accelerate import PartialState
+        from accelerate import Accelerator
 
-        state = PartialState()
-        return cls(state.process_index, state.num_processes)
+        accelerator = Accelerator()  # it alone heeds ACCELERATE_USE_CPU
+        return cls(accelerator.process_index, accelerator.num_processes)
 
     def share(self, items: Sequence[T]) -> list[T]:
         """Returns the items of this process: every `count`-th one."""

@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {"by": "role", "points": 2, "tokenizer": object()}
 
 
 def _tune(model: Any, out: Path) -> None:
+    assert Processes.here().count == 2
     tuned = taia_hub.tune(model, rows(25, 1, 2), general(24, 2), out=out, **OPTIONS)
     again = taia_hub.tune(model, rows(25, 1, 2), general(24, 2), out=out, **OPTIONS)
     if again.candidates != tuned.candidates:
@@ -38,6 +39,7 @@ def test_two_processes_find_what_one_does(update: Any, tmp_path: Path) -> None:
 
 def _slopes(model: Any, expected: list[tuple[float, list[float]]]) -> None:
     gradients = Gradients(model, Grouping(model._taia_switch.sites), Processes.here())
+    assert gradients.processes.count == 2
     for (value, gradient), found in zip(expected, _both(gradients), strict=True):
         np.testing.assert_allclose(found.value, value, rtol=1e-5)
         np.testing.assert_allclose(found.gradient, gradient, rtol=1e-3, atol=1e-6)
