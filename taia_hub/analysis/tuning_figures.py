@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from taia_hub.analysis._style import (
+    BACKGROUND,
     BLUE,
     GRID_LINES,
     PURPLE,
@@ -182,7 +183,8 @@ def _name_modes(axis: Any, modes: Sequence[Candidate], tuned: Tuned) -> None:
             ha="right" if share > 0.8 else "left",
             va="top",
             fontsize=9,
-            zorder=6,
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": BACKGROUND, "edgecolor": "none", "alpha": 0.8},
+            zorder=3.5,  # over lines of intervals, under points
         )
 
 

@@ -70,6 +70,7 @@ def test_weights_are_drawn_by_role_with_a_row_a_candidate(tmp_path, axes):
     (attention, ffn, _), alt = axes[0]
     assert [axis.get_title(loc="left") for axis in (attention, ffn)] == ["attention", "ffn"]
     assert [text.get_text() for text in ffn.get_yticklabels()] == ["tuned 1", "★ tuned 2", "tuned 3"]
+    assert ffn.yaxis_inverted(), "the first row is above"
     values = ffn.collections[0].get_array()
     assert values.shape == (3, 3)
     assert values[1].tolist() == list(found.recommended.weights[1::2])
