@@ -101,7 +101,7 @@ def tune(
     if not found.is_plain:
         commit = dataclasses.replace(commit, revision=loading["revision"])
     where.check(found, commit)
-    _check_inputs(target, retain, access.token, draws=where.is_somewhere)
+    _check_inputs(target, retain, loading["token"], draws=where.is_somewhere)
     state = where.out if where.out is not None and not found.is_plain else Path(f"{_name(repo)}.tuning")
     tuned = _searched(repo, target, retain, options, state, overwrite, loading)
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes and tells
