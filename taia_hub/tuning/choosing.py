@@ -12,13 +12,6 @@ from taia_hub.retaining import Losses
 from taia_hub.switch.modes import mode_title
 from taia_hub.switch.settings import Setting
 
-RULE = (
-    "Chosen is what keeps the most among those whose target loss is the lowest within noise: first of the plain modes, "
-    "then of what was tuned, as far as that beats the plain one beyond noise: with a better target loss, and no less "
-    "kept or a tenth more gained; or with a tenth less lost, and no worse a target loss."
-)
-"""How a candidate is chosen, for readers of a card."""
-
 _TENTH = 0.1
 """What less is, is not worth a setting of many weights."""
 
@@ -54,6 +47,10 @@ def judge(
     seed: int,
 ) -> Judged:
     """Gives M proposals, `none` and `all` among them, their intervals by the paired bootstrap over items, and chooses.
+
+    Chosen is what keeps the most among those whose target loss is the lowest within noise: first of the plain modes,
+    then of what was tuned, as far as that beats the plain one beyond noise: with a better target loss, and no less kept
+    or a tenth more gained; or with a tenth less lost, and no worse a target loss.
 
     `target` and `retain` are the losses of each proposal on the items of the report part, in the order of `proposals`.
     """

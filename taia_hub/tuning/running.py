@@ -13,6 +13,7 @@ from taia_hub.common.environment import installed_versions
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.environment import identify
+from taia_hub.results.identity import ModelIdentity
 from taia_hub.results.tuning import Objective, Tuned
 from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.items import Side, make_sides
@@ -44,12 +45,13 @@ def tune(
 ) -> Tuned:
     """Finds how much of each part of an update to keep: what fits the target best for a given loss of the rest.
 
-    The loss is differentiable in the weights of the switch, so that the search descends in target loss plus a
-    trade-off times the divergence from the base, for several trade-offs one after the other; base and update stay as
-    they are. Items are split: the search sees one half, and on the other half every candidate is measured, with
-    intervals by the paired bootstrap. The plain modes are candidates too, and one of them is chosen where no other
-    setting beats it beyond noise. Updates that act as a whole or not at all lose one group after the other instead.
-    Several processes of `accelerate launch` share the items.
+    The loss is differentiable in the weights of the switch, so that the search descends in target loss, first without
+    a look at what is lost, then with less and less of the divergence from the base; base and update stay as they are.
+    Items are split: the search sees one half, and on the other half every candidate is measured, with intervals by the
+    paired bootstrap. The plain modes are candidates too: of them the best is what keeps the most among those whose
+    target loss is the lowest within noise, and it is chosen unless a tuned setting beats it beyond noise. Updates that
+    act as a whole or not at all lose one group after the other instead. Several processes of `accelerate launch` share
+    the items.
 
     Args:
         model: A loaded TAIA model, or the Hub id or folder of one.
@@ -60,7 +62,7 @@ def tune(
         by: Which modules share a weight: `"role x layer"`, `"role"`, `"layer"`, `"block:N"` for N neighbouring layers
             of a role, or selectors as a setting has them.
         objective: What counts as lost: `"kl"`, the divergence from the base, or `"loss"`, how much the loss grows.
-        points: Number of trade-offs.
+        points: Number of points of the front that are searched.
         budget: Minutes that all of it may take.
         seed: Of the split, the order of the items and the bootstrap.
         out: Folder for `taia_tuning.json`; an interrupted search goes on there.
@@ -99,18 +101,19 @@ def tune(
     grouping = Grouping(model._taia_switch.sites, by)
     asked = Asked(grouping, objective, points, seed, allow_extrapolation, budget)
     sides = _sides(target, retain, model, tokenizer, max_length, limit, seed)
-    keeper = Keeper.of(out, _inputs(model, asked, sides), overwrite=overwrite, is_first=processes.rank == 0)
+    identity = identify(model)
+    keeper = Keeper.of(out, _inputs(identity, asked, sides), overwrite=overwrite, is_first=processes.rank == 0)
     processes.gather(None)  # every process has read what lies in `out` before the first writes
     if keeper.finished is not None:
         return keeper.finished
-    work = Work(model, asked, sides[0], sides[1], processes, progress, keeper, began)
+    work = Work(model, identity, asked, sides[0], sides[1], processes, progress, keeper, began)
     training = model.training
     model.eval()
     try:
         found = work.run()
     finally:
         model.train(training)
-    tuned = dataclasses.replace(found, model=identify(model), notes=(*sides[2], *found.notes))
+    tuned = dataclasses.replace(found, notes=(*sides[2], *found.notes))
     if processes.rank == 0:
         keeper.finish(tuned)
     processes.gather(None)
@@ -131,9 +134,8 @@ def _sides(
     )
 
 
-def _inputs(model: Any, asked: Asked, sides: tuple[Side, Side, tuple[str, ...]]) -> dict[str, Any]:
+def _inputs(identity: ModelIdentity, asked: Asked, sides: tuple[Side, Side, tuple[str, ...]]) -> dict[str, Any]:
     """Names all that a result depends on, under the names that an error gives them."""
-    identity = identify(model)
     known = ("adapter_sha256", "adapter_config_sha256", "base_model", "base_revision", "base_files", "dtype")
     return {
         "model": {name: getattr(identity, name) for name in known},

@@ -30,8 +30,6 @@ _COMMON = (0.25, 0.5, 0.75)
 _SCALED = 16
 """Items a side that tell the scale of the problem."""
 
-_NOBODY = ModelIdentity("", None, None, None, None, "")
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -62,6 +60,7 @@ class Work:
     def __init__(
         self,
         model: Any,
+        identity: ModelIdentity,
         asked: Asked,
         target: Side,
         retain: Side,
@@ -70,7 +69,7 @@ class Work:
         keeper: Keeper,
         began: float,
     ) -> None:
-        self.asked, self.target, self.retain = asked, target, retain
+        self.identity, self.asked, self.target, self.retain = identity, asked, target, retain
         self.processes, self.keeper = processes, keeper
         self.progress = progress if processes.rank == 0 else None
         self.measure = Measure(model, processes)
@@ -94,7 +93,7 @@ class Work:
         judged = judge(proposals, *self.report(proposals), objective=self.asked.objective, seed=self.asked.seed)
         notes = ("The update takes only 0 or 1: groups were dropped one after the other.",) if self.whole else ()
         return Tuned(
-            model=_NOBODY,
+            model=self.identity,
             objective=self.asked.objective,
             by=self.asked.grouping.by,
             groups=self.asked.grouping.groups,
