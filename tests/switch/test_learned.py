@@ -198,6 +198,23 @@ def test_updates_in_16_bits_give_gradients_in_the_weights_dtype(pico, models, ki
     assert torch.cosine_similarity(found.double(), exact, dim=0) > 0.98
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_a_base_in_16_bits_keeps_its_dtype_beside_factors_in_float32(pico, architecture):
+    """As PEFT loads adapters on such a base."""
+    model, ids = pico.taia(architecture, dtype=torch.bfloat16), pico.ids()
+    switch = model._taia_switch
+    weights = torch.full((len(switch.sites),), 0.5, requires_grad=True)
+    with switch.hold(learned(switch, weights.unbind())):
+        logits = model(input_ids=ids).logits
+    logits.float().logsumexp(-1).sum().backward()
+    assert logits.dtype == torch.bfloat16
+    assert weights.grad.isfinite().all()
+    assert weights.grad.count_nonzero() > len(weights) // 2
+    with torch.no_grad():
+        wanted = model(input_ids=ids, inference_modules={"*": 0.5}).logits
+    assert torch.allclose(logits, wanted, atol=0.1)
+
+
 def test_a_gradient_is_summed_up_in_the_weights_dtype():
     """257 has more digits than bfloat16."""
     weight = LearnedWeight(torch.tensor(0.5, requires_grad=True))

@@ -54,9 +54,10 @@ def _add_learned(
 ) -> Tensor:
     """Weighs between the factors: what the weight's gradient needs is kept at rank r, not at D_out."""
     hidden = F.linear(x, a)
-    factor = weight.beside(hidden) * scaling
-    y = y + F.linear((hidden * factor).to(hidden.dtype), b)
-    return (y if bias is None else y + weight.beside(y) * scaling * bias).to(y.dtype)
+    update = F.linear((hidden * (weight.beside(hidden) * scaling)).to(hidden.dtype), b)
+    if bias is not None:
+        update = update + weight.beside(update) * scaling * bias
+    return (y + update).to(y.dtype)
 
 
 @torch.library.custom_op("taia_hub::add_update_", mutates_args=("y",), tags=(torch.Tag.cudagraph_unsafe,))
