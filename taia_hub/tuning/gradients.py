@@ -76,16 +76,18 @@ class Gradients:
         device = self.model.device
         leaf = torch.tensor(weights, dtype=torch.float32, device=device, requires_grad=True)
         inputs, kept = _inputs(batch, device, keeps=self.keeps)
-        row, place, label = _places(batch, kept, device)
+        wanted = _places(batch, kept)
         base = None
         if against:
             with torch.no_grad():
                 logits = self.model(**inputs, inference_modules="none").logits[:, -kept:]
+                row, place, label = wanted.to(logits.device)
                 base = logits[row, place].float().log_softmax(-1)
                 del logits
         each = leaf.unbind()
         with torch.enable_grad(), self.switch.hold(learned(self.switch, [each[g] for g in self.grouping.of_site])):
             logits = self.model(**inputs).logits[:, -kept:]
+            row, place, label = wanted.to(logits.device)  # the last layers of a large model may be elsewhere
             scores = logits[row, place].float().log_softmax(-1)
             if base is not None and against == "kl":  # what the base never says counts nothing
                 nats = ((base - scores).masked_fill(base == -torch.inf, 0.0) * base.exp()).sum(-1)
@@ -135,8 +137,11 @@ def _inputs(batch: Sequence[Encoded], device: Any, *, keeps: bool) -> tuple[dict
     return inputs | ({"logits_to_keep": kept} if keeps else {}), kept
 
 
-def _places(batch: Sequence[Encoded], kept: int, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns of P labels their rows, the places of the logits that predict them among those kept, and themselves."""
+def _places(batch: Sequence[Encoded], kept: int) -> Tensor:
+    """Returns of P labels their rows, the places of the logits that predict them among those kept, and themselves.
+
+    They are (3, P) int64.
+    """
     before = max(len(row.input_ids) for row in batch) - kept
     found = [(at, place - 1 - before, row.labels[place]) for at, row in enumerate(batch) for place in row.measured]
-    return tuple(torch.tensor(found, device=device).unbind(1))  # type: ignore[return-value]
+    return torch.tensor(found).T
