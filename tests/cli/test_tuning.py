@@ -1,5 +1,6 @@
 """`taia tune`: words that it cannot use, where a setting goes, and a search that is stopped and goes on."""
 
+import datetime
 import json
 import shutil
 import sys
@@ -239,6 +240,7 @@ def test_a_search_that_was_stopped_goes_on_and_is_not_done_twice(taia, online, f
     assert status == 0, err
     value = json.loads(out)
     assert value["kept"] == "model-taia.tuning"
+    assert value["date"] == datetime.date.today().isoformat()
     assert found == [0, 1], "the second run began behind the first point"
     assert [one["kind"] for one in value["candidates"]].count("mode") == 4
     status, _, err = taia(*words, "--write")
