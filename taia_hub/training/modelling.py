@@ -138,13 +138,13 @@ def switched(fitted: Fitted, folder: Path, placed: SublayerRoles) -> Any:
     if kind is DENSE:
         device = fitted.model.device
         fitted.model.to("meta")  # else both would be held
-        keywords = {"token": job.token, "trust_remote_code": job.recipe.trust_remote_code}
+        keywords: dict[str, Any] = {"token": job.token, "trust_remote_code": job.recipe.trust_remote_code}
         base = load_base(job.base, config=copy.deepcopy(job.config), dtype="auto", **keywords).to(device)
         update, switch = attach(base, folder / kind.folder, kind, AttachOptions(*options))
     else:
         update = {PEFT: PeftUpdate, MOLORA: MoLoraUpdate}[kind](fitted.model, folder / kind.folder)
         switch = attach_switch(update.head_model, placed.roles, job.recipe.published, placed.unplaced)
-    config = TAIAConfig(  # type: ignore[call-arg]  # PreTrainedConfig takes any keyword
+    config = TAIAConfig(
         base_model_name_or_path=job.base.name,
         base_model_revision=job.base.revision,
         inference_modules=job.recipe.published,

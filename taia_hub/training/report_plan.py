@@ -79,7 +79,7 @@ def plan_report(job: Job, plan: Plan, asked: bool | None) -> tuple[Plan, ReportR
     held, texts = _held_out(job, room), _texts(job)
     order = np.random.default_rng(_SEED).permutation(len(texts)).tolist()  # the first ones are a sample of all
     lengths = [[len(one.input_ids) for _, one in rows] for rows in (held, [texts[at] for at in order])]
-    items, general = _fitting(*lengths, room)
+    items, general = _fitting(lengths[0], lengths[1], room)
     tokens = sum(lengths[0][:items]) + sum(lengths[1][:general])
     report = ReportPlan(items, general, len(settings), tokens / work)
     left = [("held-out items", len(held), items), ("general texts", len(texts), general)]
