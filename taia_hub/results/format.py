@@ -222,7 +222,7 @@ def _check(results: Results) -> None:
         for label, mode in task.modes.items():
             if task.metric not in mode.scores:
                 raise ValueError(f"mode {label!r} of {key!r} lacks its metric {task.metric!r}")
-            if parse_setting(mode.setting).label != label:
+            if parse_setting(mode.setting).resolved().label != label:  # `tuned` says nothing in a file
                 raise ValueError(f"mode {label!r} of {key!r} has the setting {mode.setting!r}")
             _check_numbers(f"mode {label!r} of {key!r}", mode, task)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from taia_hub.common.environment import installed_versions
 from taia_hub.common.shown import Shown
+from taia_hub.common.typed import check_types
 from taia_hub.results.files import FORMAT, SideFile
 from taia_hub.results.identity import ModelIdentity
 from taia_hub.results.statistics import Interval
+from taia_hub.roles import ROLES
 from taia_hub.switch.settings import Setting, parse_published
 
 TUNING_FILE = "taia_tuning.json"
@@ -27,6 +27,7 @@ Objective = Literal["kl", "loss"]
 """What counts as lost: the divergence from the base, or how much the loss grew, on the retained texts."""
 
 _FILE = SideFile("tuning", "taia tune")
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ class Tuned(Shown):
         steps: Steps of the search.
         tokens: Tokens that the search computed, rows of one batch each counted.
         seconds: How long all of it took, over all parts of an interrupted run.
+        versions: Package to version.
+        date: The day that it was finished, as in `"2026-11-21"`.
         complete: False where the budget ended the search before its last point.
         allow_extrapolation: Whether weights outside [0, 1] were searched.
         notes: What the user should know, a sentence each.
-        versions: Package to version.
-        date: The day that it was finished, as in `"2026-11-21"`.
     """
 
     model: ModelIdentity
@@ -166,11 +167,11 @@ class Tuned(Shown):
     steps: int
     tokens: int
     seconds: float
+    versions: Mapping[str, str | None]
+    date: str
     complete: bool = True
     allow_extrapolation: bool = False
     notes: tuple[str, ...] = ()
-    versions: Mapping[str, str | None] = field(default_factory=installed_versions)
-    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @property
     def recommended(self) -> Candidate:
@@ -263,19 +264,19 @@ def _intervals(value: Mapping[str, Any], *names: str) -> dict[str, Interval]:
 
 
 def _check(tuned: Tuned) -> None:
+    check_types(tuned)
+    datetime.date.fromisoformat(tuned.date)
     labels = [one.label for one in tuned.candidates]
     if len(set(labels)) < len(labels):
         raise ValueError("a label comes twice")
     if not {tuned.choice.label, tuned.choice.plain} <= set(labels):
         raise ValueError("the choice is none of the candidates")
-    if tuned.objective not in get_args(Objective):
-        raise ValueError(f"the objective {tuned.objective!r} is unknown")
+    for group in tuned.groups:
+        if group.role not in (None, *ROLES):
+            raise ValueError(f"group {group.label!r} has the unknown role {group.role!r}")
+        if group.layers and not 0 <= group.layers[0] <= group.layers[1] < _MOST_LAYERS:
+            raise ValueError(f"group {group.label!r} has the layers {group.layers}")
     for one in tuned.candidates:
-        if one.kind not in get_args(Kind):
-            raise ValueError(f"candidate {one.label!r} is of the unknown kind {one.kind!r}")
         if len(one.weights) != len(tuned.groups):
             raise ValueError(f"candidate {one.label!r} has another number of weights than there are groups")
-        numbers = [one.target, one.retention, *one.gain.values(), *one.saved.values()]
-        if not all(math.isfinite(number) for each in numbers for number in (each.value, each.low, each.high)):
-            raise ValueError(f"candidate {one.label!r} has a value that is no number")
-        parse_published(one.setting)
+        one.parsed.resolved()  # which refuses `tuned`: this file is what says what that is

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from taia_hub.common.environment import installed_versions
 from taia_hub.common.progress import Progress
 from taia_hub.results.identity import ModelIdentity
 from taia_hub.results.tuning import Objective, Tuned
@@ -105,6 +107,8 @@ class Work:
             steps=self.steps,
             tokens=self.tokens,
             seconds=round(self.seconds, 3),
+            versions=installed_versions(),
+            date=datetime.date.today().isoformat(),
             complete=self.complete,
             allow_extrapolation=self.asked.allow_extrapolation,
             notes=notes,

@@ -90,6 +90,12 @@ def test_a_file_from_before_long_labels_were_shortened_gets_todays(tmp_path):
         (lambda value: value["tasks"]["a"]["modes"]["none"]["values"].update({"acc,none": [0, "x"]}), "no number"),
         (lambda value: value["tasks"]["a"]["modes"]["none"]["scores"].update({"f1": float("nan")}), "no number"),
         (lambda value: value["tasks"]["a"]["modes"]["none"].update(setting={"ffn": 0.5}), "has the setting"),
+        (
+            lambda value: value["tasks"]["a"]["modes"].update(
+                tuned={**value["tasks"]["a"]["modes"]["none"], "setting": "tuned"}
+            ),
+            "damaged: .*'tuned' names the setting",
+        ),
         (lambda value: value.update(settings=[]), "where a mapping belongs"),
         (lambda value: value["tasks"].update(z=value["tasks"].pop("a")), "stands under 'z'"),
     ],

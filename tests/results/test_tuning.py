@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ def tuned() -> Tuned:
         steps=60,
         tokens=12345,
         seconds=67.5,
+        versions={"torch": "2"},
+        date="2026-11-21",
         complete=False,
         notes=("2 texts stand in the target too.",),
-        versions={"torch": "2"},
     )
 
 
@@ -68,10 +70,18 @@ def test_a_tuning_is_read_as_it_was_written(tuned: Tuned, tmp_path: Path) -> Non
     ("changes", "said"),
     [
         ({"format": 2}, "its format is 2"),
-        ({"objective": "speed"}, "'speed' is unknown"),
+        ({"objective": "speed"}, "Tuned.objective holds 'speed'"),
         ({"groups": []}, "another number of weights"),
         ({"seeds": 1}, "seeds"),
         ({"steps": ...}, "steps"),
+        ({"date": ...}, "date"),
+        ({"versions": ...}, "versions"),
+        ({"date": "yesterday"}, "yesterday"),
+        ({"steps": "60"}, r"Tuned.steps holds '60'"),
+        ({"seconds": float("inf")}, "Tuned.seconds holds inf"),
+        ({"notes": [1]}, "Tuned.notes holds 1"),
+        ({"model": dataclasses.asdict(ModelIdentity(1, None, None, None, None, "x"))}, "ModelIdentity.name holds 1"),
+        ({"target": {"name": None, "sha256": "", "search": 1.5, "report": 1, "report_tokens": 1}}, "TuningData.search"),
         ({"candidates": []}, "none of the candidates"),
     ],
 )
@@ -83,12 +93,46 @@ def test_a_damaged_tuning_is_refused(tuned: Tuned, tmp_path: Path, changes: dict
         Tuned.load(tmp_path)
 
 
-@pytest.mark.parametrize("broken", [{"setting": [["atention@0", 1]]}, {"target": Interval(float("nan"), 0, 1)}])
-def test_a_candidate_that_cannot_be_is_refused(tuned: Tuned, broken: dict[str, Any]) -> None:
-    first = dataclasses.replace(tuned.candidates[0], **broken)
-    wrong = dataclasses.replace(tuned, candidates=(first, *tuned.candidates[1:]))
-    with pytest.raises(ConfigError, match="damaged"):
-        Tuned.from_json(json.loads(json.dumps(wrong.to_json())))
+NAN = Interval(float("nan"), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("part", "broken", "said"),
+    [
+        ("candidates", {"setting": [["atention@0", 1]]}, "atention"),
+        ("candidates", {"setting": "tuned"}, "'tuned' names the setting"),
+        ("candidates", {"target": NAN}, "Interval.value holds nan"),
+        ("candidates", {"kept": NAN}, "Interval.value holds nan"),
+        ("candidates", {"gain": {"none": Interval(0, 0, "1")}}, "Interval.high holds '1'"),
+        ("candidates", {"weights": (0.8, float("nan"))}, "Candidate.weights holds nan"),
+        ("candidates", {"weights": (0.8, "1")}, "Candidate.weights holds '1'"),
+        ("candidates", {"weights": (10**400, 1)}, "Candidate.weights holds 1000"),
+        ("candidates", {"kind": "magic"}, "Candidate.kind holds 'magic'"),
+        ("candidates", {"trade_off": "much"}, "Candidate.trade_off holds 'much'"),
+        ("choice", {"gain": NAN}, "Interval.value holds nan"),
+        ("choice", {"saved": NAN}, "Interval.value holds nan"),
+        ("choice", {"beats_plain": "no"}, "Choice.beats_plain holds 'no'"),
+        ("groups", {"layers": (0, 10**9)}, "has the layers"),
+        ("groups", {"layers": (3, 2)}, "has the layers"),
+        ("groups", {"layers": (-1, 2)}, "has the layers"),
+        ("groups", {"layers": (1,)}, "WeightGroup.layers holds"),
+        ("groups", {"layers": ("0", "1")}, "WeightGroup.layers holds '0'"),
+        ("groups", {"role": "attentoin"}, "unknown role"),
+        ("groups", {"modules": True}, "WeightGroup.modules holds True"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(tuned: Tuned, part: str, broken: dict[str, Any], said: str) -> None:
+    values = json.loads(json.dumps(tuned.to_json()))
+    changed = values[part] if part == "choice" else values[part][0]
+    changed |= json.loads(json.dumps({key: _plain(one) for key, one in broken.items()}))
+    with pytest.raises(ConfigError, match=f"damaged: .*{re.escape(said)}"):
+        Tuned.from_json(values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return dataclasses.asdict(value) if isinstance(value, Interval) else value
 
 
 def test_a_tuning_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:

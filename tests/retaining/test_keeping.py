@@ -67,3 +67,9 @@ def test_what_has_no_modes_is_refused(pico, tokenizer):
         taia_hub.retention(pico.taia("llama"), tokenizer=tokenizer, revision="x")
     with pytest.raises(SettingError, match="was not measured"):
         taia_hub.retention(pico.taia("llama"), "all", texts=TEXTS, tokenizer=tokenizer)["ffn"]
+
+
+def test_tuned_is_measured_as_what_is_published_and_once(saved_copy, tokenizer):
+    found = taia_hub.retention(saved_copy, ["tuned", "attention", "tuned"], texts=TEXTS[:2], tokenizer=tokenizer)
+    assert list(found.task.modes) == ["none", "attention"]
+    assert found.task.modes["attention"].setting == "attention"
