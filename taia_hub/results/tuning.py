@@ -93,6 +93,8 @@ class Candidate:
 class Choice:
     """Which candidate to use, and why.
 
+    Its intervals hold for all tuned candidates at once, because it was picked among them on the same items.
+
     Attributes:
         label: The candidate's.
         reason: A sentence or two.

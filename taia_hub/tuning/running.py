@@ -48,10 +48,11 @@ def tune(
     The loss is differentiable in the weights of the switch, so that the search descends in target loss, first without
     a look at what is lost, then with less and less of the divergence from the base; base and update stay as they are.
     Items are split: the search sees one half, and on the other half every candidate is measured, with intervals by the
-    paired bootstrap. The plain modes are candidates too: of them the best is what keeps the most among those whose
-    target loss is the lowest within noise, and it is chosen unless a tuned setting beats it beyond noise. Updates that
-    act as a whole or not at all lose one group after the other instead. Several processes of `accelerate launch` share
-    the items.
+    paired bootstrap. The plain modes are candidates too: of them the best is what keeps the most among those that fit
+    the target as well as the best, to within a tenth of what it gains. A tuned setting is chosen where it beats that
+    one beyond noise, by intervals that hold for all tuned settings at once, and gives up no more than a tenth. Updates
+    that act as a whole or not at all lose one group after the other instead. Several processes of `accelerate launch`
+    share the items.
 
     Args:
         model: A loaded TAIA model, or the Hub id or folder of one.

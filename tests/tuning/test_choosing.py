@@ -57,6 +57,49 @@ def test_noise_hides_what_is_better() -> None:
     assert judged({**PLAIN, "tuned 1": (2.2, 0.5)}, spread=2.0).choice.beats_plain is False
 
 
+def noisy(
+    rng: np.random.Generator, gives_up: float, items: int, tuned: int = 1, spread: float = 0.15, keeps: float = 0.02
+) -> Any:
+    """Judges tuned proposals that keep more than `all` and give up so much of what it gains, item by item about so."""
+    tokens, base = (20,) * items, rng.normal(2.5, 0.5, items)
+    gained = base - rng.normal(0.3, 0.2, items)
+    proposals = [Proposal(mode, "mode", parse_setting(mode), ()) for mode in ("none", "all")]
+    proposals += [Proposal(f"tuned {at}", "tuned", parse_setting({"*": at / 10}), ()) for at in range(tuned)]
+    target = [base, gained, *(gained + rng.normal(0.3 * gives_up, spread, items) for _ in range(tuned))]
+    lost = [np.zeros(items), *(rng.normal(kl, 0.02, items) for kl in (0.1, *[keeps] * tuned))]
+    return judge(
+        proposals,
+        [Losses(tokens, tuple(20 * one)) for one in target],
+        [Losses(tokens, (60.0,) * items, tuple(20 * one), (0,) * items) for one in lost],
+        objective="kl",
+        seed=0,
+        resamples=400,
+    )
+
+
+@pytest.mark.parametrize(("items", "gives_up"), [(10, 0.2), (10, 0.5), (32, 0.2)])
+def test_what_gives_up_much_is_not_chosen_for_keeping_more(items: int, gives_up: float) -> None:
+    rng = np.random.default_rng(0)
+    assert sum(noisy(rng, gives_up, items).choice.beats_plain for _ in range(40)) <= 4
+
+
+def test_what_fits_as_well_is_chosen_for_keeping_more() -> None:
+    choice = noisy(np.random.default_rng(0), 0.0, 32, spread=0.02).choice
+    assert choice.beats_plain
+    assert "fits the target as well, to within 0.03" in choice.reason
+
+
+def test_a_mode_that_gives_up_much_is_not_the_best_for_keeping_more() -> None:
+    points = {**PLAIN, "attention": (2.42, 0.2)}  # a sixth of what `all` gains, which few noisy items do not tell
+    assert judged(points, spread=0.5).choice.label == "all"
+
+
+def test_the_best_of_five_that_are_noise_is_rarely_called_better() -> None:
+    rng = np.random.default_rng(0)
+    called = sum(noisy(rng, 0.0, 60, tuned=5, spread=1.0, keeps=0.1).choice.beats_plain for _ in range(100))
+    assert called <= 7
+
+
 def test_the_front_is_what_nothing_beats_in_both() -> None:
     found = judged({**PLAIN, "tuned 1": (2.4, 0.2)}, spread=0.0)
     assert [one.label for one in found.candidates if one.on_front] == ["none", "all", "tuned 1"]
