@@ -19,7 +19,7 @@ from taia_hub.evaluation.catalogue import check_keys, load_tasks
 from taia_hub.evaluation.environment import describe, identify, identify_files, renewed
 from taia_hub.evaluation.harness import Advance, HarnessSettings, Measured, Processes, Session, make_lm
 from taia_hub.evaluation.options import DEFAULT_MODES, EvaluationOptions
-from taia_hub.evaluation.retention import Asked, read_retention, retention_task
+from taia_hub.evaluation.retention import Asked, names_file, read_retention, retention_task
 from taia_hub.results import ModelIdentity, ModeScores, Results, TaskResults
 from taia_hub.switch.settings import InferenceModules, Setting
 
@@ -298,6 +298,8 @@ def _earlier(
     for unit in work:
         for name in _changed(before, unit.blank):
             what = _CHANGED.get(name, f"its {name} changed")
+            if name == "dataset" and names_file(unit.blank.dataset.path):
+                hint = f"Another file of the same name? Rename one: results go by the name. Otherwise: {hint}"
             raise ConfigError(f"The task '{unit.blank.key}' is not the one in '{path}': {what}.", hint)
     adds = bool(_missing(before, work, labels))
     environment = renewed(before.environment, now.environment) if adds else before.environment

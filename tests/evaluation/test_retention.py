@@ -54,9 +54,16 @@ def test_a_second_run_measures_the_modes_that_are_missing(pico, tokenizer, file,
     assert evaluate(model, modes=MODES, **given) == found
     assert len(asked) == 2
     assert first.tasks["retention:letters.txt"].weights == found.tasks["retention:letters.txt"].weights
-    file.write_text("another text")
-    with pytest.raises(ConfigError, match="its data set changed"):
-        evaluate(model, modes=MODES, **given)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "letters.txt"
+    other.write_text("another text")
+    with pytest.raises(ConfigError, match="its data set changed") as refused:
+        evaluate(model, modes=MODES, **{**given, "retention": other})
+    assert refused.value.hint.startswith("Another file of the same name? Rename one")
+    assert Results.load(out) == found
+    renamed = other.rename(tmp_path / "other" / "more.txt")
+    both = evaluate(model, modes=["none"], **{**given, "retention": renamed})
+    assert list(both.tasks) == ["retention:letters.txt", "retention:more.txt"]
 
 
 def test_a_task_and_retention_stand_beside_each_other(pico, tokenizer, tmp_path):

