@@ -67,16 +67,29 @@ class _Command(TyperCommand):
     """Lists its options under the headings that they name, without the kinds of flags.
 
     An option whose metavar stands in brackets, as `--retention [FILE]`, may be given without a value: it is empty then.
+    What stands behind it is its value: where an argument is missing for that, the error says so.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         bare = {name for one in self.get_params(ctx) if str(one.metavar).startswith("[") for name in one.opts}
-        words = list[str]()
+        words, taken = list[str](), list[tuple[str, str]]()
         for word, following in itertools.zip_longest(args, args[1:]):
             words.append(word)
-            if word in bare and word.startswith("-") and (following is None or following.startswith("-")):
-                words.append("")
-        return super().parse_args(ctx, words)
+            if word in bare and word.startswith("-"):
+                if following is None or following.startswith("-"):
+                    words.append("")
+                else:
+                    taken.append((word, following))
+        try:
+            return super().parse_args(ctx, words)
+        except typer.BadParameter as error:
+            if not error.message and taken and error.param and error.param.param_type_name == "argument":  # missing
+                word, following = taken[-1]
+                error.message = (
+                    f"'{following}' is taken for the value of {word}; if it is none, put {word} behind it: "
+                    f"`{ctx.command_path} {following} {word}`."
+                )
+            raise
 
     def get_short_help_str(self, limit: int = 0) -> str:
         return str(self.help).partition("\n")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,10 +114,8 @@ def column_name(label: str) -> str:
     """
     if label in NAMES:
         return NAMES[label]
-    setting = dict(part.split("=") for part in label.split(", ") if "=" in part)
-    if set(setting) == {"attention", "ffn", "other"} and setting["attention"] == "1":
-        return f"FFN weight {setting['ffn']}"
-    return label
+    between_both = re.fullmatch(r"attention=1, ffn=([\d.e-]+), other=\1", label)
+    return f"FFN weight {between_both[1]}" if between_both else label
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:

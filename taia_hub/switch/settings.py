@@ -110,7 +110,15 @@ class Setting:
 
     @property
     def whole_label(self) -> str:
-        """The string, or `selector=weight` joined by commas, however many these are."""
+        """The string, or `selector=weight` joined by commas, however many these are.
+
+        No other setting has the same: one with a glob that could be read as several ends with a hash.
+        """
+        is_plain = all(entry.role or not {"=", ","} & set(entry.key) for entry in self.entries)
+        return self._text if is_plain else f"{self._text} ({self._hash[:8]})"
+
+    @property
+    def _text(self) -> str:
         return self.name or ", ".join(f"{entry.key}={_said(entry)}" for entry in self.entries) or "none"
 
     @property
@@ -139,7 +147,7 @@ class Setting:
             >>> parse_setting({"*.q_proj": 1}).slug, parse_setting({"?*.q_proj": 1}).slug
             ('q_proj-1-cd36e163906c', 'q_proj-1-ed5a2b448034')
         """
-        text = re.sub(r"(?<==)-|(?<= to )-", "minus", self.whole_label).replace(f"{ANY}@", "any@")
+        text = re.sub(r"(?<==)-|(?<= to )-", "minus", self._text).replace(f"{ANY}@", "any@")
         text = re.sub(r"[^\w.+]+", "-", text, flags=re.ASCII).strip("-.")
         if len(text) <= _LONGEST_SLUG and all(entry.role for entry in self.entries):
             return text

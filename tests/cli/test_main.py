@@ -291,6 +291,16 @@ def test_an_unknown_option_is_a_usage_error(taia):
     assert "--nope" in err
 
 
+@pytest.mark.parametrize("words", [("eval", "--retention"), ("tune", "--target", "items.jsonl", "--push")])
+def test_an_argument_that_an_option_took_is_named(taia, words):
+    status, _, err = taia(*words, "org/model")
+    assert status == 2
+    said = " ".join(err.split())
+    assert f"'org/model' is taken for the value of {words[-1]}" in said
+    assert f"`taia {words[0]} org/model {words[-1]}`" in said
+    assert "is taken for" not in taia(*words)[2]
+
+
 def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
     words = [sys.executable, "-m", "taia_hub.cli", "hub", "serve", str(tmp_path / "hub"), "--port", "0"]
 

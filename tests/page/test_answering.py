@@ -29,6 +29,7 @@ from taia_hub.page.devices import choose_dtype, zero_gpu
 from taia_hub.page.models import Models
 from taia_hub.page.questions import Question, column_name, read_question
 from taia_hub.repository.tokenizer import load_tokenizer
+from taia_hub.switch.settings import parse_setting
 
 gradio_client = pytest.importorskip("gradio_client")
 SETTINGS = PageSettings("org/model")
@@ -293,7 +294,9 @@ def test_a_question_has_its_columns():
     found = read_question(SETTINGS, prompt="a", modes=["none", "all"], ffn_weight=0.25)
     assert found.modes == ("none", "all", {"attention": 1.0, "ffn": 0.25, "other": 0.25})
     assert column_name("attention=1, ffn=0.25, other=0.25") == "FFN weight 0.25"
-    assert column_name("ffn@0-7=1") == "ffn@0-7=1"
+    for setting in ({"ffn@0-7": 1}, {"*.a=b": 1}, {"*, attention=1, ffn=0.5, other": 0.5}):
+        label = parse_setting(setting).label
+        assert column_name(label) == label
     with pytest.raises(SettingError, match="5 columns"):
         read_question(SETTINGS, prompt="a", modes=["none", "attention", "ffn", "all"], ffn_weight=0.5)
 

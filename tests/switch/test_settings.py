@@ -159,6 +159,18 @@ def test_the_label_of_a_long_setting_counts_its_weights_and_tells_it_from_others
     assert parse_setting(rising).whole_label.endswith("ffn@198=0.99, ffn@199=0.995")
 
 
+def test_no_two_settings_have_one_label():
+    """Labels are the keys of results."""
+    settings = [
+        *({"*.a=1, *.b": 1}, {"*.a": 1, "*.b": 1}, {"*.a=1": 1}, {"*.a": 1}, {"*.a,*.b": 1}),
+        *({"ffn=1, *": 1}, {"ffn": 1, "*": 1}, {"*=0.2 to 1, *": 1}),
+    ]
+    parsed = [parse_setting(one) for one in settings]
+    assert len({one.label for one in parsed}) == len({one.whole_label for one in parsed}) == len(settings)
+    assert parsed[1].label == "*.a=1, *.b=1"
+    assert re.fullmatch(r"\*\.a=1=1 \([0-9a-f]{8}\)", parsed[2].label)
+
+
 def test_no_two_settings_have_one_slug():
     """Their files would share a folder, of which a running engine may read the other's."""
     rising = {f"ffn@{layer}": layer / 64 for layer in range(64)}
