@@ -129,7 +129,7 @@ class Setting:
             >>> parse_setting({"attention": 1, "*@0-7": [0.2, 1]}).label
             'attention=1, *@0-7=0.2 to 1'
             >>> parse_setting({f"ffn@{layer}": layer / 64 for layer in range(64)}).label
-            '64 weights (4ee38f5f)'
+            '64 weights (403d18a3)'
         """
         text = self.whole_label
         return text if len(text) <= _LONGEST_LABEL else f"{len(self.entries)} weights ({self._hash[:8]})"
