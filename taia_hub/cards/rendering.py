@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 import traceback
@@ -25,7 +24,7 @@ from taia_hub.errors import ConfigError, closest
 from taia_hub.hub.config import PAPER
 from taia_hub.results import summarise
 from taia_hub.results.retained import HOLDOUT, RETENTION, is_retention
-from taia_hub.results.tradeoff import Tradeoff, tradeoff
+from taia_hub.results.tradeoff import Tradeoff
 from taia_hub.switch.modes import MODES
 
 VARIANTS = ("model_card", "short")
@@ -135,19 +134,23 @@ def _context(data: Any) -> dict[str, Any]:
         "evaluated": tuple(mode for mode in MODES if summary and mode in summary.modes),
     }
     if summary:
-        traded = tradeoff(results)
+        traded = summary.traded
         apart = (HOLDOUT, RETENTION) if traded else ()
         rows = [row for row in summary.rows if row.key not in apart]  # those have a table of their own
         top, below = [row for row in rows if row.depth == 0], [row for row in rows if row.depth > 0]
-        choice = tables.choice(dataclasses.replace(summary, rows=tuple(rows)))
-        wanted = _wanted(choice, traded)
+        choice = None if tuned else tables.choice(summary)
+        told = choice is not None and not choice.tells_nothing
+        if not told and traded and traded.best:
+            choice = None
+        wanted = [] if tuned else _wanted(choice, traded)
+        chosen = data.tuning.choice.label if tuned else choice.mode if choice and told else None
         context |= {
             "scores": tables.scores_table(top, summary.modes) if top else None,
             "members": tables.scores_table(below, summary.modes) if below else None,
             "differences": tables.differences_tables(top),
             "measured": tables.measured_table(summary.rows),
             "choice": choice,
-            "traded": tables.traded(traded) if traded else None,
+            "traded": tables.traded(traded, chosen) if traded else None,
             "wanted": wanted,
             "literal": snippets.literal(_setting(results, wanted[0])) if wanted else None,
         }
@@ -156,8 +159,9 @@ def _context(data: Any) -> dict[str, Any]:
 
 def _wanted(choice: tables.Choice | None, traded: Tradeoff | None) -> list[str]:
     """Lists the modes that the results speak for, the first one before the others."""
-    said = [] if choice is None or choice.tells_nothing else [choice.mode, *choice.tied]
-    return list(filter(None, dict.fromkeys([*([traded.recommended, traded.best] if traded else []), *said])))
+    if choice is not None:
+        return [] if choice.tells_nothing else [choice.mode, *choice.tied]
+    return list(filter(None, dict.fromkeys([traded.recommended, traded.best] if traded else [])))
 
 
 def _deeper(section: str) -> str:

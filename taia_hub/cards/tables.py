@@ -11,7 +11,7 @@ from taia_hub.common.text_tables import markdown_table
 from taia_hub.results import Interval, Row, Score, Summary, format_difference, format_value
 from taia_hub.results.summary import AVERAGE, REFERENCES
 from taia_hub.results.tradeoff import Tradeoff
-from taia_hub.results.tradeoff_text import tradeoff_note, tradeoff_rows, tradeoff_words
+from taia_hub.results.tradeoff_text import keeping_words, tradeoff_note, tradeoff_rows, tradeoff_words
 from taia_hub.switch.modes import PAPER_NAMES
 
 MEMBER = "\N{EN DASH} "
@@ -59,21 +59,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class TradedTable:
-    """What each mode gains and keeps: the sentences, the table, and what its columns are."""
+    """What each mode gains and keeps: sentences, the table, and what its columns are."""
 
     words: tuple[str, ...]
     table: str
     note: str
 
 
-def traded(found: Tradeoff) -> TradedTable:
-    """Says and lays out what each mode gains on held-out items and keeps of the base."""
+def traded(found: Tradeoff, chosen: str | None = None) -> TradedTable:
+    """Says and lays out what each mode gains on held-out items and keeps of the base.
+
+    Where something else says which mode is `chosen`, the sentences only say what that one keeps.
+    """
     head, *rows = tradeoff_rows(found)
     body = [
         (f"{code(mode)} ({MODE_WORDS[mode].name})" if mode in MODE_WORDS else code(mode), *cells)
         for mode, *cells in rows
     ]
-    return TradedTable(tradeoff_words(found, code), markdown_table(head, body), tradeoff_note(found))
+    words = tradeoff_words(found, code) if chosen is None else keeping_words(found, chosen, code)
+    return TradedTable(words, markdown_table(head, body), tradeoff_note(found))
 
 
 def scores_table(rows: Sequence[Row], modes: Sequence[str]) -> str:
@@ -108,7 +112,8 @@ def choice(summary: Summary) -> Choice | None:
     if found is None:
         return None
     row = found.row
-    tasks = sum(1 for one in summary.rows if one.depth == 0 and one.key.partition("@")[0] != AVERAGE)
+    top = [one for one in summary.rows if one.depth == 0 and not summary.is_weighed(one)]
+    tasks = sum(1 for one in top if one.key.partition("@")[0] != AVERAGE)
     where = f"over these {tasks} tasks" if row.key.partition("@")[0] == AVERAGE else f"on {text(row.title)}"
     others = tuple(label for label in found.within_noise if label not in found.tied)
     score = format_value(row.scores[found.mode].value)

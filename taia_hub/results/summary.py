@@ -11,6 +11,7 @@ from taia_hub.results.drawing import draw
 from taia_hub.results.format import Results, TaskResults
 from taia_hub.results.retained import HOLDOUT, is_retention, sentences
 from taia_hub.results.statistics import FEWEST, RESAMPLES, Interval, Resampled, Score, combine
+from taia_hub.results.tradeoff import Tradeoff, tradeoff
 
 REFERENCES = ("none", "all")
 """The modes that every other one is compared with: the base model and the vanilla fine-tune."""
@@ -86,21 +87,23 @@ class Summary(Shown):
         modes: Labels of the settings, in the order of the table.
         rows: Groups before their tasks, the average last.
         retained: What each mode keeps of the base, in sentences; empty where that was not measured.
+        traded: What each mode gains on a training's own held-out items and keeps, which recommends where no other task
+            does; None where neither was measured.
     """
 
     modes: tuple[str, ...]
     rows: tuple[Row, ...]
     retained: tuple[str, ...] = ()
+    traded: Tradeoff | None = None
 
     @property
     def recommendation(self) -> Recommendation | None:
         """Which mode to use; None while fewer than two modes, or tasks that cannot be averaged, were evaluated.
 
-        What a mode keeps of the base decides nothing: the base keeps all. A training's own held-out items decide where
-        there is nothing else.
+        What a mode keeps of the base decides nothing: the base keeps all. Nor do a training's own held-out items: they
+        are weighed against that, in `traded`.
         """
-        own = [row for row in self.rows if row.depth == 0 and len(row.scores) > 1 and not is_retention(row.key)]
-        own = [row for row in own if row.key != HOLDOUT] or own
+        own = [row for row in self.rows if row.depth == 0 and len(row.scores) > 1 and not self.is_weighed(row)]
         averages = [row for row in own if row.key.partition("@")[0] == AVERAGE]
         deciding = averages if averages else own
         if len(deciding) != 1:
@@ -110,6 +113,10 @@ class Summary(Shown):
         mode = "attention" if "attention" in row.best else row.best[0]
         others = tuple(label for label in row.best if label != mode)
         return Recommendation(mode, row, others + row.within_noise, others)
+
+    def is_weighed(self, row: Row) -> bool:
+        """Tells whether what a row says is weighed in `traded`, and decides nothing alone."""
+        return is_retention(row.key) or (self.traded is not None and row.key == HOLDOUT)
 
 
 def summarise(results: Results, *, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
@@ -145,7 +152,8 @@ class _Table:
         rows = [row for key in top for row in self.rows(key, 0)]
         tasks = [task for task in self.results.tasks.values() if is_retention(task.name)]
         lines = [line for task in tasks for line in sentences(task)]
-        return Summary(self.results.modes, (*rows, *self.averages(rows)), tuple(lines))
+        traded = tradeoff(self.results, resamples=self.resamples, seed=self.seed)
+        return Summary(self.results.modes, (*rows, *self.averages(rows)), tuple(lines), traded)
 
     def rows(self, key: str, depth: int) -> list[Row]:
         """Returns the row of a task, or that of a group before those of its members."""

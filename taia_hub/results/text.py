@@ -8,6 +8,7 @@ from taia_hub.results.format import Results
 from taia_hub.results.retained import is_retention
 from taia_hub.results.statistics import FEWEST, Interval
 from taia_hub.results.summary import AVERAGE, Row, Summary, summarise
+from taia_hub.results.tradeoff_text import tradeoff_words
 from taia_hub.switch.modes import mode_title
 
 
@@ -41,8 +42,16 @@ def to_text(summary: Summary) -> str:
     if summary.retained:
         text += ["", *summary.retained]
     if others:
-        text += ["", recommendation_text(summary)]
+        text += ["", *recommendation_lines(summary)]
     return "\n".join(text)
+
+
+def recommendation_lines(summary: Summary) -> tuple[str, ...]:
+    """Says which mode to use: what tasks speak for, else what a training's own items do beside what is kept."""
+    found = summary.recommendation
+    if (found is None or found.tells_nothing) and summary.traded and summary.traded.best:
+        return tradeoff_words(summary.traded)
+    return (recommendation_text(summary),)
 
 
 def recommendation_text(summary: Summary) -> str:

@@ -53,6 +53,12 @@ answers on general text (92.0 to 94.1 %)."
     )
 
 
+def keeping_words(found: Tradeoff, label: str, name: Name = str) -> tuple[str, ...]:
+    """Says what one mode keeps, and recommends nothing; empty where that was not measured."""
+    one = found.modes.get(label)
+    return (f"{name(label)} keeps {_kept(found, label)}.",) if one and one.kept and label != BASE else ()
+
+
 def tradeoff_rows(found: Tradeoff) -> list[list[str]]:
     """Returns the cells of the table, head first: by mode, what was measured, the differences with their intervals."""
     columns = {"mode": list(found.modes)}
@@ -90,8 +96,7 @@ def tradeoff_text(found: Tradeoff) -> str:
 
 
 def _undecided(found: Tradeoff, name: Name) -> tuple[str, ...]:
-    kept = [label for label, one in found.modes.items() if one.kept and label != BASE]
-    lines = [f"{name(label)} keeps {_kept(found, label)}." for label in kept]
+    lines = [line for label in found.modes for line in keeping_words(found, label, name)]
     if not found.items:
         return (*lines, "No held-out items of the training show what the modes gain.")
     return (*lines, f"{amount(found.items, 'held-out item')} cannot tell which mode gains.")

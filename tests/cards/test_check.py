@@ -67,9 +67,7 @@ LIES = [
     ("| base | TAIA | TAIF", "| base | other | TAIF"),
     ("TAIA `attention`, TAIF", "TAIA `other`, TAIF"),
     ("+0.164 (", "+0.964 ("),
-    ("over 210 items", "over 99,999 items"),
-    ("`ffn` may be as good", "`none` may be as good"),
-    ("`attention` has the best score", "`all` has the best score"),
+    ("`tuned 5`: `taia tune` compared", "`all`: `taia tune` compared"),
     ("      value: 0.54\n", "      value: 0.99\n"),
     ("        task: svamp\n", "        task: gsm8k\n"),
     ("num_fewshot: 0", "num_fewshot: 25"),
@@ -123,11 +121,23 @@ LIES = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new"), LIES)
-def test_a_lie_is_found_on_its_line(text, old, new):
+UNTUNED = dataclasses.replace(EVERYTHING, tuning=None)
+UNTUNED_LIES = [
+    ("over 210 items", "over 99,999 items"),
+    ("`ffn` may be as good", "`none` may be as good"),
+    ("`attention` has the best score", "`all` has the best score"),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "old", "new"),
+    [*((EVERYTHING, *lie) for lie in LIES), *((UNTUNED, *lie) for lie in UNTUNED_LIES)],
+)
+def test_a_lie_is_found_on_its_line(text, data, old, new):
+    text = text if data is EVERYTHING else cards.render_card(data)
     assert old in text
     at = text.index(old)
-    found = wrong(text.replace(old, new, 1))
+    found = wrong(text.replace(old, new, 1), dataclasses.replace(FACTS, data=data))
     line = text[:at].count("\n") + 1
     first = line - old.startswith("- ")  # an item of a list is named at its key
     last = line + old.strip("\n").count("\n") + new.count("\n")
@@ -286,7 +296,7 @@ def test_words_of_a_person_in_a_generated_section_are_only_a_warning(text):
         ("Best in bold", "[here](https://example.org)\n\nBest in bold"),
         ("- Nothing but the tasks", "- Ask a doctor first, all 24 hours.\n- Nothing but the tasks"),
         ("A LoRA fine-tune of", "Made by 3 friends: a LoRA fine-tune of"),
-        ("`attention` has the best score over these 2 tasks (0.561)", "Take `attention`: over 2 tasks it has 0.561"),
+        ("`tuned 5`: `taia tune` compared settings", "Take `tuned 5`: on 160 items `taia tune` compared settings"),
     ],
 )
 def test_what_a_person_says_beside_the_facts_is_no_lie(text, old, new):

@@ -111,7 +111,8 @@ def test_the_hubs_own_package_shows_the_promised_snippet(tmp_path, entry, promis
 
 # How a card looks there
 
-FILES = {"taia_results.json", "figures/scores.png", "figures/update_norms.png"}
+FILES = {"taia_results.json", "taia_tuning.json"}
+FILES |= {f"figures/{name}.png" for name in ("tuning_front", "scores", "update_norms")}
 PHONE = 48
 """Letters that fit beside each other at 390 px, three of them for the borders of each column."""
 

@@ -23,14 +23,18 @@ from tests.card_samples import (
     EVERYTHING,
     FOLDER,
     GOLDEN,
+    HELD_OUT,
+    KEPT,
     MERGED,
     NOTHING,
+    REPORT,
     RESULTS,
     SPACE,
     render,
     results,
     task,
 )
+from tests.tuning_samples import tuned
 
 NASTY = [
     '"]: x',
@@ -274,11 +278,11 @@ def test_the_table_shows_what_the_results_say():
 def test_the_mode_to_use_is_hedged_when_it_is_within_noise():
     few = results(task("svamp", "SVAMP", 10))
     assert summarise(few).recommendation.within_noise
-    section = rendered(results=few).content.split("## Which mode to use\n")[1].split("\n## ")[0]
+    section = rendered(results=few, tuning=None).content.split("## Which mode to use\n")[1].split("\n## ")[0]
     assert "may be as good" in section
     assert "within noise" in section
     many = results(task("svamp", "SVAMP", 3000))
-    section = rendered(results=many).content.split("## Which mode to use\n")[1].split("\n## ")[0]
+    section = rendered(results=many, tuning=None).content.split("## Which mode to use\n")[1].split("\n## ")[0]
     assert "beyond noise" in section
     assert "may be as good" not in section
 
@@ -301,7 +305,7 @@ def test_a_tie_is_not_the_best():
         )
 
     def said(found):
-        text = rendered(results=found, default="all").content
+        text = rendered(results=found, default="all", tuning=None).content
         return text.split("## Which mode to use\n")[1].split("\n## ")[0], text.split("## Results\n")[1].split("###")[0]
 
     choice, table = said(tied(none=value, attention=value[::-1], ffn=value, all=value))
@@ -321,12 +325,46 @@ def test_a_tie_is_not_the_best():
 def test_results_that_name_no_mode_say_so():
     unlike = results(task("svamp", "SVAMP", 10), dataclasses.replace(task("xsum", "XSum", 10), higher_is_better=False))
     assert summarise(unlike).recommendation is None
-    assert "do not name one mode" in rendered(results=unlike).content
+    assert "do not name one mode" in rendered(results=unlike, tuning=None).content
 
 
 def test_the_default_that_is_not_recommended_is_said_so():
-    assert 'model.inference_modules = "attention"' in rendered(default="all").content.split("## Results")[0]
-    assert "model loads with" not in rendered().content
+    text = rendered(default="all", tuning=None).content
+    assert 'model.inference_modules = "attention"' in text.split("## Results")[0]
+    assert "model loads with" not in rendered(tuning=None).content
+
+
+def choices(**values):
+    """What a card says under "Which mode to use", but for the table."""
+    text = rendered(**{"tuning": None, **values}).content.partition("## Which mode to use")[2].partition("\n#")[0]
+    return " ".join(line for line in text.splitlines() if line[:1] not in "|<")
+
+
+def test_a_card_recommends_one_mode():
+    """A training's report, an evaluation and a tuning each speak for another one."""
+    evaluated = results(HELD_OUT, KEPT, task("svamp", "SVAMP", 100, {"none": 0.2, "attention": 0.5, "ffn": 0.9}))
+    assert "`attention` where the model shall stay closer" in choices(results=REPORT)
+    assert "`all` for the trained task alone" in choices(results=REPORT)
+
+    said = choices(results=evaluated, default="all")
+    assert said.strip().startswith("`ffn`: it is best on SVAMP (0.890), beyond noise over 100 items.")
+    assert "`ffn` keeps 95.2 % of the base model's answers on general text" in said
+    assert "closer" not in said
+    assert "trained task alone" not in said
+    assert 'The model loads with `all`; `model.inference_modules = "ffn"` changes it.' in said
+
+    both = {"results": evaluated, "tuning": EVERYTHING.tuning, "default": "all"}
+    said = choices(**both)
+    assert said.strip().startswith("`tuned 5`: `taia tune` compared settings on items of their own; *Tuned setting*")
+    assert not [word for word in ("`ffn`", "`attention`", "`all`") if word in said]
+    assert "The model loads with `all`, not with `tuned 5`" in rendered(**both).content
+    assert "`ffn` keeps" in choices(**{**both, "tuning": tuned(chosen="ffn")})
+
+    alike = task("svamp", "SVAMP", 100, {"none": 1.0, "all": 1.0})
+    assert "the same score" in choices(results=results(alike))
+    said = choices(results=results(HELD_OUT, KEPT, alike))
+    assert "`all` for the trained task alone" in said
+    assert "the same score" not in said
 
 
 def test_limits_name_what_was_not_evaluated():
@@ -410,7 +448,7 @@ def recommending(setting):
     label = parse_setting(setting).label
     one = task("svamp", "SVAMP", 400, {"none": 0.2, "attention": 0.3, label: 0.9, "all": 0.3})
     modes = {**one.modes, label: dataclasses.replace(one.modes[label], setting=setting)}
-    return rendered(results=results(dataclasses.replace(one, modes=modes))).content, label
+    return rendered(results=results(dataclasses.replace(one, modes=modes)), tuning=None).content, label
 
 
 def test_weights_that_are_too_many_for_a_line_are_where_they_can_be_read():
@@ -490,7 +528,7 @@ def test_no_text_breaks_out_of_its_place(nasty):
         if not line.startswith("<!-- taia:"):
             assert "<" not in line, line
     links = re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL))
-    assert not re.search(r"(?<!\\)\]\((?!https?://|figures/|taia_results|\))", links)
+    assert not re.search(r"(?<!\\)\]\((?!https?://|figures/|taia_results|taia_tuning|\))", links)
     for line, other in zip(_table_lines(text), _table_lines(plain), strict=True):
         assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"(?<!\\)\|", other)), line
 
@@ -505,7 +543,7 @@ def test_a_markdown_parser_sees_the_same_structure_whatever_the_text(nasty):
         html = [token.content for token in (*blocks, *inline) if token.type.startswith("html")]
         links = [str(dict(token.attrs).get("href", "")) for token in inline if token.type == "link_open"]
         assert all(content.lstrip().startswith("<!-- taia:") for content in html)
-        assert all(link.startswith("https://") or link == "taia_results.json" for link in links)
+        assert all(link.startswith("https://") or link in ("taia_results.json", "taia_tuning.json") for link in links)
         return [block.type for block in blocks]
 
     # a code span and plain text are both inline: what stands in one place is still one place

@@ -116,13 +116,15 @@ def test_what_was_not_measured_is_said_and_has_no_column():
     assert tradeoff(results({"all": 1.0}, {"all": 0.9})) is None  # there is nothing to choose
 
 
-def test_held_out_items_decide_only_where_nothing_else_was_evaluated():
+def test_held_out_items_and_what_is_kept_decide_only_where_nothing_else_was_evaluated():
     own = results()
-    assert summarise(own).recommendation.row.key == HOLDOUT
-    assert summarise(own).recommendation.mode == "all"
+    assert summarise(own).recommendation is None
+    assert summarise(own).traded == tradeoff(own)
+    assert str(own).endswith("\n".join(tradeoff_words(tradeoff(own))))
     modes = {mode: ModeScores(mode, {"acc": value}, {"acc": (value,) * 12}, 0.0) for mode, value in KEEPS.items()}
     own = own.with_task(TaskResults("x", "X", 0, None, "acc", True, DatasetSource("x"), "1", "", ("i",) * 12, modes))
     assert summarise(own).recommendation.row.key == "x"
+    assert tradeoff_words(tradeoff(own))[0] not in str(own)
 
 
 def test_few_items_have_no_intervals():
