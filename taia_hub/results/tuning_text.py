@@ -42,7 +42,9 @@ def tuning_text(tuned: Tuned) -> str:
     if min(tuned.target.report, tuned.retain.report) < FEWEST:
         told.append(f"Fewer than {FEWEST} items tell nothing about a difference.")
     if not tuned.complete:
-        told.append("The budget ended the search before its last point: more time may find more.")
+        told.append(
+            "The budget ended the search before its last point: with a larger one, or none, the same command goes on."
+        )
     told += tuned.notes
     table = aligned([head, *(_row(one, mark, tuned) for mark, one in marks)], left=(0, 1))
     measured, reason, *notes = (textwrap.fill(one, _WIDTH) for one in told)

@@ -17,7 +17,11 @@ STATE_FILE = ".taia_tuning_state.json"
 
 @dataclass(frozen=True)
 class Keeper:
-    """Keeps the state of a search in a folder, or nowhere; `finished` is what lies there already."""
+    """Keeps the state of a search in a folder, or nowhere; `finished` is what lies there and is not to be done again.
+
+    A search that its budget ended goes on where a later one has more minutes; `state` then holds those of the earlier
+    one as `budget`.
+    """
 
     folder: Path | None
     mark: Mark | None = None
@@ -27,9 +31,17 @@ class Keeper:
 
     @classmethod
     def of(
-        cls, out: str | Path | None, inputs: Mapping[str, Any], *, overwrite: bool = False, is_first: bool = True
+        cls,
+        out: str | Path | None,
+        inputs: Mapping[str, Any],
+        *,
+        budget: float | None = None,
+        overwrite: bool = False,
+        is_first: bool = True,
     ) -> Keeper:
         """Looks into the folder `out`; of several processes the first one alone writes.
+
+        `budget` are the minutes that there are now, None for as many as it takes.
 
         Raises:
             ConfigError: If it holds a tuning of other inputs, or one that nothing is known of.
@@ -46,9 +58,12 @@ class Keeper:
         if not mark.fits():
             raise _other(folder, mark, inputs)
         known = mark.read()
+        state = known.get("state")
         if known.get("done") and done.is_file():
-            return cls(folder, mark, Tuned.load(done), None, is_first)
-        return cls(folder, mark, None, known.get("state"), is_first)
+            found = Tuned.load(done)
+            if found.complete or (budget is not None and budget <= (state or {}).get("budget", 0.0)):
+                return cls(folder, mark, found, None, is_first)
+        return cls(folder, mark, None, state, is_first)
 
     def keep(self, state: Mapping[str, Any]) -> None:
         """Writes down how far the search is.
@@ -58,15 +73,19 @@ class Keeper:
         """
         self._write(state=state, done=False)
 
-    def finish(self, tuned: Tuned) -> None:
-        """Writes the tuning file, then that all is done.
+    def finish(self, tuned: Tuned, *, budget: float | None = None) -> None:
+        """Writes the tuning file, then that all is done within a budget; of a search that it ended, the state stays.
 
         Raises:
             RepositoryError: If they cannot be written.
         """
         if self.folder is not None and self.is_first:
             tuned.save(self.folder / TUNING_FILE)
-            self._write(state=None, done=True)
+            state = None
+            if self.mark is not None and not tuned.complete:
+                known = self.mark.read() if self.mark.fits() else {}
+                state = {**(known.get("state") or {}), "budget": budget, "seconds": tuned.seconds}
+            self._write(state=state, done=True)
 
     def _write(self, **facts: Any) -> None:
         if self.mark is None or not self.is_first:

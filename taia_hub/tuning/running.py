@@ -64,7 +64,7 @@ def tune(
             of a role, or selectors as a setting has them.
         objective: What counts as lost: `"kl"`, the divergence from the base, or `"loss"`, how much the loss grows.
         points: Number of points of the front that are searched.
-        budget: Minutes that all of it may take.
+        budget: Minutes that all of it may take, over all calls that go on with it in `out`; a call with more goes on.
         seed: Of the split, the order of the items and the bootstrap.
         out: Folder for `taia_tuning.json`; an interrupted search goes on there.
         overwrite: Whether a tuning of other inputs that lies in `out` is thrown away.
@@ -103,7 +103,8 @@ def tune(
     asked = Asked(grouping, objective, points, seed, allow_extrapolation, budget)
     sides = _sides(target, retain, model, tokenizer, max_length, limit, seed)
     identity = identify(model)
-    keeper = Keeper.of(out, _inputs(identity, asked, sides), overwrite=overwrite, is_first=processes.rank == 0)
+    inputs = _inputs(identity, asked, sides)
+    keeper = Keeper.of(out, inputs, budget=budget, overwrite=overwrite, is_first=processes.rank == 0)
     processes.gather(None)  # every process has read what lies in `out` before the first writes
     if keeper.finished is not None:
         return keeper.finished
@@ -116,7 +117,7 @@ def tune(
         model.train(training)
     tuned = dataclasses.replace(found, notes=(*sides[2], *found.notes))
     if processes.rank == 0:
-        keeper.finish(tuned)
+        keeper.finish(tuned, budget=budget)
     processes.gather(None)
     return tuned
 

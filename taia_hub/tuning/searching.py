@@ -51,16 +51,18 @@ class Point:
         trade_off: What a nat of retention was worth there, in nats of target loss.
         weights: The (G,) weights.
         target: Target loss on the way there, in nats a token.
+        short: Whether the budget ended the way there before its last step.
     """
 
     trade_off: float
     weights: tuple[float, ...]
     target: float
+    short: bool = False
 
     @classmethod
     def from_json(cls, value: Any) -> Point:
         """Makes of JSON values the point that gave them by `dataclasses.asdict`."""
-        return cls(value["trade_off"], tuple(value["weights"]), value["target"])
+        return cls(**{**value, "weights": tuple(value["weights"])})
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class State:
         """Begins at the (G,) weights."""
         return cls(Descent(np.array(weights, dtype=np.float64), bounds))
 
+    def reopen(self) -> None:
+        """Forgets a point that was cut short, so that it is searched again."""
+        if self.found and self.found[-1].short:
+            del self.found[-1]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the state as JSON values."""
         found = [dataclasses.asdict(one) for one in self.found]
@@ -164,8 +171,8 @@ class Search:
         *,
         step_done: Callable[[int], bool] = lambda steps: True,
         point_done: Callable[[State], None] = lambda state: None,
-    ) -> None:
-        """Goes on from `state`, which changes, to the last point.
+    ) -> bool:
+        """Goes on from `state`, which changes, to the last point; returns whether it came to its end.
 
         `step_done` is called with the number of steps of this search after each, and ends it by False: the point that
         it is at then counts if half of its steps are done. `point_done` gets the state after each point.
@@ -176,16 +183,22 @@ class Search:
                 state.found.append(found)
                 point_done(state)
             if not going:
-                return
-        if not state.again and (better := self.better(state.found, plan.gain)):
-            state.again = True
+                return False
+        better = state.found[0] if state.found[0].short else self.better(state, plan.gain)
+        if better:
             state.descent.weights = np.array(better.weights)
             found, _ = self.descend(state, math.inf, plan.steps_of(0), plan, step_done)
-            state.found[0] = found or state.found[0]
+            if not found:
+                return False
+            state.found[0], state.again = found, True
             point_done(state)
+        return not state.found[0].short
 
-    def better(self, found: Sequence[Point], gain: float) -> Point | None:
+    def better(self, state: State, gain: float) -> Point | None:
         """Finds a point that fits the target much better than the first one, which then was stuck; None without one."""
+        found = state.found
+        if state.again:
+            return None
         best = min(found, key=lambda one: one.target)
         if best.target > found[0].target - _STUCK * gain:
             return None
@@ -205,7 +218,8 @@ class Search:
         if 2 * len(seen) < steps:
             return None, going
         prices, targets = np.array(seen[len(seen) // 2 :]).T
-        return Point(float(prices.mean()), tuple(state.descent.weights.tolist()), float(targets.mean())), going
+        weights, short = tuple(state.descent.weights.tolist()), len(seen) < steps
+        return Point(float(prices.mean()), weights, float(targets.mean()), short), going
 
     def level(self, state: State, plan: Plan, point: int) -> float:
         """Returns the nats a token that a point may lose."""

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +118,11 @@ class Work:
         """Returns the points of the descent."""
         asked, known = self.asked, self.keeper.state
         search = Search(self.gradients, self.target.search, self.retain.search, asked.objective, asked.seed)
-        if known is None:
+        if known is None or "search" not in known:
             plan = self.plan(search)
             state = State.fresh(plan.start, asked.bounds)
         else:
-            plan = Plan(**{**known["plan"], "start": tuple(known["plan"]["start"])})
-            state = State.from_json(known["search"], asked.bounds)
+            plan, state = self.take_up(search, known)
         total = plan.total
 
         def step_done(steps: int) -> bool:
@@ -131,18 +130,37 @@ class Work:
             return not self.is_over(plan.report)
 
         def point_done(state: State) -> None:
-            facts = {"search": state.to_json(), "plan": dataclasses.asdict(plan), "seconds": self.seconds}
-            self.keeper.keep(facts)
+            self.keep(search=state.to_json(), plan=dataclasses.asdict(plan))
 
-        search.run(state, plan, step_done=step_done, point_done=point_done)
-        self.complete = len(state.found) == asked.points and plan.steps == STEPS
+        ended = search.run(state, plan, step_done=step_done, point_done=point_done)
+        self.complete = ended and len(state.found) == asked.points and plan.steps == STEPS
         self.steps, self.tokens = state.descent.steps, state.tokens
         return state.found
 
-    def plan(self, search: Search) -> Plan:
-        """Plans a search by the scale of the problem, and cuts it to the budget."""
+    def keep(self, **facts: Any) -> None:
+        """Writes down how far the work is."""
+        self.keeper.keep({**facts, "budget": self.asked.budget, "seconds": self.seconds})
+
+    def take_up(self, search: Search, known: Mapping[str, Any]) -> tuple[Plan, State]:
+        """Goes on from what was found; with another budget than before, by a plan of its own.
+
+        Where that has more steps a point, all points are searched again, from the weights of the first one that was
+        found: those of too few steps are no part of a whole front.
+        """
+        plan = Plan(**{**known["plan"], "start": tuple(known["plan"]["start"])})
+        state = State.from_json(known["search"], self.asked.bounds)
+        if known.get("budget") == self.asked.budget:
+            return plan, state
+        more = self.plan(search)
+        if more.steps > plan.steps:
+            return more, State.fresh(state.found[0].weights, self.asked.bounds)
+        state.reopen()
+        return self.plan(search, plan.steps, len(state.found)), state
+
+    def plan(self, search: Search, steps: int = STEPS, found: int = 0) -> Plan:
+        """Plans a search by the scale of the problem, and cuts it to the budget, beside what is found already."""
         forward, gain, start = self.scale()
-        plan = Plan(self.asked.points, STEPS, start, gain)
+        plan = Plan(self.asked.points, steps, start, gain)
         if self.asked.budget is None:
             return plan
         began = time.monotonic()
@@ -151,6 +169,7 @@ class Work:
         report = forward * self.tokens_to_report()
         left = 60 * self.asked.budget - self.seconds - report
         left, per_step, report = self.processes.first((left, per_step, report))
+        left += per_step * dataclasses.replace(plan, points=found).total
         return affordable(dataclasses.replace(plan, report=report), left, per_step)
 
     def scale(self) -> tuple[float, float, tuple[float, ...]]:
@@ -186,15 +205,19 @@ class Work:
         asked, known = self.asked, self.keeper.state or {}
         dropping = Dropping(self.measure, asked.grouping, self.target.search, self.retain.search, asked.objective)
         found = [Point.from_json(one) for one in known.get("found", ())]
-        rounds = known.get("rounds") or self.rounds()
+        rounds = known.get("rounds")
+        if rounds is None or known.get("budget") != asked.budget:
+            planned = self.rounds()
+            if rounds is None or planned > rounds:  # more of them drop less in each: from the start
+                rounds, found = planned, []
+            rounds = max(len(found), min(rounds, len(found) + planned))
         kept = found[-1].weights if found else (1.0,) * len(asked.grouping.groups)
         for number in range(len(found), rounds):
             found.append(dropping.round([bool(one) for one in kept], rounds - number))
             self.steps, self.tokens = number + 1, self.tokens + int(1 + sum(kept)) * self.tokens_to_search()
             kept = found[-1].weights
             self.show("search", number + 1, rounds)
-            facts = {"found": [dataclasses.asdict(one) for one in found], "rounds": rounds, "seconds": self.seconds}
-            self.keeper.keep(facts)
+            self.keep(found=[dataclasses.asdict(one) for one in found], rounds=rounds)
         self.complete = rounds == self.most_rounds
         return found
 
@@ -210,7 +233,8 @@ class Work:
         forward = self.scale()[0]
         per_round = forward * self.tokens_to_search() * (1 + len(self.asked.grouping.groups))
         left = 60 * self.asked.budget - self.seconds - forward * self.tokens_to_report()
-        rounds = int(max(0.0, self.processes.first(left / per_round)))
+        left, per_round = self.processes.first((left, per_round))
+        rounds = int(max(0.0, left / per_round))
         if not rounds:
             affordable(Plan(1, 1, (), 0.0), left, per_round)  # says what is missing
         return min(rounds, self.most_rounds)

@@ -250,5 +250,20 @@ def test_a_search_that_was_stopped_goes_on_and_is_not_done_twice(taia, online, f
     assert taia("card", folder, "--check")[0] == 0
 
 
+def test_a_search_that_its_budget_ended_goes_on_with_a_larger_one(taia, folder, monkeypatch):
+    from taia_hub.tuning import work
+
+    words = ["tune", folder, "--target", "items.jsonl", "--retain", "texts.txt", "--by", "role", "--points", 1]
+    words += ["--limit", 20, "--max-length", 16]
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Work, "is_over", lambda self, report: True)
+        status, out, err = taia(*words, "--budget", 60)
+    assert status == 0, err
+    assert "with a larger one, or none, the same command goes on" in " ".join(out.split())
+    status, out, err = taia(*words, "--json")
+    assert status == 0, err
+    assert json.loads(out)["complete"]
+
+
 def tuned_label(folder):
     return Tuned.load(folder).recommended.parsed.label

@@ -1,6 +1,7 @@
 """Updates that act as a whole or not at all: groups are dropped one after the other."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,31 @@ def test_it_goes_on_where_it_was_interrupted(whole: Any, tmp_path: Path) -> None
     assert rounds[:3] == [1, 2, 3]
     assert len(rounds) == 5, "the second time nothing was searched"
     assert resumed.candidates == through.candidates
+
+
+def test_with_more_time_than_before_all_rounds_are_done(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = rows(20, 1, 2), general(20, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(work.Work, "rounds", lambda self: 1)
+        first = taia_hub.tune(whole, *inputs, points=3, budget=1, out=tmp_path, **OPTIONS)
+    assert (first.complete, first.steps) == (False, 1)
+    second = taia_hub.tune(whole, *inputs, points=3, out=tmp_path, **OPTIONS)
+    assert (second.complete, second.steps) == (True, 3)
+    assert second.candidates == taia_hub.tune(whole, *inputs, points=3, **OPTIONS).candidates
+
+
+def test_the_first_process_plans_for_all() -> None:
+    """Another one that was faster, or slower, plans no other rounds, and refuses no other budget."""
+    here = {"seconds": 30.0, "most_rounds": 3, "scale": lambda: (1.0,), "tokens_to_search": lambda: 1}
+    there = {"tokens_to_report": lambda: 1, "asked": SimpleNamespace(budget=1.0, grouping=SimpleNamespace(groups=[1]))}
+    for planned, rounds in (((29.0, 2.0), 3), ((5.0, 2.0), 2)):
+        processes = SimpleNamespace(first=lambda own, planned=planned: planned if isinstance(own, tuple) else own)
+        assert work.Work.rounds(SimpleNamespace(processes=processes, **here, **there)) == rounds  # type: ignore[arg-type]
+    slow = {**here, "seconds": 90.0}
+    processes = SimpleNamespace(first=lambda own: (5.0, 2.0) if isinstance(own, tuple) else 2.5)
+    assert work.Work.rounds(SimpleNamespace(processes=processes, **slow, **there)) == 2  # type: ignore[arg-type]
 
 
 def test_a_budget_too_small_for_a_round_is_refused(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,45 @@ def test_a_budget_ends_the_search_and_says_so(update: Any, monkeypatch: pytest.M
     assert "The budget ended the search" in tuned.to_text()
 
 
+def _ends_at(step: int) -> Any:
+    """Lets the budget be over after so many steps, whatever was planned."""
+    left = iter([False] * (step - 1))
+    return lambda self, report: self.asked.budget is not None and next(left, True)
+
+
+def test_a_search_that_its_budget_ended_goes_on_with_more(
+    update: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = rows(20, 1, 2), general(20, 2)
+    options: dict[str, Any] = {"tokenizer": object(), "points": 3, "by": "role", "out": tmp_path}
+    monkeypatch.setattr(work.Work, "is_over", _ends_at(14))  # of 10 + 7 + 7: the second point counts, cut short
+    first = taia_hub.tune(update, *inputs, budget=100, **options)
+    assert not first.complete
+    assert taia_hub.tune(update, *inputs, budget=50, progress=_never, **options) == first, "there is no more time"
+    steps = list[int]()
+    second = taia_hub.tune(update, *inputs, progress=lambda stage, done, total: steps.append(done), **options)
+    assert second.complete
+    assert second.seconds > first.seconds
+    assert steps[0] == 15, "the first point is not searched again"
+    assert second.steps == 14 + 7 + 7, "the second one is, and the third"
+    assert taia_hub.tune(update, *inputs, budget=1, progress=_never, **options) == second == Tuned.load(tmp_path)
+
+
+def test_a_search_of_too_few_steps_is_done_again_with_more_time(
+    update: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = rows(20, 1, 2), general(20, 2)
+    options: dict[str, Any] = {"tokenizer": object(), "points": 3, "by": "role", "out": tmp_path}
+    with monkeypatch.context() as patch:
+        now = iter(range(10**6))  # every look at the clock takes a second
+        patch.setattr(work.time, "monotonic", lambda: float(next(now)))
+        first = taia_hub.tune(update, *inputs, budget=0.3, **options)
+    assert not first.complete
+    second = taia_hub.tune(update, *inputs, budget=100, **options)
+    assert (second.complete, second.steps) == (True, 10 + 7 + 7)
+    assert sum(one.kind == "tuned" for one in second.candidates) == 3
+
+
 def test_items_on_both_sides_are_told_and_left_out(update: Any) -> None:
     target = rows(20, 1, 2)
     tuned = taia_hub.tune(update, target, [*general(20, 2), *target[:3]], by="role", **TUNING)

@@ -1,13 +1,17 @@
 """The descent and the plan of a search, by themselves."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError
 from taia_hub.tuning.descent import Descent, roughness
-from taia_hub.tuning.searching import Plan, Point, State, affordable
+from taia_hub.tuning.gradients import Slope
+from taia_hub.tuning.searching import Plan, Point, Search, State, affordable
 
 
 def _descend(descent: Descent, begin: int, end: int) -> None:
@@ -56,6 +60,38 @@ def test_a_plan_is_cut_to_the_time_there_is(seconds: float, points: int, steps: 
     plan = affordable(Plan(5, 7, (1.0,), 0.5), seconds, 1.0)
     assert (plan.points, plan.steps) == (points, steps)
     assert plan.total <= seconds or (points, steps) == (1, 1)
+
+
+class _Bowl:
+    """Losses whose lowest point is known, in place of a model's."""
+
+    grouping = SimpleNamespace(neighbours=())
+    computed = 0
+
+    def loss(self, rows: Any, weights: np.ndarray) -> Slope:
+        return Slope(float(((weights - 0.5) ** 2).sum()), 2 * (weights - 0.5), 1)
+
+    def retention(self, rows: Any, weights: np.ndarray, objective: str) -> Slope:
+        return Slope(float((weights**2).sum()), 2 * weights, 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ended"), [(100, True), (10, False), (17, False), (20, False), (24, False), (28, False)]
+)
+def test_a_search_that_is_cut_short_did_not_come_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, steps: int, ended: bool
+) -> None:
+    """Its first point has 12 steps, the second 8 more, the first one again 12, and the budget cuts any of them."""
+    row = Encoded([1, 2], [-100, 2])
+    search = Search(_Bowl(), [row], [row], "kl", 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(search, "better", lambda state, gain: None if state.again else state.found[-1])
+    state, plan = State.fresh((1.0, 0.0), (0.0, 1.0)), Plan(2, 8, (1.0, 0.0), 0.5)
+    assert search.run(state, plan, step_done=lambda done: done < steps) is ended
+    if not ended:  # with more time it does
+        state.reopen()
+        assert search.run(state, plan)
+    assert state.again
+    assert [one.short for one in state.found] == [False, False]
 
 
 def test_no_time_for_a_step_is_told_in_minutes() -> None:
