@@ -31,7 +31,7 @@ def check_types(value: Any) -> None:
             ...
         TypeError: Point.at holds nan
     """
-    for name, annotation in _annotations(type(value)).items():
+    for name, annotation in _annotations(value.__class__).items():
         _check(f"{type(value).__name__}.{name}", getattr(value, name), annotation)
 
 

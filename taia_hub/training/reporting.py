@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,12 +102,15 @@ class _Report:
                 some,
                 self.rows.settings,
                 divergence=divergence,
-                progress=lambda done, _, before=start: self.tell(before + done),
+                progress=functools.partial(self.advance, start),
             )
             found = [_joined(one, other) for one, other in zip(found, more, strict=True)]
             self.mark.write(**{name: [dataclasses.asdict(one) for one in found]})
         self.done += len(rows)
         return found
+
+    def advance(self, before: int, done: int, _: int) -> None:
+        self.tell(before + done)
 
     def tell(self, done: int) -> None:
         if self.progress:
