@@ -69,8 +69,8 @@ def test_every_command_that_takes_a_mode_takes_weights_beyond_1(help_of):
     pages = {command: help_of(command) for command in PAGES}
     taking = {command for command, page in pages.items() if re.search(r"^  --mode ", page, re.MULTILINE)}
     assert taking > {"create", "train", "eval", "compare", "chat", "generate", "export", "merge", "serve"}
-    for command, page in pages.items():
-        assert len(re.findall(r"^  --extrapolate  ", page, re.MULTILINE)) == (command in taking)
+    for command, page in pages.items():  # `tune` looks for such weights, and takes no mode
+        assert len(re.findall(r"^  --extrapolate  ", page, re.MULTILINE)) == (command in {*taking, "tune"})
 
 
 def test_weights_beyond_1_are_taken_where_they_are_asked_for_and_nowhere_after(taia, tmp_path):
