@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from taia_hub.common.labels import Encoded
@@ -11,6 +12,9 @@ from taia_hub.results.tuning import Objective
 from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.measured import Measure
 from taia_hub.tuning.searching import Point
+
+_LEAST_BACK = 0.1
+"""The least that a drop counts as giving back, as a part of its equal share: the price of nearly nothing is noise."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,24 @@ class Dropping:
     def round(self, kept: Sequence[bool], rounds: int) -> Point:
         """Drops the groups of one of the `rounds` that are left."""
         acting = [at for at, one in enumerate(kept) if one]
-        tried = [tuple(float(one and at != left) for at, one in enumerate(kept)) for left in acting]
-        now, *after = self.sums([tuple(map(float, kept)), *tried])
-        costs = sorted((_cost(now, one), at) for at, one in zip(acting, after, strict=True))
-        dropped = {at for _, at in costs[: max(1, math.ceil(len(acting) / (rounds + 1)))]}
-        cost = max(0.0, max(value for value, at in costs if at in dropped))
-        weights = tuple(float(one and at not in dropped) for at, one in enumerate(kept))
-        return Point(cost if math.isfinite(cost) else 0.0, weights, now.target)
+        weights = tuple(map(float, kept))
+        now, *after = self.sums([weights, *(_dropped(weights, {at}) for at in acting)])
+        least = max(_LEAST_BACK * abs(now.lost) / len(acting), 1e-12)
+        costs = sorted((_price(now, one, least), at) for at, one in zip(acting, after, strict=True))
+        dropped = {at: price for price, at in costs[: max(1, math.ceil(len(acting) / (rounds + 1)))]}
+        return Point(max(0.0, *dropped.values()), _dropped(weights, dropped), now.target)
+
+    def without(self, point: Point, groups: Sequence[int]) -> Point:
+        """Drops those of some groups without which a point is better, at what a nat of retention was worth there."""
+        single = [_dropped(point.weights, {group}) for group in groups]
+        now, *after = self.sums([point.weights, *single])
+        costs = [_cost(now, one, point.trade_off) for one in after]
+        dropped = {group for group, cost in zip(groups, costs, strict=True) if cost < 0}
+        if len(dropped) > 1:  # each is better without, and perhaps not without all
+            together = self.sums([_dropped(point.weights, dropped)])[0]
+            if _cost(now, together, point.trade_off) > min(costs):
+                dropped = {groups[costs.index(min(costs))]}
+        return dataclasses.replace(point, weights=_dropped(point.weights, dropped))
 
     def sums(self, weights: Sequence[tuple[float, ...]]) -> list[Sums]:
         """Measures some weights on the search parts."""
@@ -59,9 +74,15 @@ class Dropping:
         return [Sums(one.loss, other) for one, other in zip(target, lost, strict=True)]
 
 
-def _cost(now: Sums, after: Sums) -> float:
-    """Returns the nats of target loss that a drop costs for a nat that it gives back."""
-    cost, back = after.target - now.target, now.lost - after.lost
-    if back <= 0:
-        return math.inf if cost > 0 else 0.0
-    return cost / back
+def _dropped(weights: Sequence[float], groups: Collection[int]) -> tuple[float, ...]:
+    return tuple(0.0 if at in groups else one for at, one in enumerate(weights))
+
+
+def _cost(now: Sums, after: Sums, price: float) -> float:
+    """Returns the nats of target loss that a drop costs, less what it gives back at a price."""
+    return after.target - now.target - price * (now.lost - after.lost)
+
+
+def _price(now: Sums, after: Sums, least: float) -> float:
+    """Returns the nats of target loss that a drop costs for a nat that it gives back, or for the least that counts."""
+    return (after.target - now.target) / max(now.lost - after.lost, least)

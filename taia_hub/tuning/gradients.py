@@ -34,7 +34,8 @@ class Slope:
 class Gradients:
     """Computes losses of a loaded model that are differentiable in the weights of G groups.
 
-    The items of a call are shared out to the processes; sums are those over all of them.
+    A group that acts as a whole or not at all has the gradient 0. The items of a call are shared out to the processes;
+    sums are those over all of them.
     """
 
     def __init__(self, model: Any, grouping: Grouping, processes: Processes) -> None:
@@ -66,7 +67,7 @@ class Gradients:
             value, tokens, gradient = self._batch(batch, weights, against)
             total += np.array([value, tokens, *gradient])
         total = self.processes.sum(total)
-        self.computed += sum(len(row.input_ids) for row in rows)
+        self.computed += sum(len(row.input_ids) for row in rows) * (2 if against else 1)  # the base too
         return Slope(float(total[0] / total[1]), total[2:] / total[1], int(total[1]))
 
     def _batch(
@@ -84,7 +85,8 @@ class Gradients:
                 row, place, label = wanted.to(logits.device)
                 base = logits[row, place].float().log_softmax(-1)
                 del logits
-        each = leaf.unbind()
+        whole = zip(self.grouping.whole, weights, leaf.unbind(), strict=True)
+        each = [float(number) if held else tensor for held, number, tensor in whole]
         with torch.enable_grad(), self.switch.hold(learned(self.switch, [each[g] for g in self.grouping.of_site])):
             logits = self.model(**inputs).logits[:, -kept:]
             row, place, label = wanted.to(logits.device)  # the last layers of a large model may be elsewhere
@@ -99,7 +101,7 @@ class Gradients:
             (gradient,) = torch.autograd.grad(value, leaf)
         if not (value.isfinite() and gradient.isfinite().all()):
             raise self._not_finite(batch, nats, row)
-        return float(value.detach()), len(label), gradient.tolist()
+        return value.item(), len(label), gradient.tolist()
 
     def _not_finite(self, batch: Sequence[Encoded], nats: Tensor, row: Tensor) -> ConfigError:
         wrong = row[~nats.isfinite()].tolist()

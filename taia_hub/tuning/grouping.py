@@ -28,7 +28,9 @@ class Grouping:
     """The G groups of a switch's S sites: weights of groups become weights of sites, and a setting.
 
     A group is what one selector of the grammar of settings selects, unless a later one selects it too; what none does
-    is a group of its own, first in the order. `of_site` is the index of each site's group, (S,).
+    is a group of its own, first in the order. `of_site` is the index of each site's group, (S,), and `whole` tells of
+    each group whether its sites act as a whole or not at all, (G,): where others share their selector, such sites are
+    groups by themselves, last in the order.
 
     Raises:
         ConfigError: If `by` is not understood, or a selector that was given is left without a module.
@@ -50,8 +52,17 @@ class Grouping:
         for at, entry in enumerate(entries[1:], 1):
             if at not in found:
                 raise ConfigError(f"The selector '{entry.key}' is left without an adapted module.", _HINT)
+        for at in sorted(set(found)):
+            members = [number for number, one in enumerate(found) if one == at]
+            whole = [number for number in members if sites[number].whole_only]
+            for number in whole if len(whole) < len(members) else ():
+                found[number] = len(entries)
+                entries += parse_setting({sites[number].path: 1.0}).entries
         used = sorted(set(found))
         self.of_site = tuple(map(used.index, found))
+        self.whole = tuple(
+            any(site.whole_only for site, one in zip(sites, found, strict=True) if one == at) for at in used
+        )
         self.groups = tuple(
             _group(entries[at], [site for site, one in zip(sites, found, strict=True) if one == at]) for at in used
         )

@@ -162,7 +162,9 @@ class Search:
     ) -> None:
         self.gradients, self.objective, self.seed = gradients, objective, seed
         self.sides = (target, retain)
-        self.neighbours = np.array(gradients.grouping.neighbours, dtype=np.int64).reshape(-1, 2)
+        held = [at for at, whole in enumerate(gradients.grouping.whole) if whole]
+        pairs = [pair for pair in gradients.grouping.neighbours if not set(pair) & set(held)]
+        self.neighbours = np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
     def run(
         self,
@@ -202,8 +204,10 @@ class Search:
         best = min(found, key=lambda one: one.target)
         if best.target > found[0].target - _STUCK * gain:
             return None
+        before = self.gradients.computed
         some = self.sides[0][:_COMPARED]  # their own losses are of other items
         first, other = (self.gradients.loss(some, np.array(one.weights)).value for one in (found[0], best))
+        state.tokens += self.gradients.computed - before
         return best if other < first - _STUCK * gain else None
 
     def descend(

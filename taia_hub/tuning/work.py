@@ -30,7 +30,10 @@ _COMMON = (0.25, 0.5, 0.75)
 """The weights at which `all` is a candidate (WiSE-FT, arXiv 2109.01903)."""
 
 _SCALED = 16
-"""Items a side that tell the scale of the problem."""
+"""Items a side that tell the scale of the problem, and what a point is without a group that acts as a whole."""
+
+_NAMED = 4
+"""So many groups a note names."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ class Work:
         self.gradients = Gradients(model, asked.grouping, processes)
         self.before = float((keeper.state or {}).get("seconds", 0.0))
         self.began = began
-        self.whole = any(site.whole_only for site in asked.grouping.sites)
-        # ^ the update acts as a whole or not at all
+        self.held = [at for at, whole in enumerate(asked.grouping.whole) if whole]
+        self.whole = len(self.held) == len(asked.grouping.groups)
+        # ^ the groups that act as a whole or not at all, and whether all do
         self.complete = True
         self.steps = self.tokens = 0
 
@@ -93,7 +97,6 @@ class Work:
         found = self.drop() if self.whole else self.descend()
         proposals = self.proposals(found)
         judged = judge(proposals, *self.report(proposals), objective=self.asked.objective, seed=self.asked.seed)
-        notes = ("The update takes only 0 or 1: groups were dropped one after the other.",) if self.whole else ()
         return Tuned(
             model=self.identity,
             objective=self.asked.objective,
@@ -111,7 +114,18 @@ class Work:
             date=datetime.date.today().isoformat(),
             complete=self.complete,
             allow_extrapolation=self.asked.allow_extrapolation,
-            notes=notes,
+            notes=self.notes,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of updates that act as a whole."""
+        if self.whole:
+            return ("The update takes only 0 or 1: groups were dropped one after the other.",)
+        labels = [self.asked.grouping.groups[at].label for at in self.held]
+        named = ", ".join(labels[:_NAMED]) + (f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else "")
+        return (f"What takes only 0 or 1 stayed while the others were searched, then was tried without: {named}.",) * (
+            len(labels) > 0
         )
 
     def descend(self) -> list[Point]:
@@ -135,7 +149,12 @@ class Work:
         ended = search.run(state, plan, step_done=step_done, point_done=point_done)
         self.complete = ended and len(state.found) == asked.points and plan.steps == STEPS
         self.steps, self.tokens = state.descent.steps, state.tokens
-        return state.found
+        return [self.without(one) for one in state.found] if self.held else state.found
+
+    def without(self, point: Point) -> Point:
+        """Tries a point without each of the groups that act as a whole, which the descent left at 1."""
+        some = self.target.search[:_SCALED], self.retain.search[:_SCALED]
+        return Dropping(self.measure, self.asked.grouping, *some, self.asked.objective).without(point, self.held)
 
     def keep(self, **facts: Any) -> None:
         """Writes down how far the work is."""
@@ -182,12 +201,13 @@ class Work:
         began, some = time.monotonic(), self.target.search[:_SCALED]
         settings = [parse_setting(mode) for mode in ("none", "all", "attention", "ffn")]
         if not self.whole:
-            settings += map(_common, _COMMON)
+            settings += map(self.common, _COMMON)
         losses = [one.loss for one in self.measure(some, settings, divergence=False)]
         seconds = (time.monotonic() - began) / len(settings) / sum(len(row.input_ids) for row in some)
         best = min(range(1, len(settings)), key=losses.__getitem__)
         gain = max(abs(losses[0] - losses[best]), losses[0] / 100)
-        return seconds, gain, self.asked.grouping.of_setting(settings[best])
+        start = self.asked.grouping.of_setting(settings[best])
+        return seconds, gain, tuple(1.0 if at in self.held else one for at, one in enumerate(start))
 
     def tokens_to_report(self) -> int:
         """Returns how many tokens the report computes, about."""
@@ -214,10 +234,11 @@ class Work:
         kept = found[-1].weights if found else (1.0,) * len(asked.grouping.groups)
         for number in range(len(found), rounds):
             found.append(dropping.round([bool(one) for one in kept], rounds - number))
-            self.steps, self.tokens = number + 1, self.tokens + int(1 + sum(kept)) * self.tokens_to_search()
             kept = found[-1].weights
             self.show("search", number + 1, rounds)
             self.keep(found=[dataclasses.asdict(one) for one in found], rounds=rounds)
+        tried = [(1.0,) * len(asked.grouping.groups), *(one.weights for one in found[:-1])][: len(found)]
+        self.steps, self.tokens = len(found), sum(int(1 + sum(one)) for one in tried) * self.tokens_to_search()
         self.complete = rounds == self.most_rounds
         return found
 
@@ -248,8 +269,7 @@ class Work:
         grouping = self.asked.grouping
         made = [Proposal(mode, "mode", parse_setting(mode), ()) for mode in ("none", "all", "attention", "ffn")]
         for weight in () if self.whole else _COMMON:
-            setting = _common(weight)
-            made.append(Proposal(f"all at {weight:g}", "common", setting, ()))
+            made.append(Proposal(f"all at {weight:g}", "common", self.common(weight), ()))
         for point in found:
             made.append(Proposal("", "tuned", grouping.setting(point.weights), (), point.trade_off))
         kept: dict[tuple[float, ...], Proposal] = {}
@@ -281,6 +301,9 @@ class Work:
         if self.progress:
             self.progress(stage, min(done, total), total)
 
-
-def _common(weight: float) -> Setting:
-    return parse_setting({"*": weight})
+    def common(self, weight: float) -> Setting:
+        """Returns `all` at one weight, but for what acts as a whole."""
+        if not self.held:
+            return parse_setting({"*": weight})
+        groups = range(len(self.asked.grouping.groups))
+        return self.asked.grouping.setting([1.0 if at in self.held else weight for at in groups])

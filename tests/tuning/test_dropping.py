@@ -12,10 +12,11 @@ from taia_hub.errors import ConfigError, SettingError
 from taia_hub.modeling_taia import TAIAForCausalLM
 from taia_hub.switch.learned import learned
 from taia_hub.tuning import work
-from taia_hub.tuning.dropping import Dropping
+from taia_hub.tuning.dropping import Dropping, Sums
 from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.measured import Measure
 from taia_hub.tuning.processes import Processes
+from taia_hub.tuning.searching import Point
 from tests.conftest import Pico
 from tests.tuning.conftest import USEFUL, general, rows, with_update
 
@@ -55,6 +56,55 @@ def test_what_costs_the_least_goes_first(trained_base: Any) -> None:
     left = {label for label, weight in zip(labels, second.weights, strict=True) if weight}
     assert sum(first.weights) == 3
     assert left == {"attention@0", "ffn@1"}
+
+
+class _Sums(Dropping):
+    """Sums that are written by hand: what the target loss grows by without a group, and what is given back."""
+
+    def __init__(self, costs: list[tuple[float, float]]) -> None:
+        self.costs = costs
+
+    def sums(self, weights: Any) -> list[Sums]:
+        gone = [[at for at, weight in enumerate(one) if not weight] for one in weights]
+        return [
+            Sums(2 + sum(self.costs[at][0] for at in one), 1 - sum(self.costs[at][1] for at in one)) for one in gone
+        ]
+
+
+@pytest.mark.parametrize(
+    ("costs", "first"),
+    [
+        ([(0.3, 0.3), (0.1, 0.4), (0.2, 0.3)], 1),  # the least for what it gives back
+        ([(1e-9, 1e-12), (0.2, 0.5), (0.1, 0.5)], 0),  # costs nothing that could be seen, and so little is noise
+        ([(1e-9, -1e-12), (0.2, 0.5), (0.1, 0.5)], 0),
+        ([(0.3, -0.1), (0.2, 0.5), (0.4, 0.5)], 1),
+    ],
+)
+def test_the_price_of_nearly_nothing_does_not_count(costs: list[tuple[float, float]], first: int) -> None:
+    point = _Sums(costs).round((True,) * 3, 9)
+    assert point.weights.index(0.0) == first
+    assert 0 <= point.trade_off < 10
+
+
+@pytest.mark.parametrize(("price", "weights"), [(0.0, (0.5, 1.0, 0.0)), (1.0, (0.5, 0.0, 0.0))])
+def test_a_point_is_tried_without_what_acts_as_a_whole(price: float, weights: tuple[float, ...]) -> None:
+    dropping = _Sums([(0.1, 0.1), (0.1, 0.2), (-0.1, 0.0)])
+    assert dropping.without(Point(price, (0.5, 1.0, 1.0), 2.0), [1, 2]).weights == weights
+
+
+def test_what_acts_as_a_whole_is_held_while_the_others_are_searched(pico: Pico) -> None:
+    """One such module among LoRA makes no greedy search of it, and no later group is without its weights."""
+    folder = pico.adapter("llama", pico.lora("llama", modules_to_save=["lm_head"]), "tuning-head")
+    model = TAIAForCausalLM.from_adapter(pico.base("llama"), folder).eval()
+    tuned = taia_hub.tune(model, rows(20, 1, 2), general(20, 2), points=2, **OPTIONS)
+    head = next(at for at, group in enumerate(tuned.groups) if "head" in group.label or group.modules == 1)
+    found = [one for one in tuned.candidates if one.kind != "mode"]
+    assert {one.weights[head] for one in found} <= {0.0, 1.0}
+    assert any(0 < weight < 1 for one in found if one.kind == "tuned" for weight in one.weights)
+    assert sum(one.kind == "common" for one in found) == 3
+    assert tuned.steps == 17
+    assert "takes only 0 or 1" in tuned.notes[-1]
+    assert tuned.groups[head].label in tuned.notes[-1]
 
 
 def test_it_goes_on_where_it_was_interrupted(whole: Any, tmp_path: Path) -> None:

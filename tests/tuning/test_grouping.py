@@ -66,6 +66,19 @@ def test_weights_beyond_one_say_that_they_are_meant() -> None:
     assert setting.published == [["attention", 1.5], ["ffn", -0.25], ["allow_extrapolation", True]]
 
 
+def test_what_acts_as_a_whole_is_a_group_of_its_own() -> None:
+    whole = Site("score", "other", None, "ModulesToSaveWrapper", 8, whole_only="it is a copy")
+    mixed = [whole, *SITES]  # lm_head is of its role
+    grouping = Grouping(mixed, "role")
+    assert [group.label for group in grouping.groups] == ["attention", "ffn", "other", "score"]
+    assert grouping.whole == (False, False, False, True)
+    weights = [0.5, 0.5, 0.5, 1.0]
+    assert grouping.setting(weights).weights(mixed) == grouping.of_sites(weights)
+    alone = Grouping([whole, *SITES[1:]], "role")
+    assert [group.label for group in alone.groups] == ["attention", "ffn", "other"]
+    assert alone.whole == (False, False, True)
+
+
 def test_neighbours_are_layers_of_one_role() -> None:
     grouping = Grouping(SITES, "block:2")
     named = [(grouping.groups[a].label, grouping.groups[b].label) for a, b in grouping.neighbours]

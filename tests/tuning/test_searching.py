@@ -65,7 +65,7 @@ def test_a_plan_is_cut_to_the_time_there_is(seconds: float, points: int, steps: 
 class _Bowl:
     """Losses whose lowest point is known, in place of a model's."""
 
-    grouping = SimpleNamespace(neighbours=())
+    grouping = SimpleNamespace(neighbours=(), whole=(False, False))
     computed = 0
 
     def loss(self, rows: Any, weights: np.ndarray) -> Slope:
