@@ -60,7 +60,9 @@ def make_sides(
     """Checks both sides, leaves out what may not count, draws and splits the rest; with sentences for the user.
 
     Left out are items that come twice, items of `retain` that stand in `target` too, and those that have no label
-    within `max_length` tokens, at which all are cut off. At most `limit` items a side are drawn.
+    within `max_length` tokens, at which all are cut off. They are compared by key and by what is left of their tokens,
+    whether they came as texts, conversations or tokens. At most `limit` items a side are drawn. Items of one question
+    are searched on or reported on together, unless there are too few questions.
 
     Raises:
         ConfigError: If fewer than 20 items are left on a side, or an id is not below `vocabulary`.
@@ -69,32 +71,62 @@ def make_sides(
     known = set[str]()
     for number, (what, items) in enumerate((("target", target), ("retained", retain))):
         notes += items.notes
-        cut = dict(zip(items.keys, (_cut(row, max_length) for row in items.rows), strict=True))
-        own = {key: row for key, row in cut.items() if row.measured}
+        own, seen = dict[str, Encoded](), set[str]()
+        cut = [_cut(row, max_length) for row in items.rows]
+        names = [{key, digest(row.input_ids)} for key, row in zip(items.keys, cut, strict=True)]
+        for at in sorted(range(len(cut)), key=lambda at: (items.keys[at], cut[at].input_ids)):
+            if cut[at].measured:
+                if not names[at] & seen:
+                    own[items.keys[at]] = cut[at]
+                seen |= names[at]
         for row in own.values():
             check_ids(tokenizer, row.input_ids, vocabulary)
-        if both := own.keys() & known:
+        if both := {key for key, row in own.items() if {key, digest(row.input_ids)} & known}:
             notes.append(
                 f"{len(both)} of the retained items stand in the target too: they are left out, because what is "
                 "learned there cannot be lost."
             )
-        kept = {key: row for key, row in own.items() if key not in known}
+        kept = {key: row for key, row in own.items() if key not in both}
         if len(kept) < FEWEST:
             raise _too_few(what, len(kept), len(items.rows), len(both))
-        known |= own.keys()
-        search, report = _split(kept, limit, [seed, number])
+        known |= seen
+        search, report, mixed = _split(kept, limit, [seed, number])
+        if mixed:
+            notes.append(f"The {what} items have so few questions that some stand in both parts.")
         if len(kept) > limit:
             notes.append(f"Of {len(kept):,} {what} items {limit:,} are drawn.")
         sides.append(Side(what, items.name, search, report, len(items.rows) - len(kept)))
     return sides[0], sides[1], tuple(notes)
 
 
-def _split(rows: Mapping[str, Encoded], limit: int, seed: list[int]) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...]]:
-    """Draws items and halves them; which ones depends on their content and the seed, not on the order of the file."""
-    keys = sorted(rows)
-    drawn = [rows[keys[at]] for at in np.random.default_rng(seed).permutation(len(keys))[:limit]]
-    half = len(drawn) // 2
-    return tuple(drawn[:half]), tuple(drawn[half:])
+def _split(
+    rows: Mapping[str, Encoded], limit: int, seed: list[int]
+) -> tuple[tuple[Encoded, ...], tuple[Encoded, ...], bool]:
+    """Draws items and halves them; which ones depends on their content and the seed, not on the order of the file.
+
+    Returns:
+        Both parts, and whether there are too few questions to keep each of them in one part.
+    """
+    for mixed in (False, True):
+        alike: dict[Any, list[Encoded]] = {}
+        for key in sorted(rows):
+            alike.setdefault(key if mixed else _question(rows[key]) or key, []).append(rows[key])
+        groups = list(alike.values())
+        drawn = [groups[at] for at in np.random.default_rng(seed).permutation(len(groups))]
+        half = min(limit, len(rows)) // 2
+        search, report = list[Encoded](), list[Encoded]()
+        for group in drawn:
+            part, room = (search, half) if len(search) + len(group) <= half else (report, limit - half)
+            part += group[: room - len(part)]
+        if min(len(search), len(report)) >= FEWEST // 2:
+            break
+    return tuple(search), tuple(report), mixed
+
+
+def _question(row: Encoded) -> tuple[int, ...] | None:
+    """Returns what stands before the first label, or None of a text, which has nothing there but its first token."""
+    first = row.measured[0]
+    return tuple(row.input_ids[:first]) if first > 1 else None
 
 
 def _cut(row: Encoded, length: int) -> Encoded:

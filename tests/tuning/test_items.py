@@ -45,6 +45,43 @@ def test_what_comes_twice_counts_once_and_what_stands_on_both_sides_is_learned()
     assert notes[0].startswith("5 of the retained items stand in the target too")
 
 
+def test_what_is_the_same_once_it_is_cut_counts_once() -> None:
+    target, other = items(0, 25), items(0, 25, length=40)
+    longer = Items("x", other.rows, tuple(f"other {key}" for key in other.keys))
+    short, retain = sides(
+        items(0, 25, length=16), Items("y", longer.rows + items(50, 20).rows, longer.keys + items(50, 20).keys)
+    )[:2]
+    assert len(short.search) + len(short.report) == 25
+    assert retain.left_out == 25, "of each the first 16 tokens are those of a target item"
+    twice = Items("x", target.rows + target.rows[:5], target.keys + tuple(f"other {at}" for at in range(5)))
+    assert sides(twice, items(100, 20))[0].left_out == 5
+
+
+def asked(questions: int, answers: int) -> Items:
+    """Items of some questions with several answers each."""
+    encoded = tuple(
+        Encoded([question, 7, 7, 30 + answer], [IGNORED_LABEL] * 3 + [30 + answer])
+        for question in range(questions)
+        for answer in range(answers)
+    )
+    return Items("x", encoded, tuple(f"{at}" for at in range(len(encoded))))
+
+
+@pytest.mark.parametrize("limit", [1000, 40])
+def test_items_of_one_question_stay_together(limit: int) -> None:
+    target, _, notes = sides(asked(20, 4), items(100, 20), limit=limit)
+    parts = [{row.input_ids[0] for row in part} for part in (target.search, target.report)]
+    assert not parts[0] & parts[1]
+    assert len(target.search) == len(target.report) == min(limit, 80) // 2
+    assert not any("questions" in note for note in notes)
+
+
+def test_too_few_questions_are_told() -> None:
+    target, _, notes = sides(asked(1, 30), items(100, 20))
+    assert (len(target.search), len(target.report)) == (15, 15)
+    assert "The target items have so few questions that some stand in both parts." in notes
+
+
 def test_items_without_a_label_within_the_length_are_left_out() -> None:
     late = Encoded([1] * 20, [IGNORED_LABEL] * 18 + [1, 1])
     given = items(0, 20)
