@@ -17,12 +17,16 @@ _LAST = 0.3
 """Length of a point's last step as a part of its first: large steps find the way, small ones settle."""
 
 
+_FLAT = 1e-4
+"""A weight whose slope is less than this part of the steepest one's moves less: it may be nothing but rounding."""
+
+
 class Descent:
     """Where a descent is, and how it goes on: `weights` are (G,) float64.
 
     Adam (Kingma & Ba 2015) with short memories, projected on the bounds after each step. Its steps are as long in every
-    weight, however flat the loss is there, so that ten of them on parts of the items come as near as a second-order
-    method does with whole gradients: those were tried.
+    weight, however flat the loss is there, unless only rounding is left, so that ten of them on parts of the items come
+    as near as a second-order method does with whole gradients: those were tried.
 
     Example:
         >>> descent = Descent(np.ones(2), (0.0, 1.0))
@@ -46,7 +50,8 @@ class Descent:
         self.square = _SECOND * self.square + (1 - _SECOND) * gradient**2
         mean, square = self.mean / (1 - _FIRST**self.steps), self.square / (1 - _SECOND**self.steps)
         rate = _RATE * (1 - (1 - _LAST) * done)
-        moved = self.weights - rate * mean / (np.sqrt(square) + 1e-12)
+        slope = np.sqrt(square)
+        moved = self.weights - rate * mean / (slope + max(_FLAT * slope.max(), 1e-12))
         self.weights = np.clip(moved, *self.bounds)
 
     def to_json(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taia_hub.common.chat import embedding_rows
+from taia_hub.common.devices import place
 from taia_hub.common.environment import installed_versions
 from taia_hub.common.progress import Progress
 from taia_hub.errors import ConfigError
@@ -73,7 +74,8 @@ def tune(
         max_length: Most tokens of an item; what is longer is cut off.
         tokenizer: The tokenizer; by default the repository's, or the base model's.
         progress: Called with `("search", done, total)` in steps, then with `("report", done, total)` in items.
-        **loading: For a model that is given by name: `revision`, `dtype`, `device_map`, `token` and so on.
+        **loading: For a model that is given by name: `revision`, `dtype`, `device_map`, `token` and so on; it
+            goes where there is a GPU, unless `device_map` says otherwise.
 
     Returns:
         The candidates, the front, and which setting to use.
@@ -157,4 +159,6 @@ def _loaded(model: Any, loading: dict[str, Any]) -> Any:
         return model
     from taia_hub.modeling_taia import TAIAForCausalLM
 
+    if "device_map" not in loading:
+        loading = {**loading, "device_map": place()}
     return TAIAForCausalLM.from_pretrained(model, **loading)

@@ -231,6 +231,20 @@ def test_a_fused_model_is_refused(update: Any) -> None:
         taia_hub.tune(update, rows(20, 1, 2), general(20, 2), **TUNING)
 
 
+@pytest.mark.parametrize(("given", "place"), [({}, "cuda:7"), ({"device_map": None}, None)])
+def test_a_model_by_name_goes_where_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], place: str | None
+) -> None:
+    def loaded(name: str, **loading: Any) -> None:
+        raise _Stopped(name, loading)
+
+    monkeypatch.setattr("taia_hub.tuning.running.place", lambda: "cuda:7")
+    monkeypatch.setattr("taia_hub.modeling_taia.TAIAForCausalLM.from_pretrained", loaded)
+    with pytest.raises(_Stopped) as caught:
+        taia_hub.tune("org/model", rows(20, 1, 2), dtype="float32", **given)
+    assert caught.value.args == ("org/model", {"dtype": "float32", "device_map": place})
+
+
 def test_extrapolation_looks_beyond_what_was_trained(trained_base: Any) -> None:
     model = with_update(trained_base, EVERY, 0, steps=4)  # there is more to gain in the same direction
     inputs = rows(40, 1, 2), general(40, 2)
