@@ -148,7 +148,7 @@ class Tuned(Shown):
         retain: The retained texts.
         seed: Of the split, the batches and the bootstrap.
         steps: Steps of the search.
-        tokens: Tokens that the search computed, rows of one batch each counted.
+        tokens: Tokens that the search computed, those of the base too, rows of one batch each counted.
         seconds: How long all of it took, over all parts of an interrupted run.
         versions: Package to version.
         date: The day that it was finished, as in `"2026-11-21"`.

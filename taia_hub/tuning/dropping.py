@@ -42,6 +42,8 @@ class Dropping:
     ) -> None:
         self.measure, self.grouping, self.objective = measure, grouping, objective
         self.sides = (target, retain)
+        self.computed = 0
+        # ^ tokens of all calls, over all processes
 
     def round(self, kept: Sequence[bool], rounds: int) -> Point:
         """Drops the groups of one of the `rounds` that are left."""
@@ -68,6 +70,9 @@ class Dropping:
     def sums(self, weights: Sequence[tuple[float, ...]]) -> list[Sums]:
         """Measures some weights on the search parts."""
         settings = [self.grouping.setting(one) for one in weights]
+        target_tokens, retain_tokens = (sum(len(row.input_ids) for row in side) for side in self.sides)
+        base = retain_tokens if self.objective == "kl" else 0  # which the divergence is from
+        self.computed += len(settings) * (target_tokens + retain_tokens) + base
         target = self.measure(self.sides[0], settings, divergence=False)
         retain = self.measure(self.sides[1], settings, divergence=self.objective == "kl")
         lost = [one.divergence if self.objective == "kl" else one.loss for one in retain]

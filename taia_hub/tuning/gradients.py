@@ -101,7 +101,7 @@ class Gradients:
             (gradient,) = torch.autograd.grad(value, leaf)
         if not (value.isfinite() and gradient.isfinite().all()):
             raise self._not_finite(batch, nats, row)
-        return value.item(), len(label), gradient.tolist()
+        return float(value.detach()), len(label), gradient.tolist()
 
     def _not_finite(self, batch: Sequence[Encoded], nats: Tensor, row: Tensor) -> ConfigError:
         wrong = row[~nats.isfinite()].tolist()

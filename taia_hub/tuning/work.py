@@ -149,12 +149,15 @@ class Work:
         ended = search.run(state, plan, step_done=step_done, point_done=point_done)
         self.complete = ended and len(state.found) == asked.points and plan.steps == STEPS
         self.steps, self.tokens = state.descent.steps, state.tokens
-        return [self.without(one) for one in state.found] if self.held else state.found
+        return self.without(state.found) if self.held else state.found
 
-    def without(self, point: Point) -> Point:
-        """Tries a point without each of the groups that act as a whole, which the descent left at 1."""
+    def without(self, found: Sequence[Point]) -> list[Point]:
+        """Tries points without each of the groups that act as a whole, which the descent left at 1."""
         some = self.target.search[:_SCALED], self.retain.search[:_SCALED]
-        return Dropping(self.measure, self.asked.grouping, *some, self.asked.objective).without(point, self.held)
+        dropping = Dropping(self.measure, self.asked.grouping, *some, self.asked.objective)
+        points = [dropping.without(one, self.held) for one in found]
+        self.tokens += dropping.computed
+        return points
 
     def keep(self, **facts: Any) -> None:
         """Writes down how far the work is."""
@@ -231,14 +234,15 @@ class Work:
             if rounds is None or planned > rounds:  # more of them drop less in each: from the start
                 rounds, found = planned, []
             rounds = max(len(found), min(rounds, len(found) + planned))
+        dropping.computed = known["tokens"] if found else 0
         kept = found[-1].weights if found else (1.0,) * len(asked.grouping.groups)
         for number in range(len(found), rounds):
             found.append(dropping.round([bool(one) for one in kept], rounds - number))
             kept = found[-1].weights
             self.show("search", number + 1, rounds)
-            self.keep(found=[dataclasses.asdict(one) for one in found], rounds=rounds)
-        tried = [(1.0,) * len(asked.grouping.groups), *(one.weights for one in found[:-1])][: len(found)]
-        self.steps, self.tokens = len(found), sum(int(1 + sum(one)) for one in tried) * self.tokens_to_search()
+            facts = {"found": [dataclasses.asdict(one) for one in found], "rounds": rounds}
+            self.keep(**facts, tokens=dropping.computed)
+        self.steps, self.tokens = len(found), dropping.computed
         self.complete = rounds == self.most_rounds
         return found
 

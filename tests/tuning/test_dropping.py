@@ -124,6 +124,11 @@ def test_it_goes_on_where_it_was_interrupted(whole: Any, tmp_path: Path) -> None
     assert rounds[:3] == [1, 2, 3]
     assert len(rounds) == 5, "the second time nothing was searched"
     assert resumed.candidates == through.candidates
+    assert (resumed.steps, resumed.tokens) == (through.steps, through.tokens)
+    groups = len(through.groups)
+    one_side = 10 * len(inputs[0][0].input_ids)
+    first = (2 * (1 + groups) + 1) * one_side  # both sides of all rows, and the base on one
+    assert first < through.tokens <= 3 * first
 
 
 def test_with_more_time_than_before_all_rounds_are_done(

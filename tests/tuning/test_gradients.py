@@ -42,6 +42,15 @@ def test_values_are_those_that_are_measured(gradients: Gradients, update: Any) -
     assert gradients.retention(retain, WEIGHTS, "loss").value == pytest.approx(other.loss - base.loss, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_tokens_of_the_base_are_counted_too(gradients: Gradients) -> None:
+    items, before = rows(3, 1, 2), gradients.computed
+    gradients.loss(items, WEIGHTS)
+    assert gradients.computed - before == 3 * 12
+    gradients.retention(items, WEIGHTS, "kl")
+    assert gradients.computed - before == 3 * 3 * 12
+
+
 def test_padding_and_order_change_nothing(gradients: Gradients) -> None:
     items = [*rows(3, 1, 2), *(type(one)(one.input_ids[:5], one.labels[:5]) for one in rows(3, 9, 2))]
     together = gradients.loss(items, WEIGHTS)

@@ -27,11 +27,10 @@ def test_a_descent_arrives_within_its_bounds() -> None:
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 2.0)])
 def test_a_weight_without_effect_stays_where_it_was(bounds: tuple[float, float]) -> None:
-    """Its gradient is rounding, of one sign by chance or by the kernel."""
+    """Its gradient is rounding, whose sign the kernel may keep."""
     descent = Descent(np.array([1.0, 0.5, 0.5]), bounds)
     for step in range(17):
-        rounding = 1e-7 * (-1) ** (step // 9)
-        descent.step(np.array([2 * (descent.weights[0] - 0.2), rounding, 1e-3]), step / 17)
+        descent.step(np.array([2 * (descent.weights[0] - 0.2), 1e-7, 1e-3]), step / 17)
     np.testing.assert_allclose(descent.weights[:2], [0.2, 0.5], atol=0.06)
     assert descent.weights[2] == bounds[0] or descent.weights[2] < 0, "a small slope that is one is gone down"
 
