@@ -104,8 +104,10 @@ class BaseWeights:
 
     def _tensor(self, stored: StoredTensor) -> Tensor:
         self._check_kind(stored)
+        if self.base.revision is None:  # a folder's files are named with it
+            return stored.read()
         path = hub.bring(self.base, stored.file.as_posix(), self.access, what="base model")
-        return dataclasses.replace(stored, file=path).read()
+        return dataclasses.replace(stored, file=path.absolute()).read()
 
 
 def base_reader(

@@ -45,6 +45,26 @@ def searched(b, a, weight):
     return (u[:, : best[1]] * s[: best[1]]) @ vh[: best[1]], best[1]
 
 
+@pytest.mark.parametrize("words", [["--refine", "norm"], ["--refine", "dg-hard", "--dense"]])
+def test_a_base_may_be_named_from_the_working_folder(pico, taia, tmp_path, monkeypatch, words):
+    base = pico.base("llama")
+    monkeypatch.chdir(base.parent)
+    if "--dense" in words:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        torch.manual_seed(3)
+        for parameter in model.parameters():
+            parameter.data += 0.01 * torch.randn_like(parameter)
+        model.save_pretrained(tuned := tmp_path / "tuned")
+    else:
+        tuned = pico.adapter("llama")
+    made = [tmp_path / "from-here", tmp_path / "whole"]
+    for name, out in zip((f"./{base.name}", base), made, strict=True):
+        status, _, err = taia("create", name, tuned, *words, "--out", out)
+        assert status == 0, err
+    weights = [next(out.rglob("*/*.safetensors")).read_bytes() for out in made]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_matrix_is_cut_as_a_plain_decomposition_says(pico, tmp_path, kind):
     name, adapter = adapter_of(pico, kind)
