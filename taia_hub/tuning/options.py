@@ -40,7 +40,9 @@ class TuningOptions:
         choices=get_args(Objective),
     )
     points: int = asked(5, "How many points of the front are searched.", least=1)
-    budget: float | None = asked(None, "Minutes that all of it may take; an unfinished front says so.", metavar="MIN")
+    budget: float | None = asked(
+        None, "Minutes that all of it may take; an unfinished front says so, and goes on with more.", metavar="MIN"
+    )
     limit: int = asked(64, "Most items a side that are drawn; one half is searched on.", least=20)
     max_length: int = asked(512, "Most tokens of an item; what a choice of weights depends on shows in few.", least=2)
     seed: int = asked(0, "Of the split of the items, their order and the intervals.")

@@ -42,7 +42,7 @@ def test_values_are_those_that_are_measured(gradients: Gradients, update: Any) -
     assert gradients.retention(retain, WEIGHTS, "loss").value == pytest.approx(other.loss - base.loss, rel=1e-4)
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:Converting a tensor")
 def test_tokens_of_the_base_are_counted_too(gradients: Gradients) -> None:
     items, before = rows(3, 1, 2), gradients.computed
     gradients.loss(items, WEIGHTS)
