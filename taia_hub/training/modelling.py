@@ -145,7 +145,8 @@ def switched(fitted: Fitted, folder: Path, placed: SublayerRoles) -> Any:
         update = {PEFT: PeftUpdate, MOLORA: MoLoraUpdate}[kind](fitted.model, folder / kind.folder)
         switch = attach_switch(update.head_model, placed.roles, job.recipe.published, placed.unplaced)
     config = TAIAConfig(
-        base_model_name_or_path=job.base.name,
+        # as the repository records it, so that the results are known to be this model's
+        base_model_name_or_path=job.base.name if job.base.revision else str(job.base.folder.resolve()),
         base_model_revision=job.base.revision,
         inference_modules=job.recipe.published,
         update={"kind": kind.name, "path": kind.folder},

@@ -96,6 +96,17 @@ def test_every_method_is_measured_as_it_is_loaded(recipe, tokenizer, tmp_path, m
     check_report(done, one, tokenizer, LABELS if method == "molora" else [*LABELS, "attention+other"])
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_results_name_the_base_as_the_repository_does(taia, base, recipe, tmp_path, monkeypatch, method):
+    monkeypatch.chdir(Path(base).parent)
+    one = recipe.replace(base=f"./{Path(base).name}", method=method, max_steps=1)
+    done = train(one, out=tmp_path / "out", report=True)
+    config = json.loads((done.folder / "config.json").read_text())
+    assert done.results.model.base_model == config["base_model_name_or_path"]
+    status, _, err = taia("card", done.folder, "--check")
+    assert (status, "another model" in err) == (0, False), err
+
+
 def test_the_report_changes_no_weight_and_is_on_the_card(reported, recipe, tmp_path):
     plain = train(recipe, out=tmp_path / "plain", report=False)
     name = "adapter/adapter_model.safetensors"
