@@ -167,7 +167,8 @@ def _draw_point(axis: Any, one: Candidate, tuned: Tuned, look: Look) -> None:
 
 def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
     """Returns the lengths of error bars, (2, N): below and above."""
-    return [[one.value - one.low for one in intervals], [one.high - one.value for one in intervals]]
+    lengths = ([one.value - one.low for one in intervals], [one.high - one.value for one in intervals])
+    return [[max(0.0, length) for length in ends] for ends in lengths]  # of equal ends, rounding makes one negative
 
 
 def _name_modes(axis: Any, modes: Sequence[Candidate], tuned: Tuned) -> None:

@@ -67,12 +67,15 @@ class _Command(TyperCommand):
     """Lists its options under the headings that they name, without the kinds of flags.
 
     An option whose metavar stands in brackets, as `--retention [FILE]`, may be given without a value: it is empty then.
-    What stands behind it is its value: where an argument is missing for that, the error says so.
+    What stands behind it is its value: where an argument is missing for that, the error says so. It is given once.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         bare = {name for one in self.get_params(ctx) if str(one.metavar).startswith("[") for name in one.opts}
         words, taken = list[str](), list[tuple[str, str]]()
+        names = [word.partition("=")[0] for word in args]
+        if twice := sorted(name for name in bare if name.startswith("-") and names.count(name) > 1):
+            raise typer.BadParameter(f"{twice[0]} is given more than once.", ctx)
         for word, following in itertools.zip_longest(args, args[1:]):
             words.append(word)
             if word in bare and word.startswith("-"):

@@ -74,8 +74,8 @@ def tune(
     candidate is measured with intervals, the plain modes among them. A tuned setting is recommended where it beats them
     beyond noise; else a plain mode is, and the reason is told.
 
-    Without --write, --push or --out the result is only printed. What was found stays in a folder of this name with
-    .tuning at its end, so that the same command goes on where it was stopped, and publishes without a second search. A
+    Without --write, --push or --out the result is only printed. What was found stays in a folder here, whose name ends
+    with .tuning, so that the same command goes on where it was stopped, and publishes without a second search. A
     published setting is called tuned everywhere: `taia export REPO --mode tuned`.
 
     taia tune ./model-taia --target items.jsonl
@@ -88,32 +88,39 @@ def tune(
     """
     from taia_hub import hub
     from taia_hub.repository.update_files import open_repository
-    from taia_hub.tuning.publishing import Destination
+    from taia_hub.tuning.publishing import Destination, hold_the_same
 
     loading = taken(Loading, fields)
     options = TuningOptions(**filled(fields))
     where = Destination(write, push, out, overwrite)
-    if private is not None and push is None:
-        raise ConfigError("--private and --public are for --push.", "Leave it out.")
+    if push is None:
+        for given, names in ((private, "--private and --public are"), (message, "--message is")):
+            if given is not None:
+                raise ConfigError(f"{names} for --push.", "Leave it out.")
+    if loading["revision"] is not None and os.path.isdir(repo):
+        raise ConfigError(f"--revision is for a repository on the Hub, and '{repo}' is a folder.", "Leave it out.")
     access = hub.HubAccess(token=loading["token"])
     found = open_repository(repo, access, revision=loading["revision"])
     commit = hub.Commit(message, private=private, token=access.token)
     if not found.is_plain:
         commit = dataclasses.replace(commit, revision=loading["revision"])
-    where.check(found, commit)
+    how = {**fields, "revision": loading["revision"], "dtype": loading["dtype"]}
+    state = where.out if where.out is not None and not found.is_plain else _state(repo, target, retain, how)
+    where.check(found, commit, state)
     _check_inputs(target, retain, loading["token"], draws=where.is_somewhere)
-    state = where.out if where.out is not None and not found.is_plain else Path(f"{_name(repo)}.tuning")
+    if found.is_plain and where.out is not None and hold_the_same(where.out, state):
+        where = dataclasses.replace(where, overwrite=True)  # what more minutes find replaces what is there
     tuned = _searched(repo, target, retain, options, state, overwrite, loading)
     if os.environ.get("RANK", "0") != "0":  # of several processes, the first one writes and tells
         return
     trusted = {"trust_remote_code": loading["trust_remote_code"]}
-    result = _published(found, repo, tuned, where, commit, access, trusted)
+    result = _published(found, repo, tuned, where, state, commit, access, trusted)
     if as_json:
         echo_json({**tuned.to_json(), **result["json"], "kept": str(state)})
         return
     echo(tuned)
     echo()
-    for line in [*result["said"], *_next(repo, tuned, where, state, result)]:
+    for line in [*result["said"], *_next(repo, tuned, where, state, result, plain=found.is_plain)]:
         echo(line)
 
 
@@ -168,13 +175,33 @@ def _name(repo: str) -> str:
     return Path(repo).resolve().name if os.path.isdir(repo) else repo.replace("/", "--")
 
 
+def _state(repo: str, target: str, retain: Path | None, how: dict[str, Any]) -> Path:
+    """Names the folder that keeps a search, one for each repository, items and options but the minutes."""
+    from taia_hub.common.resuming import digest
+
+    named = [repo, target, *([] if retain is None else [str(retain)])]
+    whole = [str(Path(one).resolve()) if os.path.exists(one) else one for one in named]
+    options = {name: value for name, value in how.items() if name != "budget"}
+    return Path(f"{_name(repo)}-{digest([whole, options])[:8]}.tuning")
+
+
 def _published(
-    found: Any, repo: str, tuned: Any, where: Any, commit: Any, access: Any, trusted: dict[str, Any]
+    found: Any,
+    repo: str,
+    tuned: Any,
+    where: Any,
+    state: Path,
+    commit: Any,
+    access: Any,
+    trusted: dict[str, Any],
 ) -> dict[str, Any]:
     """Does what was asked for with the result: what is said of it, as lines and as JSON, and where it is now."""
-    from taia_hub.tuning.publishing import create_tuned, push_tuned, save_tuned, write_tuned
+    from taia_hub.tuning.publishing import create_tuned, hold_the_same, push_tuned, save_tuned, write_tuned
 
-    if found.is_plain and (where.push or where.out):
+    if found.is_plain and where.out is not None and hold_the_same(where.out, state):
+        place, url = str(where.out), str(where.out)
+        said = f"{where.out} holds this tuning already; nothing was written."
+    elif found.is_plain and (where.push or where.out):
         made = create_tuned(found, tuned, where, commit, **trusted)
         place = made.commit.repo_url.repo_id if made.commit else str(made.folder)
         said = said_published(made.commit) if made.commit else f"Written to {made.folder}"
@@ -198,7 +225,7 @@ def _published(
     return {"said": [said], "json": {"where": url}, "place": place}
 
 
-def _next(repo: str, tuned: Any, where: Any, state: Path, result: dict[str, Any]) -> list[str]:
+def _next(repo: str, tuned: Any, where: Any, state: Path, result: dict[str, Any], *, plain: bool) -> list[str]:
     """Says which commands go on from here."""
     if place := result["place"]:
         quoted = shlex.quote(place)
@@ -206,10 +233,10 @@ def _next(repo: str, tuned: Any, where: Any, state: Path, result: dict[str, Any]
             f'Next: taia compare {quoted} "Why is the sky blue?"',
             f"      taia export {quoted} --mode tuned --out {shlex.quote(f'{_name(place)}-tuned')}",
         ]
-    how = "--write" if os.path.isdir(repo) else "--push"
-    lines = (
-        [] if where.is_somewhere else [f"Kept in {state}: the same command with {how} or --out DIR needs no search."]
-    )
+    how = "--push REPO" if plain else "--write" if os.path.isdir(repo) else "--push"
+    lines = [f"Kept in {state}:", f"the same command with {how} or --out DIR needs no search."]
+    if where.is_somewhere:
+        lines.clear()
     setting = tuned.recommended.parsed
     if isinstance(setting.value, str):
         lines.append(f'Next: taia compare {shlex.quote(repo)} "Why is the sky blue?" --mode {setting.value}')

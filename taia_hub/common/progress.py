@@ -65,7 +65,7 @@ class ProgressBars:
         self._stage: str | None = None
         self._bar: Any = None
         self._began = self._told = 0.0
-        self._first = 0
+        self._first = self._last = 0
         self._notes = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -78,7 +78,7 @@ class ProgressBars:
         """
         if stage != self._stage:
             self.close()
-            self._stage, self._first, self._notes = stage, done, ""
+            self._stage, self._first, self._last, self._notes = stage, done, -1, ""
             self._began = self._told = time.monotonic()
             if self._stream.isatty():
                 self._bar = tqdm(desc=stage, total=total, file=self._stream)
@@ -87,8 +87,9 @@ class ProgressBars:
             return
         now = time.monotonic()
         taken, is_last = now - self._began, done >= total and self._told > self._began
-        if is_last or now - self._told >= max(_SECONDS, taken / _LINES):
-            self._told = now
+        is_due = is_last or now - self._told >= max(_SECONDS, taken / _LINES)
+        if is_due and not (done >= total and done == self._last):  # work beyond its plan stays at its last step
+            self._told, self._last = now, done
             left = taken / (done - self._first) * (total - done) if done > self._first else None
             eta = f", {left:.0f} s left" if left else ""
             self._stream.write(f"{stage} {done}/{total}{eta}{self._notes}\n")

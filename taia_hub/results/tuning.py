@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -278,7 +278,24 @@ def _check(tuned: Tuned) -> None:
             raise ValueError(f"group {group.label!r} has the unknown role {group.role!r}")
         if group.layers and not 0 <= group.layers[0] <= group.layers[1] < _MOST_LAYERS:
             raise ValueError(f"group {group.label!r} has the layers {group.layers}")
+    for name, interval in _all_intervals(tuned):
+        rounding = 1e-6 * max(1.0, abs(interval.value))
+        if not interval.low - rounding <= interval.value <= interval.high + rounding:
+            raise ValueError(f"{name} is {interval.value}, outside of its interval [{interval.low}, {interval.high}]")
     for one in tuned.candidates:
         if len(one.weights) != len(tuned.groups):
             raise ValueError(f"candidate {one.label!r} has another number of weights than there are groups")
         one.parsed.resolved()  # which refuses `tuned`: this file is what says what that is
+
+
+def _all_intervals(tuned: Tuned) -> Iterator[tuple[str, Interval]]:
+    """Yields every interval with what an error calls it."""
+    yield "the gain of the choice", tuned.choice.gain
+    yield "what the choice saves", tuned.choice.saved
+    for one in tuned.candidates:
+        intervals = {"target": one.target, "retention": one.retention, "kept": one.kept}
+        intervals |= {f"gain over {label}": gain for label, gain in one.gain.items()}
+        intervals |= {f"saved over {label}": saved for label, saved in one.saved.items()}
+        for name, interval in intervals.items():
+            if interval is not None:
+                yield f"{name} of {one.label!r}", interval

@@ -16,6 +16,9 @@ from taia_hub.roles import ROLES
 BY = "role x layer"
 """How modules are put together where nobody says otherwise."""
 
+_SEEDS = 2**32
+"""So many seeds there are, as of a training."""
+
 
 @documented
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class TuningOptions:
             value: Any = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}.", f"Give a whole number of at least {least}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < _SEEDS:
+            raise ConfigError(f"seed is {self.seed!r}.", f"Give a whole number from 0 to {_SEEDS - 1}.")
         if self.budget is not None and not _is_positive(self.budget):
             raise ConfigError(
                 f"The budget is {self.budget!r}.", "Give minutes, more than 0, or None for as long as it takes."

@@ -54,8 +54,10 @@ class Destination:
         """Whether anything is written."""
         return self.write or self.push is not None or self.out is not None
 
-    def check(self, found: Repository, commit: hub.Commit) -> None:
+    def check(self, found: Repository, commit: hub.Commit, state: Path | None = None) -> None:
         """Refuses what could not be written or published in the end, before the long work.
+
+        `out` may hold what was made of the tuning in the folder `state` before.
 
         Raises:
             ConfigError: If there is nothing to write to.
@@ -66,7 +68,7 @@ class Destination:
         if self.push is not None:
             self._check_push(found, commit)
         if self.out is not None:
-            self._check_out(found, self.out)
+            self._check_out(found, self.out, state)
 
     def _check_push(self, found: Repository, commit: hub.Commit) -> None:
         if not found.is_plain:
@@ -92,7 +94,7 @@ class Destination:
         head = hub.look(self.push, revision=commit.revision, token=commit.token)
         refuse_other_model(head.repo_id, head.files, head.config)
 
-    def _check_out(self, found: Repository, out: Path) -> None:
+    def _check_out(self, found: Repository, out: Path, state: Path | None) -> None:
         if out.exists() and not out.is_dir():
             raise RepositoryError(f"'{out}' is a file.", "Give a folder.")
         found.check_outside(out)
@@ -103,11 +105,18 @@ class Destination:
             )
         if found.is_plain:
             refuse_other_model(str(out), names, config_values(out))
-            if is_taia(config_values(out)) and not self.overwrite:
+            if is_taia(config_values(out)) and not self.overwrite and not (state and hold_the_same(out, state)):
                 raise RepositoryError(
                     f"'{out}' holds another TAIA repository.",
                     "Replace it with --overwrite, which keeps what you put beside it, or give a new folder.",
                 )
+
+
+def hold_the_same(one: Path, other: Path) -> bool:
+    """Tells whether two folders hold the same tuning."""
+    with contextlib.suppress(ConfigError, RepositoryError):
+        return Tuned.load(one / TUNING_FILE) == Tuned.load(other / TUNING_FILE)
+    return False
 
 
 def _check_write(found: Repository) -> None:

@@ -301,6 +301,12 @@ def test_an_argument_that_an_option_took_is_named(taia, words):
     assert "is taken for" not in taia(*words)[2]
 
 
+def test_an_option_that_may_stand_alone_is_not_given_twice(taia):
+    status, _, err = taia("eval", "org/model", "--retention", "--retention=a.txt")
+    assert status == 2
+    assert "--retention is given more than once" in " ".join(err.split())
+
+
 def test_hub_serve_runs_until_it_is_interrupted(tmp_path):
     words = [sys.executable, "-m", "taia_hub.cli", "hub", "serve", str(tmp_path / "hub"), "--port", "0"]
 

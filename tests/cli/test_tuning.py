@@ -2,8 +2,10 @@
 
 import datetime
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
@@ -65,12 +67,15 @@ def found(monkeypatch):
     [
         ("model-taia", ["--objective", "kll"], ["The objective is 'kll'. Did you mean 'kl'?"]),
         ("model-taia", ["--budget", "0"], ["The budget is 0.0"]),
+        ("model-taia", ["--seed", "-1"], ["seed is -1", "0 to 4294967295"]),
         ("model-taia", ["--by", "rolle"], ["'rolle'", "role"]),
         ("model-taia", ["--target", "gone.jsonl"], ["gone.jsonl"]),
         ("model-taia", ["--target", "few.jsonl"], ["The target 'few.jsonl' has 3 items; 20 are the fewest"]),
         ("model-taia", ["--retain", "few.txt"], ["The retained texts 'few.txt' has 2 items; 20 are the fewest"]),
         ("model-taia", ["--retain", "gone.txt"], ["gone.txt"]),
         ("model-taia", ["--write", "--out", "new"], ["--write, --push and --out exclude each other"]),
+        ("model-taia", ["--message", "x"], ["--message is for --push"]),
+        ("model-taia", ["--revision", "main"], ["--revision is for a repository on the Hub, and 'model-taia' is"]),
         ("model-taia", ["--private"], ["--private and --public are for --push"]),
         ("model-taia", ["--push"], ["--push needs a Hub id, and 'model-taia' is a folder", "taia push model-taia"]),
         ("model-taia", ["--out", "file"], ["'file' is a file"]),
@@ -121,9 +126,12 @@ def test_the_result_is_printed_and_kept_where_the_next_run_finds_it(taia, folder
     assert status == 0
     assert "★  tuned 2" in out
     assert "Weights of tuned 2 by layer" in out
-    assert "Kept in model-taia.tuning: the same command with --write or --out DIR needs no search." in out
     (asked,) = found
-    assert str(asked["out"]) == "model-taia.tuning"
+    kept = str(asked["out"])
+    assert kept.startswith("model-taia-")
+    assert kept.endswith(".tuning")
+    lines = out.splitlines()
+    assert lines[-2:] == [f"Kept in {kept}:", "the same command with --write or --out DIR needs no search."]
     assert (asked["by"], asked["points"], asked["allow_extrapolation"]) == ("role", 2, True)
     assert (folder / "config.json").read_bytes() == config
     assert not (folder / "taia_tuning.json").exists()
@@ -202,7 +210,29 @@ def test_an_adapter_becomes_a_repository_in_a_folder(taia, online, adapter, foun
     assert (made / "figures" / "tuning_weights.svg").is_file()
     assert taia("card", made, "--check")[0] == 0
     assert "taia export lora-tuned --mode tuned" in out
-    assert str(found[0]["out"]) == "lora.tuning"
+    assert re.fullmatch(r"lora-[0-9a-f]{8}\.tuning", str(found[0]["out"]))
+    words = {path: sha256(path) for path in made.rglob("*") if path.is_file()}
+    found[0]["out"].mkdir()
+    status, out, err = taia("tune", "lora", "--target", "items.jsonl", "--out", "lora-tuned")
+    assert status == 1, "nothing says that it is the same tuning"
+    shutil.copy(made / "taia_tuning.json", found[0]["out"])
+    status, out, err = taia("tune", "lora", "--target", "items.jsonl", "--out", "lora-tuned")
+    assert status == 0, err
+    assert "lora-tuned holds this tuning already" in out
+    assert {path: sha256(path) for path in made.rglob("*") if path.is_file()} == words
+
+
+def test_each_search_has_a_folder_of_its_own(taia, adapter, here, found):
+    other = shutil.copytree(adapter, here / "other" / "lora")
+    for words in (["lora"], ["lora", "--by", "role"], [other], ["lora", "--seed", 1], ["lora", "--budget", 9]):
+        assert taia("tune", *words, "--target", "items.jsonl")[0] == 0
+    assert (
+        "the same command with --push REPO or --out DIR needs no search."
+        in taia("tune", *words, "--target", "items.jsonl")[1]
+    )
+    kept = [str(one["out"]) for one in found]
+    assert len(set(kept)) == 4
+    assert kept[0] == kept[-1], "more minutes go on with the same search"
 
 
 def test_an_adapter_becomes_a_repository_on_the_hub(taia, online, here, found, repo_id):
@@ -234,12 +264,12 @@ def test_a_search_that_was_stopped_goes_on_and_is_not_done_twice(taia, online, f
     monkeypatch.setattr(searching.Search, "run", stopped)
     status, _, err = taia(*words)
     assert status == 130
-    assert "What was found so far is in 'model-taia.tuning'; the same command goes on from there." in err
+    assert re.search(r"so far is in 'model-taia-\w{8}\.tuning'; the same command goes on from there\.", err)
     assert "cpu" in err
     status, out, err = taia(*words, "--json")
     assert status == 0, err
     value = json.loads(out)
-    assert value["kept"] == "model-taia.tuning"
+    assert Path(value["kept"], "taia_tuning.json").is_file()
     assert value["date"] == datetime.date.today().isoformat()
     assert found == [0, 1], "the second run began behind the first point"
     assert [one["kind"] for one in value["candidates"]].count("mode") == 4

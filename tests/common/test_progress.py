@@ -57,6 +57,14 @@ def test_each_stage_has_its_own_time(clock):
     assert stream.getvalue() == ""
 
 
+def test_the_end_is_told_once(clock):
+    bars = ProgressBars(stream := io.StringIO())
+    for done in (1, 2, 3, 3, 3, 3):
+        bars("search", done, 3)
+        clock[0] += 20
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()] == ["search 2/3", "search 3/3"]
+
+
 def test_a_terminal_has_a_bar(clock):
     stream = io.StringIO()
     stream.isatty = lambda: True
