@@ -270,6 +270,12 @@ def _session(model: Any, tokenizer: Any, options: EvaluationOptions, *, with_lm:
 
 def _check_model(path: Path | None, before: Results, now: ModelIdentity | None) -> None:
     if now and (difference := before.model.difference(now)):
+        was = before.model.dtype
+        if dataclasses.replace(before.model, dtype=now.dtype).difference(now) is None:
+            raise ConfigError(
+                f"'{path}' holds results of '{before.model.name}' in {was}; now it runs in {now.dtype}.",
+                f"Load it as before: --dtype {was} (dtype={was!r}), or choose another file with --out.",
+            )
         raise ConfigError(
             f"'{path}' holds results of '{before.model.name}', another model than '{now.name}': {difference}.",
             "Choose another file with --out, or throw the earlier results away with --overwrite.",

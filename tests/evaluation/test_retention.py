@@ -66,6 +66,19 @@ def test_a_second_run_measures_the_modes_that_are_missing(pico, tokenizer, file,
     assert list(both.tasks) == ["retention:letters.txt", "retention:more.txt"]
 
 
+def test_the_dtype_of_earlier_results_is_named_where_only_it_differs(online, file, tmp_path):
+    out = tmp_path / "results.json"
+    given = {"modes": ["none", "all"], "retention": file, "out": out}
+    evaluate(online.taia, dtype="bfloat16", **given)
+    before = out.read_bytes()
+    with pytest.raises(ConfigError, match=r"in bfloat16; now it runs in float32") as caught:
+        evaluate(online.taia, **given)
+    assert "another model" not in str(caught.value)
+    assert "--dtype bfloat16" in caught.value.hint
+    assert out.read_bytes() == before
+    evaluate(online.taia, dtype="bfloat16", **given)
+
+
 def test_a_task_and_retention_stand_beside_each_other(pico, tokenizer, tmp_path):
     found = evaluate(
         pico.taia("llama"),
