@@ -340,6 +340,11 @@ def choices(**values):
     return " ".join(line for line in text.splitlines() if line[:1] not in "|<")
 
 
+def test_limits_name_what_a_training_reports():
+    limits = rendered(tuning=None, results=REPORT).content.partition("## Limits")[2].partition("\n## ")[0]
+    assert "- Nothing but the items and texts above was evaluated" in limits
+
+
 def test_a_card_recommends_one_mode():
     """A training's report, an evaluation and a tuning each speak for another one."""
     evaluated = results(HELD_OUT, KEPT, task("svamp", "SVAMP", 100, {"none": 0.2, "attention": 0.5, "ffn": 0.9}))

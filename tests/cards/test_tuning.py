@@ -94,3 +94,14 @@ def test_labels_and_reasons_of_anybody_show_as_they_are():
     assert "<script>" not in text
     assert "<b>" not in text
     assert "a\\|b" in text
+
+
+def test_limits_know_what_a_tuning_measured():
+    def limits(**values):
+        return cards.render_card(card(tuned(), **values)).partition("## Limits")[2].partition("\n## ")[0]
+
+    alone = limits(results=None)
+    assert "No mode was evaluated" not in alone
+    assert "Nothing was measured but the items and texts under *Tuned setting*" in alone
+    assert "Nothing but the tasks above was evaluated" in limits()
+    assert "; a tuning compared settings on other items." in limits()
