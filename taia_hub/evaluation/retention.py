@@ -13,6 +13,7 @@ from typing import Any
 from taia_hub import hub
 from taia_hub.common.chat import Messages
 from taia_hub.common.labels import Encoded
+from taia_hub.common.text_tables import amount
 from taia_hub.errors import ConfigError
 from taia_hub.evaluation.catalogue import load_tasks
 from taia_hub.evaluation.harness import Advance, HarnessTask, Measured, Session
@@ -66,6 +67,9 @@ def read_retention(asked: Asked, options: EvaluationOptions) -> Texts | None:
         return _of_tasks(asked, options)
     else:
         texts = read_texts(asked)
+    if twice := len(texts.items) - len((once := texts.distinct()).items):
+        _log.warning("%s: %s left out: each counts once.", texts.title, amount(twice, "repeated text"))
+        texts = once
     return texts.first(options.limit)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taia_hub.common.text_tables import aligned
+from taia_hub.common.text_tables import aligned, amount
 from taia_hub.results.drawing import draw
 from taia_hub.results.format import TaskResults
 from taia_hub.results.statistics import FEWEST, Interval
@@ -89,7 +89,8 @@ def sentences(task: TaskResults) -> list[str]:
     where, items = task.title.removeprefix("Retention "), len(task.items)
     lines = [sentence(one, where, items) for one in retained(task) if one.mode != "none"]
     if items < FEWEST:
-        lines.append(f"{items} texts are too few to say how sure this is: give at least {FEWEST}.")
+        few = f"{amount(items, 'text')} {'is' if items == 1 else 'are'} too few"
+        lines.append(f"{few} to say how sure this is: give at least {FEWEST}.")
     return lines
 
 

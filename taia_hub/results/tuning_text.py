@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ LOST = {"kl": "KL to the base", "loss": "loss grown by"}
 """Objective to the name of its retention in tables."""
 
 CHOSEN = "★"
+_LETTERS = string.ascii_lowercase + "γδθλξπσφψωбджилцчшщэюя"  # their capitals look like none of the others
+_MORE = "-+"  # behind the last letter: beside the front and on it
 _WIDTH = 79
 _LONGEST = 20
 _ORDER = {"mode": 0, "common": 1, "tuned": 2}
@@ -32,8 +35,8 @@ def tuning_text(tuned: Tuned) -> str:
     head = ["", "candidate", "gain on the target", LOST[tuned.objective], "kept"]
     base = {one.label: one for one in tuned.candidates}.get("none")
     measured = (
-        f"{CHOSEN} the one to use; capitals are on the front: no other candidate is as good in both and better in one. "
-        f"Nats a token, with 95 % intervals, on {amount(tuned.target.report, 'target item')} and "
+        f"{CHOSEN} the one to use; capitals{_more(tuned)} are on the front: no other candidate is as good in both and "
+        f"better in one. Nats a token, with 95 % intervals, on {amount(tuned.target.report, 'target item')} and "
         f"{amount(tuned.retain.report, 'retained text')} that the search did not see. The gain is over none"
         + (f", whose loss on the target is {format_value(base.target.value)}" if base else "")
         + "; kept is the share of the retained tokens whose most likely next one is the base's."
@@ -120,12 +123,16 @@ def retention_text(one: Candidate, objective: str) -> str:
 
 def _marks(tuned: Tuned) -> list[tuple[str, Candidate]]:
     """Gives each candidate the character that it is drawn as, in the order of the table."""
-    letters = [*string.ascii_lowercase, *string.digits, *"+" * len(tuned.candidates)]
     ordered = sorted(tuned.candidates, key=lambda one: _ORDER[one.kind])
-    return [
-        (CHOSEN if one.label == tuned.choice.label else letter.upper() if one.on_front else letter, one)
-        for one, letter in zip(ordered, letters, strict=False)
-    ]
+    marks = list[tuple[str, Candidate]]()
+    for one, letter in itertools.zip_longest(ordered, _LETTERS[: len(ordered)]):
+        beside, on = (letter, letter.upper()) if letter else _MORE
+        marks.append((CHOSEN if one.label == tuned.choice.label else on if one.on_front else beside, one))
+    return marks
+
+
+def _more(tuned: Tuned) -> str:
+    return f" and {_MORE[True]}" if len(tuned.candidates) > len(_LETTERS) else ""
 
 
 def _row(one: Candidate, mark: str, tuned: Tuned) -> list[str]:

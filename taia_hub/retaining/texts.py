@@ -46,6 +46,11 @@ class Texts:
     title: str
     dataset: DatasetSource
 
+    def distinct(self) -> Texts:
+        """Returns the texts, each of them once: twice it would count as two that agree by chance."""
+        once = {json.dumps(item, ensure_ascii=False, sort_keys=True): item for item in self.items}
+        return Texts(tuple(once.values()), self.name, self.title, self.dataset)
+
     def first(self, count: int | None) -> Texts:
         """Returns the first texts, or all of them for None."""
         return Texts(self.items[:count], self.name, self.title, self.dataset)
@@ -108,9 +113,8 @@ def _of_file(path: Path) -> Texts:
         content = path.read_bytes()
         items = _rows(path) if path.suffix.lower() in _ROWS else _paragraphs(path, content)
     except OSError as error:
-        raise RepositoryError(
-            f"The texts '{path}' cannot be read: {error.strerror or error}.", "Check the path; texts come as a list."
-        ) from error
+        hint = "Texts themselves come as a list." if " " in str(path) and not path.suffix else "Check the path."
+        raise RepositoryError(f"The texts '{path}' cannot be read: {error.strerror or error}.", hint) from error
     if not items:
         raise ConfigError(f"'{path}' is empty.", f"Paragraphs, or one item a line: {_FORM}")
     return named(path.name, items, DatasetSource(path.name, sha256=_sha256(content)))

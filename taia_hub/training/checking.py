@@ -34,7 +34,7 @@ class Problems:
             more = f"\nand {self.count - len(self.shown)} more" if self.count > len(self.shown) else ""
             items = "1 item of the data is" if self.count == 1 else f"{self.count} items of the data are"
             lines = "\n".join(self.shown)
-            raise ConfigError(f"{items} wrong; nothing was trained.\n{lines}{more}", f"An item is one of {FORMS}")
+            raise ConfigError(f"{items} wrong; nothing was run.\n{lines}{more}", f"An item is one of {FORMS}")
 
 
 def check_rows(rows: Iterable[Row], name: str, problems: Problems) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,8 @@ import taia_hub
 from taia_hub import evaluate
 from taia_hub.errors import ConfigError, RepositoryError, SettingError
 from taia_hub.evaluation import runner
+from taia_hub.evaluation.options import EvaluationOptions
+from taia_hub.evaluation.retention import read_retention
 from taia_hub.results import Results, summarise
 from taia_hub.results.retained import retained
 from tests.evaluation.conftest import in_two_processes
@@ -38,6 +40,12 @@ def test_retention_needs_no_task_and_no_lm_eval(pico, tokenizer, file, tmp_path,
     assert (task.items, task.weights, task.dataset) == (direct.task.items, direct.task.weights, direct.task.dataset)
     assert done[-1] == ("evaluation", 36, 36)
     assert summarise(found).retained[0].startswith("attention keeps ")
+
+
+def test_a_text_that_comes_twice_counts_once(file, caplog):
+    file.write_text("\n\n".join([*TEXTS, TEXTS[3], TEXTS[0]]))
+    assert list(read_retention(file, EvaluationOptions()).items) == TEXTS
+    assert "Retention on letters.txt: 2 repeated texts left out: each counts once." in caplog.text
 
 
 def test_a_second_run_measures_the_modes_that_are_missing(pico, tokenizer, file, tmp_path, monkeypatch):

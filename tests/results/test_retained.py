@@ -94,6 +94,7 @@ def test_what_is_kept_is_said_in_words():
     assert line in to_text(summarise(results(task)))
     few = dataclasses.replace(measured(items=3, none=0, all=0.5), title="Retention on letters.txt")
     assert sentences(few)[0].startswith("all keeps 80.0 % of the base's next tokens on letters.txt, KL ")
+    assert sentences(measured(items=1, none=0, all=0.5))[1].startswith("1 text is too few to say")
     assert sentences(few)[1] == "3 texts are too few to say how sure this is: give at least 10."
 
 

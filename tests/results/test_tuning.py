@@ -11,6 +11,8 @@ import pytest
 from taia_hub.errors import ConfigError, RepositoryError
 from taia_hub.results import Candidate, Choice, Interval, ModelIdentity, Tuned, TuningData, WeightGroup
 from taia_hub.results.tuning_text import draw_front, draw_weights, weights_by_layer
+from taia_hub.switch.modes import mode_title
+from tests.tuning_samples import tuned as many_tuned
 
 
 def candidate(label: str, target: float, retention: float, **more: Any) -> Candidate:
@@ -153,6 +155,23 @@ def test_the_text_shows_what_is_gained_and_kept_and_what_to_use(tuned: Tuned) ->
     assert "The budget ended the search" in str(tuned)
     assert "2 texts stand in the target too." in lines
     assert max(map(len, lines)) < 80
+
+
+@pytest.mark.parametrize("found", [30, 60])
+def test_the_marks_of_many_candidates_tell_which_are_on_the_front(found: int) -> None:
+    many = many_tuned(found=found)
+    some = [dataclasses.replace(one, on_front=at % 2 == 0) for at, one in enumerate(many.candidates)]
+    many = dataclasses.replace(many, candidates=tuple(some))
+    lines = str(many).splitlines()
+    on = {mode_title(one.label): one.on_front for one in many.candidates}
+    rows = [re.split(r"  +", line) for line in lines[1 : len(some) + 1]]
+    rows = [row for row in rows if row[0] != "★"]
+    assert len(rows) == len(some) - 1
+    front = {"+": True, "-": False}
+    assert [front.get(mark, mark.isupper()) for mark, *_ in rows] == [on[label] for _, label, *_ in rows]
+    letters = [mark for mark, *_ in rows if mark not in front]
+    assert len({mark.lower() for mark in letters}) == len(letters)
+    assert (" capitals and + are on" in " ".join(lines)) == (found == 60) == (len(letters) < len(rows))
 
 
 def test_the_front_is_drawn_with_the_marks_of_the_table(tuned: Tuned) -> None:

@@ -131,7 +131,7 @@ def test_what_cannot_be_trained_on_is_refused_with_its_place_and_reason(tmp_path
     path = write(tmp_path / "data.jsonl", [item])
     with pytest.raises(ConfigError) as caught:
         prepare(path)
-    assert caught.value.message.startswith("1 item of the data is wrong; nothing was trained.\n")
+    assert caught.value.message.startswith("1 item of the data is wrong; nothing was run.\n")
     assert f"{path}:1: " in caught.value.message
     assert reason in caught.value.message
     assert '"conversations"' in caught.value.hint
@@ -155,7 +155,7 @@ def test_the_first_five_faults_of_all_files_are_named_and_all_are_counted(tmp_pa
     with pytest.raises(ConfigError) as caught:
         prepare(one, str(two))
     lines = caught.value.message.splitlines()
-    assert lines[0] == "7 items of the data are wrong; nothing was trained."
+    assert lines[0] == "7 items of the data are wrong; nothing was run."
     assert [line.split(": ")[0] for line in lines[1:]] == [
         *[f"{one}:{n}" for n in (2, 3, 4, 5)],
         f"{two}:2",
