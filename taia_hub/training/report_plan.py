@@ -89,6 +89,10 @@ def plan_report(job: Job, plan: Plan, asked: bool | None) -> tuple[Plan, ReportR
         for name, there, taken in left
         if there and not taken
     ]
+    if held and not items:
+        notes.append(
+            f"{amount(plan.held_out, 'item')} held out and none of them measured: --holdout 0 trains on them instead."
+        )
     rows = ReportRows(settings, tuple(held[:items]), tuple(texts[at] for at in sorted(order[:general])))
     return dataclasses.replace(plan, report=report, notes=(*plan.notes, *notes)), rows
 

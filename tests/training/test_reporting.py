@@ -187,6 +187,8 @@ def test_the_plan_says_what_the_report_costs(recipe, epochs, held, texts):
     assert (plan.report.items, plan.report.texts) == (held, texts)
     assert plan.report.share <= 0.05
     assert ("held-out items" in str(plan.notes)) == (held == 0)
+    told = "16 items held out and none of them measured: --holdout 0 trains on them instead." in plan.notes
+    assert told == (held == 0)
     assert ("general texts" in str(plan.notes)) == (texts == 0)
     assert report_words(plan).startswith("16 held-out items" if held else "none, because it would take too much of so")
 
