@@ -88,7 +88,8 @@ def make_sides(
             )
         kept = {key: row for key, row in own.items() if key not in both}
         if len(kept) < FEWEST:
-            raise _too_few(what, len(kept), len(items.rows), len(both))
+            short = sum(not row.measured for row in cut)
+            raise _too_few(what, len(kept), len(items.rows), len(both), short, max_length)
         known |= seen
         search, report, mixed = _split(kept, limit, [seed, number])
         if mixed:
@@ -133,11 +134,20 @@ def _cut(row: Encoded, length: int) -> Encoded:
     return row if len(row.input_ids) <= length else Encoded(row.input_ids[:length], row.labels[:length])
 
 
-def _too_few(what: str, left: int, came: int, both: int) -> ConfigError:
-    less = f", of which {left} count" if left < came else ""
-    why = ": others come twice, stand in the target too, or have no answer within the longest length" if less else ""
+def _too_few(what: str, left: int, came: int, both: int, short: int, max_length: int) -> ConfigError:
+    """Makes the error of a side of which too little is left, with how many went for each reason."""
+    reasons = (
+        (came - left - both - short, f"the same as another one within {max_length:,} tokens"),
+        (both, "in the target too"),
+        (short, f"without an answer within {max_length:,} tokens"),
+    )
+    gone = ", ".join(f"{count:,} {reason}" for count, reason in reasons if count)
+    hints = [
+        "One half is searched on, the other one tells whether it is more than noise.",
+        "Give texts of your own to retain, which are not in the target." if both else "",
+        "Raise --max-length, to at most the tokens that the model takes, or give shorter items." if short else "",
+    ]
     return ConfigError(
-        f"There are {came} {what} items{less}{why}; {FEWEST} are the fewest.",
-        "One half is searched on, the other one tells whether it is more than noise."
-        + (" Give texts of your own to retain, which are not in the target." if both else ""),
+        f"There are {came:,} {what} items{f', of which {left} count ({gone})' * bool(gone)}; {FEWEST} are the fewest.",
+        " ".join(filter(None, hints)),
     )

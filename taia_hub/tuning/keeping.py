@@ -99,11 +99,12 @@ class Keeper:
 
 
 def _other(folder: Path, mark: Mark, inputs: Mapping[str, Any]) -> ConfigError:
+    elsewhere = "move the folder elsewhere, or throw it away with --overwrite."
     try:
         changed = changed_inputs(mark.read(), dict(inputs))
-    except ConfigError:
-        changed = ""
+    except ConfigError as error:
+        return ConfigError(error.message, f"{elsewhere[0].upper()}{elsewhere[1:]}")
     return ConfigError(
         f"'{folder}' holds another tuning: {changed or 'what it was made from is not known'}.",
-        "Give the same inputs as before, choose another folder with --out, or throw it away with --overwrite.",
+        f"Give the same inputs as before, {elsewhere}",
     )

@@ -97,8 +97,23 @@ def test_more_items_than_wanted_are_drawn() -> None:
 
 
 def test_too_few_items_say_why() -> None:
-    with pytest.raises(ConfigError, match="There are 30 retained items, of which 15 count: others come twice"):
+    with pytest.raises(
+        ConfigError, match=r"There are 30 retained items, of which 15 count \(15 in the target too\); 20"
+    ):
         sides(items(0, 25), items(10, 30))
+    late = tuple(Encoded(row.input_ids, [IGNORED_LABEL] * 5 + row.labels[5:]) for row in items(50, 7).rows)
+    rows = (*items(0, 18).rows, *items(0, 3).rows, *late)
+    mixed = Items("x", rows, (*map(str, range(18)), "a", "b", "c", *map(str, range(50, 57))))
+    with pytest.raises(ConfigError) as refused:
+        sides(mixed, items(100, 20), max_length=5)
+    assert refused.value.message == (
+        "There are 28 target items, of which 18 count (3 the same as another one within 5 tokens, 7 without an answer "
+        "within 5 tokens); 20 are the fewest."
+    )
+    assert "Raise --max-length, to at most the tokens that the model takes" in refused.value.hint
+    with pytest.raises(ConfigError, match="There are 3 target items; 20 are the fewest") as refused:
+        sides(items(0, 3), items(100, 20))
+    assert "--max-length" not in refused.value.hint
 
 
 def test_an_id_without_an_embedding_is_refused() -> None:

@@ -31,8 +31,9 @@ def test_a_tuning_that_nothing_is_known_of_is_left_alone(tmp_path: Path) -> None
 
 def test_a_damaged_state_is_told(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).write_text("{")
-    with pytest.raises(ConfigError, match="what it was made from is not known"):
+    with pytest.raises(ConfigError, match=rf"{STATE_FILE}' is damaged\.\n.*--overwrite"):
         Keeper.of(tmp_path, INPUTS)
+    assert Keeper.of(tmp_path, INPUTS, overwrite=True).state is None
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
