@@ -21,7 +21,7 @@ LOST = {"kl": "KL to the base", "loss": "loss grown by"}
 
 CHOSEN = "★"
 _LETTERS = string.ascii_lowercase + "γδθλξπσφψωбджилцчшщэюя"  # their capitals look like none of the others
-_MORE = "-+"  # behind the last letter: beside the front and on it
+_MORE = ("-", "+")  # behind the last letter: beside the front and on it
 _WIDTH = 79
 _LONGEST = 20
 _ORDER = {"mode": 0, "common": 1, "tuned": 2}
