@@ -37,7 +37,8 @@ class Encoder:
 
     `tokenizer` is the one that was given; where it has no chat template, or one that ends no answer, a copy whose
     template does, by the end-of-sequence token: it belongs to the trained model. `end` is the id of the token that ends
-    an answer, or None where the template refuses to show it. `notes` are for the user.
+    an answer, or None where the template refuses to show it. `notes` say what was done for want of a template,
+    for the user.
 
     Raises:
         ConfigError: If nothing could end an answer.
@@ -61,14 +62,11 @@ class Encoder:
                     f"The chat template leaves out {tokenizer.eos_token} behind an answer, so none would ever end.",
                     "Let it write the end-of-sequence token, or another special token, behind each answer.",
                 )
-            self.notes += (
-                f"The chat template ends no answer: {tokenizer.eos_token} is put behind each, here and in the "
-                "template that is published.",
-            )
+            self.notes += (f"The chat template ends no answer: {tokenizer.eos_token} is put behind each.",)
         if plain:
             self.notes += (
                 "The tokenizer has no chat template: messages are joined by empty lines, and each answer ends with "
-                f"{tokenizer.eos_token}; the published one has a template that says so.",
+                f"{tokenizer.eos_token}.",
             )
 
     def _take(self, tokenizer: Any, *, mended: bool = False) -> None:
@@ -301,7 +299,7 @@ def encode_items(
         lengths, seen = list(encoded["length"]), list(encoded["seen"])
         kept = [index for index, one in enumerate(seen) if one]
         cut = sum(lengths[index] > max_length for index in kept)
-        notes = list(encoder.notes)
+        notes = [f"{note} The published model's template says so." for note in encoder.notes]
         if cut:
             notes.append(f"{cut} of {total} items are longer than {max_length} tokens and were cut off.")
         if len(kept) < total:

@@ -206,7 +206,8 @@ def test_a_model_that_does_not_stop_is_told_of_and_published_all_the_same(base, 
         recipe(base(made(tokenizer, OPEN)), tmp_path, [{"prompt": "a", "completion": "b"}] * 4), out=tmp_path / "out"
     )
     assert any("no </s>, which ends the answers" in note for note in done.notes)
-    assert any("ends no answer" in note for note in done.notes)
+    (note,) = [one for one in done.notes if "ends no answer" in one]
+    assert note.endswith("is put behind each. The published model's template says so.")
     published = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert published.apply_chat_template([ASK, SAY], tokenize=False).count("</s>") == 1
 

@@ -1,5 +1,6 @@
 """Target and retained texts, from files and values."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,12 @@ def test_a_target_of_texts_is_refused(tokenizer: Any) -> None:
 def test_a_file_that_is_not_there_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="no file here"):
         read_target(tmp_path / "none.jsonl", tokenizer, most=9)
+
+
+def test_what_stands_in_for_a_chat_template_is_said_without_a_word_of_publishing(file: Path, tokenizer: Any) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    (note,) = read_target(file, bare, most=100).notes
+    assert note.startswith("The tokenizer has no chat template: messages are joined by empty lines")
+    assert note.endswith("each answer ends with </s>.")
+    assert "publish" not in note
