@@ -120,7 +120,8 @@ def tune(
         return
     echo(tuned)
     echo()
-    for line in [*result["said"], *_next(repo, tuned, where, state, result, plain=found.is_plain)]:
+    command = _onward(found, tuned, access, **trusted) if result["place"] else None
+    for line in [*result["said"], *_next(repo, tuned, where, state, result, plain=found.is_plain, command=command)]:
         echo(line)
 
 
@@ -225,14 +226,35 @@ def _published(
     return {"said": [said], "json": {"where": url}, "place": place}
 
 
-def _next(repo: str, tuned: Any, where: Any, state: Path, result: dict[str, Any], *, plain: bool) -> list[str]:
-    """Says which commands go on from here."""
+def _onward(found: Any, tuned: Any, access: Any, **trusted: Any) -> str | None:
+    """Names the command that writes the setting for other engines; None where only this package serves it."""
+    from taia_hub.errors import SettingError, TAIAError
+    from taia_hub.exporting.plan import acting_modules
+    from taia_hub.hub.layout import DENSE, MOLORA
+    from taia_hub.repository.opening import open_update
+
+    if found.kind is DENSE:  # a LoRA would be an approximation of it
+        return "merge"
+    try:
+        update = open_update(found.with_weights(access, verify=False), access=access, lean=True, **trusted)
+        acting_modules(update, tuned.recommended.parsed)
+    except SettingError:  # nothing acts: it is the base model
+        return None
+    except TAIAError:  # no plain LoRA holds it
+        return None if found.kind is MOLORA else "merge"
+    return "export"
+
+
+def _next(
+    repo: str, tuned: Any, where: Any, state: Path, result: dict[str, Any], *, plain: bool, command: str | None
+) -> list[str]:
+    """Says which commands go on from here; `command` is that of `_onward`."""
     if place := result["place"]:
         quoted = shlex.quote(place)
-        return [
-            f'Next: taia compare {quoted} "Why is the sky blue?"',
-            f"      taia export {quoted} --mode tuned --out {shlex.quote(f'{_name(place)}-tuned')}",
-        ]
+        lines = [f'Next: taia compare {quoted} "Why is the sky blue?"']
+        if command:
+            lines.append(f"      taia {command} {quoted} --mode tuned --out {shlex.quote(f'{_name(place)}-tuned')}")
+        return lines
     how = "--push REPO" if plain else "--write" if os.path.isdir(repo) else "--push"
     lines = [f"Kept in {state}:", f"the same command with {how} or --out DIR needs no search."]
     if where.is_somewhere:

@@ -51,7 +51,7 @@ def measure(
 
     Raises:
         SettingError: If a setting is not understood or cannot act on this model, before anything is measured.
-        ConfigError: If a loss is no number, because logits overflow.
+        ConfigError: If a loss is no number.
         OutOfMemoryError: If the memory does not suffice for one item under one setting.
 
     Example:
@@ -71,6 +71,20 @@ def measure(
     finally:
         model.train(training)
     return run.losses()
+
+
+def no_number_hint(dtype: torch.dtype) -> str:
+    """Says what makes the loss of a model in a dtype no number, and what to do.
+
+    Example:
+        >>> no_number_hint(torch.bfloat16).startswith("Either the model overflows in bfloat16: load it")
+        True
+    """
+    weights = "weights of the update or the base are no numbers: `taia create BASE UPDATE` names those of the update."
+    if dtype.itemsize > 2:
+        return f"Most likely, {weights}"
+    name = str(dtype).removeprefix("torch.")
+    return f"Either the model overflows in {name}: load it with --dtype float32 (dtype='float32'). Or {weights}"
 
 
 @dataclass(frozen=True)
@@ -128,9 +142,7 @@ class _Run:
             tokens[item.number] = len(item.places)
         nats, kl, changed = self.totals.tolist()
         if not self.totals.isfinite().all():
-            raise ConfigError(
-                "A loss is no number: the model's logits overflow.", "Try another dtype, such as float32."
-            )
+            raise ConfigError("A loss is no number.", no_number_hint(self.model.dtype))
         if not self.divergence:
             return tuple(Losses(tuple(tokens), tuple(nats[at])) for at in self.order)
         counts = [tuple(map(int, row)) for row in changed]

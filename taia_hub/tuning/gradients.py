@@ -14,6 +14,7 @@ from torch import Tensor
 from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError
 from taia_hub.results.tuning import Objective
+from taia_hub.retaining.measuring import no_number_hint
 from taia_hub.switch.learned import learned
 from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.processes import Processes
@@ -111,8 +112,7 @@ class Gradients:
         return ConfigError(
             f"The {what} of an item of {len(ids)} tokens, which begins with the ids {ids[:8]}, is no number"
             f" under weights that the search tried{'' if len(batch) == 1 or wrong else ', in a batch of several'}.",
-            "Load the model in another dtype, such as float32, or look at the adapter: it may hold values that are no "
-            "numbers.",
+            no_number_hint(self.model.dtype),
         )
 
 

@@ -1,5 +1,6 @@
 """`taia tune`: words that it cannot use, where a setting goes, and a search that is stopped and goes on."""
 
+import dataclasses
 import datetime
 import json
 import re
@@ -151,6 +152,30 @@ def test_a_folder_publishes_the_setting_with_all_that_speaks_of_it(taia, folder,
     assert taia("card", folder, "--check")[0] == 0
     assert f'Next: taia compare {folder} "Why is the sky blue?"' in out
     assert f"taia export {folder} --mode tuned --out model-taia-tuned" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "said"),
+    [
+        ({}, "all", "taia export made --mode tuned --out made-tuned"),
+        ({"trainable_token_indices": [3, 4]}, "all", "taia merge made --mode tuned --out made-tuned"),
+        ({"trainable_token_indices": [3, 4]}, "attention", "taia export made --mode tuned --out made-tuned"),
+        ({}, "none", None),
+    ],
+)
+def test_what_goes_on_is_a_command_that_takes_the_setting(taia, pico, here, found, options, setting, said):
+    adapter = pico.adapter("llama", pico.lora("llama", **options), "tokens") if options else pico.adapter("llama")
+    folder = create_repository(str(pico.base("llama")), str(adapter), out=here / "made", inference_modules=setting)
+    chosen = dataclasses.replace(tuned().choice, label=setting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "taia_hub.tuning.tune",
+            lambda model, *_, **how: tuned(model=identify_files(model), choice=chosen),
+        )
+        status, out, err = taia("tune", "made", "--target", "items.jsonl", "--write")
+    assert status == 0, err
+    assert folder.folder == here / "made"
+    assert (said in out) if said else "--mode tuned" not in out
 
 
 def test_a_full_disk_leaves_the_folder_as_it_was(taia, folder, found, monkeypatch):

@@ -159,7 +159,7 @@ def test_a_plain_model_is_measured_as_it_stands_and_training_goes_on(pico):
         measure(model, rows, ["all"])
 
 
-def test_logits_that_overflow_are_refused(pico, monkeypatch):
+def test_logits_that_are_no_numbers_are_refused_by_what_may_make_them(pico, monkeypatch):
     model, forward = pico.taia("llama"), type(pico.taia("llama")).forward
 
     def overflowing(self, **inputs):
@@ -168,5 +168,11 @@ def test_logits_that_overflow_are_refused(pico, monkeypatch):
         return found
 
     monkeypatch.setattr(type(model), "forward", overflowing)
-    with pytest.raises(ConfigError, match="A loss is no number"):
+    with pytest.raises(ConfigError, match="A loss is no number") as caught:
         measure(model, _rows(pico), ["all"])
+    assert "dtype" not in caught.value.hint  # the model runs in float32
+    assert "`taia create BASE UPDATE` names those of the update" in caught.value.hint
+    with pytest.raises(ConfigError, match="A loss is no number") as caught:
+        measure(model.to(torch.bfloat16), _rows(pico), ["all"])
+    assert "overflows in bfloat16: load it with --dtype float32" in caught.value.hint
+    assert "names those of the update" in caught.value.hint
