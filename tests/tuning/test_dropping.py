@@ -155,6 +155,6 @@ def test_the_first_process_plans_for_all() -> None:
 
 def test_a_budget_too_small_for_a_round_is_refused(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**6))
-    monkeypatch.setattr(work.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     with pytest.raises(ConfigError, match="budget is too small"):
         taia_hub.tune(whole, rows(20, 1, 2), general(20, 2), points=3, budget=0.01, **OPTIONS)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_a_budget_too_small_for_a_step_is_refused(update: Any, tmp_path: Path) -
 
 def test_a_budget_ends_the_search_and_says_so(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**6))  # every look at the clock takes a second
-    monkeypatch.setattr(work.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     tuned = taia_hub.tune(update, rows(20, 1, 2), general(20, 2), by="role", budget=0.5, tokenizer=object())
     assert not tuned.complete
     assert tuned.steps < 38
@@ -176,7 +177,7 @@ def test_a_search_of_too_few_steps_is_done_again_with_more_time(
     options: dict[str, Any] = {"tokenizer": object(), "points": 3, "by": "role", "out": tmp_path}
     with monkeypatch.context() as patch:
         now = iter(range(10**6))  # every look at the clock takes a second
-        patch.setattr(work.time, "monotonic", lambda: float(next(now)))
+        patch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
         first = taia_hub.tune(update, *inputs, budget=0.3, **options)
     assert not first.complete
     second = taia_hub.tune(update, *inputs, budget=100, **options)
