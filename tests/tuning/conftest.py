@@ -1,8 +1,10 @@
 """A small trained base, and updates of which it is known what is useful."""
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from taia_hub.common.labels import IGNORED_LABEL, Encoded
 from taia_hub.modeling_taia import TAIAForCausalLM
+from taia_hub.tuning import running, work
 from tests.conftest import made_once
 
 LENGTH = 12
@@ -104,3 +107,10 @@ def with_update(
 def update(trained_base: Any) -> Any:
     """A model of whose update two parts of four are useful."""
     return with_update(trained_base, USEFUL, seed=0)
+
+
+def a_second_a_look(patch: pytest.MonkeyPatch) -> None:
+    """Makes every look of a tuning at the clock take a second; the clock of all others, servers included, goes on."""
+    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)
+    for module in (running, work):
+        patch.setattr(module, "time", clock)

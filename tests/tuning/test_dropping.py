@@ -18,7 +18,7 @@ from taia_hub.tuning.measured import Measure
 from taia_hub.tuning.processes import Processes
 from taia_hub.tuning.searching import Point
 from tests.conftest import Pico
-from tests.tuning.conftest import LENGTH, USEFUL, general, rows, with_update
+from tests.tuning.conftest import LENGTH, USEFUL, a_second_a_look, general, rows, with_update
 
 OPTIONS: dict[str, Any] = {"tokenizer": object()}
 
@@ -154,7 +154,6 @@ def test_the_first_process_plans_for_all() -> None:
 
 
 def test_a_budget_too_small_for_a_round_is_refused(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(10**6))
-    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    a_second_a_look(monkeypatch)
     with pytest.raises(ConfigError, match="budget is too small"):
         taia_hub.tune(whole, rows(20, 1, 2), general(20, 2), points=3, budget=0.01, **OPTIONS)

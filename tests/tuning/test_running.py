@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.results import Tuned
 from taia_hub.tuning import work
-from tests.tuning.conftest import EVERY, USEFUL, general, rows, with_update
+from tests.tuning.conftest import EVERY, USEFUL, a_second_a_look, general, rows, with_update
 
 TUNING: dict[str, Any] = {"tokenizer": object(), "points": 2}
 
@@ -137,8 +136,7 @@ def test_a_budget_too_small_for_a_step_is_refused(update: Any, tmp_path: Path) -
 
 
 def test_a_budget_ends_the_search_and_says_so(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(10**6))  # every look at the clock takes a second
-    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    a_second_a_look(monkeypatch)
     tuned = taia_hub.tune(update, rows(20, 1, 2), general(20, 2), by="role", budget=0.5, tokenizer=object())
     assert not tuned.complete
     assert tuned.steps < 38
@@ -176,8 +174,7 @@ def test_a_search_of_too_few_steps_is_done_again_with_more_time(
     inputs = rows(20, 1, 2), general(20, 2)
     options: dict[str, Any] = {"tokenizer": object(), "points": 3, "by": "role", "out": tmp_path}
     with monkeypatch.context() as patch:
-        now = iter(range(10**6))  # every look at the clock takes a second
-        patch.setattr(work, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+        a_second_a_look(patch)
         first = taia_hub.tune(update, *inputs, budget=0.3, **options)
     assert not first.complete
     second = taia_hub.tune(update, *inputs, budget=100, **options)
