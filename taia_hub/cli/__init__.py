@@ -35,7 +35,7 @@ COMMANDS = {
     "compare": ("comparing.compare", "Compare the modes' answers: in the terminal, a file or a page."),
     "chat": ("chatting.chat", "Talk with a model, and change its mode in mid-talk."),
     "train": ("training.train", "Train a repository by LoRA, MoLoRA or full fine-tuning."),
-    "tune": ("tuning.tune", "Find which part of the update to keep, for a target and all the rest."),
+    "tune": ("tuning.tune", "Find which part of the update to keep, for a target."),
     "eval": ("evaluation.evaluate", "Evaluate a repository under several modes with lm-eval."),
     "reproduce": ("reproducing.reproduce", "Train a row of the paper, and set its table beside yours."),
     "analyze": ("analysis.analyze", "Measure an update by layer and role, and what its modes do."),

@@ -123,7 +123,7 @@ def hold_out(
 
     Example:
         >>> hold_out(np.array([7, 7, 8, 9, 5]), np.arange(5), share=0.4, seed=0).tolist()
-        [4, 2]
+        [4, 3]
     """
     wanted = held_out_size(len(inside), share)
     _, places, counts = np.unique(questions, return_inverse=True, return_counts=True)

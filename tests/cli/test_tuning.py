@@ -164,7 +164,7 @@ def test_a_folder_publishes_the_setting_with_all_that_speaks_of_it(taia, folder,
     ],
 )
 def test_what_goes_on_is_a_command_that_takes_the_setting(taia, pico, here, found, options, setting, said):
-    adapter = pico.adapter("llama", pico.lora("llama", **options), "tokens") if options else pico.adapter("llama")
+    adapter = pico.adapter("llama", pico.lora("llama", **options), "tuned-tokens") if options else pico.adapter("llama")
     folder = create_repository(str(pico.base("llama")), str(adapter), out=here / "made", inference_modules=setting)
     chosen = dataclasses.replace(tuned().choice, label=setting)
     with pytest.MonkeyPatch.context() as patch:
