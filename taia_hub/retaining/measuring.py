@@ -15,6 +15,7 @@ from taia_hub.common.devices import free_memory, is_out_of_memory
 from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError, OutOfMemoryError, SettingError
 from taia_hub.retaining.losses import Losses
+from taia_hub.retaining.passes import kl_divergence, padded
 
 _TOKENS = 4096  # of a forward pass, all rows together
 _LOGITS = 1 << 28  # bytes of the logits that a forward pass gives
@@ -223,12 +224,8 @@ class _Run:
 
     def logits(self, batch: Sequence[_Item], settings: Sequence[Any]) -> torch.Tensor:
         """Returns the (S, I, K, V) logits of the last K places of I items under S settings."""
-        length, kept = len(batch[0].ids), self.kept(batch)
-        ids = torch.tensor([item.ids + [0] * (length - len(item.ids)) for item in batch])
-        inputs = {"input_ids": ids.repeat(len(settings), 1).to(self.model.device)}
-        if len(batch[-1].ids) < length:
-            mask = torch.tensor([[1] * len(item.ids) + [0] * (length - len(item.ids)) for item in batch])
-            inputs["attention_mask"] = mask.repeat(len(settings), 1).to(self.model.device)
+        kept = self.kept(batch)
+        inputs = padded([item.ids for item in batch], self.model.device, times=len(settings))
         keywords: dict[str, Any] = {"use_cache": False} | ({"logits_to_keep": kept} if self.keeps else {})
         if self.switch is not None:
             rows = [setting for setting in settings for _ in batch]
@@ -270,6 +267,5 @@ def _compared(logits: torch.Tensor, labels: torch.Tensor, reference: torch.Tenso
     if reference is None:
         return torch.stack([nats, torch.zeros_like(nats), torch.zeros_like(nats)])
     changed = (scores.argmax(-1) != reference.argmax(-1)).float()
-    apart = (reference - scores).masked_fill_(reference == -torch.inf, 0.0)  # what the base never says counts nothing
-    kl = apart.mul_(reference.exp()).sum(-1).clamp_(min=0.0)  # below zero it is rounding
+    kl = kl_divergence(reference, scores).clamp_(min=0.0)  # below zero it is rounding
     return torch.stack([nats, kl, changed])

@@ -129,7 +129,7 @@ def _encoded(job: Job) -> Iterator[tuple[Any, Encoded]]:
         except ConfigError as error:
             raise ConfigError(f"In the data '{row['source']}': {error.message}", error.hint) from error
         check_ids(job.tokenizer, encoded.input_ids, vocabulary)
-        cut = Encoded(encoded.input_ids[: job.max_length], encoded.labels[: job.max_length])
+        cut = encoded.first(job.max_length)
         if cut.measured:  # else the question alone is longer
             yield row["messages"], cut
 

@@ -15,6 +15,7 @@ from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError
 from taia_hub.results.tuning import Objective
 from taia_hub.retaining.measuring import no_number_hint
+from taia_hub.retaining.passes import kl_divergence, padded
 from taia_hub.switch.learned import learned
 from taia_hub.tuning.grouping import Grouping
 from taia_hub.tuning.processes import Processes
@@ -92,8 +93,8 @@ class Gradients:
             logits = self.model(**inputs).logits[:, -kept:]
             row, place, label = wanted.to(logits.device)  # the last layers of a large model may be elsewhere
             scores = logits[row, place].float().log_softmax(-1)
-            if base is not None and against == "kl":  # what the base never says counts nothing
-                nats = ((base - scores).masked_fill(base == -torch.inf, 0.0) * base.exp()).sum(-1)
+            if base is not None and against == "kl":
+                nats = kl_divergence(base, scores)
             else:
                 nats = -scores.gather(1, label[:, None])[:, 0]
                 if base is not None:
@@ -129,13 +130,8 @@ def _batches(rows: Sequence[Encoded]) -> list[list[Encoded]]:
 
 def _inputs(batch: Sequence[Encoded], device: Any, *, keeps: bool) -> tuple[dict[str, Any], int]:
     """Returns what a forward pass takes, padded behind, and of how many places at the end it gives logits."""
-    length = max(len(row.input_ids) for row in batch)
-    ids = torch.tensor([row.input_ids + [0] * (length - len(row.input_ids)) for row in batch], device=device)
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-    if any(len(row.input_ids) < length for row in batch):
-        mask = [[1] * len(row.input_ids) + [0] * (length - len(row.input_ids)) for row in batch]
-        inputs["attention_mask"] = torch.tensor(mask, device=device)
-    kept = length - min(row.measured[0] for row in batch) + 1
+    inputs: dict[str, Any] = {**padded([row.input_ids for row in batch], device), "use_cache": False}
+    kept = inputs["input_ids"].shape[1] - min(row.measured[0] for row in batch) + 1
     return inputs | ({"logits_to_keep": kept} if keeps else {}), kept
 
 

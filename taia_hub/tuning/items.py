@@ -72,7 +72,7 @@ def make_sides(
     for number, (what, items) in enumerate((("target", target), ("retained", retain))):
         notes += items.notes
         own, seen = dict[str, Encoded](), set[str]()
-        cut = [_cut(row, max_length) for row in items.rows]
+        cut = [row.first(max_length) for row in items.rows]
         names = [{key, digest(row.input_ids)} for key, row in zip(items.keys, cut, strict=True)]
         for at in sorted(range(len(cut)), key=lambda at: (items.keys[at], cut[at].input_ids)):
             if cut[at].measured:
@@ -128,10 +128,6 @@ def _question(row: Encoded) -> tuple[int, ...] | None:
     """Returns what stands before the first label, or None of a text, which has nothing there but its first token."""
     first = row.measured[0]
     return tuple(row.input_ids[:first]) if first > 1 else None
-
-
-def _cut(row: Encoded, length: int) -> Encoded:
-    return row if len(row.input_ids) <= length else Encoded(row.input_ids[:length], row.labels[:length])
 
 
 def _too_few(what: str, left: int, came: int, both: int, short: int, max_length: int) -> ConfigError:
