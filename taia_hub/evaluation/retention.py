@@ -19,10 +19,9 @@ from taia_hub.evaluation.catalogue import load_tasks
 from taia_hub.evaluation.harness import Advance, HarnessTask, Measured, Session
 from taia_hub.evaluation.options import EvaluationOptions
 from taia_hub.results import DatasetSource, TaskResults
-from taia_hub.results.retained import KL
-from taia_hub.retaining.encoding import MAX_TOKENS, encode_texts
+from taia_hub.retaining.encoding import encode_texts
 from taia_hub.retaining.measuring import measure
-from taia_hub.retaining.tasks import blank_task, scores_of
+from taia_hub.retaining.tasks import blank_retention, scores_of
 from taia_hub.retaining.texts import FILES, Texts, named, read_texts
 
 Asked = bool | str | Path | Sequence[str | Messages]
@@ -79,16 +78,7 @@ def retention_task(texts: Texts, model: Any, tokenizer: Any, *, chat: bool) -> R
     for note in notes:
         _log.warning("%s: %s", texts.title, note)
     kept = [(item, row) for item, row in zip(texts.items, rows, strict=True) if row.measured]
-    told = hashlib.sha256(f"max_tokens={MAX_TOKENS}".encode()).hexdigest()
-    blank = blank_task(
-        [item for item, _ in kept],
-        name=texts.name,
-        title=texts.title,
-        metric=KL,
-        dataset=texts.dataset,
-        prompts_sha256=told,
-    )
-    return RetentionTask(blank, tuple(row for _, row in kept))
+    return RetentionTask(blank_retention(texts, [item for item, _ in kept]), tuple(row for _, row in kept))
 
 
 def names_file(name: str) -> bool:

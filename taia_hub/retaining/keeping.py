@@ -11,12 +11,12 @@ from typing import Any
 from taia_hub.common.chat import Messages
 from taia_hub.common.progress import Progress
 from taia_hub.common.shown import Shown
-from taia_hub.errors import ConfigError, SettingError
+from taia_hub.errors import SettingError
 from taia_hub.results import TaskResults
-from taia_hub.results.retained import KL, Retained, retained, retention_table, sentences
+from taia_hub.results.retained import Retained, retained, retention_table, sentences
 from taia_hub.retaining.encoding import MAX_TOKENS, encode_texts
 from taia_hub.retaining.measuring import measure
-from taia_hub.retaining.tasks import task_results
+from taia_hub.retaining.tasks import blank_retention, task_results
 from taia_hub.retaining.texts import Texts, read_texts
 from taia_hub.switch.modes import canonical_mode
 from taia_hub.switch.settings import InferenceModules, parse_setting
@@ -104,17 +104,9 @@ def retention(
     """
     settings = _read_modes(modes)
     found = read_texts(texts)
-    if not hasattr(model, "taia_config"):
-        if not isinstance(model, (str, Path)):
-            raise ConfigError(
-                f"A {type(model).__name__} has no modes to compare.",
-                "Load it with `TAIAForCausalLM.from_pretrained`, or give its name.",
-            )
-        from taia_hub.modeling_taia import TAIAForCausalLM
+    from taia_hub.modeling_taia import load_given
 
-        model = TAIAForCausalLM.from_pretrained(model, **loading)
-    elif loading:
-        raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
+    model = load_given(model, loading)
     resolved = (model._taia_switch.resolve(setting).settings[0] for setting in settings)
     settings = list({setting.label: setting.value for setting in resolved}.values())
     if tokenizer is None:
@@ -144,17 +136,8 @@ def measured_on(
             progress("retention", done, total)
 
     losses = measure(model, [row for _, row in kept], settings, progress=advance)
-    task = task_results(
-        settings,
-        losses,
-        [item for item, _ in kept],
-        name=texts.name,
-        title=texts.title,
-        metric=KL,
-        dataset=texts.dataset,
-        seconds=time.perf_counter() - start,
-    )
-    return Retention(task, notes)
+    blank = blank_retention(texts, [item for item, _ in kept], max_tokens=max_tokens)
+    return Retention(task_results(blank, settings, losses, seconds=time.perf_counter() - start), notes)
 
 
 def _read_modes(modes: InferenceModules | Sequence[InferenceModules]) -> list[InferenceModules]:

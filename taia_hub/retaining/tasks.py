@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from taia_hub.common.resuming import digest
 from taia_hub.errors import ConfigError
 from taia_hub.results import DatasetSource, ModeScores, TaskResults
 from taia_hub.results.retained import KEPT, KL, LOSS
+from taia_hub.retaining.encoding import MAX_TOKENS
 from taia_hub.retaining.losses import Losses
+from taia_hub.retaining.texts import Item, Texts
 from taia_hub.switch.settings import InferenceModules, parse_setting
 
 
-def task_results(
-    settings: Sequence[InferenceModules],
-    losses: Sequence[Losses],
-    items: Sequence[Any],
-    *,
-    name: str,
-    title: str,
-    metric: str,
-    dataset: DatasetSource,
-    version: str = "1",
-    prompts_sha256: str = "",
-    seconds: float = 0.0,
+def blank_task(
+    items: Sequence[Any], *, name: str, title: str, metric: str, dataset: DatasetSource, prompts_sha256: str = ""
 ) -> TaskResults:
-    """Makes a task of what `measure` gave: its metrics are means a token, weighted by the tokens of each item.
+    """Makes a task without any mode.
 
     Args:
-        settings: M settings.
-        losses: What was measured of each.
         items: The N items as JSON values, of which the file keeps hashes.
         name: Name of the task: `results.retained.RETENTION`, `HOLDOUT`, or another.
         title: The name that tables show.
         metric: The metric that tables show: `"kl"` or `"loss"`; lower is better.
         dataset: Where the items come from.
-        version: Another one makes the results before it incomparable.
         prompts_sha256: Hash of what else the tokens depend on.
+    """
+    return TaskResults(
+        name=name,
+        title=title,
+        num_fewshot=0,
+        fewshot_asked=None,
+        metric=metric,
+        higher_is_better=metric == KEPT,
+        dataset=dataset,
+        version="1",
+        prompts_sha256=prompts_sha256,
+        items=tuple(digest(item)[:16] for item in items),
+    )
+
+
+def blank_retention(texts: Texts, items: Sequence[Item], *, max_tokens: int = MAX_TOKENS) -> TaskResults:
+    """Makes the task of what is kept on those `items` of some texts that have a token to measure, without any mode."""
+    told = digest({"max_tokens": max_tokens})
+    return blank_task(items, name=texts.name, title=texts.title, metric=KL, dataset=texts.dataset, prompts_sha256=told)
+
+
+def task_results(
+    blank: TaskResults, settings: Sequence[InferenceModules], losses: Sequence[Losses], *, seconds: float = 0.0
+) -> TaskResults:
+    """Makes a task of what `measure` gave: its metrics are means a token, weighted by the tokens of each item.
+
+    Args:
+        blank: The task without any mode.
+        settings: M settings.
+        losses: What was measured of each.
         seconds: How long all settings took together.
 
     Returns:
@@ -49,9 +67,8 @@ def task_results(
         ConfigError: If there is no token that is measured.
 
     Example:
-        >>> losses = [Losses((1, 3), (2.0, 6.0))]
-        >>> origin = DatasetSource("items.jsonl")
-        >>> task = task_results(["all"], losses, ["a", "b"], name="t", title="T", metric="loss", dataset=origin)
+        >>> blank = blank_task(["a", "b"], name="t", title="T", metric="loss", dataset=DatasetSource("items.jsonl"))
+        >>> task = task_results(blank, ["all"], [Losses((1, 3), (2.0, 6.0))])
         >>> task.modes["all"].scores, task.weights
         ({'loss': 2.0}, (1, 3))
     """
@@ -59,41 +76,7 @@ def task_results(
     for setting, one in zip(map(parse_setting, settings), losses, strict=True):
         scores, values = scores_of(one)
         modes[setting.label] = ModeScores(setting.value, scores, values, round(seconds / len(losses), 3))
-    blank = blank_task(
-        items,
-        name=name,
-        title=title,
-        metric=metric,
-        dataset=dataset,
-        version=version,
-        prompts_sha256=prompts_sha256,
-    )
     return dataclasses.replace(blank, modes=modes, weights=losses[0].tokens)
-
-
-def blank_task(
-    items: Sequence[Any],
-    *,
-    name: str,
-    title: str,
-    metric: str,
-    dataset: DatasetSource,
-    version: str = "1",
-    prompts_sha256: str = "",
-) -> TaskResults:
-    """Makes such a task without any mode; arguments as of `task_results`."""
-    return TaskResults(
-        name=name,
-        title=title,
-        num_fewshot=0,
-        fewshot_asked=None,
-        metric=metric,
-        higher_is_better=metric == KEPT,
-        dataset=dataset,
-        version=version,
-        prompts_sha256=prompts_sha256,
-        items=tuple(map(item_hash, items)),
-    )
 
 
 def scores_of(losses: Losses) -> tuple[Mapping[str, float], Mapping[str, tuple[float, ...]]]:
@@ -112,8 +95,3 @@ def scores_of(losses: Losses) -> tuple[Mapping[str, float], Mapping[str, tuple[f
             KEPT: tuple(float(all_ - some) for all_, some in zip(losses.tokens, losses.changed, strict=True)),
         }
     return scores, values
-
-
-def item_hash(item: Any) -> str:
-    """Hashes an item, a JSON value, to 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(item, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from taia_hub.evaluation.environment import identify
 from taia_hub.results import DatasetSource, Results, TaskResults
 from taia_hub.results.retained import HOLDOUT, KL, LOSS
 from taia_hub.retaining import Losses, measure, read_texts, task_results
+from taia_hub.retaining.tasks import blank_retention, blank_task
 from taia_hub.roles.sublayers import SublayerRoles
 from taia_hub.switch.settings import parse_setting
 from taia_hub.training import modelling
@@ -75,20 +76,21 @@ class _Report:
         about = {"versions": installed_versions(), "hardware": hardware(self.model.device, 1), "date": now}
         found = Results(self.identity, about)
         prompts = digest(prompt_inputs(self.job.tokenizer))
-        if self.rows.items:
-            about_items = {"title": "Held-out items", "metric": LOSS, "dataset": _source(self.job)}
-            found = found.with_task(self.task(HOLDOUT, self.rows.items, prompts_sha256=prompts, **about_items))
-        if self.rows.texts:
-            texts = read_texts()
-            about_texts = {"title": texts.title, "metric": KL, "dataset": texts.dataset}
-            found = found.with_task(self.task(texts.name, self.rows.texts, **about_texts))
+        items, texts = ([one for one, _ in rows] for rows in (self.rows.items, self.rows.texts))
+        if items:
+            source = _source(self.job)
+            blank = blank_task(
+                items, name=HOLDOUT, title="Held-out items", metric=LOSS, dataset=source, prompts_sha256=prompts
+            )
+            found = found.with_task(self.task(blank, self.rows.items))
+        if texts:
+            found = found.with_task(self.task(blank_retention(read_texts(), texts), self.rows.texts))
         return found
 
-    def task(self, name: str, rows: Sequence[tuple[Any, Encoded]], **about: Any) -> TaskResults:
+    def task(self, blank: TaskResults, rows: Sequence[tuple[Any, Encoded]]) -> TaskResults:
         start = time.perf_counter()
-        losses = self.measured(name, [encoded for _, encoded in rows], divergence=about["metric"] == KL)
-        seconds = time.perf_counter() - start
-        return task_results(self.rows.settings, losses, [one for one, _ in rows], name=name, seconds=seconds, **about)
+        losses = self.measured(blank.name, [encoded for _, encoded in rows], divergence=blank.metric == KL)
+        return task_results(blank, self.rows.settings, losses, seconds=time.perf_counter() - start)
 
     def measured(self, name: str, rows: Sequence[Encoded], *, divergence: bool) -> list[Losses]:
         """Measures the rows by settings, and writes down what is done; what was written down is not measured again."""

@@ -209,7 +209,12 @@ def test_an_evaluation_goes_on_from_the_report_of_a_training(pico, tokenizer, tm
     model = pico.taia("llama")
     few = evaluate(model, retention=TEXTS[:2], **given)
     (key,) = few.tasks
+    direct = taia_hub.retention(model, texts=TEXTS[:2], tokenizer=tokenizer).task
+    assert few.tasks[key].prompts_sha256 == direct.prompts_sha256
     report = dataclasses.replace(few, settings={}).with_task(dataclasses.replace(few.tasks[key], name="holdout"))
+    report.save(out)
+    kept = evaluate(model, retention=TEXTS[:2], out=out, tokenizer=tokenizer, modes=["attention"])
+    assert list(kept.tasks[key].modes) == ["all", "attention"]  # the same texts are not measured anew
     report.save(out)
     whole = evaluate(model, retention=TEXTS, out=out, **given)
     assert list(whole.tasks) == ["holdout", key]

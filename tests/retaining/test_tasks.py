@@ -5,12 +5,14 @@ import pytest
 from taia_hub.errors import ConfigError
 from taia_hub.results import DatasetSource, ModelIdentity, Results, summarise
 from taia_hub.retaining import Losses, measure, task_results
+from taia_hub.retaining.tasks import blank_task
 from tests.retaining.test_measuring import _rows
 
 
 def _task(settings, losses, items, **keywords):
+    seconds = keywords.pop("seconds", 0.0)
     given = {"name": "retention", "title": "Retention on x", "metric": "kl", "dataset": DatasetSource("x"), **keywords}
-    return task_results(settings, losses, items, **given)
+    return task_results(blank_task(items, **given), settings, losses, seconds=seconds)
 
 
 def test_what_was_measured_comes_back_from_a_results_file(pico):

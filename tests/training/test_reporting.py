@@ -18,7 +18,8 @@ from taia_hub.repository import card_updating
 from taia_hub.repository.card_request import CardRequest
 from taia_hub.results import Results
 from taia_hub.results.retained import HOLDOUT, KEPT, KL, LOSS, RETENTION
-from taia_hub.retaining import measure
+from taia_hub.retaining import measure, read_texts
+from taia_hub.retaining.tasks import blank_retention
 from taia_hub.training import TrainingRecipe, plan_training, report_plan, reporting, running, train
 from taia_hub.training.data import prepare_data
 from taia_hub.training.encoding import Encoder
@@ -66,6 +67,7 @@ def check_report(done, recipe, tokenizer, labels):
     found = Results.load(done.folder / "taia_results.json")
     assert found == done.results
     held, texts = found.tasks[HOLDOUT], found.tasks[RETENTION]
+    assert texts.prompts_sha256 == blank_retention(read_texts(), ()).prompts_sha256  # `taia eval --retention` goes on
     assert list(held.modes) == list(texts.modes) == labels
     rows = prepare_data(recipe).held_out
     assert len(rows) == len(held.items) == 16
