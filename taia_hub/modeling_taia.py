@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch.utils.checkpoint import checkpoint
@@ -332,6 +333,26 @@ class TAIAForCausalLM(TAIAMixin, _Head):  # type: ignore[misc] # what it overrid
         model.inference_modules = "all"  # the vanilla fine-tune
         ```
     """
+
+
+def load_given(model: Any, loading: Mapping[str, Any]) -> Any:
+    """Returns a loaded TAIA model as it is, and loads one that is given by name, by the keywords of `from_pretrained`.
+
+    Raises:
+        ConfigError: If keywords came for a loaded model, or the model is neither.
+        RepositoryError: As of `from_pretrained`.
+    """
+    if hasattr(model, "taia_config"):
+        if loading:
+            hint = "Leave it out, or give the model's name."
+            raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", hint)
+        return model
+    if not isinstance(model, (str, Path)):
+        raise ConfigError(
+            f"A {type(model).__name__} has no modes to compare.",
+            "Load it with `TAIAForCausalLM.from_pretrained`, or give its name.",
+        )
+    return TAIAForCausalLM.from_pretrained(model, **loading)
 
 
 class OtherHead:

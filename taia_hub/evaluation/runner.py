@@ -152,17 +152,15 @@ def evaluate(
         raise ConfigError("No task was given.", "Name one of lm-eval, such as 'commonsense_qa', or a JSONL file.")
     path = Path(out) if out is not None else None
     before = Results.load(path) if path is not None and path.exists() and not overwrite else None
-    if not hasattr(model, "taia_config"):
-        if before:  # what the files tell is told before the weights are loaded
-            source = {key: loading[key] for key in ("dtype", "revision", "token") if key in loading}
-            _check_model(path, before, identify_files(str(model), **source))
-        from taia_hub.modeling_taia import TAIAForCausalLM
+    is_named = isinstance(model, (str, Path))
+    if before and is_named:  # what the files tell is told before the weights are loaded
+        source = {key: loading[key] for key in ("dtype", "revision", "token") if key in loading}
+        _check_model(path, before, identify_files(str(model), **source))
+    from taia_hub.modeling_taia import load_given
 
-        model = TAIAForCausalLM.from_pretrained(model, **loading)
-        if on_load:
-            on_load(model)
-    elif loading:
-        raise ConfigError(f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name.")
+    model = load_given(model, loading)
+    if on_load and is_named:
+        on_load(model)
     resolved = [model._taia_switch.resolve(one).settings[0] for one in options.settings.values()]
     wanted = {one.label: one for one in resolved}
     if tokenizer is None:

@@ -12,7 +12,6 @@ from taia_hub.common.chat import embedding_rows
 from taia_hub.common.devices import place
 from taia_hub.common.environment import installed_versions
 from taia_hub.common.progress import Progress
-from taia_hub.errors import ConfigError
 from taia_hub.evaluation.environment import identify
 from taia_hub.results.identity import ModelIdentity
 from taia_hub.results.tuning import Objective, Tuned
@@ -151,14 +150,8 @@ def _inputs(identity: ModelIdentity, asked: Asked, sides: tuple[Side, Side, tupl
 
 
 def _loaded(model: Any, loading: dict[str, Any]) -> Any:
-    if hasattr(model, "taia_config"):
-        if loading:
-            raise ConfigError(
-                f"'{min(loading)}' has no use for a loaded model.", "Leave it out, or give the model's name."
-            )
-        return model
-    from taia_hub.modeling_taia import TAIAForCausalLM
+    from taia_hub.modeling_taia import load_given
 
-    if "device_map" not in loading:
+    if not hasattr(model, "taia_config") and "device_map" not in loading:
         loading = {**loading, "device_map": place()}
-    return TAIAForCausalLM.from_pretrained(model, **loading)
+    return load_given(model, loading)
