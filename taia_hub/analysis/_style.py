@@ -12,6 +12,7 @@ from typing import Any
 
 from taia_hub.common.imports import import_or_raise
 from taia_hub.errors import RepositoryError
+from taia_hub.results.statistics import Interval
 
 BACKGROUND = "#ffffff"
 TEXT = "#1f2328"
@@ -108,6 +109,20 @@ def canvas(rows: Sequence[float], labels: Sequence[str], columns: int = 1) -> It
         yield figure, figure.subplots(len(rows), columns, squeeze=False, height_ratios=list(rows))
 
 
+def points(axis: Any, x: Sequence[Interval], y: Sequence[Interval], look: Look, **more: Any) -> None:
+    """Draws N points with the intervals of both their values; `more` are other keywords of matplotlib's `errorbar`."""
+    usual = {"linestyle": "none", "markersize": 8, "capsize": 3, "elinewidth": 1.2}
+    axis.errorbar(
+        [one.value for one in x],
+        [one.value for one in y],
+        xerr=_ends(x),
+        yerr=_ends(y),
+        color=look.color,
+        marker=look.marker,
+        **{**usual, **more},
+    )
+
+
 def legend(figure: Any, axis: Any) -> None:
     """Puts the labels of an axis above the figure, where they cannot hide a number."""
     handles, labels = axis.get_legend_handles_labels()
@@ -128,6 +143,12 @@ def write(figure: Any, folder: Path, name: str, alt: str) -> Figure:
     except OSError as error:
         raise RepositoryError(f"The figure '{png}' cannot be written: {error}.", "Choose another folder.") from error
     return Figure(name, png, svg, alt)
+
+
+def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
+    """Returns the lengths of error bars, (2, N): below and above."""
+    lengths = ([one.value - one.low for one in intervals], [one.high - one.value for one in intervals])
+    return [[max(0.0, length) for length in ends] for ends in lengths]  # of equal ends, rounding makes one negative
 
 
 def _columns(labels: Sequence[str]) -> int:

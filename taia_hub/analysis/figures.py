@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from taia_hub.analysis._style import BLACK, TEXT, Figure, Look, canvas, legend, looks, write
+from taia_hub.analysis._style import BLACK, TEXT, Figure, Look, canvas, legend, looks, points, write
 from taia_hub.errors import ConfigError
 from taia_hub.results import Row, Summary, format_value
 from taia_hub.results.analysis import Analysis, Curve, HiddenStates
@@ -165,20 +165,9 @@ def draw_trade(
     with canvas([3.6], list(names.values()), columns=len(outside)) as (figure, axes):
         for axis, (domain, found) in zip(axes[0], outside.items(), strict=True):
             for mode, look in styles.items():
-                gain, cost = gained.get(mode, nothing), found.get(mode, nothing)
-                axis.errorbar(
-                    -gain.value,
-                    cost.value,
-                    xerr=[[gain.high - gain.value], [gain.value - gain.low]],
-                    yerr=[[cost.value - cost.low], [cost.high - cost.value]],
-                    label=names[mode],
-                    color=look.color,
-                    marker=look.marker,
-                    linestyle="none",
-                    markersize=8,
-                    capsize=3,
-                    elinewidth=1.2,
-                )
+                less, cost = gained.get(mode, nothing), found.get(mode, nothing)
+                gain = Interval(-less.value, -less.high, -less.low)
+                points(axis, [gain], [cost], look, label=names[mode])
             _finish(axis, f"gain on {inside}, nats a token", "", f"Loss on {domain}, less the base's")
             axis.margins(0.12)
         ends = [end for axis in axes[0] for end in axis.get_ylim()]

@@ -20,9 +20,9 @@ from taia_hub.analysis._style import (
     canvas,
     legend,
     looks,
+    points,
     write,
 )
-from taia_hub.results.statistics import Interval
 from taia_hub.results.tuning import Candidate, Tuned
 from taia_hub.results.tuning_text import CHOSEN, gain_of, weights_by_layer
 from taia_hub.switch.modes import mode_title
@@ -63,7 +63,8 @@ def draw_tuning_front(tuned: Tuned, folder: Path) -> Figure:
             if some:
                 _draw_series(axis, sorted(some, key=lambda one: one.retention.value), tuned, look, label)
         for label, look in looks([one.label for one in modes]).items():
-            _draw_point(axis, tuned.candidate(label), tuned, look)
+            one = tuned.candidate(label)
+            points(axis, [one.retention], [gain_of(one, tuned)], look, zorder=4)
         axis.plot(
             chosen.retention.value,
             gain_of(chosen, tuned).value,
@@ -130,45 +131,9 @@ def draw_tuning_weights(tuned: Tuned, folder: Path) -> Figure:
 
 
 def _draw_series(axis: Any, some: Sequence[Candidate], tuned: Tuned, look: Look, label: str) -> None:
-    gains = [gain_of(one, tuned) for one in some]
-    axis.errorbar(
-        [one.retention.value for one in some],
-        [gain.value for gain in gains],
-        xerr=_ends([one.retention for one in some]),
-        yerr=_ends(gains),
-        label=label,
-        color=look.color,
-        marker=look.marker,
-        linestyle=look.line,
-        markersize=5,
-        linewidth=1.3,
-        capsize=2,
-        elinewidth=1,
-        zorder=3,
-    )
-
-
-def _draw_point(axis: Any, one: Candidate, tuned: Tuned, look: Look) -> None:
-    gain = gain_of(one, tuned)
-    axis.errorbar(
-        one.retention.value,
-        gain.value,
-        xerr=_ends([one.retention]),
-        yerr=_ends([gain]),
-        color=look.color,
-        marker=look.marker,
-        linestyle="none",
-        markersize=8,
-        capsize=3,
-        elinewidth=1.2,
-        zorder=4,
-    )
-
-
-def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Returns the lengths of error bars, (2, N): below and above."""
-    lengths = ([one.value - one.low for one in intervals], [one.high - one.value for one in intervals])
-    return [[max(0.0, length) for length in ends] for ends in lengths]  # of equal ends, rounding makes one negative
+    x, y = [one.retention for one in some], [gain_of(one, tuned) for one in some]
+    smaller = {"markersize": 5, "linewidth": 1.3, "capsize": 2, "elinewidth": 1}
+    points(axis, x, y, look, label=label, linestyle=look.line, zorder=3, **smaller)
 
 
 def _name_modes(axis: Any, modes: Sequence[Candidate], tuned: Tuned) -> None:
