@@ -92,7 +92,11 @@ class Plan:
     @property
     def total(self) -> int:
         """Steps of all points."""
-        return sum(map(self.steps_of, range(self.points)))
+        return self.total_from(0)
+
+    def total_from(self, point: int) -> int:
+        """Returns the steps of a point, by its number from 0, and of all behind it."""
+        return sum(map(self.steps_of, range(point, self.points)))
 
     def part(self, point: int) -> float:
         """Returns what a point after the first may lose, as a part of what that one does.

@@ -137,10 +137,11 @@ class Work:
             state = State.fresh(plan.start, asked.bounds)
         else:
             plan, state = self.take_up(search, known)
-        total = plan.total
+        total = state.descent.steps + plan.total_from(len(state.found))
 
         def step_done(steps: int) -> bool:
-            self.show("search", steps, total)
+            again = plan.steps_of(0) if len(state.found) == plan.points else 0  # the first point once more
+            self.show("search", steps, total + again)
             return not self.is_over(plan.report)
 
         def point_done(state: State) -> None:
@@ -191,7 +192,7 @@ class Work:
         report = forward * self.tokens_to_report()
         left = 60 * self.asked.budget - self.seconds - report
         left, per_step, report = self.processes.first((left, per_step, report))
-        left += per_step * dataclasses.replace(plan, points=found).total
+        left += per_step * (plan.total - plan.total_from(found))
         return affordable(dataclasses.replace(plan, report=report), left, per_step)
 
     def scale(self) -> tuple[float, float, tuple[float, ...]]:

@@ -13,7 +13,7 @@ import taia_hub
 from taia_hub.common.labels import Encoded
 from taia_hub.errors import ConfigError, SettingError
 from taia_hub.results import Tuned
-from taia_hub.tuning import work
+from taia_hub.tuning import searching, work
 from tests.tuning.conftest import EVERY, USEFUL, a_second_a_look, general, rows, with_update
 
 TUNING: dict[str, Any] = {"tokenizer": object(), "points": 2}
@@ -107,6 +107,18 @@ def test_an_interrupted_search_ends_as_one_that_ran_through(update: Any, tmp_pat
     assert dataclasses.replace(resumed, seconds=whole.seconds) == whole
     assert calls[0] == ("search", 18, 24), "the two points that were found are not searched again"
     assert calls[-1] == ("report", 24, 24)
+
+
+def test_progress_counts_the_first_point_that_is_searched_again(update: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    better = searching.Search.better
+    again = lambda search, state, gain: better(search, state, gain) or (None if state.again else state.found[-1])  # noqa: E731
+    monkeypatch.setattr(searching.Search, "better", again)
+    calls = list[tuple[str, int, int]]()
+    options: dict[str, Any] = {"tokenizer": object(), "points": 2, "by": "role"}
+    tuned = taia_hub.tune(update, rows(20, 1, 2), general(20, 2), progress=lambda *told: calls.append(told), **options)
+    done = [call[1] for call in calls if call[0] == "search"]
+    assert done == list(range(1, 10 + 7 + 10 + 1))
+    assert ("search", tuned.steps, tuned.steps) in calls
 
 
 def test_a_finished_tuning_is_not_done_again(update: Any, tmp_path: Path) -> None:
